@@ -1,0 +1,1 @@
+"""Copied to hydra_plugins/ by the build: Hydra looks for plugins there."""

@@ -1,0 +1,1 @@
+"""The Lightning shells: time, plumbing, logging and callback state."""

@@ -1,0 +1,37 @@
+"""Exceptions that a program may want to catch; a caller's plain mistake stays ``ValueError`` or ``TypeError``."""
+
+
+class LightningOptimError(Exception):
+    """Root of every error class in this package."""
+
+
+class TargetError(LightningOptimError, ValueError):
+    """A target names nothing, or names a layer that the technique cannot treat."""
+
+
+class TapError(LightningOptimError, RuntimeError):
+    """A tap was set on a module, but no forward pass went through it."""
+
+
+class CaptureError(LightningOptimError, RuntimeError):
+    """``torch.export`` cannot capture the model."""
+
+
+class ShrinkError(LightningOptimError, RuntimeError):
+    """Channels cannot be removed, or the shrunk model is not the masked one."""
+
+
+class ExportError(LightningOptimError, RuntimeError):
+    """A model cannot be exported, or its exported form fails the check."""
+
+
+class ArtefactError(LightningOptimError, ValueError):
+    """A file is missing, truncated, unsafe, or of another model."""
+
+
+class OrderError(LightningOptimError, ValueError):
+    """A recipe asks for stages in an order that makes no sense."""
+
+
+class RankMismatchError(LightningOptimError, RuntimeError):
+    """Ranks of one job disagree on what they are about to do."""

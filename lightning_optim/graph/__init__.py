@@ -1,0 +1,1 @@
+"""Who is coupled to whom: channel labels over the exported graph."""

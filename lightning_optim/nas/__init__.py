@@ -1,0 +1,1 @@
+"""Search for an architecture inside one trained supernet."""

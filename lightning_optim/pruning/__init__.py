@@ -1,0 +1,1 @@
+"""Which weights, channels or layers may go."""

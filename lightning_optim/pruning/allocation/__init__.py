@@ -1,0 +1,1 @@
+"""How a sparsity is spread over layers."""

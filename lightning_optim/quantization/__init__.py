@@ -1,0 +1,1 @@
+"""Low-bit numbers, simulated as the device computes them."""

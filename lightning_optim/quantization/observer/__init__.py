@@ -1,0 +1,1 @@
+"""What range a tensor has."""

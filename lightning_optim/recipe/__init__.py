@@ -1,0 +1,1 @@
+"""Stages of optimization, one after the other."""

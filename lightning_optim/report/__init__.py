@@ -1,0 +1,1 @@
+"""The evidence: tables, plots and a page."""

@@ -1,0 +1,1 @@
+"""How much: progress through a window -> value."""

@@ -1,0 +1,1 @@
+"""Change a live model in place, and keep everything around it right."""

@@ -1,0 +1,103 @@
+"""Instance-level method patches that can be undone and do not leak into copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, final
+
+Wrapper = Callable[..., Any]
+
+
+def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Follow every ``__wrapped__`` to the function that the user wrote.
+
+    Lightning reads the signature of ``training_step`` on each batch, and follows one level only.
+    """
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _plain_method(owner: object, name: str) -> Callable[..., Any]:
+    return MethodType(getattr(type(owner), name), owner)
+
+
+@final
+class PatchedMethod:
+    """Stands in for ``owner.name`` and calls ``wrapper(original, *args, **kwargs)``.
+
+    A deep copy or an unpickled owner gets its plain method back: a closure would keep calling the
+    first owner, and would drag a whole callback with it.
+    """
+
+    def __init__(self, owner: object, name: str, original: Callable[..., Any], wrapper: Wrapper) -> None:
+        self.__wrapped__ = unwrap(original)
+        self._owner, self._name, self._original, self._wrapper = owner, name, original, wrapper
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the wrapper with the original method."""
+        return self._wrapper(self._original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        return _plain_method(memo.get(id(self._owner), self._owner), self._name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _plain_method, (self._owner, self._name)
+
+
+@final
+class Patches:
+    """Every patch that one callback has set, undone in reverse order by ``undo``.
+
+    Example:
+        >>> class Greeter:
+        ...     def greet(self, name):
+        ...         return f"hello {name}"
+        >>> greeter, patches = Greeter(), Patches()
+        >>> patches.wrap(greeter, "greet", lambda original, name: original(name).upper())
+        >>> greeter.greet("Ada")
+        'HELLO ADA'
+        >>> patches.undo()
+        >>> greeter.greet("Ada")
+        'hello Ada'
+    """
+
+    def __init__(self) -> None:
+        self._set: list[tuple[object, str, PatchedMethod, bool, Any]] = []
+
+    def wrap(self, owner: object, name: str, wrapper: Wrapper) -> None:
+        """Call ``wrapper(original, *args, **kwargs)`` whenever ``owner.name`` is called.
+
+        Args:
+            owner: The instance; its class is not touched.
+            name: Name of one of its methods.
+            wrapper: Receives the original bound method and the call's arguments.
+        """
+        own = vars(owner)
+        had, before = name in own, own.get(name)
+        patched = PatchedMethod(owner, name, getattr(owner, name), wrapper)
+        object.__setattr__(owner, name, patched)
+        self._set.append((owner, name, patched, had, before))
+
+    def undo(self) -> None:
+        """Take every patch off; a second call does nothing."""
+        while self._set:
+            owner, name, patched, had, before = self._set.pop()
+            self._take_off(owner, name, patched, had, before)
+
+    @staticmethod
+    def _take_off(owner: object, name: str, patched: PatchedMethod, had: bool, before: Any) -> None:
+        outer = vars(owner).get(name)
+        if outer is patched:
+            if had:
+                object.__setattr__(owner, name, before)
+            else:
+                object.__delattr__(owner, name)
+            return
+        # Another patch lies above ours: it stays, and what it calls is handed on.
+        while isinstance(outer, PatchedMethod):
+            if outer._original is patched:
+                outer._original = patched._original
+                return
+            outer = outer._original  # type: ignore[assignment]  # a chain of patches ends in a plain method

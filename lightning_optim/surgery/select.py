@@ -1,0 +1,160 @@
+"""Where: names, globs and types -> modules."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import final
+
+from torch import nn
+
+from lightning_optim.errors import TargetError
+
+
+def plain_name(name: str) -> str:
+    """Drop the prefixes that ``torch.compile`` and DDP put into module names.
+
+    Example:
+        >>> plain_name("net._orig_mod.conv1")
+        'net.conv1'
+    """
+    parts = name.split(".")
+    while parts and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(part for part in parts if part != "_orig_mod")
+
+
+def named_modules(root: nn.Module) -> dict[str, nn.Module]:
+    """Every module below ``root`` by its plain name; a shared module stands under its first name."""
+    return {plain_name(name): module for name, module in root.named_modules() if name}
+
+
+def submodule(root: nn.Module, name: str) -> nn.Module:
+    """Return the module of that plain name; the empty name is ``root``.
+
+    Raises:
+        TargetError: If there is none, naming the nearest ones.
+    """
+    if not name:
+        return root
+    found = {plain_name(key): module for key, module in root.named_modules(remove_duplicate=False) if key}
+    if name not in found:
+        raise TargetError(f"no module is named {name!r}; {_nearest(name, list(found))}")
+    return found[name]
+
+
+def find_network(root: nn.Module, name: str | None) -> tuple[str, nn.Module]:
+    """Find the network that a LightningModule trains.
+
+    Args:
+        root: The LightningModule.
+        name: Plain name of the network, ``""`` for ``root`` itself, or ``None`` for the only child that has parameters.
+
+    Returns:
+        The network's plain name and the module.
+
+    Raises:
+        TargetError: If the name matches nothing, or no name was given and several children have parameters.
+    """
+    if name is not None:
+        return name, submodule(root, name)
+    children = {plain_name(key): child for key, child in root.named_children() if any(True for _ in child.parameters())}
+    own = any(True for _ in root.parameters(recurse=False))
+    if len(children) == 1 and not own:
+        return next(iter(children.items()))
+    if type(root).forward is not nn.Module.forward and not type(root).forward.__module__.startswith(
+        ("lightning.", "pytorch_lightning.")
+    ):
+        return "", root
+    raise TargetError(
+        f"which module is the network? {type(root).__name__} has {sorted(children) or 'no children with parameters'}; "
+        "set network to one of these names, or to '' for the module itself"
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """Choose modules by name and by type.
+
+    Args:
+        include: Globs over module names, such as ``"net.layers.*"``; a module matches one of them.
+        exclude: Globs of modules to leave out; the subtree below a match is left out too.
+        types: Class names, such as ``"Conv2d"``; empty takes what the technique can treat.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 3))
+        >>> list(Targets(exclude=("0",)).select(net, (nn.Conv2d,)))
+        ['2']
+    """
+
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    types: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("include", "exclude", "types"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                raise TypeError(f"targets.{field} must be a list of strings, got the string {value!r}")
+            object.__setattr__(self, field, tuple(value))
+        if not self.include:
+            raise ValueError("targets.include must name at least one glob, got none")
+
+    def select(self, root: nn.Module, treatable: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+        """Return the chosen modules of a treatable type, by plain name, in the model's order.
+
+        Args:
+            root: Where to look.
+            treatable: Types that the technique can treat.
+
+        Raises:
+            TargetError: If a glob or type matches nothing, or nothing treatable is left.
+        """
+        modules = named_modules(root)
+        self._check(modules, treatable)
+        chosen = {
+            name: module
+            for name, module in modules.items()
+            if isinstance(module, treatable)
+            and any(fnmatchcase(name, glob) for glob in self.include)
+            and not any(_covers(glob, name) for glob in self.exclude)
+            and (not self.types or type(module).__name__ in self.types)
+        }
+        if not chosen:
+            raise TargetError(f"targets {self._text()} leave no {_names(treatable)} in {type(root).__name__}")
+        return chosen
+
+    def _check(self, modules: dict[str, nn.Module], treatable: tuple[type[nn.Module], ...]) -> None:
+        for glob in self.include:
+            matches = [module for name, module in modules.items() if fnmatchcase(name, glob)]
+            if not matches:
+                raise TargetError(f"target {glob!r} matches no module; {_nearest(glob, list(modules))}")
+            if not any(isinstance(module, treatable) for module in matches):
+                raise TargetError(f"target {glob!r} matches {len(matches)} modules, none of them a {_names(treatable)}")
+        for glob in self.exclude:
+            if not any(_covers(glob, name) for name in modules):
+                raise TargetError(f"targets.exclude {glob!r} matches no module; {_nearest(glob, list(modules))}")
+        present = {type(module).__name__ for module in modules.values() if isinstance(module, treatable)}
+        for kind in self.types:
+            if kind not in present:
+                raise TargetError(f"targets.types {kind!r} is no treatable layer here; there are {sorted(present)}")
+
+    def _text(self) -> str:
+        return f"include={list(self.include)}, exclude={list(self.exclude)}, types={list(self.types)}"
+
+
+def _covers(glob: str, name: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[: end + 1]), glob) for end in range(len(parts)))
+
+
+def _names(types: tuple[type[nn.Module], ...]) -> str:
+    return " or ".join(sorted({kind.__name__.lstrip("_") for kind in types}))
+
+
+def _nearest(name: str, options: list[str]) -> str:
+    near = difflib.get_close_matches(name.strip("*."), options, n=3, cutoff=0.3) or options[:5]
+    return f"did you mean {', '.join(map(repr, near))}?" if near else "the model has no named modules"

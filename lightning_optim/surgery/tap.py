@@ -1,0 +1,112 @@
+"""Taps on what goes into and comes out of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optim.errors import TapError
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One forward pass of a tapped module: its positional and keyword arguments and its output."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@final
+class _Hook:
+    """A forward hook that becomes inert in a copy, so that no copy of a model drags a callback along."""
+
+    def __init__(self, listener: Callable[[Call], None] | None) -> None:
+        self._listener = listener
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._listener is not None:
+            self._listener(Call(args, kwargs, output))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (None,)
+
+
+@final
+class Taps:
+    """Records the calls of chosen modules while it is open.
+
+    Recording is off until ``open`` and ends with ``take``: a recomputed forward in the backward pass
+    (activation checkpointing) is not seen twice.
+
+    Example:
+        >>> import torch
+        >>> layer, taps = nn.Linear(2, 1), Taps()
+        >>> taps.attach({"head": layer})
+        >>> taps.open()
+        >>> _ = layer(torch.ones(3, 2))
+        >>> len(taps.take()["head"])
+        1
+        >>> taps.remove()
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._names: tuple[str, ...] = ()
+        self._calls: dict[str, list[Call]] = {}
+        self._is_open = False
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether any module is tapped."""
+        return bool(self._handles)
+
+    def attach(self, modules: Mapping[str, nn.Module]) -> None:
+        """Tap ``modules``, each under its name; never a root LightningModule, whose hooks fire twice under DDP."""
+        self._names += tuple(modules)
+        for name, module in modules.items():
+            hook = _Hook(lambda call, name=name: self._record(name, call))  # type: ignore[misc]  # bound now, not late
+            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
+    def open(self) -> None:
+        """Forget what was seen and start to record."""
+        self._calls, self._is_open = {}, True
+
+    def close(self) -> None:
+        """Stop recording and forget what was seen."""
+        self._calls, self._is_open = {}, False
+
+    def take(self) -> dict[str, list[Call]]:
+        """Stop recording and return the calls of every tap, in order.
+
+        Raises:
+            TapError: If a tap saw no call.
+        """
+        calls = self._calls
+        self.close()
+        silent = [name for name in self._names if name not in calls]
+        if silent:
+            raise TapError(
+                f"no forward pass went through {', '.join(map(repr, silent))} in this step: "
+                "is the module skipped, replaced, or compiled before the tap was set?"
+            )
+        return calls
+
+    def remove(self) -> None:
+        """Take every tap off; a second call does nothing."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._names = ()
+        self.close()
+
+    def _record(self, name: str, call: Call) -> None:
+        if self._is_open:
+            self._calls.setdefault(name, []).append(call)
