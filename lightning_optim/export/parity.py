@@ -1,0 +1,91 @@
+"""The exported model against the trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_optim.errors import ExportError
+from lightning_optim.export.runtime import Session, load
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How far the exported model answers as the trained one.
+
+    Args:
+        top1_agreement: Share of samples whose largest entry of the first output (over dimension 1) is the
+            same, in ``[0, 1]``.
+        max_abs_error: Largest difference of any output value.
+        exact_fraction: Share of output values that are equal to the bit, in ``[0, 1]``.
+        num_samples: Samples compared.
+    """
+
+    top1_agreement: float
+    max_abs_error: float
+    exact_fraction: float
+    num_samples: int
+
+
+@torch.no_grad()
+def check_parity(model_forward: Callable[..., Any], path: str | Path, batches: Iterable[Any]) -> Parity:
+    """Run both models over the same batches and compare what they say.
+
+    Args:
+        model_forward: The trained model in eval mode; called with a batch's tensors.
+        path: The exported ONNX file.
+        batches: Each a tensor, or a sequence with one tensor per input; labels not included.
+
+    Raises:
+        ExportError: If there is no batch, or the outputs differ in number or shape.
+        ArtefactError: If the file is missing or no model.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_optim.export.onnx import export_onnx
+        >>> model, batch = torch.nn.Linear(3, 2).eval(), torch.ones(4, 3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = export_onnx(model, (batch,), f"{folder}/model.onnx")
+        ...     check_parity(model, path, [batch]).top1_agreement
+        1.0
+    """
+    session = load(path)
+    agreed = exact = values = samples = 0
+    errors = [torch.zeros(())]
+    for batch in batches:
+        args = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
+        for position, (trained, exported) in enumerate(_outputs(model_forward, session, args)):
+            if position == 0:
+                agreed += int((_top1(trained) == _top1(exported)).sum())
+                samples += _top1(trained).numel()
+            exact += int((trained == exported).sum())
+            values += trained.numel()
+            errors.append((trained.double() - exported.double()).abs().amax().float())
+    if not samples:
+        raise ExportError("parity needs at least one batch to compare, got none")
+    return Parity(
+        top1_agreement=agreed / samples,
+        max_abs_error=float(torch.stack(errors).amax()),
+        exact_fraction=exact / values,
+        num_samples=samples,
+    )
+
+
+def _outputs(model_forward: Callable[..., Any], session: Session, args: tuple[Any, ...]) -> list[tuple[Tensor, Tensor]]:
+    trained = [leaf.cpu() for leaf in pytree.tree_leaves(model_forward(*args)) if isinstance(leaf, Tensor)]
+    exported = [torch.from_numpy(array) for array in session.run(*(arg.cpu() for arg in args))]
+    shapes = [tuple(leaf.shape) for leaf in trained], [tuple(leaf.shape) for leaf in exported]
+    if shapes[0] != shapes[1]:
+        raise ExportError(f"the trained model gives outputs of shape {shapes[0]}, the exported one {shapes[1]}")
+    return list(zip(trained, exported, strict=True))
+
+
+def _top1(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=1) if logits.ndim > 1 else logits
