@@ -1,0 +1,150 @@
+"""The formulas of distillation: tensors in, scalar out.
+
+Axes: B batch, C classes, H heads, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["sum", "mean"]
+
+
+def soft_target_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    *,
+    reduction: Reduction = "mean",
+    class_dim: int = -1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Divergence of the student's softened classes from the teacher's (Hinton et al., 2015; arXiv:1503.02531).
+
+    ``temperature ** 2 * sum_i sum_c q_i(c) * log(q_i(c) / p_i(c))`` with ``q`` the teacher's and ``p`` the student's
+    softmax of ``logits / temperature``. The square keeps the gradient's size when the temperature changes. Half
+    precision is computed in float32. A class that the teacher excludes (a logit of ``-inf``) adds nothing.
+
+    Args:
+        student_logits: Logits with the classes along ``class_dim``, for example ``[B, C]``.
+        teacher_logits: Logits of the same shape; no gradient flows into them if they need none.
+        temperature: Divides both logits; above 0.
+        reduction: ``"sum"`` over positions, or ``"mean"`` over the valid ones. Classes are summed in either case.
+        class_dim: Axis of the classes.
+        mask: Which positions are valid; boolean, shaped as the logits without ``class_dim``. ``None``: all.
+
+    Returns:
+        A scalar, at least 0; 0 if no position is valid.
+
+    Raises:
+        ValueError: If shapes differ, there are fewer than two classes, or a setting is out of range.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log_softmax(-1)
+        >>> round(float(soft_target_loss(student, teacher)), 4)
+        0.5023
+    """
+    check_temperature(temperature)
+    _check_logits(student_logits, teacher_logits, class_dim)
+    teacher_log = (_at_least_float32(teacher_logits) / temperature).log_softmax(class_dim)
+    student_log = (_at_least_float32(student_logits) / temperature).log_softmax(class_dim)
+    teacher_probabilities = teacher_log.exp()
+    terms = teacher_probabilities * (teacher_log - student_log)
+    terms = torch.where(teacher_probabilities > 0, terms, 0.0)
+    return temperature**2 * _reduce(terms.sum(class_dim), reduction, mask)
+
+
+def attention_transfer_loss(
+    student_attention: Tensor,
+    teacher_attention: Tensor,
+    *,
+    reduction: Reduction = "mean",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Divergence of the student's attention distributions from the teacher's: ``sum_i sum_j KL(A_i(j) || S_i(j))``.
+
+    Args:
+        student_attention: Probabilities after the softmax, ``[..., Q, K]``, for example ``[B, H, Q, K]``.
+        teacher_attention: Probabilities of the same shape. Where they are 0 (a causal mask), nothing is added.
+        reduction: ``"sum"`` over all queries, or ``"mean"`` over the valid ones. Keys are summed in either case.
+        mask: Which queries are valid; boolean, shaped as the attention without its last axis. ``None``: all.
+
+    Returns:
+        A scalar, at least 0; 0 if no query is valid.
+
+    Raises:
+        ValueError: If shapes differ or ``reduction`` is unknown.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])
+        >>> round(float(attention_transfer_loss(student, teacher)), 4)
+        0.6931
+    """
+    if student_attention.shape != teacher_attention.shape:
+        raise ValueError(
+            f"the student's attention has shape {list(student_attention.shape)}, the teacher's "
+            f"{list(teacher_attention.shape)}: average over heads, or tap layers with the same number of heads and keys"
+        )
+    teacher = _at_least_float32(teacher_attention)
+    # Both are replaced where the teacher is 0: 0 * log(0 / 0) has no gradient that is a number.
+    is_seen = teacher > 0
+    student = torch.where(is_seen, _at_least_float32(student_attention), 1.0)
+    terms = teacher * (torch.where(is_seen, teacher, 1.0).log() - student.log())
+    return _reduce(terms.sum(-1), reduction, mask)
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not a number above 0.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0.0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a number above 0, got {temperature}")
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuse an unknown reduction.
+
+    Raises:
+        ValueError: If it is neither ``"sum"`` nor ``"mean"``.
+    """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+
+
+def _check_logits(student_logits: Tensor, teacher_logits: Tensor, class_dim: int) -> None:
+    student, teacher = list(student_logits.shape), list(teacher_logits.shape)
+    if not -len(student) <= class_dim < len(student):
+        raise ValueError(f"class_dim={class_dim} is no axis of student logits of shape {student}")
+    if student != teacher:
+        same_rank = len(student) == len(teacher)
+        classes = (
+            f" ({teacher[class_dim]} and {student[class_dim]} classes along axis {class_dim})" if same_rank else ""
+        )
+        raise ValueError(
+            f"the teacher's logits have shape {teacher}, the student's {student}{classes}: "
+            "distil from a teacher with the student's inputs and classes"
+        )
+    if student[class_dim] < 2:
+        raise ValueError(
+            f"a soft-target loss needs at least two classes along axis {class_dim}, got logits of {student}"
+        )
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _reduce(positions: Tensor, reduction: Reduction, mask: Tensor | None) -> Tensor:
+    check_reduction(reduction)
+    if mask is None:
+        return positions.sum() if reduction == "sum" else positions.mean()
+    if mask.shape != positions.shape:
+        raise ValueError(f"the mask has shape {list(mask.shape)}, but there are {list(positions.shape)} positions")
+    is_valid = mask.to(device=positions.device, dtype=torch.bool)
+    total = torch.where(is_valid, positions, 0.0).sum()
+    return total if reduction == "sum" else total / is_valid.sum().clamp(min=1)

@@ -1,0 +1,60 @@
+"""A teacher at work: it answers the student's calls and never learns."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_optim.distillation.teacher.base import Precision
+from lightning_optim.surgery.tap import Call
+
+
+@final
+class FrozenTeacher:
+    """Holds a network in evaluation mode and without gradients, and replays calls into it.
+
+    Args:
+        module: The network; frozen in place.
+        precision: Number format of weights and arithmetic; ``None`` follows the student.
+    """
+
+    def __init__(self, module: nn.Module, precision: Precision | None = None) -> None:
+        self.module = module.requires_grad_(False).eval()
+        self._dtype: torch.dtype | None = None if precision is None else getattr(torch, precision)
+
+    def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
+        """Move the weights, and bring them into the teacher's own number format or the student's.
+
+        Args:
+            device: Where the student is trained.
+            student_dtype: Number format of the student's weights.
+        """
+        self.module.to(device=device, dtype=self._dtype or student_dtype)
+
+    def __call__(self, call: Call) -> Call:
+        """Answer the inputs of ``call``, without gradient.
+
+        With a precision of its own, the teacher is kept out of autocast: autocast would convert frozen weights anew at
+        each use, since it caches the conversion of those alone that need a gradient.
+        """
+        with torch.no_grad():
+            if self._dtype is None:
+                return Call(call.args, call.kwargs, self.module(*call.args, **call.kwargs))
+            args, kwargs = tree_map(self._convert, (call.args, call.kwargs))
+            with torch.autocast(self._device_type(), enabled=False):
+                return Call(args, kwargs, self.module(*args, **kwargs))
+
+    def digest(self) -> tuple[float, ...]:
+        """A few numbers that differ if the weights do."""
+        tensors = [tensor.double() for tensor in self.module.state_dict().values() if tensor.numel()]
+        return sum(float(tensor.sum()) for tensor in tensors), sum(float(tensor.abs().sum()) for tensor in tensors)
+
+    def _convert(self, value: Any) -> Any:
+        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def _device_type(self) -> str:
+        tensor = next(iter(self.module.state_dict().values()), None)
+        return "cpu" if tensor is None else tensor.device.type

@@ -1,0 +1,42 @@
+"""A teacher that is already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.distillation.teacher.base import Teacher
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleTeacher(Teacher):
+    """Use a module as it is. It is frozen and set to evaluation: to go on training it, pass a deep copy.
+
+    Args:
+        precision: Number format of the teacher; see ``Teacher``.
+        module: The trained network; called with the inputs of the student's network.
+
+    Raises:
+        TypeError: If it is not a module.
+
+    Example:
+        >>> net = nn.Linear(2, 3)
+        >>> ModuleTeacher(module=net).load(lambda: net) is net
+        True
+    """
+
+    module: nn.Module
+
+    def __post_init__(self) -> None:
+        Teacher.__post_init__(self)
+        if not isinstance(self.module, nn.Module):
+            raise TypeError(f"a teacher must be a torch module, got {type(self.module).__name__}")
+
+    @override
+    def load(self, student: Callable[[], nn.Module]) -> nn.Module:
+        return self.module
