@@ -23,6 +23,11 @@ def _plain_method(owner: object, name: str) -> Callable[..., Any]:
     return MethodType(getattr(type(owner), name), owner)
 
 
+def _is_plain_method(function: Any, owner: object, name: str) -> bool:
+    is_own = isinstance(function, MethodType) and function.__self__ is owner
+    return is_own and function.__func__ is getattr(type(owner), name, None)
+
+
 @final
 class PatchedMethod:
     """Stands in for ``owner.name`` and calls ``wrapper(original, *args, **kwargs)``.
@@ -64,7 +69,7 @@ class Patches:
     """
 
     def __init__(self) -> None:
-        self._set: list[tuple[object, str, PatchedMethod, bool, Any]] = []
+        self._set: list[tuple[object, str, PatchedMethod]] = []
 
     def wrap(self, owner: object, name: str, wrapper: Wrapper) -> None:
         """Call ``wrapper(original, *args, **kwargs)`` whenever ``owner.name`` is called.
@@ -74,30 +79,28 @@ class Patches:
             name: Name of one of its methods.
             wrapper: Receives the original bound method and the call's arguments.
         """
-        own = vars(owner)
-        had, before = name in own, own.get(name)
         patched = PatchedMethod(owner, name, getattr(owner, name), wrapper)
         object.__setattr__(owner, name, patched)
-        self._set.append((owner, name, patched, had, before))
+        self._set.append((owner, name, patched))
 
     def undo(self) -> None:
         """Take every patch off; a second call does nothing."""
         while self._set:
-            owner, name, patched, had, before = self._set.pop()
-            self._take_off(owner, name, patched, had, before)
+            self._take_off(*self._set.pop())
 
     @staticmethod
-    def _take_off(owner: object, name: str, patched: PatchedMethod, had: bool, before: Any) -> None:
+    def _take_off(owner: object, name: str, patched: PatchedMethod) -> None:
         outer = vars(owner).get(name)
         if outer is patched:
-            if had:
-                object.__setattr__(owner, name, before)
-            else:
+            # What lies below now, not what lay there once: a patch below may have been taken off first.
+            if _is_plain_method(patched._original, owner, name):
                 object.__delattr__(owner, name)
+            else:
+                object.__setattr__(owner, name, patched._original)
             return
         # Another patch lies above ours: it stays, and what it calls is handed on.
         while isinstance(outer, PatchedMethod):
             if outer._original is patched:
                 outer._original = patched._original
                 return
-            outer = outer._original  # type: ignore[assignment]  # a chain of patches ends in a plain method
+            outer = outer._original
