@@ -1,0 +1,79 @@
+"""Arithmetic on images in memory: splitting, shifting, mirroring."""
+
+# B batch, C channels, H height, W width
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def seed_of(*parts: int) -> int:
+    """Mix numbers into one seed, so that neighbours share nothing.
+
+    Example:
+        >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
+        (True, False)
+    """
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # torch takes 63 bits
+
+
+def stratified_indices(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw a part in which every class has its share, to within one sample.
+
+    Args:
+        labels: Class of every sample, ``[N]``.
+        size: Samples to draw, in ``[1, N - 1]``.
+        seed: Which draw.
+
+    Returns:
+        Indices of the samples left and of those drawn, both ascending.
+
+    Raises:
+        ValueError: If ``size`` is out of range.
+
+    Example:
+        >>> left, drawn = stratified_indices(torch.tensor([0, 0, 0, 0, 1, 1]), size=3, seed=0)
+        >>> torch.tensor([0, 0, 0, 0, 1, 1])[drawn]
+        tensor([0, 0, 1])
+    """
+    if not 0 < size < len(labels):
+        raise ValueError(f"a split of {len(labels)} samples takes a size from 1 to {len(labels) - 1}, got {size}")
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    # Every k-th of the samples in class order: each class is hit in proportion to its length.
+    hits = ((torch.arange(size, dtype=torch.float64) + 0.5) * len(labels) / size).long()
+    is_drawn = torch.zeros(len(labels), dtype=torch.bool)
+    is_drawn[by_class[hits]] = True
+    return (~is_drawn).nonzero().flatten(), is_drawn.nonzero().flatten()
+
+
+def shift_images(images: Tensor, offsets: Tensor) -> Tensor:
+    """Move each image by whole pixels; what comes in from outside is zero.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        offsets: Pixels down and to the right, ``[B, 2]``, integers.
+
+    Example:
+        >>> shift_images(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[1, 0]]))
+        tensor([[[[0, 0],
+                  [1, 2]]]])
+    """
+    reach = int(offsets.abs().max()) if offsets.numel() else 0
+    padded = F.pad(images, (reach, reach, reach, reach))
+    height, width = images.shape[-2:]
+    rows = reach - offsets[:, :1] + torch.arange(height)  # [B, H]
+    columns = reach - offsets[:, 1:] + torch.arange(width)  # [B, W]
+    batch = torch.arange(len(images))[:, None, None]
+    moved = padded[batch, :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
+    return moved.permute(0, 3, 1, 2).contiguous()
+
+
+def mirror_images(images: Tensor, chosen: Tensor) -> Tensor:
+    """Swap left and right of the images that ``chosen`` (``[B]``, boolean) marks."""
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)

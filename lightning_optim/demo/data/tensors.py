@@ -1,0 +1,176 @@
+"""A data set in memory, batched by indexing: no worker processes, and every batch a function of its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lightning_optim.demo.data.functional import mirror_images, seed_of, shift_images
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Images and their classes.
+
+    Args:
+        images: ``[N, C, H, W]``; floats in ``[0, 1]``, or ``uint8``, which batches divide by 255.
+        labels: ``[N]``, ``int64``.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Split:
+        """Return the samples at ``indices``."""
+        return Split(images=self.images[indices], labels=self.labels[indices])
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Random shifts and mirrors.
+
+    Args:
+        max_shift: Largest shift in pixels along each side, at least 0.
+        mirror: Probability of swapping left and right, in ``[0, 1]``.
+    """
+
+    max_shift: int = 0
+    mirror: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_shift < 0:
+            raise ValueError(f"max_shift must be at least 0 pixels, got {self.max_shift}")
+        if not 0.0 <= self.mirror <= 1.0:
+            raise ValueError(f"mirror is a probability in [0, 1], got {self.mirror}")
+
+    def __call__(self, images: Tensor, seed: int) -> Tensor:
+        """Augment ``[B, C, H, W]``; equal seeds give equal images."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.max_shift:
+            span = 2 * self.max_shift + 1
+            images = shift_images(images, torch.randint(span, (len(images), 2), generator=generator) - self.max_shift)
+        if self.mirror:
+            images = mirror_images(images, torch.rand(len(images), generator=generator) < self.mirror)
+        return images
+
+
+@final
+class EpochOrder:
+    """The order of one epoch's samples, a function of the seed and the epoch.
+
+    Trainers find it as a loader's ``sampler`` and tell it the epoch.
+
+    Args:
+        size: Samples in the data set.
+        seed: Which sequence of orders; ``None`` keeps the samples as they lie.
+
+    Example:
+        >>> order = EpochOrder(4, seed=0)
+        >>> first = list(order)
+        >>> order.set_epoch(1)
+        >>> sorted(order) == sorted(first), list(order) == first
+        (True, False)
+    """
+
+    def __init__(self, size: int, seed: int | None) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def indices(self) -> Tensor:
+        """Return the epoch's order, ``[N]``."""
+        if self.seed is None:
+            return torch.arange(self.size)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        return torch.randperm(self.size, generator=generator)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices().tolist())
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@final
+class TensorLoader:
+    """Batches of ``(images, labels)``, each a function of the seed, the epoch and the batch's index alone.
+
+    It saves its place: a run resumed within an epoch goes on with the next batch.
+
+    Args:
+        split: The data.
+        batch_size: Samples of a batch, per rank.
+        seed: Order and augmentation; ``None`` keeps the order, augments nothing and drops no sample. With a
+            seed, the last, smaller batch is dropped: all ranks take equally many steps.
+        augmentation: What to do with the images of a seeded loader.
+        rank: This process's share of the samples.
+        world_size: Number of shares.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augmentation: Augmentation | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if seed is not None and batch_size * world_size > len(split):
+            raise ValueError(
+                f"{len(split)} samples do not fill one batch of {batch_size} on each of {world_size} ranks: "
+                "lower batch_size"
+            )
+        self.split, self.batch_size = split, batch_size
+        self.sampler = EpochOrder(len(split), seed)
+        self.batch_sampler = None  # trainers ask for it wherever they find a sampler
+        self._augmentation = augmentation or Augmentation()
+        self._rank, self._world_size = rank, world_size
+        self._position = self._start = 0
+        self._position_epoch = -1
+
+    def __len__(self) -> int:
+        if self.sampler.seed is not None:
+            return len(self.split) // (self.batch_size * self._world_size)
+        share = len(range(self._rank, len(self.split), self._world_size))
+        return (share + self.batch_size - 1) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator starts at its first batch: trainers build the iterator before they set the epoch.
+        epoch = self.sampler.epoch
+        first = self._start if epoch == self._position_epoch and self._start < len(self) else 0
+        self._start, self._position_epoch = 0, epoch
+        mine = self.sampler.indices()[self._rank :: self._world_size]
+        for index in range(first, len(self)):
+            self._position = index + 1
+            yield self._batch(mine[index * self.batch_size : (index + 1) * self.batch_size], epoch, index)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where in which epoch the loader stands."""
+        return {"epoch": self._position_epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the batch that was given out last, if that epoch is not over."""
+        self._position_epoch, self._start = state["epoch"], state["position"]
+
+    def _batch(self, indices: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        images = self.split.images[indices]
+        if images.dtype == torch.uint8:
+            images = images.float() / 255.0
+        if self.sampler.seed is not None:
+            images = self._augmentation(images, seed_of(self.sampler.seed, epoch, index, self._rank))
+        return images, self.split.labels[indices]
