@@ -1,0 +1,73 @@
+"""Forward methods that obey a decision, set on single instances of the user's own modules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+_LIVE = "_nas_live"
+
+
+class LiveForward(ABC):
+    """Stands in for ``owner.forward`` and does what the active architecture says.
+
+    It holds plain attributes and its owner, no closure: a deep copy or an unpickled owner has its own,
+    which obeys too.
+
+    Args:
+        owner: The module; its class, its parameters and their names are left as they are.
+    """
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner = owner
+        self._inner: Callable[..., Any] | None = vars(owner).get("forward")
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the owner as the active architecture has it."""
+
+    @abstractmethod
+    def activate(self, architecture: Mapping[str, int]) -> None:
+        """Take over the options of the decisions that concern this module, and ignore the others."""
+
+    @abstractmethod
+    def superpose(self) -> None:
+        """Run every option at once, until the next ``activate``: one graph then shows what each of them ties."""
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The forward below this one, whose signature is the true one."""
+        return MethodType(type(self.owner).forward, self.owner) if self._inner is None else self._inner
+
+    def attach(self) -> None:
+        """Take the place of the owner's forward."""
+        vars(self.owner).setdefault(_LIVE, []).append(self)
+        vars(self.owner)["forward"] = self
+
+    def detach(self) -> None:
+        """Give the owner its forward back; what lies above is gone with it."""
+        vars(self.owner).pop("forward", None)
+        if self._inner is not None:
+            vars(self.owner)["forward"] = self._inner
+
+
+def live_forwards(root: nn.Module) -> list[LiveForward]:
+    """Every live forward in ``root``, in the model's order, inner ones first."""
+    return [live for module in root.modules() for live in vars(module).get(_LIVE, ())]
+
+
+def activate(root: nn.Module, architecture: Mapping[str, int]) -> None:
+    """Make ``root``, a supernet or a copy of one, run the path of ``architecture``."""
+    for live in live_forwards(root):
+        live.activate(architecture)
+
+
+def strip(root: nn.Module) -> None:
+    """Take every live forward off, and with it what it had added."""
+    for module in list(root.modules()):
+        for live in reversed(vars(module).pop(_LIVE, [])):
+            live.detach()

@@ -1,0 +1,196 @@
+"""A module that runs on the first channels of its own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_optim.nas.live import LiveForward, live_forwards
+from lightning_optim.surgery.cut import apply_cut
+
+Cuts = dict[str, list[tuple[int, Tensor]]]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slicing:
+    """One dimension of one tensor that follows one decision.
+
+    Args:
+        decision: Name of the decision.
+        tensor: Name of a parameter or buffer of the module itself, or of an integer attribute that counts
+            its channels.
+        dim: The dimension that shrinks.
+        index: Positions along ``dim`` of every channel, shape [channels, positions per channel].
+        counts: Channels kept, per option.
+    """
+
+    decision: str
+    tensor: str
+    dim: int
+    index: Tensor
+    counts: tuple[int, ...]
+
+    def dropped(self, option: int) -> Tensor:
+        """Positions that an option leaves out."""
+        return self.index[self.counts[option] :].flatten()
+
+
+@final
+class SlicedForward(LiveForward):
+    """Runs the owner's forward while its tensors are cut to the active width.
+
+    Slicing costs a few percent of the step of a plain narrow layer, where masking costs the full width.
+    Buffers are sliced as views, so what batch norm writes lands in the full buffer.
+
+    Args:
+        owner: Any module that uses its parameters in its own forward.
+    """
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__(owner)
+        self._slicings: list[Slicing] = []
+        self._options: dict[str, int] = {}
+        self._cuts: Cuts = {}
+        self._attributes: dict[str, Any] = {}
+        self._known: dict[tuple[int, ...], tuple[Cuts, dict[str, Any]]] = {}
+
+    def add(self, slicing: Slicing) -> None:
+        """Follow one more decision, at full width until it is taken."""
+        self._slicings.append(slicing)
+        self._options.setdefault(slicing.decision, len(slicing.counts) - 1)
+        self._known.clear()
+
+    @property
+    def cuts(self) -> Cuts:
+        """Positions kept by the active architecture, by tensor; empty at full width."""
+        return self._cuts
+
+    @override
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._cuts:
+            return self.__wrapped__(*args, **kwargs)
+        with self._sliced():
+            return self.__wrapped__(*args, **kwargs)
+
+    @override
+    def activate(self, architecture: Mapping[str, int]) -> None:
+        self._options = {name: architecture.get(name, option) for name, option in self._options.items()}
+        key = tuple(self._options.values())
+        if key not in self._known:
+            cuts = self._find_cuts()
+            self._known[key] = cuts, _attributes_after(self.owner, cuts) if cuts else {}
+        self._cuts, self._attributes = self._known[key]
+
+    @override
+    def superpose(self) -> None:
+        self._cuts, self._attributes = {}, {}
+
+    def _find_cuts(self) -> Cuts:
+        dropped: dict[tuple[str, int], list[Tensor]] = {}
+        for slicing in self._slicings:
+            gone = slicing.dropped(self._options[slicing.decision])
+            if gone.numel():
+                dropped.setdefault((slicing.tensor, slicing.dim), []).append(gone)
+        cuts: Cuts = {}
+        for (name, dim), parts in dropped.items():
+            keeps = torch.ones(_length(self.owner, name, dim), dtype=torch.bool)
+            keeps[torch.cat(parts)] = False
+            cuts.setdefault(name, []).append((dim, keeps.nonzero().flatten()))
+        return cuts
+
+    @contextmanager
+    def _sliced(self) -> Iterator[None]:
+        own = vars(self.owner)
+        attributes = {name: own[name] for name in self._attributes}
+        full: dict[str, Tensor] = {}
+        try:
+            for name, cuts in self._cuts.items():
+                store = _store(self.owner, name)
+                if store is None:
+                    continue  # an integer, set below with the other attributes
+                full[name], store[name] = store[name], _slice(store[name], cuts, is_buffer=store is own["_buffers"])
+            own.update(self._attributes)
+            yield
+        finally:
+            own.update(attributes)
+            for name, tensor in full.items():
+                if name in own["_parameters"]:
+                    own["_parameters"][name] = tensor
+                else:
+                    part, own["_buffers"][name] = own["_buffers"][name], tensor
+                    _write_back(tensor, part, self._cuts[name])
+
+
+def cut_plan(root: nn.Module) -> Cuts:
+    """What the active architecture cuts from every tensor of ``root``, by its name."""
+    names = {id(module): name for name, module in root.named_modules()}
+    plan: Cuts = {}
+    for live in live_forwards(root):
+        if isinstance(live, SlicedForward):
+            prefix = names[id(live.owner)]
+            plan.update({f"{prefix}.{name}" if prefix else name: cuts for name, cuts in live.cuts.items()})
+    return plan
+
+
+def sliced_forward(owner: nn.Module) -> SlicedForward:
+    """The module's sliced forward, attached now if it has none."""
+    for live in live_forwards(owner):
+        if isinstance(live, SlicedForward) and live.owner is owner:
+            return live
+    live = SlicedForward(owner)
+    live.attach()
+    return live
+
+
+def _store(owner: nn.Module, name: str) -> dict[str, Any] | None:
+    own = vars(owner)
+    stores: tuple[dict[str, Any], ...] = (own["_parameters"], own["_buffers"])
+    return next((store for store in stores if name in store), None)
+
+
+def _length(owner: nn.Module, name: str, dim: int) -> int:
+    store = _store(owner, name)
+    length: int = vars(owner)[name] if store is None else store[name].shape[dim]
+    return length
+
+
+def _slice(tensor: Tensor, cuts: list[tuple[int, Tensor]], *, is_buffer: bool) -> Tensor:
+    for dim, kept in cuts:
+        first, count = int(kept[0]), kept.numel()
+        if int(kept[-1]) - first + 1 == count:
+            tensor = tensor.narrow(dim, first, count)
+        else:
+            tensor = tensor.index_select(dim, kept.to(tensor.device))
+    # The extracted layer holds its weight in one piece; the same layout is what makes both bit-equal.
+    return tensor if is_buffer else tensor.contiguous()
+
+
+def _write_back(full: Tensor, part: Tensor, cuts: list[tuple[int, Tensor]]) -> None:
+    if part.is_meta or part.untyped_storage().data_ptr() == full.untyped_storage().data_ptr():
+        return
+    grid = [torch.arange(length, device=full.device) for length in full.shape]
+    for dim, kept in cuts:
+        grid[dim] = kept.to(full.device)
+    full[torch.meshgrid(grid, indexing="ij")] = part.to(full.dtype)
+
+
+def _attributes_after(owner: nn.Module, cuts: Cuts) -> dict[str, Any]:
+    # What a physical cut changes beside the tensors (groups, normalized_shape ...), asked of the cut itself on a
+    # hollow twin, so that the path and the extracted layer cannot differ.
+    own = vars(owner)
+    twin = type(owner).__new__(type(owner))
+    vars(twin).update({name: value for name, value in own.items() if name != "forward"})
+    hollow = {name: None if value is None else nn.Parameter(value.to("meta"), requires_grad=False)
+              for name, value in own["_parameters"].items()}  # fmt: skip
+    buffers = {name: None if value is None else value.to("meta") for name, value in own["_buffers"].items()}
+    vars(twin).update(_parameters=hollow, _buffers=buffers, _modules={})
+    apply_cut(twin, cuts)
+    return {name: value for name, value in vars(twin).items()
+            if isinstance(value, (int, tuple)) and name in own and value != own[name]}  # fmt: skip

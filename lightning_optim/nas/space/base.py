@@ -1,0 +1,116 @@
+"""What a kind of freedom is, and where it is attached."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_optim.errors import TargetError
+from lightning_optim.nas.architecture import Decision
+from lightning_optim.nas.live import live_forwards
+from lightning_optim.surgery.select import submodule
+from lightning_optim.surgery.tap import Call, Taps
+
+if TYPE_CHECKING:
+    from lightning_optim.graph.coupling import Coupling
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The model to which freedoms are attached.
+
+    Args:
+        root: The whole model; module names are relative to it.
+        network: Plain name, in ``root``, of the network that the example goes into; ``""`` is ``root``.
+        args: Example positional inputs of the network, on its device; the first dimension of the first tensor
+            counts samples.
+        kwargs: Example keyword inputs.
+        seed: Seeds the weights of added modules.
+    """
+
+    root: nn.Module
+    network: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the example."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
+
+    def calls(self, names: Sequence[str]) -> dict[str, Call]:
+        """Return what goes into and comes out of each module, the first time that the example reaches it.
+
+        Raises:
+            TargetError: If a module lies outside the network.
+            TapError: If the example does not reach a module.
+        """
+        network = copy.deepcopy(submodule(self.root, self.network)).eval()
+        taps = Taps()
+        taps.attach({name: submodule(network, self.inner_name(name)) for name in names})
+        taps.open()
+        with torch.no_grad():
+            network(*self.args, **self.kwargs)
+        return {name: calls[0] for name, calls in taps.take().items()}
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """Which channels go together, whichever options are active; names are relative to the network.
+
+        Raises:
+            CaptureError: If the network cannot be captured.
+        """
+        # torch.export costs a second to import, and a space of operations alone does without.
+        from lightning_optim.graph.capture import capture
+        from lightning_optim.graph.coupling import couple
+
+        network = copy.deepcopy(submodule(self.root, self.network))
+        for live in live_forwards(network):
+            live.superpose()
+        return couple(capture(network, self.args, dict(self.kwargs)))
+
+    def inner_name(self, name: str) -> str:
+        """Name relative to the network of a module or parameter named relative to ``root``.
+
+        Raises:
+            TargetError: If it lies outside the network.
+        """
+        if not self.network:
+            return name
+        if not name.startswith(f"{self.network}."):
+            raise TargetError(f"{name!r} lies outside the network {self.network!r}; narrow targets, or set network")
+        return name.removeprefix(f"{self.network}.")
+
+    def outer_name(self, name: str) -> str:
+        """Name relative to ``root`` of a parameter named relative to the network."""
+        return f"{self.network}.{name}" if self.network else name
+
+
+class Freedom(ABC):
+    """A setting that says what may vary, and where.
+
+    Attributes:
+        adds_modules: Whether it adds modules to the network. Such freedoms are attached first, for the
+            others must see what was added.
+    """
+
+    adds_modules: ClassVar[bool]
+
+    @abstractmethod
+    def attach(self, site: Site) -> list[Decision]:
+        """Set live forwards on the modules chosen, and say what there is now to decide.
+
+        Raises:
+            TargetError: If a module cannot be treated.
+        """

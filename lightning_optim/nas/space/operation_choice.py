@@ -1,0 +1,105 @@
+"""Which operation stands at a place: the user's own, or one of the candidates."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.errors import TargetError
+from lightning_optim.nas.architecture import Decision
+from lightning_optim.nas.dispatch import RESERVED, Dispatch, output_layout
+from lightning_optim.nas.space.base import Freedom, Site
+from lightning_optim.surgery.select import Targets
+from lightning_optim.surgery.tap import Call
+
+Candidate = nn.Module | Callable[[], nn.Module]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationChoice(Freedom):
+    """Let each target be its own operation or one of the candidates (Guo et al., 2020; arXiv:1904.00420).
+
+    The own operation is option 0 and keeps its place and its keys. Candidates lie below
+    ``<target>._candidates`` until the pick is extracted, when the chosen one takes the target's place.
+
+    Args:
+        targets: The operations to choose; each match is a decision of its own.
+        candidates: Other operations by name: a factory, called once per target, or a module, copied for
+            each. They must take the target's input and return what it returns, shape by shape.
+
+    Raises:
+        ValueError: If there is no candidate, or a name is no identifier.
+
+    Example:
+        >>> OperationChoice(targets=Targets(include=("net.mix",)), candidates={"skip": nn.Identity}).candidates
+        {'skip': <class 'torch.nn.modules.linear.Identity'>}
+    """
+
+    adds_modules: ClassVar[bool] = True
+
+    targets: Targets
+    candidates: Mapping[str, Candidate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "candidates", dict(self.candidates))
+        if not self.candidates:
+            raise ValueError("an operation choice needs at least one candidate beside the own operation, got none")
+        for name in self.candidates:
+            if not name.isidentifier() or name in ("own", *dir(nn.Module)):
+                raise ValueError(f"a candidate's name must be a free identifier other than 'own', got {name!r}")
+
+    @override
+    def attach(self, site: Site) -> list[Decision]:
+        chosen = self.targets.select(site.root, (nn.Module,))
+        _refuse_overlap(chosen)
+        calls = site.calls(list(chosen))
+        added = {name: self._build(name, calls[name], site.seed) for name in chosen}
+        for name, module in chosen.items():
+            Dispatch(module, f"{name}:operation", added[name]).attach()
+        options = ("own", *self.candidates)
+        return [Decision(name=f"{name}:operation", options=options, default=0) for name in chosen]
+
+    def _build(self, name: str, call: Call, seed: int) -> dict[str, nn.Module]:
+        like = next((leaf for leaf in call.args if isinstance(leaf, torch.Tensor)), torch.empty(0))
+        built: dict[str, nn.Module] = {}
+        with torch.random.fork_rng(devices=[]):  # the user's own random numbers go on as if nothing had been built
+            torch.manual_seed(random.Random(f"{seed}/{name}").getrandbits(62))
+            for key, candidate in self.candidates.items():
+                module = copy.deepcopy(candidate) if isinstance(candidate, nn.Module) else candidate()
+                if not isinstance(module, nn.Module):
+                    raise TypeError(f"candidate {key!r} must be a module or build one, got {type(module).__name__}")
+                built[key] = module.to(like.device)
+        for key, module in built.items():
+            _check_candidate(name, key, module, call)
+        return built
+
+
+def _refuse_overlap(chosen: Mapping[str, nn.Module]) -> None:
+    for name, module in chosen.items():
+        if RESERVED in vars(module)["_modules"]:
+            raise TargetError(f"{name!r} already has a choice of operations; give each module to one of them")
+        inside = [other for other in chosen if other.startswith(f"{name}.")]
+        if inside:
+            raise TargetError(f"{inside[0]!r} lies inside {name!r}, and both are chosen; narrow targets to one of them")
+        if type(module).forward is nn.Module.forward:
+            raise TargetError(f"{name!r} is a {type(module).__name__} and never called; choose among what lies in it")
+
+
+def _check_candidate(name: str, key: str, module: nn.Module, call: Call) -> None:
+    needed = output_layout(call.output)
+    try:
+        with torch.no_grad():
+            came = output_layout(module.eval()(*call.args, **call.kwargs))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TargetError(f"candidate {key!r} cannot take the input of {name!r}: {reason}") from error
+    if came != needed:
+        raise TargetError(f"candidate {key!r} must return {needed} as {name!r} does, got {came}; adapt its settings")

@@ -1,0 +1,55 @@
+"""Random search: the baseline that any strategy must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from typing_extensions import override
+
+from lightning_optim.nas.architecture import Architecture, Decision, sample_architecture
+from lightning_optim.nas.strategy.base import SearchState, Strategy
+from lightning_optim.nas.strategy.memory import Memory
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Random(Strategy):
+    """Propose architectures uniformly, without repeats (Li and Talwalkar, 2019; arXiv:1902.07638).
+
+    Example:
+        >>> search = Random().start([Decision(name="mix", options=("own", "skip"), default=0)], seed=0)
+        >>> sorted(search.ask()["mix"] for _ in range(2)), search.ask()
+        ([0, 1], None)
+    """
+
+    @override
+    def start(self, decisions: Sequence[Decision], seed: int, first: Sequence[Architecture] = ()) -> RandomState:
+        return RandomState(decisions, seed, first)
+
+
+@final
+class RandomState(SearchState):
+    """A random search under way."""
+
+    def __init__(self, decisions: Sequence[Decision], seed: int, first: Sequence[Architecture]) -> None:
+        self._decisions, self._seed, self._memory = tuple(decisions), seed, Memory(decisions, first)
+
+    @override
+    def ask(self) -> Architecture | None:
+        # A large stride: an attempt of one proposal is never an attempt of another.
+        begin = len(self._memory) << 20
+        return self._memory.propose(lambda attempt: sample_architecture(self._decisions, self._seed, begin + attempt))
+
+    @override
+    def tell(self, architecture: Architecture, score: float | None) -> None:
+        pass
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"proposed": self._memory.state()}
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._memory.load_state(state["proposed"])

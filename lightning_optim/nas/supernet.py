@@ -1,0 +1,180 @@
+"""A model that holds every architecture of a space at once, sharing weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from lightning_optim.cost.count import count_macs
+from lightning_optim.errors import TargetError
+from lightning_optim.nas.architecture import (
+    Architecture,
+    Decision,
+    check_architecture,
+    default_architecture,
+    sample_architecture,
+)
+from lightning_optim.nas.dispatch import Dispatch, output_layout
+from lightning_optim.nas.live import activate, live_forwards, strip
+from lightning_optim.nas.slicing import cut_plan
+from lightning_optim.nas.space.base import Freedom, Site
+from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.select import submodule
+
+
+@final
+class Supernet:
+    """A converted model and its decisions.
+
+    Args:
+        site: The model and an example of what goes into its network.
+        decisions: What there is to decide, in a fixed order.
+    """
+
+    def __init__(self, site: Site, decisions: Sequence[Decision]) -> None:
+        self.site, self.decisions = site, tuple(decisions)
+        self._macs: dict[tuple[int, ...], int] = {}
+        self._hollow: nn.Module | None = None
+
+    @property
+    def default(self) -> Architecture:
+        """The user's own network: own operations at full width."""
+        return default_architecture(self.decisions)
+
+    def sample(self, seed: int, step: int) -> Architecture:
+        """Draw an architecture uniformly, as a function of ``(seed, step)`` alone."""
+        return sample_architecture(self.decisions, seed, step)
+
+    def activate(self, architecture: Mapping[str, int]) -> None:
+        """Make the model run one path, until the next call.
+
+        Raises:
+            ValueError: If the architecture is not one of this space.
+        """
+        activate(self.site.root, check_architecture(self.decisions, architecture))
+
+    def count_macs(self, architecture: Mapping[str, int]) -> int:
+        """Multiply-accumulates of one path for one sample; computed once per architecture."""
+        checked = check_architecture(self.decisions, architecture)
+        key = tuple(checked.values())
+        if key not in self._macs:
+            if self._hollow is None:
+                self._hollow = copy.deepcopy(submodule(self.site.root, self.site.network)).to("meta")
+            activate(self._hollow, checked)
+            self._macs[key] = count_macs(self._hollow, self.site.args, self.site.kwargs) // self.site.num_samples
+        return self._macs[key]
+
+    def find_cheapest(self) -> Architecture:
+        """The architecture of fewest MACs, deciding one thing at a time."""
+        found = self.default
+        for decision in self.decisions:
+            costs = [self.count_macs({**found, decision.name: option}) for option in range(len(decision.options))]
+            found[decision.name] = costs.index(min(costs))
+        return found
+
+    def extract(self, architecture: Mapping[str, int]) -> nn.Module:
+        """Return one path as a plain model.
+
+        Args:
+            architecture: What to choose.
+
+        Returns:
+            A copy of the whole model without any trace of the search: chosen candidates in the place of the
+            targets, layers cut to their width. It returns what the path returns, bit for bit.
+
+        Raises:
+            ValueError: If the architecture is not one of this space.
+        """
+        checked = check_architecture(self.decisions, architecture)
+        model = copy.deepcopy(self.site.root)
+        activate(model, checked)
+        plan = cut_plan(model)
+        if plan:
+            apply_cut(model, plan)
+        chosen = {live.owner: live.chosen() for live in live_forwards(model) if isinstance(live, Dispatch)}
+        strip(model)
+        _put_in_place(model, chosen)
+        return model
+
+
+def build_supernet(site: Site, space: Mapping[str, Freedom]) -> Supernet:
+    """Convert a model in place; if anything is wrong with the space, it is left as it was.
+
+    Own parameters keep their names and stay the same objects, so an optimizer, a checkpoint or a
+    reference to them stays right.
+
+    Args:
+        site: The model, and an example of what goes into its network.
+        space: What may vary, by a name of the user's choice.
+
+    Returns:
+        The supernet, with the user's own path active.
+
+    Raises:
+        TargetError: If a target is wrong, or an option does not run on the example.
+        CaptureError: If widths vary and the network cannot be captured.
+
+    Example:
+        >>> from lightning_optim.nas.space.operation_choice import OperationChoice
+        >>> from lightning_optim.surgery.select import Targets
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        >>> choice = OperationChoice(targets=Targets(include=["0"]), candidates={"skip": nn.Identity})
+        >>> supernet = build_supernet(Site(root=net, network="", args=(torch.ones(1, 4),)), {"mix": choice})
+        >>> [supernet.count_macs({"0:operation": option}) for option in (0, 1)]
+        [16, 0]
+    """
+    if not space:
+        raise ValueError("a search needs a space with at least one entry, got none")
+    before = set(map(id, live_forwards(site.root)))
+    if before:
+        raise TargetError("the model is a supernet already; extract its pick, or search in a fresh model")
+    decisions: list[Decision] = []
+    try:
+        for freedom in sorted(space.values(), key=lambda freedom: not freedom.adds_modules):
+            decisions += freedom.attach(site)
+        supernet = Supernet(site, decisions)
+        _check_every_option(supernet)
+    except BaseException:
+        strip(site.root)
+        raise
+    return supernet
+
+
+def _check_every_option(supernet: Supernet) -> None:
+    network = copy.deepcopy(submodule(supernet.site.root, supernet.site.network)).eval()
+    run = _runner(network, supernet.site)
+    needed = run(supernet.default)
+    for decision in supernet.decisions:
+        for option, text in enumerate(decision.options):
+            try:
+                came = run({**supernet.default, decision.name: option})
+            except (RuntimeError, ValueError, TypeError) as error:
+                reason = str(error).splitlines()[0]
+                raise TargetError(
+                    f"the network does not run with {decision.name!r} at {text!r}: {reason}; is a shape written into "
+                    "its code? Exclude the module from targets"
+                ) from error
+            if came != needed:
+                raise TargetError(f"with {decision.name!r} at {text!r} the network returns {came}, not {needed}")
+
+
+def _runner(network: nn.Module, site: Site) -> Callable[[Architecture], list[str]]:
+    def run(architecture: Architecture) -> list[str]:
+        activate(network, architecture)
+        with torch.no_grad():
+            return output_layout(network(*site.args, **site.kwargs))
+
+    return run
+
+
+def _put_in_place(model: nn.Module, chosen: Mapping[nn.Module, nn.Module]) -> None:
+    parents: Iterable[nn.Module] = list(model.modules())
+    for parent in parents:
+        children: dict[str, Any] = vars(parent)["_modules"]
+        for name, child in children.items():
+            if child in chosen:
+                children[name] = chosen[child]
