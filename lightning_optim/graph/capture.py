@@ -1,0 +1,93 @@
+"""Model and example inputs -> ATen graph."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_optim.errors import CaptureError
+from lightning_optim.surgery.select import plain_name
+
+ATTRIBUTES = "integer_attributes"
+"""Key in ``program.graph_module.meta``: plain module name -> {attribute: value}."""
+
+
+def eval_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy in evaluation mode, without the trainer that a LightningModule holds on to.
+
+    Example:
+        >>> layer = nn.Dropout()
+        >>> eval_copy(layer).training, layer.training
+        (False, True)
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name in ("_trainer", "_fabric"):
+            owner = vars(module).get(name)
+            if owner is not None:
+                memo[id(owner)] = None
+    return copy.deepcopy(model, memo).eval()
+
+
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> torch.export.ExportedProgram:
+    """Export the forward pass in evaluation mode as a graph of ATen operators.
+
+    The integer attributes of every module (``num_heads`` and the like) travel along in
+    ``program.graph_module.meta``: a graph holds the numbers that they became, but not their names.
+
+    Args:
+        model: The model; left untouched, a copy is exported.
+        args: Example positional inputs. A batch of two or more keeps the batch axis apart from axes of length one.
+        kwargs: Example keyword inputs.
+
+    Returns:
+        The program; names in its signature are those of ``model``.
+
+    Raises:
+        CaptureError: If the model cannot be copied or exported.
+
+    Example:
+        >>> program = capture(nn.Linear(3, 2), (torch.ones(2, 3),))
+        >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        ['aten.linear.default']
+    """
+    try:
+        shadow = eval_copy(model)
+        with _quiet(), torch.enable_grad():
+            program = torch.export.export(shadow, args, dict(kwargs or {}), strict=False)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(
+            f"torch.export cannot capture {type(model).__name__} with these inputs: {reason}; "
+            "name a part of it that can be exported as the network, or choose a technique that needs no graph"
+        ) from error
+    program.graph_module.meta[ATTRIBUTES] = _integer_attributes(shadow)
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep exporter warnings from the user, and attention in operators (one fused kernel shows no structure)."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+def _integer_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
+    return {
+        plain_name(name): {key: value for key, value in vars(module).items() if type(value) is int}
+        for name, module in model.named_modules(remove_duplicate=False)
+    }

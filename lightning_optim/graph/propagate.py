@@ -1,0 +1,115 @@
+"""Walk a graph from inputs to outputs and label every axis of every tensor."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from typing import Any, final
+
+import torch
+from torch import fx
+
+from lightning_optim.graph.attributes import note_counts
+from lightning_optim.graph.labels import Axes, Axis, Labels
+from lightning_optim.graph.rules.base import Call, Result, all_rules, fixed, operator_name
+from lightning_optim.graph.rules.pointwise import combine, is_pointwise
+
+
+@final
+class Propagation:
+    """Labels of every value of one program.
+
+    Args:
+        program: An exported program in evaluation mode.
+
+    Attributes:
+        labels: The union-find.
+        axes: Labels of each node's value; a list of them where it has several.
+        tensors: Labels of each parameter and buffer by its name.
+        counts: Labels that an integer attribute counts, by the attribute's name.
+        statistics: Nodes that take a statistic over labels.
+        unknown: Operators without a rule that froze what they met, with their number.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        self.program = program
+        self.labels = Labels()
+        self.axes: dict[fx.Node, Any] = {}
+        self.tensors: dict[str, Axes] = {}
+        self.counts: dict[str, Axis] = {}
+        self.statistics: set[fx.Node] = set()
+        self.unknown: Counter[str] = Counter()
+        self._by_storage: dict[tuple[Any, ...], Axes] = {}
+        signature = program.graph_signature
+        self._names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self._held = {**program.constants, **program.state_dict}
+        for node in program.graph.nodes:
+            self._visit(node)
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self._enter(node)
+        elif node.op == "call_function":
+            self._call(node)
+        elif node.op == "output":
+            self._freeze(node)
+
+    def _enter(self, node: fx.Node) -> None:
+        value, name = node.meta.get("val"), self._names.get(node.name)
+        if not isinstance(value, torch.Tensor):
+            return
+        if name is None:
+            self.axes[node] = [None] * value.dim()
+            return
+        self.axes[node] = self.tensors[name] = self._tensor_axes(name, value)
+
+    def _tensor_axes(self, name: str, value: torch.Tensor) -> Axes:
+        """One tensor under two names has one set of labels."""
+        held = self._held.get(name)
+        key: tuple[Any, ...] = (name,)
+        if isinstance(held, torch.Tensor) and held.numel() > 1:
+            key = (held.data_ptr(), tuple(held.shape), held.stride())
+        if key not in self._by_storage:
+            track = value.is_floating_point() or value.is_complex()
+            self._by_storage[key] = [self.labels.fresh(size) if track and size > 1 else None for size in value.shape]
+        return self._by_storage[key]
+
+    def _call(self, node: fx.Node) -> None:
+        if node.target is operator.getitem:
+            source = self.axes.get(node.args[0])  # type: ignore[arg-type]  # the first operand of getitem is a node
+            if source is not None:
+                self.axes[node] = source[node.args[1]]
+            return
+        call = Call(node, self.axes, self.labels)
+        self.axes[node] = self._apply(call)
+        if call.uses_statistic:
+            self.statistics.add(node)
+        note_counts(call, self.axes[node], self.program.graph_module.meta, self.counts)
+
+    def _apply(self, call: Call) -> Result:
+        name = operator_name(call.node.target)
+        rule = all_rules().get(name)
+        if rule is not None:
+            return rule(call)
+        if is_pointwise(call.node.target):
+            return combine(call)
+        if self._freeze(call.node):
+            self.unknown[name] += 1
+        value = call.node.meta.get("val")
+        if isinstance(value, tuple | list):
+            return [fixed(len(shape)) for shape in call.outputs]
+        return fixed(len(call.output))
+
+    def _freeze(self, node: fx.Node) -> bool:
+        """Freeze all that goes into a node; tell whether there was anything."""
+        found = [axis for source in node.all_input_nodes for axis in _flat(self.axes.get(source))]
+        for axis in found:
+            self.labels.freeze(axis)
+        return bool(found)
+
+
+def _flat(axes: Any) -> list[Axis]:
+    flat: list[Axis] = []
+    for axis in axes or []:
+        flat += _flat(axis) if isinstance(axis, list) else [] if axis is None else [axis]
+    return flat

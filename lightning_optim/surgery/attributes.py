@@ -1,0 +1,52 @@
+"""A layer's own record of its shape, kept true after a cut."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+
+def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
+    """Set ``out_channels``, ``num_features`` and their like to what the parameters say.
+
+    Args:
+        module: A module whose tensors were cut; of a type that keeps no such record, it is left as it is,
+            but for a ``normalized_shape`` that equals the old shape of its weight.
+        old_shape: Shape of its weight before the cut.
+    """
+    weight = getattr(module, "weight", None)
+    if isinstance(module, _ConvNd):
+        _refresh_convolution(module)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = (int(size) for size in module.weight.shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = (int(size) for size in module.weight.shape)
+    elif isinstance(module, _NormBase):
+        known = module.weight if module.weight is not None else module.running_mean
+        module.num_features = len(known) if known is not None else module.num_features
+    elif isinstance(module, nn.GroupNorm):
+        _refresh_group_norm(module)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    if weight is not None and getattr(module, "normalized_shape", None) == old_shape:
+        vars(module)["normalized_shape"] = tuple(weight.shape)
+
+
+def _refresh_convolution(module: _ConvNd) -> None:
+    outward, inward = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
+    shape = module.weight.shape
+    if 1 < module.groups == module.in_channels and shape[1] == 1:
+        multiplier = module.out_channels // module.groups
+        module.groups = shape[0] if outward == 1 else shape[0] // multiplier
+    module.out_channels, module.in_channels = shape[outward], shape[inward]
+    if outward == 1:
+        module.out_channels *= module.groups
+    else:
+        module.in_channels *= module.groups
+
+
+def _refresh_group_norm(module: nn.GroupNorm) -> None:
+    if module.num_groups == module.num_channels:
+        module.num_groups = len(module.weight)
+    module.num_channels = len(module.weight)

@@ -1,0 +1,145 @@
+"""Remove channels from a live model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optim.errors import ShrinkError
+from lightning_optim.surgery.attributes import refresh_attributes
+from lightning_optim.surgery.select import plain_name
+
+Cuts = list[tuple[int, Tensor]]
+"""Kept positions by dimension."""
+CutPlan = dict[str, Cuts]
+"""Name of a parameter, buffer or integer attribute -> what is kept of it; loads with ``weights_only=True``."""
+Replaced = dict[nn.Parameter, tuple[nn.Parameter, Cuts]]
+"""Old parameter -> the one in its place, and how it was cut."""
+
+
+def cut_tensor(tensor: Tensor, cuts: Cuts) -> Tensor:
+    """Keep the given positions along each dimension, in the memory format of the original.
+
+    Args:
+        tensor: Any tensor.
+        cuts: Dimension and kept positions, shape ``[n]``.
+
+    Example:
+        >>> cut_tensor(torch.arange(6).view(2, 3), [(1, torch.tensor([0, 2]))])
+        tensor([[0, 2],
+                [3, 5]])
+    """
+    result = tensor.detach()
+    for dim, kept in cuts:
+        result = result.index_select(dim, kept.to(result.device))
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return result.contiguous(memory_format=torch.channels_last)
+    return result.contiguous()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Where a name leads: a module, and what it holds under a key."""
+
+    module: nn.Module
+    key: str
+    held: Any
+
+
+def apply_cut(root: nn.Module, plan: CutPlan) -> Replaced:
+    """Cut parameters, buffers and the attributes that describe them.
+
+    A parameter that several modules share stays shared. Gradients are dropped. What an optimizer, an averaged
+    copy or a wrapper knows of the old parameters is carried over by ``surgery.rebind``.
+
+    Args:
+        root: The model that the plan's names start from; changed in place, only after every check has passed.
+        plan: Kept positions of each tensor. An integer attribute becomes the number of its kept positions.
+
+    Returns:
+        Each old parameter, with its successor and its cuts.
+
+    Raises:
+        ShrinkError: If a name or a position does not exist, or nothing would be left.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> _ = apply_cut(layer, {"weight": [(1, torch.tensor([0, 2]))]})
+        >>> layer.in_features, tuple(layer.weight.shape)
+        (2, (2, 2))
+    """
+    sites = {name: _find(root, name) for name in plan}
+    for name, site in sites.items():
+        _check(name, site.held, plan[name])
+    old_shapes = {site.module: _weight_shape(site.module) for site in sites.values()}
+    replaced: Replaced = {}
+    for name, site in sites.items():
+        _cut_site(site, plan[name], replaced)
+    for owner in _share(root, replaced):
+        old_shapes.setdefault(owner, _weight_shape(owner))
+    for module, shape in old_shapes.items():
+        refresh_attributes(module, shape)
+    return replaced
+
+
+def _find(root: nn.Module, name: str) -> _Site:
+    path, _, key = name.rpartition(".")
+    for found, module in root.named_modules(remove_duplicate=False):
+        if plain_name(found) == path:
+            held = module._parameters.get(key)
+            if held is None:
+                held = module._buffers.get(key)
+            if held is None:
+                held = vars(module).get(key)
+            if held is not None:
+                return _Site(module, key, held)
+    raise ShrinkError(f"{type(root).__name__} has no parameter, buffer or attribute {name!r}: is it another model?")
+
+
+def _check(name: str, held: Any, cuts: Cuts) -> None:
+    if not isinstance(held, Tensor) and type(held) is not int:
+        raise ShrinkError(f"{name!r} must be a tensor or an integer to be cut, got {type(held).__name__}")
+    shape = tuple(held.shape) if isinstance(held, Tensor) else (held,)
+    for dim, kept in cuts:
+        if not 0 <= dim < len(shape):
+            raise ShrinkError(f"{name!r} has {len(shape)} dimensions, got a cut of dimension {dim}")
+        if not len(kept):
+            raise ShrinkError(f"dimension {dim} of {name!r} would be left empty; keep at least one position")
+        if int(kept.min()) < 0 or int(kept.max()) >= shape[dim]:
+            raise ShrinkError(
+                f"dimension {dim} of {name!r} has {shape[dim]} positions, the plan keeps {int(kept.max())}: "
+                "was the model cut already?"
+            )
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...]:
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
+
+
+def _cut_site(site: _Site, cuts: Cuts, replaced: Replaced) -> None:
+    held = site.held
+    if isinstance(held, nn.Parameter):
+        if held not in replaced:
+            new = nn.Parameter(cut_tensor(held, cuts), requires_grad=held.requires_grad)
+            new.__dict__.update(held.__dict__)
+            replaced[held] = (new, cuts)
+    elif isinstance(held, Tensor):
+        site.module._buffers[site.key] = cut_tensor(held, cuts)
+    else:
+        setattr(site.module, site.key, len(cuts[0][1]))
+
+
+def _share(root: nn.Module, replaced: Replaced) -> list[nn.Module]:
+    """Put successors in every place of the old parameters; return the modules concerned."""
+    owners = []
+    for module in root.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter in replaced:
+                module._parameters[key] = replaced[parameter][0]
+                owners.append(module)
+    return owners
