@@ -1,0 +1,290 @@
+"""Quantization-aware training of any LightningModule."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch._dynamo import OptimizedModule
+from typing_extensions import override
+
+from lightning_optim.callbacks.agreement import check_ranks_agree
+from lightning_optim.callbacks.clock import clock_of
+from lightning_optim.callbacks.gate import CheckpointGate
+from lightning_optim.errors import ArtefactError
+from lightning_optim.export.quantized import QuantizedExport, export_quantized
+from lightning_optim.quantization.merge import merge_ranges
+from lightning_optim.quantization.observer.base import Observer
+from lightning_optim.quantization.observer.moving_average import MovingAverage
+from lightning_optim.quantization.plan import Plan
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.table import placement_table
+from lightning_optim.surgery.patch import Patches
+from lightning_optim.surgery.select import Targets, find_network, named_modules
+from lightning_optim.window import Window
+
+
+@final
+class QATFakeQuant(Callback):
+    """Trains a network under the rounding of its later integer form, and exports that form.
+
+    Parameters stay the same objects and the checkpoint keeps its keys; ranges of activations live in the callback's own
+    state. Validation, test and prediction compute exactly what is deployed: batch norms folded, biases rounded.
+    Within the window, the first batch shows the operators, the second their ranges; from the third on the network is
+    simulated.
+
+    Args:
+        network: Plain name of the network in the LightningModule; ``None`` finds the only child with parameters.
+        targets: Modules whose operators run in integers; ``None`` takes all.
+        window: When to simulate; ``None`` is the whole fit.
+        weight_quantizer: Quantizer of weights; ``None`` is int8, symmetric, with a scale per output channel.
+        activation_quantizer: Quantizer of activations; ``None`` is uint8 with a zero point.
+        observer: How ranges of batches become one; ``None`` averages them.
+        freeze: Fractions of the window after which a part is frozen, in ``(0, 1]``: ``observer`` (0.9: ranges stay as
+            they are) and ``batch_norm`` (0.5: running statistics are used in training too); 1 is never.
+        name: Tells two instances in one Trainer apart.
+
+    Example:
+        >>> callback = QATFakeQuant(network="net", freeze={"batch_norm": 0.7})
+        >>> callback.state_key
+        'QATFakeQuant[net]'
+    """
+
+    def __init__(  # one keyword for each question
+        self,
+        *,
+        network: str | None = None,
+        targets: Targets | None = None,
+        window: Window | None = None,
+        weight_quantizer: Quantizer | None = None,
+        activation_quantizer: Quantizer | None = None,
+        observer: Observer | None = None,
+        freeze: Mapping[str, float] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.network, self.targets, self.name = network, targets, name
+        self.window = window or Window()
+        self.freeze = _checked_freeze(freeze or {})
+        self._settings = (
+            weight_quantizer or Symmetric(),
+            activation_quantizer or Affine(),
+            observer or MovingAverage(),
+        )
+        self._simulator = Simulator(*self._settings)
+        self._patches, self._gate = Patches(), CheckpointGate()
+        self._owner: LightningModule | None = None
+        self._live: nn.Module | None = None
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return f"QATFakeQuant[{self.name or self.network or ''}]"
+
+    @property
+    def is_simulating(self) -> bool:
+        """Whether operators and ranges are known, so that the network computes as its integer form."""
+        return self._simulator.is_ready
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._owner is not None and self._owner is not pl_module:
+            self._simulator = Simulator(*self._settings)  # what was learned is another model's
+        self._owner = pl_module
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        settings = (self.network, self.targets, self.window, self._settings, sorted(self.freeze.items()))
+        check_ranks_agree(trainer, settings, f"the settings of {self.state_key}")
+        self._attach(pl_module)
+        if not self.is_simulating:
+            self._gate.close(trainer)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.window.check(clock_of(trainer))
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._attach_for_evaluation(trainer, pl_module)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._attach_for_evaluation(trainer, pl_module)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._attach_for_evaluation(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        progress = self.window.progress(clock_of(trainer))
+        if progress is None:
+            return
+        # A window that closes within a few batches still shows operators and ranges first.
+        self._simulator.is_observing = progress < self.freeze["observer"] or not self.is_simulating
+        self._simulator.folds_batch_norm = progress >= self.freeze["batch_norm"]
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._simulator.is_observing:
+            self._end_observation(trainer)
+        pl_module.log("quantization/is_simulating", float(self.is_simulating), batch_size=1)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._detach()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._detach()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._simulator.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._simulator.load_state_dict(state_dict)
+
+    def describe(self) -> str:
+        """Return the placement as a table: every operator, whether it computes in integers, and its range."""
+        return placement_table(self._simulator.plan or Plan(), self._simulator.ranges)
+
+    def simulated(self, model: nn.Module | None = None) -> Callable[..., Any]:
+        """Return a function of the network's inputs that computes its output as deployed, on a copy.
+
+        Args:
+            model: The LightningModule or its network; ``None`` is the one that was trained.
+
+        Raises:
+            RuntimeError: If there are no ranges yet, or no model was trained or given.
+        """
+        return self._simulator.forward_of(self._network_of(model))
+
+    def export(
+        self,
+        path: str | Path,
+        model: nn.Module | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        allow_float: Sequence[str] = (),
+    ) -> QuantizedExport:
+        """Write the network as an ONNX file whose layers run as integer kernels; the live model stays as it is.
+
+        Args:
+            path: The file to write.
+            model: The LightningModule or its network; ``None`` is the one that was trained.
+            args: Example positional inputs of the network; without any, those of the first batch in the window.
+            kwargs: Example keyword inputs.
+            allow_float: ONNX operators that may stay in floating point besides those of excluded layers.
+
+        Raises:
+            ExportError: If the network can't be exported, or if a layer would stay in floating point.
+            RuntimeError: If no model was trained or given.
+        """
+        return export_quantized(self._simulator, self._network_of(model), path, args, kwargs, allow_float)
+
+    def _network_of(self, model: nn.Module | None) -> nn.Module:
+        if model is None:
+            if self._live is None:
+                raise RuntimeError("no model was trained under this callback: pass model")
+            return self._live
+        network = find_network(model, self.network)[1] if isinstance(model, LightningModule) else model
+        return _uncompiled(network)
+
+    def _attach(self, pl_module: LightningModule) -> None:
+        name, network = find_network(pl_module, self.network)
+        network = _uncompiled(network)
+        excluded = _excluded_modules(pl_module, name, network, self.targets)
+        self._check_plan(network)
+        self._detach()
+        self._simulator.excluded, self._live = excluded, network
+        # A compiled model calls it between two graphs.
+        run = torch.compiler.disable(self._simulator.run)  # type: ignore[no-untyped-call]  # torch's own
+
+        def simulate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return run(network, original, args, kwargs)
+
+        self._patches.wrap(network, "forward", simulate)
+
+    def _attach_for_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.training or trainer.sanity_checking:
+            return
+        self._attach(pl_module)
+        if not self.is_simulating:
+            warnings.warn(
+                f"{self.state_key} has no ranges, so the network runs in floating point: "
+                "pass the ckpt_path of a checkpoint that was trained under it",
+                stacklevel=2,
+            )
+
+    def _check_plan(self, network: nn.Module) -> None:
+        plan = self._simulator.plan
+        known = {"", *named_modules(network)}
+        unknown = sorted({op.path for op in plan.operators.values()} - known) if plan is not None else []
+        if unknown:
+            raise ArtefactError(
+                f"{self.state_key} holds ranges of another model: {type(network).__name__} has no {unknown[0]!r}; "
+                "resume from a checkpoint of this model"
+            )
+
+    def _end_observation(self, trainer: Trainer) -> None:
+        was_simulating, was_planned = self.is_simulating, self._simulator.plan is not None
+        self._simulator.finish_batch(lambda ranges: merge_ranges(ranges, trainer.strategy.root_device))
+        self._simulator.is_observing = False
+        if not was_planned:
+            plan = self._simulator.plan
+            check_ranks_agree(trainer, None if plan is None else plan.state_dict(), "the operators of the network")
+        if self.is_simulating and not was_simulating:
+            self._gate.open(trainer)
+
+    def _detach(self) -> None:
+        self._patches.undo()
+        self._gate.release()
+        self._simulator.is_observing = False
+        self._simulator.discard_batch()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the live model and what is set on it out of copies and pickles."""
+        fresh = {"_patches": Patches(), "_gate": CheckpointGate(), "_owner": None, "_live": None}
+        return {**vars(self), **fresh}
+
+
+def _uncompiled(network: nn.Module) -> nn.Module:
+    if not isinstance(network, OptimizedModule):
+        return network
+    inner: nn.Module = network._orig_mod
+    return inner
+
+
+def _checked_freeze(freeze: Mapping[str, float]) -> dict[str, float]:
+    defaults = {"observer": 0.9, "batch_norm": 0.5}
+    unknown = sorted(set(freeze) - set(defaults))
+    if unknown:
+        raise ValueError(f"freeze knows {sorted(defaults)}, got {unknown[0]!r}")
+    for part, fraction in freeze.items():
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"freeze.{part} must be in [0, 1], got {fraction}")
+    return {part: float(freeze.get(part, default)) for part, default in defaults.items()}
+
+
+def _excluded_modules(root: nn.Module, name: str, network: nn.Module, targets: Targets | None) -> frozenset[str]:
+    if targets is None:
+        return frozenset()
+    chosen = set(targets.select(root, (nn.Module,)).values()) | ({root} if _takes_all(targets) else set())
+    own = {"": network, **named_modules(network)}
+    return frozenset(key for key, module in own.items() if module not in chosen)
+
+
+def _takes_all(targets: Targets) -> bool:
+    return "*" in targets.include and not targets.types

@@ -1,0 +1,72 @@
+"""Operators that stand in a captured graph for what ONNX says with QuantizeLinear and DequantizeLinear.
+
+torch's own fake-quantize operators can't be captured, and their translations know neither narrow weight ranges nor the
+explicit zero points without which ONNX Runtime leaves a linear layer in floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_optim.export.dependency import require
+from lightning_optim.quantization.functional import per_channel
+
+
+@torch.library.custom_op("lightning_optim::quantize_dequantize", mutates_args=())
+def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Round ``x`` to the values of 8-bit integers; ``zero_point`` has their type."""
+    limits = torch.iinfo(zero_point.dtype)
+    zero = zero_point.float()
+    return ((x / scale).round_().add_(zero).clamp_(limits.min, limits.max) - zero) * scale
+
+
+@quantize_dequantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("lightning_optim::dequantize_constant", mutates_args=())
+def dequantize_constant(whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Return the values that stored integers stand for, with a scale per channel or one for all."""
+    return (whole.float() - per_channel(zero_point, whole).float()) * per_channel(scale, whole)
+
+
+@dequantize_constant.register_fake
+def _(whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return torch.empty_like(whole, dtype=torch.float32)
+
+
+@torch.library.custom_op("lightning_optim::global_average_pool", mutates_args=())
+def global_average_pool(x: Tensor) -> Tensor:
+    """Average an image over its height and width, ``[N, C, H, W]`` to ``[N, C, 1, 1]``."""
+    return x.mean((2, 3), keepdim=True)
+
+
+@global_average_pool.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], 1, 1)
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Custom operator -> function that writes it in ONNX."""
+    op = require("onnxscript").opset21
+
+    def translate_activation(x: Any, scale: Any, zero_point: Any) -> Any:
+        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
+
+    def translate_constant(whole: Any, scale: Any, zero_point: Any) -> Any:
+        return op.DequantizeLinear(whole, scale, zero_point, axis=0)
+
+    def translate_pool(x: Any) -> Any:
+        return op.GlobalAveragePool(x)
+
+    operators = torch.ops.lightning_optim
+    return {
+        operators.quantize_dequantize.default: translate_activation,
+        operators.dequantize_constant.default: translate_constant,
+        operators.global_average_pool.default: translate_pool,
+    }

@@ -1,0 +1,69 @@
+"""What happens to a tensor where the placement says that it is quantized."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, final
+
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+
+class Backend(ABC):
+    """Carries out a placement: nothing, simulation, or export."""
+
+    @abstractmethod
+    def activation(self, tensor: Tensor, key: str) -> Tensor:
+        """Return the quantized activation."""
+
+    @abstractmethod
+    def moved(self, tensor: Tensor, key: str) -> Tensor:
+        """Return an activation whose quantized values were moved, such as by a view."""
+
+    @abstractmethod
+    def weight(
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the quantized weight and the bias of a layer, with ``norm`` folded in if there is one."""
+
+    @abstractmethod
+    def folds(self, norm: _BatchNorm) -> bool:
+        """Whether a batch norm is folded in this pass; if not, it runs by itself."""
+
+    @abstractmethod
+    def pool(
+        self, function: Callable[..., Any], tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Run an average pooling."""
+
+
+@final
+class FloatBackend(Backend):
+    """Leaves everything as it is: for a pass that only records."""
+
+    @override
+    def activation(self, tensor: Tensor, key: str) -> Tensor:
+        return tensor
+
+    @override
+    def moved(self, tensor: Tensor, key: str) -> Tensor:
+        return tensor
+
+    @override
+    def weight(
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return weight, bias
+
+    @override
+    def folds(self, norm: _BatchNorm) -> bool:
+        return False
+
+    @override
+    def pool(
+        self, function: Callable[..., Any], tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        out: Tensor = function(tensor, *args, **kwargs)
+        return out

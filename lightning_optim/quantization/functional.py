@@ -1,0 +1,171 @@
+"""Arithmetic of uniform quantization, with the roundings that integer runtimes use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SMALLEST_SCALE = 1e-12
+_LARGEST_BIAS = 2.0**30  # of the 2 ** 31 of an int32 accumulator, one half is left to the products
+
+
+def affine_qparams(low: Tensor, high: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+    """Spread ``[low, high]``, widened to hold 0, over the integers ``[qmin, qmax]``.
+
+    Zero is represented exactly, so that padding and ReLU cost no error (Jacob et al., 2018; arXiv:1712.05877,
+    section 2.1).
+
+    Args:
+        low: Smallest values; any shape.
+        high: Largest values, shaped as ``low``.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+
+    Returns:
+        The scale (> 0) and the zero point (a whole number in ``[qmin, qmax]``, as a float), shaped as ``low``.
+
+    Example:
+        >>> scale, zero_point = affine_qparams(torch.tensor(-1.0), torch.tensor(3.0), 0, 255)
+        >>> round(scale.item(), 6), zero_point.item()
+        (0.015686, 64.0)
+    """
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = ((high - low) / (qmax - qmin)).clamp(min=_SMALLEST_SCALE)
+    return scale, torch.clamp(torch.round(qmin - low / scale), qmin, qmax)
+
+
+def symmetric_scale(max_abs: Tensor, qmax: int) -> Tensor:
+    """Return the scale that maps ``[-max_abs, max_abs]`` to ``[-qmax, qmax]``; positive even where ``max_abs`` is 0.
+
+    Example:
+        >>> symmetric_scale(torch.tensor([1.27, 2.54]), 127)
+        tensor([0.0100, 0.0200])
+    """
+    return (max_abs / qmax).clamp(min=_SMALLEST_SCALE)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Return the integers that stand for ``x``, as floats: ``clamp(round(x / scale) + zero_point, qmin, qmax)``.
+
+    The division is exact and ties go to the even neighbour, as in ONNX's ``QuantizeLinear``; a product with
+    ``1 / scale`` would differ in a few of ten million values.
+
+    Args:
+        x: Values; any shape.
+        scale: Step between two integers, > 0; broadcasts against ``x``.
+        zero_point: Integer that stands for 0; broadcasts against ``x``.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+
+    Example:
+        >>> quantize(torch.tensor([-9.0, 0.5, 1.5, 9.0]), torch.tensor(1.0), torch.tensor(2.0), 0, 7)
+        tensor([0., 2., 4., 7.])
+    """
+    return (x / scale).round_().add_(zero_point).clamp_(qmin, qmax)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize and dequantize in one node; the gradient passes where the value was not clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+        whole = (x.float() / scale).round_().add_(zero_point)
+        ctx.save_for_backward(whole)
+        ctx.bounds = (qmin - 0.5, qmax + 0.5)
+        return whole.clamp(qmin, qmax).sub_(zero_point).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (whole,) = ctx.saved_tensors
+        (gradient,) = gradients
+        # The kernel lets pass what lies strictly between its bounds; whole numbers keep half a step away from them.
+        passed = torch.ops.aten.hardtanh_backward(gradient, whole.to(gradient.dtype), *ctx.bounds)
+        return passed, None, None, None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Round ``x`` to the values that integers can stand for, with a straight-through gradient.
+
+    The gradient is 1 where ``x`` lies within the integers' range, ends included, and 0 where it was clipped
+    (Bengio et al., 2013; arXiv:1308.3432). ``scale`` and ``zero_point`` get none.
+
+    Args:
+        x: Values; any shape and floating dtype. The arithmetic is in float32.
+        scale: Step between two integers, > 0; broadcasts against ``x``.
+        zero_point: Integer that stands for 0; broadcasts against ``x``.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+
+    Returns:
+        ``(quantize(x) - zero_point) * scale``, shaped and typed as ``x``.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.26, 9.0], requires_grad=True)
+        >>> y = fake_quantize(x, torch.tensor(0.5), torch.tensor(0.0), 0, 7)
+        >>> y.sum().backward()
+        >>> y.tolist(), x.grad.tolist()
+        ([0.0, 0.5, 3.5], [0.0, 1.0, 0.0])
+    """
+    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax)  # type: ignore[no-untyped-call]  # torch's own
+    return out
+
+
+def quantize_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """Return the int32 values that stand for a bias at the accumulator's scale, ``input_scale * weight_scale``.
+
+    Example:
+        >>> quantize_bias(torch.tensor([0.26, -1.0]), torch.tensor([0.1, 0.5]))
+        tensor([ 3, -2], dtype=torch.int32)
+    """
+    whole = torch.round(bias.double() / scale.double())
+    return whole.clamp(-(2.0**31), 2.0**31 - 1).to(torch.int32)
+
+
+def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """Round a bias to its int32 values, with the gradient of the identity.
+
+    Args:
+        bias: Bias of every output channel, ``[O]``.
+        scale: The accumulator's scale, ``[O]`` or a scalar.
+
+    Example:
+        >>> round_bias(torch.tensor([0.26]), torch.tensor([0.1]))
+        tensor([0.3000])
+    """
+    rounded = quantize_bias(bias.detach(), scale).to(scale.dtype) * scale
+    return bias + (rounded - bias).detach()
+
+
+def bias_floor(bias: Tensor, input_scale: Tensor) -> Tensor:
+    """Return the smallest weight scale at which the bias still fits into half of an int32 accumulator.
+
+    A channel whose weights are all pruned has a scale near 0, and its bias would overflow.
+
+    Example:
+        >>> bias_floor(torch.tensor([2.0**20]), torch.tensor(0.5)).item() * 2**9
+        1.0
+    """
+    return bias.detach().abs() / (input_scale * _LARGEST_BIAS)
+
+
+def channel_range(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest value of every output channel (dimension 0).
+
+    Example:
+        >>> channel_range(torch.tensor([[1.0, -2.0], [0.0, 3.0]]))
+        (tensor([-2.,  0.]), tensor([1., 3.]))
+    """
+    low, high = torch.aminmax(weight.detach().flatten(1), dim=1)
+    return low, high
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """View ``[O]`` values so that they broadcast along dimension 0 of ``like``; a scalar stays one.
+
+    Example:
+        >>> per_channel(torch.ones(4), torch.ones(4, 3, 2, 2)).shape
+        torch.Size([4, 1, 1, 1])
+    """
+    return values.view(-1, *[1] * (like.dim() - 1)) if values.dim() else values

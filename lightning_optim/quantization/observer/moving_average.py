@@ -1,0 +1,85 @@
+"""The range of recent batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.quantization.observer.base import Observer, ObserverState
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovingAverage(Observer):
+    """Average the ranges of batches, older ones less (Jacob et al., 2018; arXiv:1712.05877, section 3.1).
+
+    Args:
+        decay: Weight of the past at every batch, in ``[0, 1)``. The first batch counts in full.
+
+    Example:
+        >>> state = MovingAverage(decay=0.5).start()
+        >>> state.grow(1)
+        >>> state.update(torch.tensor([-1.0]), torch.tensor([2.0]))
+        >>> state.update(torch.tensor([0.0]), torch.tensor([3.0]))
+        >>> state.low.item(), state.high.item()
+        (-0.5, 2.5)
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
+
+    @override
+    def start(self) -> MovingAverageState:
+        return MovingAverageState(self.decay)
+
+
+@final
+class MovingAverageState(ObserverState):
+    """Running averages of both ends."""
+
+    __slots__ = ("_decay", "_high", "_low")
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._low, self._high = torch.empty(0), torch.empty(0)
+
+    @property
+    @override
+    def low(self) -> Tensor:
+        return self._low
+
+    @property
+    @override
+    def high(self) -> Tensor:
+        return self._high
+
+    @override
+    def grow(self, count: int) -> None:
+        more = count - self._low.numel()
+        self._low = torch.cat([self._low, self._low.new_full((more,), math.inf)])
+        self._high = torch.cat([self._high, self._high.new_full((more,), -math.inf)])
+
+    @override
+    def update(self, low: Tensor, high: Tensor) -> None:
+        self._low = self._average(self._low.to(low.device), low)
+        self._high = self._average(self._high.to(high.device), high)
+
+    def _average(self, past: Tensor, now: Tensor) -> Tensor:
+        blended = past + (1.0 - self._decay) * (now - past)
+        return torch.where(now.isinf(), past, torch.where(past.isinf(), now, blended))
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"low": self._low.clone(), "high": self._high.clone()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._low, self._high = state["low"].clone(), state["high"].clone()

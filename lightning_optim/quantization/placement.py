@@ -1,0 +1,266 @@
+"""Where a network's tensors are quantized, found while it runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from typing_extensions import override
+
+from lightning_optim.quantization.backend import Backend
+from lightning_optim.quantization.fold import is_foldable
+from lightning_optim.quantization.module_path import ModulePath
+from lightning_optim.quantization.operators import (
+    INTEGER_ROLES,
+    Role,
+    describe_function,
+    is_in_place,
+    is_real,
+    why_float,
+)
+from lightning_optim.quantization.plan import Operator, Plan, Record
+from lightning_optim.quantization.tag import Tag, TagBook
+
+Function = Callable[..., Any]
+NO_KERNEL = "no integer kernel"
+EXCLUDED = "left out by targets"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a torch function."""
+
+    func: Function
+    key: str
+    name: str
+    role: Role
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        """Call the function as it was called."""
+        return self.func(*self.args, **self.kwargs)
+
+
+@final
+class Placement(TorchFunctionMode):
+    """Sees every torch function of one forward pass, and quantizes what integer operators read.
+
+    A weight is quantized where it is read. An activation is quantized when somebody reads it, by the quantizer of its
+    producer: a ReLU or a batch norm in between belongs to the producer. What an integer operator puts out is read
+    quantized by everybody, since its kernel can put out nothing else.
+
+    Args:
+        backend: Carries out what is decided here.
+        plan: What an earlier, recorded pass told.
+        modules: Plain name -> module of the network, to find batch norms.
+        excluded: Names of the modules whose operators stay in floating point.
+        path: Follows which module runs.
+        record: Notes what is seen, if given.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        plan: Plan,
+        modules: Mapping[str, nn.Module],
+        excluded: frozenset[str],
+        path: ModulePath,
+        record: Record | None = None,
+    ) -> None:
+        super().__init__()
+        self._backend, self._plan, self._modules, self._excluded = backend, plan, modules, excluded
+        self._path, self._record = path, record
+        self._tags, self._counts = TagBook(), Counter[str]()
+        self._handlers: dict[Role, Callable[[Call], Any]] = {
+            Role.CONVOLUTION: self._weighted,
+            Role.LINEAR: self._weighted,
+            Role.MATMUL: self._matmul,
+            Role.ADD: self._add,
+            Role.POOL: self._pool,
+            Role.CONCATENATE: self._concatenate,
+            Role.RELU: self._relu,
+            Role.NORM: self._norm,
+            Role.MOVE: self._move,
+            Role.WRITE: self._write,
+        }
+
+    def finish(self, output: Any) -> Any:
+        """Quantize what leaves the network; called outside of the mode, which would see its own operators."""
+        return pytree.tree_map(lambda leaf: self._settle(leaf, "output"), output)
+
+    @override
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, role = describe_function(func)
+        if role is Role.INSPECT:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = _with_leading_input(args, dict(kwargs or {}))
+        note = NO_KERNEL if role is Role.OTHER else why_float(name, role, args, kwargs)
+        if not note and role in INTEGER_ROLES and self._path.current in self._excluded:
+            note = EXCLUDED
+        call = Call(func, self._key(name), name, role, args, kwargs)
+        if note:
+            return self._other(call, note)
+        self._note(call, "")
+        return self._handlers[role](call)
+
+    def _weighted(self, call: Call) -> Tensor:
+        x, input_key = self._read(call.args[0], call.key, 0)
+        kwargs = dict(call.kwargs)
+        weight = call.args[1] if len(call.args) > 1 else kwargs.pop("weight")
+        bias = call.args[2] if len(call.args) > 2 else kwargs.pop("bias", None)
+        found = self._modules.get(self._plan.norms.get(call.key, ""))
+        norm = found if found is not None and is_foldable(found) else None
+        weight, bias = self._backend.weight(weight, bias, call.key, input_key, norm)
+        out: Tensor = call.func(x, weight, bias, *call.args[3:], **kwargs)
+        is_normalized = norm is not None and self._backend.folds(norm)
+        self._tags.set(out, Tag(call.key, call.key, is_pending=True, is_normalized=is_normalized))
+        return out
+
+    def _matmul(self, call: Call) -> Tensor:
+        left, right = (self._read(call.args[place], call.key, place)[0] for place in (0, 1))
+        return self._produced(call, call.func(left, right, **call.kwargs))
+
+    def _add(self, call: Call) -> Tensor:
+        left, right = (self._read(call.args[place], call.key, place)[0] for place in (0, 1))
+        return self._produced(call, torch.add(left, right))
+
+    def _pool(self, call: Call) -> Tensor:
+        x, _ = self._read(call.args[0], call.key, 0)
+        return self._produced(call, self._backend.pool(call.func, x, call.args[1:], call.kwargs))
+
+    def _concatenate(self, call: Call) -> Tensor:
+        parts = [self._read(part, call.key, place)[0] for place, part in enumerate(call.args[0])]
+        return self._produced(call, call.func(parts, *call.args[1:], **call.kwargs))
+
+    def _norm(self, call: Call) -> Any:
+        tag = self._tags.get(call.args[0])
+        is_own = tag is not None and self._plan.norms.get(tag.origin) == self._path.current and not tag.is_quantized
+        if tag is None or not is_own:
+            return self._other(call, NO_KERNEL)
+        if tag.is_normalized:
+            tag.is_normalized, tag.origin = False, call.key
+            return call.args[0]
+        out = call.run()
+        self._tags.set(out, Tag(tag.key, call.key, is_pending=True))
+        return out
+
+    def _relu(self, call: Call) -> Any:
+        tag = self._tags.get(call.args[0])
+        if tag is None or not (tag.is_pending or tag.is_quantized):
+            return self._give(call, call.run(), Tag(call.key, call.key))
+        if tag.is_pending and not tag.is_quantized and tag.origin not in self._plan.shared:
+            self._saw(tag, call.key)
+            return self._give(call, call.run(), Tag(tag.key, call.key, is_pending=True))
+        out = torch.relu(self._read(call.args[0], call.key, 0)[0])  # what is on the grid stays on it
+        return self._give(call, self._backend.moved(out, tag.key), Tag(tag.key, call.key, is_quantized=True))
+
+    def _move(self, call: Call) -> Any:
+        tag = self._tags.get(call.args[0]) if call.args and is_real(call.args[0]) else None
+        if tag is None:
+            return call.run()
+        x, is_quantized = call.args[0], tag.is_pending or tag.is_quantized
+        if is_quantized:
+            x, _ = self._read(x, call.key, 0)
+        out = call.func(x, *call.args[1:], **call.kwargs)
+        is_placed = is_quantized and out is not x and "dropout" not in call.name
+
+        def place(part: Any) -> Any:
+            if not is_real(part):
+                return part
+            part = self._backend.moved(part, tag.key) if is_placed else part
+            return self._give(call, part, Tag(tag.key, call.key, is_quantized=is_quantized))
+
+        return pytree.tree_map(place, out)
+
+    def _write(self, call: Call) -> Any:
+        target = call.args[0]
+        tag = self._tags.get(target) if is_real(target) else None
+        if tag is not None and tag.is_pending and not tag.is_quantized:
+            target.copy_(self._read(target, call.key, 0)[0])
+        rest, kwargs = pytree.tree_map(lambda leaf: self._settle(leaf, call.key), (call.args[1:], call.kwargs))
+        out = call.func(target, *rest, **kwargs)
+        if tag is not None:
+            self._tags.set(target, Tag(call.key, call.key))
+        return out
+
+    def _other(self, call: Call, note: str) -> Any:
+        if any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
+            self._note(call, note)
+        args, kwargs = pytree.tree_map(lambda leaf: self._settle(leaf, call.key), (call.args, call.kwargs))
+        out = call.func(*args, **kwargs)
+        return self._give(call, out, Tag(call.key, call.key)) if is_real(out) else out
+
+    def _produced(self, call: Call, out: Tensor) -> Tensor:
+        return self._give(call, out, Tag(call.key, call.key, is_pending=True))
+
+    def _give(self, call: Call, out: Tensor, tag: Tag) -> Tensor:
+        """Tag a result, and put it where an in-place call asked for it."""
+        if is_in_place(call.name, call.kwargs) and is_real(call.args[0]) and out is not call.args[0]:
+            out = call.args[0].copy_(out)
+        self._tags.set(out, tag)
+        return out
+
+    def _read(self, tensor: Tensor, reader: str, place: int) -> tuple[Tensor, str]:
+        """Return a tensor as an integer operator reads it, and the key of its quantizer."""
+        tag = self._tags.get(tensor)
+        if tag is None:
+            tag = Tag(f"{reader}<{place}", f"{reader}<{place}")
+            self._tags.set(tensor, tag)
+        self._saw(tag, reader)
+        if tag.is_quantized:
+            return tensor, tag.key
+        # A copy made without gradients does not serve a reader that needs them.
+        lacks_grad = torch.is_grad_enabled() and tensor.requires_grad
+        if tag.quantized is None or (lacks_grad and not tag.quantized.requires_grad):
+            quantized = self._backend.activation(tensor, tag.key)
+            if quantized is tensor:
+                tag.is_quantized = True
+                return tensor, tag.key
+            tag.quantized = quantized
+            self._tags.set(quantized, Tag(tag.key, tag.origin, is_quantized=True))
+        return tag.quantized, tag.key
+
+    def _settle(self, leaf: Any, reader: str) -> Any:
+        """Return what a floating-point reader gets of a tensor."""
+        tag = self._tags.get(leaf) if is_real(leaf) else None
+        if tag is None:
+            return leaf
+        if tag.is_pending and not tag.is_quantized:
+            return self._read(leaf, reader, 0)[0]
+        self._saw(tag, reader)
+        return leaf
+
+    def _saw(self, tag: Tag, reader: str) -> None:
+        if tag.is_normalized:
+            raise RuntimeError(
+                f"{reader} reads the output of {tag.origin} before its batch norm, which the recorded pass did not: "
+                "the network takes another way now; leave these layers out with targets.exclude"
+            )
+        if self._record is not None:
+            self._record.read(tag.origin, reader)
+
+    def _note(self, call: Call, note: str) -> None:
+        if self._record is not None:
+            self._record.add(call.key, Operator(self._path.current, call.name, call.role, note))
+
+    def _key(self, name: str) -> str:
+        base = f"{self._path.current}:{name}"
+        self._counts[base] += 1
+        calls = self._counts[base]
+        return base if calls == 1 else f"{base}#{calls}"
+
+
+def _with_leading_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not args and "input" in kwargs:
+        return (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+    return args, kwargs

@@ -1,0 +1,93 @@
+"""What one recorded forward pass tells about the operators of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from lightning_optim.quantization.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator of the network.
+
+    Args:
+        path: Name of the module that it ran in.
+        name: Name of the torch function.
+        role: What it is to a quantized network.
+        note: Why it computes in floating point; empty if it does not.
+    """
+
+    path: str
+    name: str
+    role: Role
+    note: str = ""
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it is to run in integers."""
+        return self.role in INTEGER_ROLES and not self.note
+
+
+@final
+@dataclass(slots=True)
+class Record:
+    """Collects operators, and who reads whom, over the forward passes of one batch."""
+
+    operators: dict[str, Operator] = field(default_factory=dict)
+    readers: dict[str, set[str]] = field(default_factory=dict)
+
+    def add(self, key: str, operator: Operator) -> None:
+        """Note that an operator ran."""
+        self.operators[key] = operator
+
+    def read(self, origin: str, reader: str) -> None:
+        """Note that ``reader`` took the output of ``origin``."""
+        self.readers.setdefault(origin, set()).add(reader)
+
+    def plan(self, foldable: frozenset[str]) -> Plan:
+        """Draw the conclusions.
+
+        Args:
+            foldable: Names of the modules that are batch norms with running statistics.
+        """
+        norms = {}
+        for key, operator in self.operators.items():
+            readers = self.readers.get(key, set())
+            if operator.role not in WEIGHTED_ROLES or not operator.is_integer or len(readers) != 1:
+                continue
+            reader = self.operators.get(next(iter(readers)))
+            if reader is not None and reader.role is Role.NORM and reader.path in foldable:
+                norms[key] = reader.path
+        shared = frozenset(key for key, readers in self.readers.items() if len(readers) > 1)
+        return Plan(operators=dict(self.operators), norms=norms, shared=shared)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the simulation knows ahead of a forward pass.
+
+    Args:
+        operators: Key -> operator, in the order of the forward pass.
+        norms: Key of a convolution or linear layer -> name of the batch norm that alone reads it.
+        shared: Keys of the operators whose output several others read; a ReLU among them can't be absorbed.
+    """
+
+    operators: Mapping[str, Operator] = field(default_factory=dict)
+    norms: Mapping[str, str] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plan as primitives."""
+        rows = [[key, op.path, op.name, op.role.value, op.note] for key, op in self.operators.items()]
+        return {"operators": rows, "norms": dict(self.norms), "shared": sorted(self.shared)}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from ``state_dict``."""
+        operators = {key: Operator(path, name, Role(role), note) for key, path, name, role, note in state["operators"]}
+        return cls(operators=operators, norms=dict(state["norms"]), shared=frozenset(state["shared"]))

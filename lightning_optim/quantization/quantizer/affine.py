@@ -1,0 +1,46 @@
+"""Uniform steps with a zero point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.quantization.functional import affine_qparams
+from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.scheme import Granularity, Scheme
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine(Quantizer):
+    """Unsigned integers from 0, with the zero point where 0 falls (Jacob et al., 2018; arXiv:1712.05877, eq. 1).
+
+    After a ReLU the zero point is 0, which lets integer runtimes absorb the ReLU.
+
+    Args:
+        bits: Width of an integer, 2 to 8.
+        granularity: ``"tensor"`` or ``"channel"``.
+
+    Example:
+        >>> import torch
+        >>> Affine().qparams(torch.tensor(0.0), torch.tensor(2.55))
+        (tensor(0.0100), tensor(0.))
+    """
+
+    bits: int = 8
+    granularity: Granularity = "tensor"
+
+    def __post_init__(self) -> None:
+        _ = self.scheme  # checks the settings
+
+    @property
+    @override
+    def scheme(self) -> Scheme:
+        return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity=self.granularity)
+
+    @override
+    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return affine_qparams(low, high, 0, self.scheme.qmax)

@@ -1,0 +1,55 @@
+"""What integers a quantizer uses, and how much of a tensor shares one scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+Granularity = Literal["tensor", "channel"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """A set of integers and a granularity.
+
+    Args:
+        bits: Width of an integer, 2 to 8.
+        signed: Whether integers are signed; ``"int"`` or ``"uint"``.
+        symmetric: Whether 0 is always represented by the integer 0. A signed symmetric scheme leaves the most negative
+            integer out, so that a weight and its negative are equally exact.
+        granularity: ``"tensor"``: one scale; ``"channel"``: one for each entry of dimension 0.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> weights = Scheme(bits=8, signed="int", symmetric=True, granularity="channel")
+        >>> weights.qmin, weights.qmax
+        (-127, 127)
+    """
+
+    bits: int
+    signed: Literal["int", "uint"]
+    symmetric: bool
+    granularity: Granularity
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be a whole number from 2 to 8, got {self.bits!r}")
+        if self.signed not in ("int", "uint"):
+            raise ValueError(f"signed must be 'int' or 'uint', got {self.signed!r}")
+        if self.granularity not in ("tensor", "channel"):
+            raise ValueError(f"granularity must be 'tensor' or 'channel', got {self.granularity!r}")
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer."""
+        if self.signed == "uint":
+            return 0
+        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer."""
+        return (1 << self.bits) - 1 if self.signed == "uint" else (1 << (self.bits - 1)) - 1

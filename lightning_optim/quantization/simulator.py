@@ -1,0 +1,178 @@
+"""A network as it will compute once its weights and activations are integers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_optim.quantization.backend import Backend, FloatBackend
+from lightning_optim.quantization.fold import is_foldable
+from lightning_optim.quantization.module_path import ModulePath, module_names
+from lightning_optim.quantization.observer.base import Observer
+from lightning_optim.quantization.placement import Placement
+from lightning_optim.quantization.plan import Plan, Record
+from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.simulation import SimulationBackend
+from lightning_optim.surgery.select import named_modules
+
+Forward = Callable[..., Any]
+
+
+@final
+class Simulator:
+    """Runs a network with quantized weights and activations, and learns what that takes.
+
+    The first batch that is observed runs in floating point and shows which operators there are; the second shows the
+    ranges of their activations; from the third on the network computes as its integer form would.
+
+    Args:
+        weight: Quantizer of weights.
+        activation: Quantizer of activations.
+        observer: Turns ranges of batches into one range.
+
+    Attributes:
+        plan: What the recorded batch told; ``None`` before.
+        ranges: Ranges of the activations.
+        excluded: Names of the modules whose operators stay in floating point.
+        is_observing: Whether a forward pass records, or widens ranges.
+        folds_batch_norm: Whether batch norms are folded in training too; evaluation always folds them.
+        example: Arguments of a recorded forward pass, on the CPU; an export needs some.
+    """
+
+    def __init__(self, weight: Quantizer, activation: Quantizer, observer: Observer) -> None:
+        self.weight_quantizer, self.activation_quantizer, self.observer = weight, activation, observer
+        self.ranges = Ranges(activation, observer)
+        self.plan: Plan | None = None
+        self.excluded: frozenset[str] = frozenset()
+        self.is_observing = False
+        self.folds_batch_norm = False
+        self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._record: Record | None = None
+        self._foldable: frozenset[str] = frozenset()
+        self._names: tuple[nn.Module, dict[int, str], dict[str, nn.Module]] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether operators and ranges are known, so that the network is simulated."""
+        return self.plan is not None and bool(self.ranges.keys)
+
+    def run(self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a network's own ``forward``, simulated as far as the simulator knows it.
+
+        Args:
+            network: The network.
+            forward: Its forward method.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+        """
+        if self.plan is None:
+            return self._run_recorded(network, forward, args, kwargs) if self.is_observing else forward(*args, **kwargs)
+        if not (self.is_ready or self.is_observing):
+            return forward(*args, **kwargs)
+        backend = SimulationBackend(
+            self.ranges,
+            self.weight_quantizer,
+            self.activation_quantizer,
+            observes=self.is_observing,
+            folds_all=self.folds_batch_norm,
+        )
+        with self.placed(network, backend) as placement:
+            output = forward(*args, **kwargs)
+        return placement.finish(output)
+
+    @contextmanager
+    def placed(self, network: nn.Module, backend: Backend, record: Record | None = None) -> Iterator[Placement]:
+        """Let ``backend`` carry out the placement for what runs inside."""
+        names, modules = self._modules_of(network)
+        path = ModulePath(names)
+        placement = Placement(backend, self.plan or Plan(), modules, self.excluded, path, record)
+        with path, placement:
+            yield placement
+
+    def finish_batch(self, merge: Callable[[Ranges], None] | None = None) -> None:
+        """End a batch that was observed: draw the plan, or fold the ranges in.
+
+        Args:
+            merge: Folds in the ranges of all processes; without it, those of this process alone.
+        """
+        if self._record is not None:
+            self.plan = self._record.plan(self._foldable)
+            self._record = None
+        elif self.plan is not None:
+            (merge or merge_alone)(self.ranges)
+
+    def discard_batch(self) -> None:
+        """Forget what an unfinished batch showed."""
+        self._record = None
+        self.ranges.discard()
+
+    def forward_of(self, network: nn.Module) -> Forward:
+        """Return a function that runs ``network`` in evaluation, simulated, without gradients and side effects.
+
+        Raises:
+            RuntimeError: If the simulator has not seen two batches.
+        """
+        if not self.is_ready:
+            raise RuntimeError("there are no activation ranges yet: train at least two batches within the window")
+        twin = copy.deepcopy(network).eval()
+        plain = type(twin).forward.__get__(twin)
+
+        def simulated(*args: Any, **kwargs: Any) -> Any:
+            was_observing, self.is_observing = self.is_observing, False
+            try:
+                with torch.no_grad():
+                    return self.run(twin, plain, args, kwargs)
+            finally:
+                self.is_observing = was_observing
+
+        return simulated
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plan and ranges, as primitives and tensors."""
+        plan = None if self.plan is None else self.plan.state_dict()
+        return {"plan": plan, "excluded": sorted(self.excluded), "ranges": self.ranges.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.plan = None if state["plan"] is None else Plan.from_state_dict(state["plan"])
+        self.excluded = frozenset(state["excluded"])
+        self.ranges.load_state_dict(state["ranges"])
+
+    def _run_recorded(self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._record is None:
+            self._record = Record()
+            self.example = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().cpu().clone(), (args, kwargs))
+        _, modules = self._modules_of(network)
+        self._foldable = frozenset(name for name, module in modules.items() if is_foldable(module))
+        with self.placed(network, FloatBackend(), self._record) as placement:
+            output = forward(*args, **kwargs)
+        return placement.finish(output)
+
+    def _modules_of(self, network: nn.Module) -> tuple[dict[int, str], dict[str, nn.Module]]:
+        if self._names is None or self._names[0] is not network:
+            self._names = (network, module_names(network), named_modules(network))
+        return self._names[1], self._names[2]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = (self.weight_quantizer, self.activation_quantizer, self.observer)
+        return _rebuild, (settings, self.state_dict(), self.example)
+
+
+def _rebuild(settings: tuple[Quantizer, Quantizer, Observer], state: dict[str, Any], example: Any) -> Simulator:
+    simulator = Simulator(*settings)
+    simulator.load_state_dict(state)
+    simulator.example = example
+    return simulator
+
+
+def merge_alone(ranges: Ranges) -> None:
+    """Fold in the batch's ranges of this process alone."""
+    ranges.register(ranges.new_keys)
+    ranges.merge(ranges.message())

@@ -1,0 +1,61 @@
+"""A placement that a person can read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from lightning_optim.quantization.operators import INTEGER_ROLES, Role
+from lightning_optim.quantization.plan import Plan
+from lightning_optim.quantization.ranges import Ranges
+
+_QUIET = frozenset({Role.MOVE, Role.WRITE})
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One operator of a network.
+
+    Args:
+        key: Names the operator: module path, torch function, and the number of the call if it is not the first.
+        kind: What it is.
+        computes: ``"integer"`` or ``"float"``.
+        note: The folded batch norm, or why it computes in floating point.
+        low: Smallest value of its output's range; ``None`` if the output has no quantizer of its own.
+        high: Largest value.
+    """
+
+    key: str
+    kind: str
+    computes: str
+    note: str
+    low: float | None
+    high: float | None
+
+
+def placement_rows(plan: Plan, ranges: Ranges) -> list[Row]:
+    """Return a row for every operator that computes, in the order of the forward pass."""
+    rows = []
+    for key, operator in plan.operators.items():
+        if operator.role in _QUIET or (operator.role is Role.NORM and operator.path in plan.norms.values()):
+            continue
+        low, high = ranges.range_of(key) if ranges.has(key) else (None, None)
+        is_float = bool(operator.note) or operator.role not in INTEGER_ROLES | {Role.RELU}
+        note = operator.note or (f"with {plan.norms[key]}" if key in plan.norms else "")
+        computes = "float" if is_float else "integer"
+        kind = operator.name if operator.role is Role.OTHER else operator.role.value
+        rows.append(Row(key=key, kind=kind, computes=computes, note=note, low=low, high=high))
+    return rows
+
+
+def placement_table(plan: Plan, ranges: Ranges) -> str:
+    """Return the placement as a table of plain text."""
+    lines = [("operator", "kind", "computes", "range", "note")]
+    for row in placement_rows(plan, ranges):
+        span = "" if row.low is None or row.high is None else f"[{row.low:.4g}, {row.high:.4g}]"
+        lines.append((row.key, row.kind, row.computes, span, row.note))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

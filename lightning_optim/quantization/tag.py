@@ -1,0 +1,75 @@
+"""What is known about the tensors of one forward pass."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+@final
+@dataclass(slots=True)
+class Tag:
+    """What is known about one tensor.
+
+    Args:
+        key: Names the activation quantizer that serves the tensor.
+        origin: Names the operator that produced this very tensor.
+        is_pending: Whether an integer operator produced it, so that whoever reads it must read it quantized.
+        is_quantized: Whether the tensor holds quantized values already.
+        is_normalized: Whether the batch norm that follows was folded into the operator.
+        quantized: The quantized tensor, once somebody has read it.
+    """
+
+    key: str
+    origin: str
+    is_pending: bool = False
+    is_quantized: bool = False
+    is_normalized: bool = False
+    quantized: Tensor | None = None
+
+
+@final
+class TagBook:
+    """Tags of tensors, by identity.
+
+    Hooks of FSDP wrap a tensor anew between two operators; it is then recognized by its memory and shape. This is safe
+    only while the first tensor is kept alive: in training, where autograd keeps most of them anyway, and where alone
+    those hooks run. Without gradients a tag dies with its tensor.
+    """
+
+    def __init__(self) -> None:
+        self._tags: dict[int, tuple[weakref.ref[Tensor], Tag]] = {}
+        self._places: dict[tuple[int, torch.Size], Tag] = {}
+        self._kept: list[Tensor] = []
+
+    def set(self, tensor: Tensor, tag: Tag) -> None:
+        """Tag a tensor; an older tag of it is dropped."""
+        identity = id(tensor)
+        if torch.is_grad_enabled():
+            self._kept.append(tensor)
+            self._tags[identity] = (weakref.ref(tensor), tag)
+            place = _place(tensor)
+            if place is not None:
+                self._places[place] = tag
+            return
+        self._tags[identity] = (weakref.ref(tensor, lambda _: self._tags.pop(identity, None)), tag)
+
+    def get(self, tensor: Tensor) -> Tag | None:
+        """Return the tag of a tensor, or ``None``."""
+        found = self._tags.get(id(tensor))
+        if found is not None and found[0]() is tensor:
+            return found[1]
+        if not self._places:
+            return None
+        place = _place(tensor)
+        return None if place is None else self._places.get(place)
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size] | None:
+    if type(tensor) is not Tensor or torch.compiler.is_compiling():
+        return None  # traced and sharded tensors have no memory of their own
+    return tensor.data_ptr(), tensor.shape
