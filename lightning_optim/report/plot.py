@@ -1,0 +1,162 @@
+"""Plots of a report as SVG text that takes its ink from the page around it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning_optim.report.pareto import pareto_front
+from lightning_optim.report.result import Report, StageResult
+from lightning_optim.report.wording import say_bytes, say_count, say_milliseconds
+
+_INK = "#010203"  # stands for the page's own text colour until the SVG is written
+_SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#14b8a6", "#ef4444")  # read well on black and white
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "grid.color": "#888888",
+    "grid.alpha": 0.25,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+Axis = tuple[str, Callable[[StageResult], float | None], Callable[[Any], str]]
+_COSTS: tuple[Axis, ...] = (
+    ("file size", lambda stage: stage.bytes, say_bytes),
+    ("MACs of one sample", lambda stage: stage.macs, say_count),
+    ("latency at batch 1, ms", lambda stage: stage.latency_ms_b1, say_milliseconds),
+    ("latency at batch 32, ms", lambda stage: stage.latency_ms_b32, say_milliseconds),
+)
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401  # asked for, not used
+    except ImportError:
+        return False
+    return True
+
+
+def plot_trade_off(report: Report) -> str:
+    """Test accuracy against file size and against latency at batch 32; the line joins what nothing else beats.
+
+    Args:
+        report: Stages without a latency are left out of its panel.
+
+    Returns:
+        One ``<svg>`` element.
+
+    Raises:
+        ImportError: If matplotlib is not installed; see ``can_plot``.
+    """
+
+    def draw(panels: Sequence[Any]) -> None:
+        for panel, (label, cost_of, say) in zip(panels, (_COSTS[0], _COSTS[3]), strict=True):
+            points = [(stage, cost) for stage in report.stages if (cost := cost_of(stage)) is not None]
+            if points:
+                _draw_trade_off(panel, points, say, _colours(report))
+            panel.set_xlabel(f"{label} (log scale, less is better)")
+        panels[0].set_ylabel("test accuracy, %")
+
+    return _figure(draw, columns=2, height=3.6, name="trade-off")
+
+
+def plot_stages(report: Report) -> str:
+    """One bar per stage for size, MACs and both latencies; returns one ``<svg>`` element."""
+
+    def draw(panels: Sequence[Any]) -> None:
+        names, colours = [stage.name for stage in report.stages], list(_colours(report).values())
+        for panel, (label, cost_of, say) in zip(panels, _COSTS, strict=True):
+            values = [cost_of(stage) for stage in report.stages]
+            bars = panel.barh(range(len(names)), [value or 0.0 for value in values], color=colours, height=0.62)
+            panel.bar_label(bars, [say(value) for value in values], padding=4)
+            panel.set_title(label)
+            panel.set_yticks(range(len(names)), names)
+            panel.invert_yaxis()
+            panel.set_xticks([])
+            panel.spines["bottom"].set_visible(False)
+            panel.margins(x=0.35)
+        for panel in panels[1:]:
+            panel.set_yticklabels([])
+
+    return _figure(draw, columns=4, height=0.9 + 0.36 * len(report.stages), name="stages")
+
+
+def plot_curves(report: Report) -> str:
+    """Validation accuracy over the epochs of all stages, one after another; returns one ``<svg>`` element."""
+
+    def draw(panels: Sequence[Any]) -> None:
+        begin, colours = 0, _colours(report)
+        for name, curve in report.curves.items():
+            epochs, colour = range(begin + 1, begin + len(curve) + 1), colours.get(name, _INK)
+            panels[0].plot(epochs, [100 * value for value in curve], ".-", color=colour, label=name)
+            begin += len(curve)
+        panels[0].set_xlabel("epoch, all stages one after another")
+        panels[0].set_ylabel("validation accuracy, %")
+        panels[0].grid(axis="y")
+        panels[0].legend(frameon=False, loc="lower right", ncols=2)
+
+    return _figure(draw, columns=1, height=3.4, name="curves")
+
+
+def _draw_trade_off(
+    panel: Any, points: list[tuple[StageResult, float]], say: Callable[[Any], str], colours: dict[str, str]
+) -> None:
+    costs = [(cost, -stage.test_accuracy) for stage, cost in points]
+    front = pareto_front(costs)
+    line = sorted((cost, -100 * negated) for cost, negated in (costs[index] for index in front))
+    panel.plot(*zip(*line, strict=True), color=_INK, alpha=0.45, linewidth=1.2, zorder=1)
+    for index, (stage, cost) in enumerate(points):
+        accuracy, is_best, colour = 100 * stage.test_accuracy, index in front, colours[stage.name]
+        panel.scatter(
+            cost, accuracy, s=64, zorder=2, edgecolors=colour, linewidths=1.6, facecolors=colour if is_best else "none"
+        )
+        # The line rises to the right, so its upper left is free.
+        offset, side = ((-6, 7), "right") if is_best else ((8, -4), "left")
+        panel.annotate(stage.name, (cost, accuracy), xytext=offset, textcoords="offset points", ha=side)
+    panel.set_xscale("log")
+    ticks = sorted({cost for _, cost in points})
+    panel.set_xticks(_apart(ticks), [say(tick) for tick in _apart(ticks)])
+    panel.minorticks_off()
+    panel.margins(x=0.25, y=0.22)
+    panel.grid(axis="y")
+
+
+def _apart(ticks: list[float]) -> list[float]:
+    """Leave out ticks whose labels would touch the one before, on a logarithmic axis."""
+    kept = ticks[:1]
+    span = ticks[-1] / ticks[0]
+    for tick in ticks[1:]:
+        if tick / kept[-1] > span**0.14:
+            kept.append(tick)
+    return kept
+
+
+def _colours(report: Report) -> dict[str, str]:
+    """Stage -> colour, the same in every plot."""
+    return {stage.name: _SERIES[index % len(_SERIES)] for index, stage in enumerate(report.stages)}
+
+
+def _figure(draw: Callable[[Sequence[Any]], None], *, columns: int, height: float, name: str) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # The salt keeps the marks of two plots on one page apart, and the bytes the same from run to run.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(10.4, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        panels = figure.subplots(1, columns, squeeze=False)[0]
+        draw(list(panels))
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(_INK, "currentColor")

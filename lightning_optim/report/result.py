@@ -1,0 +1,185 @@
+"""What a run has to show: one row per stage, and how the deployed model compares."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, final
+
+from lightning_optim.errors import ArtefactError
+
+MEASURED = (
+    "Accuracies are top-1, of the exported file run in ONNX Runtime over the whole split.",
+    "Bytes are those of the stage's own ONNX file; exporter metadata is stripped from every file, the base included.",
+    "Latency is the median wall time of a call in ONNX Runtime on the CPU, one intra-op thread, after a warm-up; all "
+    "stages take turns within one process, so that a busy moment hits all alike.",
+    "MACs are multiply-accumulates of convolutions, linears and matrix products for one sample (FLOPs are twice that).",
+    "Agreement is the share of test samples for which the trained model and its exported file name the same class.",
+)
+
+_PACKAGES = ("lightning-optim", "torch", "lightning", "torchmetrics", "hydra-core", "onnx", "onnxscript", "onnxruntime")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """Figures of one stage's artefact.
+
+    Args:
+        name: The stage.
+        test_accuracy: Top-1, in ``[0, 1]``.
+        validation_accuracy: Top-1, in ``[0, 1]``.
+        parameters: Number of weights.
+        macs: Multiply-accumulates of one sample.
+        bytes: Size of the exported file.
+        latency_ms_b1: Median milliseconds of a batch of 1; ``None`` if not measured.
+        latency_ms_b32: Median milliseconds of a batch of 32; ``None`` if not measured.
+        agreement: Share of samples on which the trained and the exported model agree, in ``[0, 1]``; ``None`` if
+            not measured.
+        seconds: Wall time that the stage took.
+        weights_sha256: Checksum of the weights.
+        file: The exported file, relative to the run's folder.
+
+    Raises:
+        ValueError: If an accuracy or agreement is no fraction.
+    """
+
+    name: str
+    test_accuracy: float
+    validation_accuracy: float
+    parameters: int
+    macs: int
+    bytes: int
+    latency_ms_b1: float | None = None
+    latency_ms_b32: float | None = None
+    agreement: float | None = None
+    seconds: float = 0.0
+    weights_sha256: str = ""
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("test_accuracy", "validation_accuracy", "agreement"):
+            value = getattr(self, key)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{key} of stage {self.name!r} is a fraction in [0, 1], got {value}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as primitives."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> StageResult:
+        """Return what ``to_dict`` was called on.
+
+        Raises:
+            ArtefactError: If a field is missing, unknown or out of range.
+        """
+        try:
+            return StageResult(**values)
+        except (TypeError, ValueError) as error:
+            raise ArtefactError(f"no stage of a report: {error}") from error
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All stages of a run, base first and deployed model last.
+
+    Args:
+        stages: At least one.
+        parity: Deployed model against trained one; ``top1_agreement`` in ``[0, 1]``, and what else was compared.
+        versions: Package -> version.
+        title: Headline of the page.
+        notes: How the figures were taken.
+        curves: Stage -> validation accuracy after each of its epochs, in ``[0, 1]``.
+        artefacts: File, relative to the run's folder -> what it is.
+    """
+
+    stages: Sequence[StageResult]
+    parity: Mapping[str, float]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    title: str = "Compression report"
+    notes: Sequence[str] = MEASURED
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    artefacts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "notes", tuple(self.notes))
+        if not self.stages:
+            raise ValueError("a report needs at least one stage, got none")
+        if "top1_agreement" not in self.parity:
+            raise ValueError(f"parity needs 'top1_agreement', got {sorted(self.parity)}")
+
+    @property
+    def base(self) -> StageResult:
+        """The first stage, which the others are compared with."""
+        return self.stages[0]
+
+    @property
+    def deployed(self) -> StageResult:
+        """The last stage."""
+        return self.stages[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as what JSON can hold."""
+        return {
+            "title": self.title,
+            "stages": [stage.to_dict() for stage in self.stages],
+            "parity": dict(self.parity),
+            "versions": dict(self.versions),
+            "notes": list(self.notes),
+            "curves": {name: list(curve) for name, curve in self.curves.items()},
+            "artefacts": dict(self.artefacts),
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Report:
+        """Return what ``to_dict`` was called on.
+
+        Raises:
+            ArtefactError: If something needed is missing or unknown.
+        """
+        try:
+            stages = [StageResult.from_dict(stage) for stage in values["stages"]]
+            return Report(**{**values, "stages": stages})
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ArtefactError):
+                raise
+            known = [item.name for item in fields(Report)]
+            raise ArtefactError(f"no report: {error}; a report holds {known}") from error
+
+
+def read_report(path: str | Path) -> Report:
+    """Read a ``report.json``.
+
+    Raises:
+        ArtefactError: If the file is missing or no report.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} is no report that can be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ArtefactError(f"{path} is no report: it holds a {type(values).__name__}")
+    return Report.from_dict(values)
+
+
+def collect_versions() -> dict[str, str]:
+    """Return the versions of Python, the platform and the packages that shape the figures, as far as installed.
+
+    Example:
+        >>> "torch" in collect_versions()
+        True
+    """
+    versions = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
