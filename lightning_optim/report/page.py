@@ -37,7 +37,7 @@ def render_page(report: Report) -> str:
 
 def _headline(report: Report) -> str:
     base, deployed = report.base, report.deployed
-    agreement = say_percent(report.parity["top1_agreement"]).removesuffix(".00 %").removesuffix(" %") + " %"
+    agreement = say_percent(report.parity["top1_agreement"]).replace(".00 %", " %")
     figures = [
         (say_factor(base.bytes, deployed.bytes), "smaller file"),
         (say_factor(base.latency_ms_b32, deployed.latency_ms_b32), "faster at batch 32"),

@@ -14,6 +14,7 @@ _INK = "#010203"  # stands for the page's own text colour until the SVG is writt
 _SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#14b8a6", "#ef4444")  # read well on black and white
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a stage's name is a dollar sign
     "font.family": "sans-serif",
     "font.size": 11,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),

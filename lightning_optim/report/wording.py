@@ -38,13 +38,16 @@ def say_milliseconds(latency: float | None) -> str:
 
 
 def say_percent(fraction: float | None, digits: int = 2) -> str:
-    """A fraction as a percentage; a dash for what was not measured.
+    """A fraction as a percentage; a dash for what was not measured, and 100 for nothing less than all.
 
     Example:
-        >>> say_percent(0.9844), say_percent(1.0, digits=0)
-        ('98.44 %', '100 %')
+        >>> say_percent(0.9844), say_percent(0.999999), say_percent(1.0, digits=0)
+        ('98.44 %', '99.99 %', '100 %')
     """
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"  # noqa: RUF001  # stands for nothing
+    if fraction is None:
+        return "–"  # noqa: RUF001  # the dash that stands for nothing
+    percent = 100.0 * fraction if fraction >= 1.0 else min(100.0 * fraction, 100.0 - 10.0**-digits)
+    return f"{percent:.{digits}f} %"
 
 
 def say_factor(base: float | None, value: float | None) -> str:

@@ -1,0 +1,110 @@
+import re
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from typing_extensions import override
+
+from lightning_optim.report.page import render_page
+from lightning_optim.report.plot import plot_curves, plot_stages, plot_trade_off
+from lightning_optim.report.result import Report, StageResult, read_report
+from lightning_optim.report.write import write_report
+
+
+def report(names=("base", "prune", "qat"), **changes):
+    stages = [
+        StageResult(
+            name=name,
+            test_accuracy=0.98 - 0.01 * index,
+            validation_accuracy=0.99,
+            parameters=3000 // (index + 1),
+            macs=90_000,
+            bytes=12_000 // (index + 1),
+            latency_ms_b1=None if index == 1 else 1.0 / (index + 1),
+            latency_ms_b32=None if index == 1 else 9.0 / (index + 1),
+            agreement=1.0,
+            file=f"{index}.onnx",
+        )
+        for index, name in enumerate(names)
+    ]
+    curves = {name: [0.5, 0.9] for name in names}
+    return Report(**{"stages": stages, "parity": {"top1_agreement": 0.9996}, "curves": curves, **changes})
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is closed out of order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    @override
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "br", "link"):
+            self.open.append(tag)
+
+    @override
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parse(page):
+    parser = Balance()
+    parser.feed(page)
+    assert not parser.open
+    return parser.seen
+
+
+@pytest.mark.parametrize("plot", [plot_trade_off, plot_stages, plot_curves])
+def test_a_plot_is_one_svg_with_every_name_and_the_pages_ink(plot):
+    svg = plot(report())
+    text = "".join(ET.fromstring(svg).itertext())
+    assert "currentColor" in svg
+    assert "#010203" not in svg
+    assert {"base", "qat"} <= set(re.findall(r"\w+", text))
+    assert plot(report()) == svg
+
+
+def test_the_page_needs_nothing_beside_it():
+    seen = parse(render_page(report()))
+    assert sum(tag == "svg" for tag, _ in seen) == 3
+    for tag, attributes in seen:
+        assert tag not in ("script", "link", "img", "iframe")
+        assert "src" not in attributes
+        assert not any(value.startswith(("http", "//")) for key, value in attributes.items() if key.endswith("href"))
+
+
+def test_agreement_is_not_rounded_up_to_all():
+    page = render_page(report())
+    assert "99.96 %" in page
+    assert "<strong>100 %</strong>" in render_page(report(parity={"top1_agreement": 1.0}))
+    assert "<strong>100 %</strong>" not in render_page(report(parity={"top1_agreement": 0.999999}))
+
+
+def test_what_the_user_named_is_text_and_never_markup():
+    evil = "<script>alert('x')</script>&$x_2$"
+    page = render_page(report(names=("base", evil), title=evil, notes=[evil], artefacts={evil: evil}))
+    assert "<script" not in page
+    parse(page)
+    assert evil in "".join(ET.fromstring(plot_stages(report(names=("base", evil)))).itertext())
+
+
+def test_without_matplotlib_one_line_stands_where_the_plots_would(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = render_page(report())
+    assert "pip install 'lightning-optim[report]'" in page
+    assert "<svg" not in page
+
+
+def test_a_single_stage_makes_a_page_too():
+    parse(render_page(report(names=("base",), curves={})))
+
+
+def test_both_files_are_written_and_read_back(tmp_path):
+    whole = report()
+    json_path, html_path = write_report(whole, tmp_path / "run")
+    assert read_report(json_path).to_dict() == whole.to_dict()
+    assert html_path.read_text(encoding="utf-8") == render_page(whole)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.html", "report.json"]

@@ -1,0 +1,52 @@
+import json
+from dataclasses import fields
+
+import pytest
+
+from lightning_optim.errors import ArtefactError
+from lightning_optim.report.result import Report, StageResult, read_report
+
+
+def stage(**changes):
+    figures = {"name": "base", "test_accuracy": 0.9, "validation_accuracy": 0.95}
+    return StageResult(**{**figures, "parameters": 10, "macs": 20, "bytes": 30, **changes})
+
+
+def report(**changes):
+    return Report(**{"stages": [stage(), stage(name="qat")], "parity": {"top1_agreement": 1.0}, **changes})
+
+
+def test_a_report_survives_json():
+    whole = report(curves={"base": (0.1, 0.5)}, versions={"torch": "2"}, artefacts={"model.onnx": "int8"})
+    again = Report.from_dict(json.loads(json.dumps(whole.to_dict())))
+    assert again.to_dict() == whole.to_dict()
+    assert (again.base.name, again.deployed.name) == ("base", "qat")
+
+
+def test_a_stage_holds_what_programs_read():
+    assert list(report().to_dict()["stages"][0]) == [item.name for item in fields(StageResult)]
+    assert {"name", "test_accuracy", "parameters", "macs", "bytes", "latency_ms_b1", "latency_ms_b32"} <= set(
+        stage().to_dict()
+    )
+
+
+def test_figures_out_of_range_and_empty_reports_are_refused():
+    with pytest.raises(ValueError, match=r"test_accuracy of stage 'base' is a fraction in \[0, 1\], got 98.4"):
+        stage(test_accuracy=98.4)
+    with pytest.raises(ValueError, match="at least one stage"):
+        report(stages=[])
+    with pytest.raises(ValueError, match="top1_agreement"):
+        report(parity={})
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"stages": [{"name": "x"}], "parity": {}}', '{"stages": [], "extra": 1}']
+)
+def test_a_file_that_is_no_report_says_so_in_one_line(tmp_path, text):
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(ArtefactError) as caught:
+        read_report(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArtefactError, match="can be read"):
+        read_report(tmp_path / "none.json")
