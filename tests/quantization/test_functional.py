@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from lightning_optim.quantization.functional import (
+    affine_qparams,
+    bias_floor,
+    fake_quantize,
+    quantize_bias,
+    round_bias,
+    symmetric_scale,
+)
+
+
+def test_fake_quantize_equals_the_formula_value_by_value():
+    torch.manual_seed(0)
+    x = torch.randn(2000) * 3
+    scale, zero_point = affine_qparams(x.min() / 2, x.max() / 2, 0, 255)
+    got = fake_quantize(x, scale, zero_point, 0, 255)
+    for value, out in zip(x.tolist(), got.tolist(), strict=True):
+        ratio = (torch.tensor(value) / scale).item()
+        whole = min(max(round(ratio) + zero_point.item(), 0), 255)  # round() takes ties to the even neighbour
+        assert out == pytest.approx((whole - zero_point.item()) * scale.item(), rel=1e-6, abs=1e-7)
+
+
+def test_per_channel_agrees_with_torch_but_for_its_reciprocal():
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3)
+    scale = symmetric_scale(weight.abs().amax((1, 2, 3)), 127)
+    got = fake_quantize(weight, scale.view(-1, 1, 1, 1), torch.zeros(4, 1, 1, 1), -127, 127)
+    reference = torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros(4, dtype=torch.int32), 0, -127, 127)
+    assert ((got - reference).abs() > 1e-6).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.5, 3.0), (-3.0, -1.0), (0.0, 0.0)])
+def test_zero_is_represented_exactly(low, high):
+    scale, zero_point = affine_qparams(torch.tensor(low), torch.tensor(high), 0, 255)
+    assert fake_quantize(torch.zeros(1), scale, zero_point, 0, 255).item() == 0.0
+    assert 0 <= zero_point.item() <= 255
+    assert zero_point.item() == round(zero_point.item())
+
+
+def test_gradient_passes_inside_the_range_ends_included_and_nowhere_else():
+    x = torch.tensor([-0.6, -0.4, 0.0, 2.0, 7.0, 7.4, 7.6], requires_grad=True)
+    fake_quantize(x, torch.tensor(1.0), torch.tensor(0.0), 0, 7).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_bfloat16_is_rounded_in_float32():
+    x = torch.linspace(-1, 1, 101, dtype=torch.bfloat16)
+    scale, zero_point = torch.tensor(2 / 255), torch.tensor(128.0)
+    assert torch.equal(
+        fake_quantize(x, scale, zero_point, 0, 255),
+        fake_quantize(x.float(), scale, zero_point, 0, 255).to(torch.bfloat16),
+    )
+
+
+def test_bias_is_rounded_to_the_accumulator_and_keeps_its_gradient():
+    bias = torch.tensor([0.26, -1.0], requires_grad=True)
+    scale = torch.tensor([0.1, 0.4])
+    rounded = round_bias(bias, scale)
+    rounded.sum().backward()
+    assert torch.allclose(rounded, torch.tensor([0.3, -0.8]))
+    assert bias.grad.tolist() == [1.0, 1.0]
+
+
+def test_a_bias_fits_into_the_accumulator_of_a_channel_without_weights():
+    bias, input_scale = torch.tensor([3.0]), torch.tensor(0.01)
+    scale = torch.maximum(symmetric_scale(torch.zeros(1), 127), bias_floor(bias, input_scale))
+    whole = quantize_bias(bias, input_scale * scale)
+    assert whole.abs().item() < 2**31 - 1
+    assert whole.item() * (input_scale * scale).item() == pytest.approx(3.0)
