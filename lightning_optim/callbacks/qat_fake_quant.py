@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch._dynamo import OptimizedModule
 from typing_extensions import override
@@ -78,6 +79,7 @@ class QATFakeQuant(Callback):
             activation_quantizer or Affine(),
             observer or MovingAverage(),
         )
+        _check_kinds(*self._settings)
         self._simulator = Simulator(*self._settings)
         self._patches, self._gate = Patches(), CheckpointGate()
         self._owner: LightningModule | None = None
@@ -218,8 +220,8 @@ class QATFakeQuant(Callback):
         self._patches.wrap(network, "forward", simulate)
 
     def _attach_for_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training or trainer.sanity_checking:
-            return
+        if trainer.state.fn == TrainerFn.FITTING:
+            return  # attached already
         self._attach(pl_module)
         if not self.is_simulating:
             warnings.warn(
@@ -265,6 +267,13 @@ def _uncompiled(network: nn.Module) -> nn.Module:
         return network
     inner: nn.Module = network._orig_mod
     return inner
+
+
+def _check_kinds(weight: object, activation: object, observer: object) -> None:
+    kinds = {"weight_quantizer": (weight, Quantizer), "activation_quantizer": (activation, Quantizer)}
+    for keyword, (value, kind) in {**kinds, "observer": (observer, Observer)}.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{keyword} must be of a class derived from {kind.__name__}, got {value!r}")
 
 
 def _checked_freeze(freeze: Mapping[str, float]) -> dict[str, float]:
