@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
+from lightning_optim.export.atomic import write_atomic
+from lightning_optim.export.dependency import require
 from lightning_optim.export.kernels import Kernels, inspect_kernels
 from lightning_optim.export.onnx import export_onnx
 from lightning_optim.export.quantized_operators import (
@@ -98,6 +102,16 @@ class ConstantBackend(Backend, nn.Module):
             return values, None
         parts = ("bias", "bias_scale", "bias_zero_point")
         return values, dequantize_constant(*(self._constant(f"{key}/{part}") for part in parts))
+
+    @override
+    def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
+        x, weight, bias = inputs
+        if x.dim() == 2 or not self._ranges.has(key):
+            return functional.linear(x, weight, bias)
+        # As a matrix it becomes one integer kernel; otherwise the bias would be added in floating point. Rounding the
+        # output at once changes nothing: if a ReLU follows, the integers of its range begin at 0.
+        flat = self.moved(x.flatten(0, -2), input_key)
+        return self.activation(functional.linear(flat, weight, bias), key).unflatten(0, x.shape[:-1])
 
     @override
     def pool(
@@ -215,12 +229,29 @@ def export_quantized(
     part = Path(path).with_name(f".{Path(path).name}.unchecked")
     try:
         export_onnx(deployed, inputs[0], part, kwargs=inputs[1], translations=translations())
+        _name_inputs(part, network, *inputs)
         kernels = inspect_kernels(part)
         _check_kernels(kernels, simulator, allow_float)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return QuantizedExport(path=Path(path), num_bytes=Path(path).stat().st_size, kernels=kernels)
+
+
+def _name_inputs(path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Call the file's inputs what the network's own forward calls them; a nested input keeps its generic name."""
+    onnx = require("onnx")
+    bound = inspect.signature(type(network).forward).bind(network, *args, **kwargs).arguments
+    model = onnx.load(path)
+    tensors = [name for name, value in list(bound.items())[1:] if isinstance(value, Tensor)]
+    if len(tensors) != len(model.graph.input):
+        return
+    names = {value.name: name for value, name in zip(model.graph.input, tensors, strict=True)}
+    for value in model.graph.input:
+        value.name = names[value.name]
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    write_atomic(path, model.SerializeToString(deterministic=True))
 
 
 def _check_schemes(simulator: Simulator) -> None:

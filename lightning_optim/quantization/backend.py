@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
@@ -31,6 +32,10 @@ class Backend(ABC):
     @abstractmethod
     def folds(self, norm: _BatchNorm) -> bool:
         """Whether a batch norm is folded in this pass; if not, it runs by itself."""
+
+    @abstractmethod
+    def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
+        """Run a linear layer on its input, weight and bias, all quantized already."""
 
     @abstractmethod
     def pool(
@@ -60,6 +65,10 @@ class FloatBackend(Backend):
     @override
     def folds(self, norm: _BatchNorm) -> bool:
         return False
+
+    @override
+    def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
+        return functional.linear(*inputs)
 
     @override
     def pool(

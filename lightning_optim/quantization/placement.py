@@ -121,7 +121,10 @@ class Placement(TorchFunctionMode):
         found = self._modules.get(self._plan.norms.get(call.key, ""))
         norm = found if found is not None and is_foldable(found) else None
         weight, bias = self._backend.weight(weight, bias, call.key, input_key, norm)
-        out: Tensor = call.func(x, weight, bias, *call.args[3:], **kwargs)
+        if call.role is Role.LINEAR:
+            out = self._backend.linear((x, weight, bias), call.key, input_key)
+        else:
+            out = call.func(x, weight, bias, *call.args[3:], **kwargs)
         is_normalized = norm is not None and self._backend.folds(norm)
         self._tags.set(out, Tag(call.key, call.key, is_pending=True, is_normalized=is_normalized))
         return out

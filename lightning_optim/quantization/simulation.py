@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
@@ -94,6 +95,10 @@ class SimulationBackend(Backend):
         if bias is not None and input_scale is not None:
             bias = round_bias(bias, input_scale * scale)
         return self._round(weight, scale), bias
+
+    @override
+    def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
+        return functional.linear(*inputs)
 
     @override
     def pool(

@@ -1,0 +1,192 @@
+import copy
+
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_optim.errors import ExportError
+from lightning_optim.export.quantized import export_quantized
+from lightning_optim.export.runtime import load
+from lightning_optim.quantization.observer.moving_average import MovingAverage
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.simulator import Simulator
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs)
+        self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
+        y += self.short(x)
+        return F.relu(y)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.blocks = nn.Sequential(Block(8, 8, 1), Block(8, 16, 2))
+        self.drop, self.fc = nn.Dropout(0.1), nn.Linear(16, 4)
+
+    def forward(self, image):
+        x = F.max_pool2d(F.relu(self.norm(self.stem(image))), 2)
+        return self.fc(self.drop(F.adaptive_avg_pool2d(self.blocks(x), 1).flatten(1)))
+
+
+class Plain(nn.Module):
+    """Functional pooling, concatenation, a mean over the image and a linear layer without bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.fc = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.Linear(8, 4, bias=False)
+
+    def forward(self, image):
+        x = torch.cat([F.relu(self.left(image)), F.relu(self.right(image))], 1)
+        return self.fc(F.avg_pool2d(x, 2).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch, self.position = nn.Conv2d(1, 16, 2, 2), nn.Parameter(torch.randn(1, 16, 16) * 0.02)
+        self.norm, self.qkv, self.out, self.fc = (
+            nn.LayerNorm(16),
+            nn.Linear(16, 48),
+            nn.Linear(16, 16),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, image):
+        x = self.patch(image).flatten(2).transpose(1, 2) + self.position
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + self.out((q @ k.transpose(1, 2) * 0.25).softmax(-1) @ v)
+        return self.fc(x[:, 0])
+
+
+def images(count):
+    generator = torch.Generator().manual_seed(3)
+    label = torch.randint(0, 4, (count,), generator=generator)
+    x = 0.4 * torch.randn(count, 1, 8, 8, generator=generator)
+    for index, each in enumerate(label.tolist()):
+        x[index, 0, 4 * (each // 2) : 4 * (each // 2) + 4, 4 * (each % 2) : 4 * (each % 2) + 4] += 0.6
+    return x, label
+
+
+def trained(net, steps=40, excluded=(), weight=None):
+    simulator = Simulator(weight or Symmetric(), Affine(), MovingAverage())
+    simulator.excluded = frozenset(excluded)
+    x, y = images(32 * steps)
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+    for step, (batch, label) in enumerate(zip(x.split(32), y.split(32), strict=True)):
+        simulator.is_observing, simulator.folds_batch_norm = True, step > steps // 2
+        loss = F.cross_entropy(simulator.run(net, net.forward, (batch,), {}), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        simulator.finish_batch()
+    simulator.is_observing = False
+    return simulator
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("kind", [Residual, Plain])
+def test_the_file_runs_in_integers_and_computes_what_was_simulated(tmp_path, kind):
+    net = kind()
+    simulator = trained(net)
+    before = copy.deepcopy(net.state_dict())
+    written = export_quantized(simulator, net, tmp_path / "deep" / "model.onnx")
+    assert not written.kernels.floating
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
+    x, _ = images(500)
+    simulated = simulator.forward_of(net)(x)
+    deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
+    scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
+    assert (simulated - deployed).abs().max() <= 1.01 * scale
+    assert torch.equal(simulated.argmax(1), deployed.argmax(1))
+
+
+def test_a_transformer_keeps_float_only_what_has_no_integer_kernel(tmp_path):
+    net = Attention()
+    simulator = trained(net)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert set(written.kernels.floating) <= {"LayerNormalization", "Mul", "Softmax"}
+    x, _ = images(300)
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
+    assert (simulated - deployed).abs().max() <= 2.01 * scale
+
+
+def test_weights_are_stored_in_one_byte_and_pruned_ones_as_zero(tmp_path):
+    net = Residual()
+    simulator = trained(net)
+    with torch.no_grad():
+        net.stem.weight[0] = 0
+        net.stem.weight[1, 0, 0] = 0
+    written = export_quantized(simulator, net, tmp_path / "model.onnx")
+    model = onnx.load(written.path)
+    stored = [
+        onnx.numpy_helper.to_array(each) for each in model.graph.initializer if each.data_type == onnx.TensorProto.INT8
+    ]
+    stem = next(each for each in stored if each.shape == (8, 1, 3, 3))
+    assert not stem[0].any()
+    assert not stem[1, 0, 0].any()
+    assert stem[2].any()
+    assert max(abs(each.astype(int)).max() for each in stored) == 127
+    floats = [each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT]
+    assert max(onnx.numpy_helper.to_array(each).size for each in floats) <= 16  # scales alone
+    assert [each.name for each in model.graph.input] == ["image"]
+
+
+def test_an_excluded_layer_may_stay_in_floating_point(tmp_path):
+    net = Residual()
+    simulator = trained(net, excluded=("stem",))
+    written = export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert set(written.kernels.floating) <= {"Conv", "FusedConv", "Relu"}
+    x, _ = images(200)
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    assert torch.equal(simulated.argmax(1), deployed.argmax(1))
+
+
+def test_a_float_layer_that_nobody_asked_for_is_refused_and_nothing_written(tmp_path):
+    class Shifted(Plain):
+        def forward(self, image):
+            return super().forward(image) + 1.0
+
+    net = Shifted()
+    simulator = trained(net, steps=4)
+    with pytest.raises(ExportError, match=r"1 Add would run in floating point.*allow_float=\['Add'\]"):
+        export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    export_quantized(simulator, net, tmp_path / "model.onnx", allow_float=("Add",))
+
+
+def test_what_the_runtime_cannot_hold_is_refused(tmp_path):
+    net = Plain()
+    blank = Simulator(Symmetric(), Affine(), MovingAverage())
+    with pytest.raises(ExportError, match="no activation ranges yet"):
+        export_quantized(blank, net, tmp_path / "model.onnx", images(2)[:1])
+    simulator = trained(net, steps=3, weight=Affine(granularity="channel"))
+    with pytest.raises(ExportError, match="signed symmetric weights"):
+        export_quantized(simulator, net, tmp_path / "model.onnx")
+
+
+def test_a_branch_that_training_never_took_is_named(tmp_path):
+    class Branch(Plain):
+        def forward(self, image):
+            return self.fc(super().forward(image) @ torch.ones(4, 8)) if not self.training else super().forward(image)
+
+    net = Branch()
+    simulator = trained(net, steps=3)
+    with pytest.raises(ExportError, match="was never observed in training"):
+        export_quantized(simulator, net, tmp_path / "model.onnx")
