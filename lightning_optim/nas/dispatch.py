@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import reduce
 from operator import add
 from typing import Any, final
@@ -69,6 +69,10 @@ class Dispatch(LiveForward):
     @override
     def activate(self, architecture: Mapping[str, int]) -> None:
         self.active = architecture.get(self.decision, max(self.active, 0))
+
+    @override
+    def forget(self, decisions: Set[str]) -> None:
+        assert self.decision not in decisions, "a dispatch has one decision and is detached with it"
 
     @override
     def superpose(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from types import MethodType
 from typing import Any
 
@@ -33,6 +33,10 @@ class LiveForward(ABC):
     @abstractmethod
     def activate(self, architecture: Mapping[str, int]) -> None:
         """Take over the options of the decisions that concern this module, and ignore the others."""
+
+    @abstractmethod
+    def forget(self, decisions: Set[str]) -> None:
+        """Follow these decisions no longer."""
 
     @abstractmethod
     def superpose(self) -> None:
@@ -66,8 +70,21 @@ def activate(root: nn.Module, architecture: Mapping[str, int]) -> None:
         live.activate(architecture)
 
 
-def strip(root: nn.Module) -> None:
-    """Take every live forward off, and with it what it had added."""
+def strip(root: nn.Module, keep: Collection[LiveForward] = (), forget: Set[str] = frozenset()) -> None:
+    """Take live forwards off, and with them what they had added.
+
+    Args:
+        root: The model.
+        keep: Live forwards that stay.
+        forget: Decisions that those no longer follow.
+    """
     for module in list(root.modules()):
-        for live in reversed(vars(module).pop(_LIVE, [])):
-            live.detach()
+        lives = vars(module).pop(_LIVE, [])
+        stay = [live for live in lives if live in keep]
+        for live in reversed(lives):
+            if live in stay:
+                live.forget(forget)
+            else:
+                live.detach()
+        if stay:
+            vars(module)[_LIVE] = stay

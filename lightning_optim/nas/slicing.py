@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.errors import TargetError
 from lightning_optim.nas.live import LiveForward, live_forwards
 from lightning_optim.surgery.cut import apply_cut
 
@@ -62,10 +63,34 @@ class SlicedForward(LiveForward):
         self._known: dict[tuple[int, ...], tuple[Cuts, dict[str, Any]]] = {}
 
     def add(self, slicing: Slicing) -> None:
-        """Follow one more decision, at full width until it is taken."""
+        """Follow one more decision, at full width until it is taken.
+
+        Raises:
+            TargetError: If another decision has these channels already.
+        """
+        for other in self._slicings:
+            is_same_place = (other.tensor, other.dim) == (slicing.tensor, slicing.dim)
+            if is_same_place and other.decision != slicing.decision and torch.isin(other.index, slicing.index).any():
+                raise TargetError(
+                    f"{slicing.decision!r} would vary channels that {other.decision!r} has already: the layers are "
+                    "coupled; give them to one entry of the space"
+                )
         self._slicings.append(slicing)
         self._options.setdefault(slicing.decision, len(slicing.counts) - 1)
         self._known.clear()
+
+    @property
+    def follows(self) -> Set[str]:
+        """Names of the decisions that this module follows."""
+        return self._options.keys()
+
+    @override
+    def forget(self, decisions: Set[str]) -> None:
+        """Follow these decisions no longer."""
+        self._slicings = [slicing for slicing in self._slicings if slicing.decision not in decisions]
+        self._options = {name: option for name, option in self._options.items() if name not in decisions}
+        self._known.clear()
+        self.activate({})
 
     @property
     def cuts(self) -> Cuts:
@@ -84,8 +109,9 @@ class SlicedForward(LiveForward):
         self._options = {name: architecture.get(name, option) for name, option in self._options.items()}
         key = tuple(self._options.values())
         if key not in self._known:
-            cuts = self._find_cuts()
-            self._known[key] = cuts, _attributes_after(self.owner, cuts) if cuts else {}
+            with torch.inference_mode(False):  # positions found in a validation loop serve training too
+                cuts = self._find_cuts()
+                self._known[key] = cuts, _attributes_after(self.owner, cuts) if cuts else {}
         self._cuts, self._attributes = self._known[key]
 
     @override

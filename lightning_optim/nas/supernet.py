@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, final
 
 import torch
@@ -20,10 +21,12 @@ from lightning_optim.nas.architecture import (
 )
 from lightning_optim.nas.dispatch import Dispatch, output_layout
 from lightning_optim.nas.live import activate, live_forwards, strip
-from lightning_optim.nas.slicing import cut_plan
+from lightning_optim.nas.slicing import SlicedForward, cut_plan
 from lightning_optim.nas.space.base import Freedom, Site
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.select import submodule
+
+_SPACES = "_nas_spaces"
 
 
 @final
@@ -97,25 +100,28 @@ class Supernet:
             apply_cut(model, plan)
         chosen = {live.owner: live.chosen() for live in live_forwards(model) if isinstance(live, Dispatch)}
         strip(model)
+        vars(model).pop(_SPACES, None)
         _put_in_place(model, chosen)
         return model
 
 
-def build_supernet(site: Site, space: Mapping[str, Freedom]) -> Supernet:
+def build_supernet(site: Site, space: Mapping[str, Freedom], name: str = "") -> Supernet:
     """Convert a model in place; if anything is wrong with the space, it is left as it was.
 
     Own parameters keep their names and stay the same objects, so an optimizer, a checkpoint or a
-    reference to them stays right.
+    reference to them stays right. A model that was converted with this space before is taken as it is.
 
     Args:
         site: The model, and an example of what goes into its network.
         space: What may vary, by a name of the user's choice.
+        name: Tells several supernets in one model apart.
 
     Returns:
         The supernet, with the user's own path active.
 
     Raises:
-        TargetError: If a target is wrong, or an option does not run on the example.
+        TargetError: If a target is wrong, an option does not run on the example, or the model was converted
+            under this name with another space.
         CaptureError: If widths vary and the network cannot be captured.
 
     Example:
@@ -129,9 +135,21 @@ def build_supernet(site: Site, space: Mapping[str, Freedom]) -> Supernet:
     """
     if not space:
         raise ValueError("a search needs a space with at least one entry, got none")
-    before = set(map(id, live_forwards(site.root)))
-    if before:
-        raise TargetError("the model is a supernet already; extract its pick, or search in a fresh model")
+    signature = _signature(space)
+    known: dict[str, tuple[str, tuple[Decision, ...]]] = vars(site.root).get(_SPACES, {})
+    if name in known:
+        if known[name][0] != signature:
+            raise TargetError("the model was converted with another space before; extract from it, or take a fresh one")
+        return Supernet(site, known[name][1])
+    supernet = _attached(site, space)
+    vars(site.root)[_SPACES] = {**known, name: (signature, supernet.decisions)}
+    return supernet
+
+
+def _attached(site: Site, space: Mapping[str, Freedom]) -> Supernet:
+    before = live_forwards(site.root)
+    if any(isinstance(live, SlicedForward) for live in before) and any(entry.adds_modules for entry in space.values()):
+        raise TargetError("widths vary already and would not know of added modules; choose the operations first")
     decisions: list[Decision] = []
     try:
         for freedom in sorted(space.values(), key=lambda freedom: not freedom.adds_modules):
@@ -139,9 +157,24 @@ def build_supernet(site: Site, space: Mapping[str, Freedom]) -> Supernet:
         supernet = Supernet(site, decisions)
         _check_every_option(supernet)
     except BaseException:
-        strip(site.root)
+        ours = {
+            slicing for live in live_forwards(site.root) if isinstance(live, SlicedForward) for slicing in live.follows
+        }
+        theirs = {decision.name for _, decided in vars(site.root).get(_SPACES, {}).values() for decision in decided}
+        strip(site.root, keep=before, forget=ours - theirs)
         raise
     return supernet
+
+
+def _signature(space: Mapping[str, Freedom]) -> str:
+    # A candidate's factory has no comparable text; its name has.
+    def text(value: object) -> object:
+        return list(value) if isinstance(value, Mapping) else value
+
+    return repr({
+        key: (type(freedom).__name__, [text(getattr(freedom, field.name)) for field in fields(freedom)])  # type: ignore[arg-type]  # every freedom is a dataclass
+        for key, freedom in space.items()
+    })  # fmt: skip
 
 
 def _check_every_option(supernet: Supernet) -> None:

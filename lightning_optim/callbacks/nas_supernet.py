@@ -1,0 +1,317 @@
+"""Train every architecture of a space at once, then search among them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.callbacks.agreement import check_ranks_agree
+from lightning_optim.callbacks.network_inputs import network_inputs
+from lightning_optim.callbacks.subnet_judge import FirstBatches, Score, SubnetJudge, judging
+from lightning_optim.errors import TargetError
+from lightning_optim.nas.architecture import Architecture, check_architecture
+from lightning_optim.nas.selection import Findings, Selection, select
+from lightning_optim.nas.space.base import Freedom, Site
+from lightning_optim.nas.strategy.base import Strategy
+from lightning_optim.nas.strategy.evolution import Evolution
+from lightning_optim.nas.supernet import Supernet, build_supernet
+from lightning_optim.surgery.patch import Patches
+from lightning_optim.surgery.select import find_network
+from lightning_optim.surgery.shard import local
+
+
+@final
+class NASSupernet(Callback):
+    """Turns the network into a supernet and trains one path of it per optimizer step, drawn uniformly.
+
+    The architecture of a step is a function of ``(seed, global_step)``: the same on every rank and in a resumed run.
+    After the fit, ``search`` judges architectures with the weights they inherit and ``extract`` returns the pick as a
+    plain module, to be trained on its own.
+
+    Validation, testing and prediction run the pick once there is one, and the user's own network until then. The
+    user's own operations keep their keys; candidates lie below ``_candidates`` of the operation they may replace. The
+    module stays a supernet after the fit, at rest on that same path.
+
+    Args:
+        space: What may vary, by names of your choice.
+        network: Name of the network in the LightningModule, ``""`` for the LightningModule itself; ``None`` finds it.
+        strategy: Proposes architectures to ``search``; ``None`` is regularized evolution.
+        selection: How ``search`` judges, and the bound on MACs; ``None`` takes its defaults.
+        example: What the network takes: a tensor, a sequence of arguments or a mapping of keyword arguments; ``None``
+            takes it from the LightningModule's ``example_input_array``.
+        seed: Seeds the paths, the candidates' weights and the search.
+        guard: Whether ranks compare the path of each step, so that a mismatch raises before it corrupts weights.
+        name: Tells several instances in one Trainer apart.
+
+    Raises:
+        TypeError: If an entry of the space, the strategy or the selection is of another kind.
+        ValueError: If the space is empty.
+
+    Example:
+        >>> from lightning_optim.nas.space.operation_choice import OperationChoice
+        >>> from lightning_optim.surgery.select import Targets
+        >>> choice = OperationChoice(targets=Targets(include=("net.mix",)), candidates={"skip": nn.Identity})
+        >>> NASSupernet(space={"mix": choice}).state_key
+        "NASSupernet{'name': None}"
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, Freedom],
+        network: str | None = None,
+        strategy: Strategy | None = None,
+        selection: Selection | None = None,
+        example: Any = None,
+        seed: int = 0,
+        guard: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self._space = _checked_space(space)
+        self._strategy = Evolution() if strategy is None else strategy
+        self._selection = Selection() if selection is None else selection
+        for key, value, kind in (("strategy", self._strategy, Strategy), ("selection", self._selection, Selection)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{key} must be a {kind.__name__}, got {type(value).__name__}")
+        self._network, self._example, self._seed, self._guard, self._name = network, example, seed, guard, name
+        self._supernet: Supernet | None = None
+        self._patches = Patches()
+        self._counts: dict[str, list[int]] = {}
+        self.findings: Findings | None = None
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self._name)
+
+    @property
+    def supernet(self) -> Supernet:
+        """The converted module and its decisions.
+
+        Raises:
+            RuntimeError: Before any module has been converted.
+        """
+        if self._supernet is None:
+            raise RuntimeError("nothing has been converted yet: run trainer.fit with this callback first")
+        return self._supernet
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many batches each option of each decision was trained with."""
+        decisions = self.supernet.decisions
+        return {entry.name: dict(zip(entry.options, self._counts[entry.name], strict=True)) for entry in decisions}
+
+    @property
+    def resting(self) -> Architecture:
+        """The path outside training: the pick once there is one, the user's own network until then."""
+        return self.supernet.default if self.findings is None else dict(self.findings.pick.architecture)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        _refuse_compiled(pl_module)
+        if stage == "fit":
+            _prepare_strategy(trainer)
+        try:
+            self.convert(pl_module)
+        except TargetError:
+            hook = _late_hook(pl_module)
+            if hook is None:
+                raise
+            self._patches.undo()
+            self._patches.wrap(pl_module, hook, _AfterwardsConvert(self, pl_module))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        settings = (self.supernet.decisions, self._seed)
+        check_ranks_agree(trainer, settings, "the search space or the seed of NASSupernet")
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        architecture = self.supernet.sample(self._seed, trainer.global_step)
+        if self._guard:
+            check_ranks_agree(trainer, architecture, "the architecture of this step")
+        self.supernet.activate(architecture)
+        for name, option in architecture.items():
+            self._counts[name][option] += 1
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.supernet.activate(self.resting)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.supernet.activate(self.resting)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.supernet.activate(self.resting)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        findings = None if self.findings is None else self.findings.state_dict()
+        return {"counts": {name: list(counts) for name, counts in self._counts.items()}, "findings": findings}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved = {name: len(counts) for name, counts in state_dict["counts"].items()}
+        here = {name: len(counts) for name, counts in self._counts.items()}
+        if here and saved != here:
+            raise ValueError(f"the checkpoint's supernet decides {saved}, this one {here}: give it the same space")
+        self._counts = {name: [int(count) for count in counts] for name, counts in state_dict["counts"].items()}
+        findings = state_dict["findings"]
+        self.findings = None if findings is None else Findings.from_state_dict(findings)
+
+    def convert(self, pl_module: LightningModule) -> Supernet:
+        """Turn a module into the supernet; ``setup`` does, and a second call changes nothing.
+
+        Raises:
+            TargetError: If a target is wrong; the module is then as it was.
+            ValueError: If there is no example of what goes into the network.
+        """
+        if self._supernet is None or self._supernet.site.root is not pl_module:
+            name, network = find_network(pl_module, self._network)
+            if any(local(parameter) is not parameter for parameter in network.parameters()):
+                raise ValueError("the network is sharded already; build its layers in __init__, and shard them later")
+            args, kwargs = network_inputs(pl_module, network, self._example)
+            site = Site(root=pl_module, network=name, args=args, kwargs=kwargs, seed=self._seed)
+            self._supernet = build_supernet(site, self._space, self._name or "")
+            fresh = {decision.name: [0] * len(decision.options) for decision in self._supernet.decisions}
+            self._counts = {name: self._counts.get(name, counts) for name, counts in fresh.items()}
+        return self._supernet
+
+    def search(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        dataloaders: Any = None,
+        calibration: Any = None,
+        score: Score | None = None,
+    ) -> Findings:
+        """Pick the best architecture within the bound, judged with the weights it inherits.
+
+        Each is given batch-norm statistics of its own, then validated by the trainer. Loggers, progress bars,
+        checkpoints and early stopping do not see it. Afterwards the module rests on the pick, with its statistics.
+
+        Args:
+            trainer: The trainer of the fit, or any other.
+            pl_module: The trained module.
+            dataloaders: What to validate on; ``None`` takes the validation data of the trainer's fit.
+            calibration: Batches for the statistics, of the form that ``validation_step`` takes; ``None`` takes the
+                training data of the trainer's fit.
+            score: Judges the module in place of its validation, in the sense of ``selection.mode``.
+
+        Returns:
+            The pick, the Pareto front of score and MACs, and all that were judged; also in ``findings``.
+
+        Raises:
+            ValueError: If data is missing, or nothing within the bound was found.
+        """
+        supernet, selection = self.convert(pl_module), self._selection
+        dataloaders = trainer.val_dataloaders if dataloaders is None else dataloaders
+        calibration = trainer.train_dataloader if calibration is None else calibration
+        if dataloaders is None and score is None:
+            raise ValueError("this trainer has no validation data yet; pass dataloaders")
+        if calibration is None and selection.recalibration_batches:
+            raise ValueError(
+                "this trainer has no training data yet; pass calibration, or set selection.recalibration_batches to 0"
+            )
+        batches = FirstBatches(
+            calibration if calibration is not None else iter(()), selection.recalibration_batches, self._seed
+        )
+        judge = SubnetJudge(trainer, supernet, selection, dataloaders, batches, score)
+        first = [supernet.default, supernet.find_cheapest()]
+        proposals = self._strategy.start(supernet.decisions, self._seed, first)
+        with judging(trainer, judge):
+            self.findings = select(proposals, judge, supernet.count_macs, selection)
+            judge.calibrate(self.findings.pick.architecture)
+        supernet.activate(self.resting)
+        return self.findings
+
+    def extract(self, pl_module: LightningModule, architecture: Mapping[str, int] | None = None) -> nn.Module:
+        """Return one path as a plain copy of the module, equal to the path bit for bit.
+
+        Args:
+            pl_module: The converted module.
+            architecture: The path; ``None`` is the pick.
+
+        Raises:
+            ValueError: If there is no pick yet, or the architecture is not one of the space.
+        """
+        if architecture is None and self.findings is None:
+            raise ValueError("there is no pick yet: call search first, or say which architecture to extract")
+        supernet = self.convert(pl_module)
+        return supernet.extract(self.resting if architecture is None else architecture)
+
+    def _release(self) -> None:
+        self._patches.undo()
+        if self._supernet is not None:
+            self._supernet.activate(check_architecture(self._supernet.decisions, self.resting))
+
+
+@final
+class _AfterwardsConvert:
+    """Lets the module build its layers, and converts them then."""
+
+    def __init__(self, callback: NASSupernet, pl_module: LightningModule) -> None:
+        self._callback, self._pl_module = callback, pl_module
+
+    def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        self._callback.convert(self._pl_module)
+        return result
+
+
+def _late_hook(pl_module: LightningModule) -> str | None:
+    """The last hook in which the module may build layers of its own."""
+    for hook in ("configure_model", "setup"):
+        if getattr(type(pl_module), hook) is not getattr(LightningModule, hook):
+            return hook
+    return None
+
+
+def _checked_space(space: Mapping[str, Freedom]) -> dict[str, Freedom]:
+    entries = dict(space)
+    if not entries:
+        raise ValueError("space must say what may vary, got no entry; choose from lightning_optim.nas.space")
+    for key, value in entries.items():
+        if not isinstance(value, Freedom):
+            raise TypeError(f"space[{key!r}] must be one of lightning_optim.nas.space, got {type(value).__name__}")
+    return entries
+
+
+def _refuse_compiled(pl_module: LightningModule) -> None:
+    is_compiled = any(type(module).__name__ == "OptimizedModule" for module in pl_module.modules())
+    if is_compiled or pl_module._compiler_ctx is not None:
+        raise ValueError(
+            "a supernet changes its path every step and would be compiled anew each time; "
+            "train it uncompiled, and compile the extracted pick"
+        )
+
+
+def _prepare_strategy(trainer: Trainer) -> None:
+    kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+    unsupported = kinds & {"FSDPStrategy", "DeepSpeedStrategy"}
+    if unsupported:
+        raise ValueError(
+            f"NASSupernet cannot train under {unsupported.pop()}; use DDPStrategy or ModelParallelStrategy"
+        )
+    settings = getattr(trainer.strategy, "_ddp_kwargs", None)
+    if settings is None:
+        return
+    if settings.get("static_graph"):
+        raise ValueError("a supernet's graph changes every step; set static_graph=False in DDPStrategy")
+    if settings.get("find_unused_parameters") is False:
+        warnings.warn("a step leaves most of a supernet unused: find_unused_parameters is set to True", stacklevel=2)
+    settings["find_unused_parameters"] = True

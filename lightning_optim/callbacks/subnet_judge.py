@@ -1,0 +1,163 @@
+"""What one path of a trained supernet is worth, in the module's own validation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from lightning_optim.nas.architecture import Architecture
+from lightning_optim.nas.recalibration import recalibrating
+from lightning_optim.nas.selection import Selection
+from lightning_optim.nas.supernet import Supernet
+
+Score = Callable[[LightningModule], float]
+
+
+@final
+class SubnetJudge(Callback):
+    """Joins a trainer for the time of a search, and judges one architecture after the other.
+
+    Args:
+        trainer: Validates; after a fit, the trainer of the fit.
+        supernet: A converted LightningModule.
+        selection: The metric, and the number of batches for the batch-norm statistics.
+        dataloaders: What to validate on.
+        calibration: The batches for the statistics.
+        score: Judges the module itself, in evaluation mode, in place of its validation.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        supernet: Supernet,
+        selection: Selection,
+        dataloaders: Any,
+        calibration: FirstBatches,
+        score: Score | None,
+    ) -> None:
+        self._trainer, self._supernet, self._selection = trainer, supernet, selection
+        self._dataloaders, self._calibration, self._score = dataloaders, calibration, score
+        self._architecture: Architecture = supernet.default
+        self._is_calibrating = False
+        self._open = ExitStack()
+        self._norms: list[nn.Module] = []
+
+    def __call__(self, architecture: Architecture) -> float:
+        """Recalibrate and score one path; every rank gets the score of rank 0."""
+        self.calibrate(architecture)
+        score = self._validated() if self._score is None else self._scored(self._score)
+        return float(self._trainer.strategy.broadcast(score))
+
+    def calibrate(self, architecture: Architecture) -> None:
+        """Make a path active, with batch-norm statistics of its own."""
+        self._architecture = architecture
+        self._supernet.activate(architecture)
+        has_norms = any(isinstance(module, _BatchNorm) for module in self._module.modules())
+        if not (self._calibration and has_norms):
+            return
+        self._is_calibrating = True
+        try:
+            self._trainer.validate(self._module, self._calibration, verbose=False)
+        finally:
+            self._is_calibrating = False
+            self._open.close()
+            self._supernet.activate(architecture)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._supernet.activate(self._architecture)
+        if self._is_calibrating:
+            self._norms = self._open.enter_context(recalibrating(pl_module))
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_calibrating and trainer.world_size > 1:
+            for norm in self._norms:
+                for statistic in (norm.running_mean, norm.running_var):
+                    assert isinstance(statistic, torch.Tensor)
+                    statistic.copy_(trainer.strategy.reduce(statistic.clone(), reduce_op="mean"))
+        self._open.close()
+
+    @property
+    def _module(self) -> LightningModule:
+        root = self._supernet.site.root
+        assert isinstance(root, LightningModule)
+        return root
+
+    def _validated(self) -> float:
+        self._trainer.validate(self._module, self._dataloaders, verbose=False)
+        metrics, monitor = self._trainer.callback_metrics, self._selection.monitor
+        if monitor not in metrics:
+            raise ValueError(
+                f"validation logs {sorted(metrics)}, but no {monitor!r}: set selection.monitor to one of them"
+            )
+        return float(metrics[monitor])
+
+    def _scored(self, score: Score) -> float:
+        self._supernet.activate(self._architecture)
+        modes = {module: module.training for module in self._module.modules()}
+        try:
+            with torch.no_grad():
+                return float(score(self._module.eval()))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+@contextmanager
+def judging(trainer: Trainer, judge: SubnetJudge) -> Iterator[None]:
+    """Let a judge into the trainer's callbacks; what it validates goes into no logger and no progress bar."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+    loggers, bar = trainer.loggers, trainer.progress_bar_callback
+    callbacks.append(judge)
+    trainer.loggers = []
+    if bar is not None:
+        bar.disable()
+    try:
+        yield
+    finally:
+        callbacks.remove(judge)
+        trainer.loggers = loggers
+        if bar is not None:
+            bar.enable()
+
+
+@final
+class FirstBatches:
+    """The first batches of a loader, drawn once and the same each time they are gone through.
+
+    Where the loader draws its order from torch's random numbers, they are a function of the seed.
+
+    Args:
+        batches: One loader; it is not touched if ``count`` is 0.
+        count: How many batches, at least 0; fewer if the loader has fewer.
+        seed: Seeds the order.
+
+    Raises:
+        TypeError: If several loaders are given.
+
+    Example:
+        >>> list(FirstBatches(iter([[1], [2], [3]]), 2, seed=0))
+        [[1], [2]]
+    """
+
+    def __init__(self, batches: Iterable[Any], count: int, seed: int) -> None:
+        if isinstance(batches, (Mapping, Sequence)):
+            raise TypeError(f"statistics need one loader of batches, got a {type(batches).__name__}; pass calibration")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._batches = list(itertools.islice(iter(batches), count)) if count else []
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)

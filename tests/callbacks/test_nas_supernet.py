@@ -1,0 +1,364 @@
+import copy
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optim.callbacks.nas_supernet import NASSupernet, _prepare_strategy
+from lightning_optim.errors import TargetError
+from lightning_optim.nas.live import live_forwards
+from lightning_optim.nas.selection import Selection
+from lightning_optim.nas.space.elastic_width import ElasticWidth
+from lightning_optim.nas.space.operation_choice import OperationChoice
+from lightning_optim.surgery.select import Targets
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 2)
+    )
+
+
+class User(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+        self.example_input_array = torch.zeros(4, 6)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        logits = self.net(batch[0])
+        self.log("val/accuracy", (logits.argmax(1) == batch[1]).float().mean(), sync_dist=True)
+        self.log("val/loss", F.cross_entropy(logits, batch[1]), sync_dist=True)
+
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net.parameters(), lr=0.01)
+
+
+class Late(User):
+    """Builds its network only when the trainer asks for it."""
+
+    def __init__(self):
+        super().__init__()
+        del self.net
+
+    def configure_model(self):
+        if not hasattr(self, "net"):
+            self.net = network()
+
+
+class Manual(User):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.optimizers().zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.optimizers().step()
+
+
+def loader(shuffle=False):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 6, generator=generator)
+    return DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16, shuffle=shuffle)
+
+
+def space():
+    return {
+        "mix": OperationChoice(targets=Targets(include=["net.3"]), candidates={"skip": nn.Identity}),
+        "width": ElasticWidth(targets=Targets(include=["net.0", "net.3.0"]), fractions=[0.5, 1.0]),
+    }
+
+
+def searcher(**settings):
+    return NASSupernet(**{"space": space(), "selection": Selection(evaluations=6, recalibration_batches=2)} | settings)
+
+
+def trainer(*callbacks, **settings):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(**{"accelerator": "cpu", "max_epochs": 2, "callbacks": list(callbacks)} | quiet | settings)
+
+
+def fit(module, callback, **settings):
+    made = trainer(callback, **{"enable_checkpointing": False} | settings)
+    made.fit(module, loader(), loader())
+    return made
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    module, callback = User(), searcher()
+    return module, callback, fit(module, callback)
+
+
+def weights(module):
+    return torch.cat([tensor.detach().flatten().double() for tensor in module.state_dict().values()])
+
+
+def test_each_step_trains_a_path_and_the_counts_say_which(fitted):
+    _, callback, made = fitted
+    assert list(callback.counts) == ["net.3:operation", "net.0:width"]  # the residual-free skip ties both widths
+    assert all(sum(options.values()) == made.global_step == 8 for options in callback.counts.values())
+    drawn = [callback.supernet.sample(0, step)["net.3:operation"] for step in range(8)]
+    assert callback.counts["net.3:operation"] == {"own": drawn.count(0), "skip": drawn.count(1)}
+
+
+def test_search_keeps_the_bound_and_the_pick_is_extracted_bit_for_bit():
+    module = User()
+    selection = Selection(evaluations=6, recalibration_batches=2, max_macs=100)
+    callback = searcher(selection=selection)
+    made = fit(module, callback)
+    findings = callback.search(made, module)
+    assert all(entry.macs <= 100 for entry in findings.judged)
+    assert len(findings.judged) == 3  # skip at both widths, and the own operation at half
+    subnet = callback.extract(module).eval()
+    x = torch.randn(5, 6)
+    assert torch.equal(subnet(x), module.eval()(x))
+    assert not any("_candidates" in key for key in subnet.state_dict())
+    checked = trainer().validate(subnet, loader(), verbose=False)[0]["val/accuracy"]
+    assert checked == pytest.approx(findings.pick.score)
+    trainer(enable_checkpointing=False, max_epochs=1).fit(subnet, loader(), loader())
+
+
+def test_search_repeats_itself_and_a_score_of_the_users_own_is_taken(fitted):
+    module, _, _ = fitted
+    module, callback = copy.deepcopy(module), searcher()
+    made = trainer(callback)
+    results = [callback.search(made, module, loader(), loader(shuffle=True)).judged for _ in range(2)]
+    assert results[0] == results[1]
+    score = callback.search(made, module, calibration=loader(), score=lambda model: -float(model.net[0].weight.sum()))
+    assert {entry.score for entry in score.judged} == {-float(module.net[0].weight.sum())}
+
+
+def test_the_pick_has_statistics_of_its_own():
+    module, callback = User(), searcher()
+    made = fit(module, callback)
+    callback.search(made, module)
+    net, batches = callback.extract(module).net, [batch[0] for batch in list(loader())[:2]]
+    expected = torch.stack([net[0](batch).mean(0) for batch in batches]).mean(0)
+    torch.testing.assert_close(net[1].running_mean, expected)
+
+
+def test_checkpointing_and_early_stopping_do_not_see_the_search(tmp_path):
+    module, callback = User(), searcher()
+    best = ModelCheckpoint(dirpath=tmp_path, monitor="val/loss")
+    stopping = EarlyStopping("val/loss", patience=9)
+    made = trainer(callback, best, stopping)
+    made.fit(module, loader(), loader())
+    before = sorted(tmp_path.iterdir()), best.best_model_score, stopping.best_score, stopping.wait_count
+    callback.search(made, module)
+    assert (sorted(tmp_path.iterdir()), best.best_model_score, stopping.best_score, stopping.wait_count) == before
+    assert "SubnetJudge" not in [type(entry).__name__ for entry in made.callbacks]
+
+
+def test_resume_draws_the_same_paths_and_ends_bit_equal(tmp_path):
+    module, callback = User(), searcher()
+    fit(module, callback)
+    half, first = User(), searcher()
+    fit(half, first, max_epochs=1).save_checkpoint(tmp_path / "half.ckpt")
+    resumed, second = User(), searcher()
+    made = trainer(second, enable_checkpointing=False)
+    made.fit(resumed, loader(), loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert torch.equal(weights(resumed), weights(module))
+    assert second.counts == callback.counts
+
+
+def test_the_pick_survives_in_a_checkpoint_and_is_what_test_runs(tmp_path):
+    module, callback = User(), searcher()
+    made = fit(module, callback)
+    findings = callback.search(made, module)
+    made.save_checkpoint(tmp_path / "searched.ckpt")
+    fresh, loaded = User(), searcher()
+    tested = trainer(loaded).test(
+        fresh, loader(), ckpt_path=tmp_path / "searched.ckpt", verbose=False, weights_only=True
+    )
+    assert loaded.findings == findings
+    assert tested[0]["val/accuracy"] == pytest.approx(findings.pick.score)
+    assert torch.equal(weights(loaded.extract(fresh)), weights(callback.extract(module)))
+
+
+def test_validation_before_the_search_runs_the_users_own_network():
+    plain, module, callback = User(), User(), searcher()
+    made = trainer(callback)
+    assert made.validate(module, loader(), verbose=False) == trainer().validate(plain, loader(), verbose=False)
+    callback.supernet.activate(dict.fromkeys(callback.supernet.default, 0))
+    assert made.validate(module, loader(), verbose=False) == trainer().validate(plain, loader(), verbose=False)
+
+
+def test_accumulation_keeps_one_path_until_the_optimizer_steps():
+    module, callback = User(), searcher()
+    made = fit(module, callback, accumulate_grad_batches=2)
+    assert made.global_step == 4
+    drawn = [callback.supernet.sample(0, step)["net.0:width"] for step in range(4)]
+    assert list(callback.counts["net.0:width"].values()) == [2 * drawn.count(0), 2 * drawn.count(1)]
+
+
+@pytest.mark.parametrize("kind", [Late, Manual])
+def test_networks_built_late_and_manual_optimization(kind):
+    module, callback = kind(), searcher()
+    before = weights(network())
+    fit(module, callback)
+    assert len(live_forwards(module)) > 0
+    assert "configure_model" not in vars(module)
+    subnet = callback.extract(module, callback.supernet.default)
+    assert list(subnet.net.state_dict()) == list(network().state_dict())
+    assert not torch.equal(weights(subnet.net), before)
+
+
+def test_an_exception_leaves_a_usable_module_at_rest():
+    class Breaks(User):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 2:
+                raise KeyError("broken")
+            return super().training_step(batch, batch_idx)
+
+    module, callback = Breaks(), searcher()
+    with pytest.raises(KeyError, match="broken"):
+        fit(module, callback)
+    assert not {"training_step", "configure_model", "setup"} & set(vars(module))
+    x = torch.randn(3, 6)
+    subnet = callback.extract(module, callback.supernet.default)
+    assert torch.equal(module.eval()(x), subnet.eval()(x))
+
+
+def test_two_fits_with_one_instance_and_a_second_module():
+    module, callback = User(), searcher()
+    fit(module, callback)
+    names = [name for name, _ in module.named_parameters()]
+    fit(module, callback)
+    assert [name for name, _ in module.named_parameters()] == names
+    fit(User(), callback)
+    assert all(sum(options.values()) == 24 for options in callback.counts.values())
+
+
+def test_two_instances_share_a_module():
+    entries = space()
+    module, one, two = (
+        User(),
+        searcher(space={"m": entries["mix"]}),
+        searcher(space={"w": entries["width"]}, name="two"),
+    )
+    made = trainer(one, two, enable_checkpointing=False)
+    made.fit(module, loader(), loader())
+    assert one.state_key != two.state_key
+    subnet, x = two.extract(module, {"net.0:width": 0}), torch.randn(3, 6)
+    assert subnet.net[0].weight.shape == (4, 6)
+    two.supernet.activate({"net.0:width": 0})
+    assert torch.equal(module.eval()(x), subnet.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"space": {"w": ElasticWidth(targets=Targets(include=["net.9"]))}}, "matches no module"),
+        ({"network": "nett"}, "no module is named 'nett'"),
+    ],
+)
+def test_a_wrong_target_raises_before_anything_has_changed(settings, message):
+    module = User()
+    before = {name: sorted(vars(child)) for name, child in module.net.named_modules()}
+    with pytest.raises(TargetError, match=message):
+        fit(module, searcher(**settings))
+    assert {name: sorted(vars(child)) for name, child in module.net.named_modules()} == before
+
+
+def test_mistakes_are_refused():
+    module, callback = User(), searcher(selection=Selection(monitor="val/f1", recalibration_batches=0))
+    with pytest.raises(RuntimeError, match=r"run trainer\.fit"):
+        _ = callback.supernet
+    with pytest.raises(ValueError, match="pass dataloaders"):
+        callback.search(trainer(callback), module)
+    with pytest.raises(ValueError, match="no 'val/f1'"):
+        callback.search(trainer(callback), module, loader())
+    with pytest.raises(ValueError, match="call search first"):
+        callback.extract(module)
+    module = User()
+    module.example_input_array = None
+    with pytest.raises(ValueError, match="example_input_array"):
+        searcher().convert(module)
+    with pytest.raises(ValueError, match="at least one tensor"):
+        searcher(example=[1, 2]).convert(module)
+    with pytest.raises(TypeError, match="pass calibration"):
+        searcher().search(trainer(), User(), loader(), calibration=[loader(), loader()])
+    with pytest.raises(ValueError, match="no entry"):
+        NASSupernet(space={})
+    with pytest.raises(TypeError, match=r"space\['a'\]"):
+        NASSupernet(space={"a": nn.Identity()})
+    with pytest.raises(TypeError, match="strategy must be"):
+        searcher(strategy="evolution")
+
+
+def test_a_compiled_module_is_refused():
+    module = User()
+    module.net = torch.compile(module.net)
+    with pytest.raises(ValueError, match="compile the extracted pick"):
+        fit(module, searcher())
+
+
+def test_ddp_must_look_for_unused_parameters_and_may_not_hold_a_static_graph():
+    for strategy in (DDPStrategy(), DDPStrategy(find_unused_parameters=True)):
+        made = trainer(strategy=strategy)
+        _prepare_strategy(made)
+        assert made.strategy._ddp_kwargs["find_unused_parameters"] is True
+    with pytest.warns(UserWarning, match="find_unused_parameters is set to True"):
+        _prepare_strategy(trainer(strategy=DDPStrategy(find_unused_parameters=False)))
+    with pytest.raises(ValueError, match="static_graph=False"):
+        _prepare_strategy(trainer(strategy=DDPStrategy(static_graph=True)))
+
+
+_SCRIPT = """
+    import hashlib, importlib.util, pathlib, sys
+    import torch
+    from torch import distributed
+    spec = importlib.util.spec_from_file_location("cases", {path!r})
+    cases = importlib.util.module_from_spec(spec)
+    sys.modules["cases"] = cases
+    spec.loader.exec_module(cases)
+    from lightning_optim.errors import RankMismatchError
+
+    module, callback = cases.User(), cases.searcher()
+    made = cases.trainer(callback, enable_checkpointing=False, strategy="ddp", devices=2)
+    made.fit(module, cases.loader(shuffle=True), cases.loader())
+    findings = callback.search(made, module)
+    digest = hashlib.sha256(cases.weights(module).numpy().tobytes()).hexdigest()
+    everyone = [None, None]
+    distributed.all_gather_object(everyone, (digest, findings.state_dict(), callback.counts))
+    assert everyone[0] == everyone[1], everyone
+    odd = cases.searcher(seed=made.global_rank)
+    try:
+        cases.trainer(odd, enable_checkpointing=False, strategy="ddp", devices=2).fit(cases.User(), cases.loader())
+    except RankMismatchError as error:
+        assert "seed" in str(error)
+        print("agreed", flush=True)
+"""
+
+
+def test_two_ranks_end_equal_and_pick_the_same_and_a_mismatch_is_caught(tmp_path):
+    script = tmp_path / "two_ranks.py"
+    script.write_text(textwrap.dedent(_SCRIPT.format(path=__file__)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "agreed" in done.stdout
