@@ -39,7 +39,8 @@ def submodule(root: nn.Module, name: str) -> nn.Module:
     """
     if not name:
         return root
-    found = {plain_name(key): module for key, module in root.named_modules(remove_duplicate=False) if key}
+    modules = root.named_modules(remove_duplicate=False)
+    found: dict[str, nn.Module] = {plain_name(key): module for key, module in modules if key}
     if name not in found:
         raise TargetError(f"no module is named {name!r}; {_nearest(name, list(found))}")
     return found[name]

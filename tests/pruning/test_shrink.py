@@ -253,6 +253,17 @@ def test_a_group_that_cannot_be_cut_stays_whole_and_the_others_go():
     assert net.two.weight.shape == (3, 6)
 
 
+def test_attention_of_torch_stays_whole_and_the_perceptron_beside_it_goes():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net, batch = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)), torch.randn(2, 5, 3)
+    coupling = couple(capture(net, (batch,)))
+    shrunk = shrink(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
+    assert layer.linear1.out_features == 8
+    assert layer.self_attn.in_proj_weight.shape == (24, 8)
+    assert shrunk.refused
+
+
 def test_nothing_has_changed_when_every_group_is_refused():
     torch.manual_seed(0)
     net, batch = Baked(), torch.randn(2, 3)

@@ -1,0 +1,35 @@
+"""Capturing leaves the model alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_optim.errors import CaptureError
+from lightning_optim.graph.capture import capture, eval_copy
+
+
+def test_the_model_keeps_its_mode_and_its_statistics():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    capture(net, (torch.randn(2, 3),))
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_trainer_is_not_copied():
+    class Uncopyable:
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    net = nn.Linear(2, 2)
+    net._trainer = Uncopyable()
+    assert eval_copy(net)._trainer is None
+
+
+def test_what_cannot_be_captured_is_named():
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(CaptureError, match="cannot capture Branch"):
+        capture(Branch(), (torch.randn(2),))

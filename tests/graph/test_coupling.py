@@ -1,0 +1,153 @@
+"""Groups of small networks, worked out by hand."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_optim.graph.capture import capture
+from lightning_optim.graph.coupling import Group, Member, couple, keep_channels
+
+
+class Lambda(nn.Module):
+    """Two layers with anything in between."""
+
+    def __init__(self, one, between, two):
+        super().__init__()
+        self.one, self.between, self.two = one, between, two
+
+    def forward(self, x):
+        return self.two(self.between(self.one(x)))
+
+
+def places(net, *inputs):
+    coupling = couple(capture(net, inputs))
+    return {frozenset((member.name, member.dim) for member in group.members): group for group in coupling.groups}
+
+
+def test_what_reaches_an_output_is_frozen():
+    assert places(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), torch.randn(2, 3, 4, 4)) == {}
+
+
+def test_a_residual_stream_is_one_group():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.block(x))
+
+    (found,) = places(Net(), torch.randn(2, 3))
+    names = {"stem.weight", "stem.bias", "block.weight", "block.bias"}
+    assert found == {(name, 0) for name in names} | {("block.weight", 1), ("head.weight", 1)}
+
+
+def test_flatten_repeats_a_channel_over_its_pixels():
+    net = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(36, 2))
+    ((_, group),) = places(net, torch.randn(2, 3, 4, 4)).items()
+    reader = next(member for member in group.members if member.dim == 1)
+    assert torch.equal(reader.index, torch.arange(36).view(4, 9))
+
+
+def test_an_operator_without_a_rule_freezes_what_it_meets():
+    net = Lambda(nn.Linear(3, 4), lambda x: torch.linalg.qr(x)[0], nn.Linear(2, 2))
+    net.two = nn.Linear(2, 2)
+    coupling = couple(capture(net, (torch.randn(2, 3),)))
+    assert coupling.groups == ()
+    assert coupling.unknown == {"linalg_qr": 1}
+
+
+def test_positions_moved_along_channels_freeze_them():
+    for between in (lambda x: x.roll(1, 1), lambda x: F.pad(x, (0, 1))[:, :4], lambda x: x[:, [1, 0, 2, 3]]):
+        assert places(Lambda(nn.Linear(3, 4), between, nn.Linear(4, 2)), torch.randn(2, 3)) == {}
+
+
+def test_a_softmax_over_channels_freezes_them():
+    assert places(Lambda(nn.Linear(3, 4), lambda x: x.softmax(1), nn.Linear(4, 2)), torch.randn(2, 3)) == {}
+
+
+def test_a_fixed_vector_added_to_channels_freezes_them():
+    fixed = torch.arange(4.0)
+    assert places(Lambda(nn.Linear(3, 4), lambda x: x + fixed, nn.Linear(4, 2)), torch.randn(2, 3)) == {}
+
+
+def test_a_statistic_over_channels_is_noted():
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    ((_, group),) = places(net, torch.randn(2, 3)).items()
+    assert group.is_normalized
+
+
+def test_heads_go_whole_and_their_number_is_known():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.qkv, self.out = 2, nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x):
+            query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, 4)).permute(2, 0, 3, 1, 4)
+            return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+    coupling = couple(capture(Attention(), (torch.randn(2, 5, 8),)))
+    (group,) = coupling.groups
+    assert group.size == 2
+    assert [count.name for count in group.counts] == ["num_heads"]
+    assert coupling.group_of("qkv.weight") is group
+    assert keep_channels([(group, torch.tensor([1]))])["num_heads"][0][1].tolist() == [1]
+
+
+def test_queries_of_one_shared_key_head_go_with_it():
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value = nn.Linear(8, 16), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.out = nn.Linear(16, 8)
+
+        def forward(self, x):
+            query, key, value = (
+                layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            )
+            mixed = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+            return self.out(mixed.transpose(1, 2).flatten(2))
+
+    (group,) = couple(capture(Grouped(), (torch.randn(2, 5, 8),))).groups
+    assert group.size == 2
+    assert {member.name: member.index.shape[1] for member in group.members if member.dim == 0} == {
+        "query.weight": 8, "query.bias": 8, "key.weight": 4, "key.bias": 4, "value.weight": 4, "value.bias": 4,
+    }  # fmt: skip
+
+
+def test_learned_keys_stay_since_each_takes_part_in_the_softmax():
+    class Memory(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.keys, self.values = nn.Parameter(torch.randn(1, 6, 3)), nn.Parameter(torch.randn(1, 6, 3))
+
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, self.keys, self.values)
+
+    assert places(Memory(), torch.randn(1, 5, 3)) == {}
+
+
+def test_two_groups_on_one_axis_are_kept_apart():
+    left, right = (
+        Group(2, (Member("w", 1, torch.tensor([[0], [1]]), 4),)),
+        Group(2, (Member("w", 1, torch.tensor([[2], [3]]), 4),)),
+    )
+    plan = keep_channels([(left, torch.tensor([1])), (right, torch.tensor([0]))])
+    assert plan["w"][0][1].tolist() == [1, 2]
+
+
+def test_channels_are_found_under_every_name_of_a_tied_weight():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 2)
+            self.enter = nn.Linear(3, 4)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.out(self.two(self.one(self.enter(x)).relu()))
+
+    (group,) = couple(capture(Tied(), (torch.randn(2, 3),))).groups
+    assert {member.dim for member in group.members if member.name in ("one.weight", "two.weight")} == {0, 1}
