@@ -111,7 +111,8 @@ class ConstantBackend(Backend, nn.Module):
         # As a matrix it becomes one integer kernel; otherwise the bias would be added in floating point. Rounding the
         # output at once changes nothing: if a ReLU follows, the integers of its range begin at 0.
         flat = self.moved(x.flatten(0, -2), input_key)
-        return self.activation(functional.linear(flat, weight, bias), key).unflatten(0, x.shape[:-1])
+        out = self.activation(functional.linear(flat, weight, bias), key)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @override
     def pool(
