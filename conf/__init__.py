@@ -1,0 +1,1 @@
+"""Configuration groups for any Hydra application."""

@@ -37,6 +37,7 @@ class Window:
         begin: Where the window opens, at least 0.
         end: Where it closes, after ``begin``; ``None`` is the end of the fit.
         unit: ``"fraction"`` (of the fit, in ``[0, 1]``), ``"epoch"`` or ``"step"``.
+        every: Advance in jumps of this size, above 0; ``None`` advances with each step.
 
     Raises:
         ValueError: If the bounds are out of order or out of range.
@@ -52,6 +53,7 @@ class Window:
     begin: float = 0.0
     end: float | None = None
     unit: Unit = "fraction"
+    every: float | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in ("fraction", "epoch", "step"):
@@ -60,6 +62,8 @@ class Window:
             raise ValueError(f"begin must be at least 0, got {self.begin}")
         if self.end is not None and not self.end > self.begin:
             raise ValueError(f"end must come after begin={self.begin}, got {self.end}")
+        if self.every is not None and not self.every > 0.0:
+            raise ValueError(f"every must be above 0, got {self.every}")
         last = self.begin if self.end is None else self.end
         if self.unit == "fraction" and last > 1.0:
             raise ValueError(
@@ -90,7 +94,13 @@ class Window:
         if now < self.begin:
             return None
         end = total if self.end is None else self.end
-        return min(1.0, (now - self.begin) / (end - self.begin)) if end > self.begin else 1.0
+        if now >= end:
+            return 1.0
+        walked = now - self.begin
+        if self.every is not None:
+            # The counters are exact, but a fraction is not: 0.3 / 0.1 must be three whole jumps.
+            walked = math.floor(walked / self.every + 1e-9) * self.every
+        return min(1.0, walked / (end - self.begin))
 
     def _now_and_total(self, clock: Clock) -> tuple[float, float]:
         if self.unit == "step":

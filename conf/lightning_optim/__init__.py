@@ -1,0 +1,1 @@
+"""Configuration groups, and the root of the command line's own search path."""

@@ -1,0 +1,154 @@
+"""Change the shape of a model in the middle of a fit, and of everything that hangs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_optim.errors import ArtefactError, ShrinkError
+from lightning_optim.surgery.cut import CutPlan, apply_cut
+from lightning_optim.surgery.patch import Patches
+from lightning_optim.surgery.rebind import rebind_module, rebind_optimizer
+from lightning_optim.surgery.select import find_network, submodule
+
+_Cut = dict[str, list[tuple[int, Tensor, int]]]
+
+
+@final
+class Reshaper:
+    """Cuts channels of a live network, and brings a fresh one to a checkpoint's shape before its weights arrive."""
+
+    def __init__(self) -> None:
+        self._cut: _Cut = {}
+        self._patches = Patches()
+
+    @staticmethod
+    def check_strategy(trainer: Trainer, *, shrinks: bool) -> None:
+        """Refuse strategies under which channels cannot be coupled or removed.
+
+        Raises:
+            ShrinkError: Under sharded strategies, and for a physical shrink under ``ddp_spawn`` and its like.
+        """
+        strategy = trainer.strategy
+        kind = type(strategy).__name__
+        if any(word in kind for word in ("FSDP", "ModelParallel", "DeepSpeed")):
+            raise ShrinkError(
+                f"channels cannot be pruned under {kind}: each rank holds a part of every weight; use ddp"
+            )
+        launcher = type(strategy.launcher).__name__ if strategy.launcher is not None else ""
+        if shrinks and "MultiProcessing" in launcher:
+            raise ShrinkError(
+                "ddp_spawn returns weights by name and shape, so nothing can shrink in it; use strategy='ddp'"
+            )
+
+    def prepare_resume(self, trainer: Trainer, pl_module: LightningModule, state_key: str, network: str | None) -> None:
+        """Give a full-size module the shape of the trainer's checkpoint, once its layers exist.
+
+        Raises:
+            ArtefactError: If the checkpoint was cut from a model of other widths.
+        """
+        cut = _read_cut(trainer.ckpt_path, state_key)
+        if not cut:
+            return
+
+        def resize() -> None:
+            name, _ = find_network(pl_module, network)
+            _resize(submodule(pl_module, name), cut)
+
+        def configure_model(original: Any, *args: Any, **kwargs: Any) -> None:
+            original(*args, **kwargs)
+            resize()
+
+        if type(pl_module).configure_model is LightningModule.configure_model:
+            resize()
+        else:
+            self._patches.undo()
+            self._patches.wrap(pl_module, "configure_model", configure_model)
+
+    def cut(self, trainer: Trainer, pl_module: LightningModule, network_name: str, plan: CutPlan) -> None:
+        """Cut a live network on every rank, and carry optimizers, averaged copies and the DDP wrapper over."""
+        network = submodule(pl_module, network_name)
+        network = getattr(network, "_orig_mod", network)
+        sizes = {name: _sizes(network, name) for name in plan}
+        replaced = apply_cut(network, plan)
+        for optimizer in trainer.optimizers:
+            rebind_optimizer(optimizer, replaced)
+        pl_module.zero_grad(set_to_none=True)
+        for copy in averaged_copies(trainer):
+            rebind_module(submodule(copy, network_name), plan)
+        self._cut = _compose(self._cut, plan, sizes)
+        if type(trainer.strategy).__name__ == "DDPStrategy":
+            trainer.strategy.model = pl_module
+            trainer.strategy.configure_ddp()  # type: ignore[attr-defined]  # the reducer knows the old parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        """All cuts so far as one, relative to the full-size network."""
+        return {name: [list(cut) for cut in cuts] for name, cuts in self._cut.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the cuts of ``state_dict``, which the network has undergone already."""
+        self._cut = {name: [(dim, kept, size) for dim, kept, size in cuts] for name, cuts in state.items()}
+
+    def release(self) -> None:
+        """Take every patch off."""
+        self._patches.undo()
+
+
+def averaged_copies(trainer: Trainer) -> Iterator[nn.Module]:
+    """Every averaged copy of the LightningModule that another callback keeps (EMA, SWA)."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by the trainer
+        average = vars(callback).get("_average_model")
+        if isinstance(average, nn.Module):
+            yield average.module if isinstance(average, torch.optim.swa_utils.AveragedModel) else average
+
+
+def _sizes(network: nn.Module, name: str) -> tuple[int, ...]:
+    """Shape of a tensor, or the value of an integer attribute, which counts as one dimension."""
+    path, _, key = name.rpartition(".")
+    held = getattr(submodule(network, path), key, None)
+    if isinstance(held, Tensor):
+        return tuple(held.shape)
+    return (held,) if isinstance(held, int) else ()
+
+
+def _read_cut(path: Any, state_key: str) -> _Cut:
+    if path is None or not Path(path).is_file():
+        return {}
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state = checkpoint.get("callbacks", {}).get(state_key, {})
+    return {name: [(dim, kept, size) for dim, kept, size in cuts] for name, cuts in state.get("cut", {}).items()}
+
+
+def _resize(network: nn.Module, cut: _Cut) -> None:
+    plan: CutPlan = {}
+    for name, cuts in cut.items():
+        for dim, kept, size in cuts:
+            sizes = _sizes(network, name)
+            found = sizes[dim] if dim < len(sizes) else None
+            if found == size:
+                plan.setdefault(name, []).append((dim, kept))
+            elif found != len(kept):
+                raise ArtefactError(
+                    f"the checkpoint was cut from a model whose {name!r} has {size} entries in dimension {dim}, "
+                    f"but this model has {found}: is it another model's checkpoint?"
+                )
+    if plan:
+        apply_cut(network, plan)
+
+
+def _compose(before: _Cut, plan: CutPlan, sizes: Mapping[str, tuple[int, ...]]) -> _Cut:
+    """One cut that does what ``before`` and then ``plan`` do."""
+    composed = {name: list(cuts) for name, cuts in before.items()}
+    for name, cuts in plan.items():
+        known = {dim: (kept, size) for dim, kept, size in composed.get(name, [])}
+        for dim, kept in cuts:
+            earlier, size = known.get(dim, (None, sizes[name][dim]))
+            kept = kept.cpu()  # noqa: PLW2901  # the same cut, on the device of checkpoints
+            known[dim] = (kept if earlier is None else earlier[kept], size)
+        composed[name] = [(dim, kept, size) for dim, (kept, size) in known.items()]
+    return composed

@@ -1,0 +1,70 @@
+"""From configuration to objects: the only place that instantiates anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from lightning.pytorch import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_optim.errors import LightningOptimError
+
+
+class ConfigError(LightningOptimError, ValueError):
+    """A configuration names what is not there, or a class refuses its values."""
+
+
+def build(config: Any, **keywords: Any) -> Any:
+    """Build what ``config`` describes by its ``_target_``.
+
+    Args:
+        config: A node with ``_target_``.
+        keywords: Further keyword arguments of the target.
+
+    Raises:
+        LightningOptimError: If the target does not exist or refuses its values, in one line.
+    """
+    try:
+        return hydra.utils.instantiate(config, _convert_="all", **keywords)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, LightningOptimError):
+            raise cause from error
+        where = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key" in line), "")
+        raise ConfigError(f"{where or 'configuration'}: {_reason(error)}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def build_callbacks(config: Mapping[str, Any] | None) -> list[Callback]:
+    """Build every entry of a callbacks node that has a ``_target_``, in order."""
+    return [build(node) for node in (config or {}).values() if isinstance(node, Mapping) and "_target_" in node]
+
+
+def callbacks_from_file(path: str | Path) -> list[Callback]:
+    """Build the callbacks of a YAML file: one node per callback, each with its ``_target_``.
+
+    Raises:
+        ConfigError: If the file is missing or holds no callback.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"no callbacks file at {path}")
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} must map names to callbacks")
+    callbacks = build_callbacks(config.get("callbacks", config))
+    if not callbacks:
+        raise ConfigError(f"{path} holds no callback: no entry has a _target_")
+    return callbacks
+
+
+def _reason(error: InstantiationException) -> str:
+    cause = error.__cause__
+    if cause is None:
+        return str(error).splitlines()[0]
+    return f"{cause}".strip().splitlines()[0] if str(cause).strip() else type(cause).__name__

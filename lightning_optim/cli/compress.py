@@ -1,0 +1,116 @@
+"""The main job: from a configuration to a compressed model and its report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from lightning_optim.cli.build import ConfigError, build, build_callbacks
+from lightning_optim.export.atomic import write_atomic
+from lightning_optim.recipe.run import Recipe, is_first_process
+from lightning_optim.recipe.stage import Artefacts, Stage
+from lightning_optim.recipe.summary import summarize
+from lightning_optim.report.table import print_table
+
+_ARTEFACT = re.compile(r"\$\{artefact:([^}]+)\}")
+
+
+def compress(config: DictConfig, folder: Path) -> float:
+    """Run the recipe of ``config`` in ``folder``, or go on with it, and write the report.
+
+    Returns:
+        Test accuracy of the last stage, in ``[0, 1]``.
+
+    Raises:
+        ConfigError: If the folder holds another run.
+    """
+    console = Console()
+    recipe = _recipe(config, folder, console)
+    _claim(config, folder)
+    finished = recipe.run()
+    if not is_first_process():
+        return finished[-1].result.test_accuracy
+    report = summarize(finished, folder, seconds=config.latency_seconds)
+    print_table(report, console)
+    console.print(
+        f"page: {folder / 'report.html'}   figures: {folder / 'report.json'}   model: {folder / 'model.onnx'}"
+    )
+    return report.deployed.test_accuracy
+
+
+def _claim(config: DictConfig, folder: Path) -> None:
+    """Make the folder this configuration's own, before anything is written into it."""
+    text = OmegaConf.to_yaml(config)
+    kept = folder / "config.yaml"
+    if kept.is_file():
+        if kept.read_text() != text:
+            raise ConfigError(
+                f"{folder} holds a run of another configuration; choose another folder, or go on with run={folder}"
+            )
+        return
+    write_atomic(kept, text.encode())
+
+
+def _recipe(config: DictConfig, folder: Path, console: Console) -> Recipe:
+    names = list(config.recipe.order)
+    missing = [name for name in names if name not in config.recipe.stages]
+    if missing:
+        raise ConfigError(f"recipe.order names {missing[0]!r}, but the stages are {list(config.recipe.stages)}")
+    return Recipe(
+        stages=[_stage(name, config.recipe.stages[name], config.trainer) for name in names],
+        make_module=partial(build, config.model),
+        data=build(config.data),
+        folder=folder,
+        seed=config.seed,
+        network=config.network,
+        metrics=build(config.metrics),
+        console=console,
+    )
+
+
+def _stage(name: str, config: DictConfig, trainer: DictConfig) -> Stage:
+    return Stage(
+        name=name,
+        kind=config.kind,
+        make_trainer=partial(_make_trainer, {**trainer, **(config.get("trainer") or {})}),
+        make_callbacks=partial(_make_callbacks, config.get("callbacks") or {}),
+        settings=OmegaConf.to_container(config.get("settings") or OmegaConf.create(), resolve=True),  # type: ignore[arg-type]
+        needs=_ARTEFACT.findall(str(OmegaConf.to_container(config, resolve=False))),
+    )
+
+
+def _make_trainer(config: Any, **keywords: Any) -> Trainer:
+    trainer: Trainer = build(config, _partial_=True)(**keywords)
+    return trainer
+
+
+def _make_callbacks(config: Any, artefacts: Artefacts) -> Sequence[Callback]:
+    return build_callbacks(_with_artefacts(config, artefacts))
+
+
+def _with_artefacts(node: Any, artefacts: Artefacts) -> Any:
+    """Plain data: ``${artefact:NAME}`` becomes the network of that stage, any other interpolation its value."""
+    if isinstance(node, DictConfig):
+        return {key: _with_artefacts(_raw(node, key), artefacts) for key in node}
+    if isinstance(node, Mapping):
+        return {key: _with_artefacts(value, artefacts) for key, value in node.items()}
+    found = _ARTEFACT.fullmatch(node) if isinstance(node, str) else None
+    if found:
+        return artefacts(found[1])
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _raw(node: DictConfig, key: Any) -> Any:
+    """A value as it was written if it names an artefact, else resolved."""
+    if OmegaConf.is_interpolation(node, key):
+        raw = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]  # a mapping
+        if isinstance(raw, str) and _ARTEFACT.fullmatch(raw):
+            return raw
+    return node[key]

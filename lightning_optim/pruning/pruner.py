@@ -1,0 +1,100 @@
+"""One pruning step: evidence in, what is kept out; and the memory of what has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, distributed
+
+from lightning_optim.graph.coupling import Coupling
+from lightning_optim.pruning.allocation.base import Allocation
+from lightning_optim.pruning.criterion.base import Criterion
+from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.masks import pack, unpack
+from lightning_optim.pruning.structure.base import Structure
+
+
+@final
+class Pruner:
+    """Decides what goes at each step of a schedule; what has gone does not come back while the sparsity grows.
+
+    A pool's memory has its original size: sparsity stays absolute when channels are physically removed between steps.
+    """
+
+    def __init__(self, criterion: Criterion, structure: Structure, allocation: Allocation) -> None:
+        self._criterion, self._structure, self._allocation = criterion, structure, allocation
+        self._alive: dict[str, Tensor] = {}
+        self._present: dict[str, Tensor] = {}
+
+    def decide(
+        self,
+        sparsity: float,
+        seen: Mapping[str, Seen],
+        coupling: Coupling | None = None,
+        group: distributed.ProcessGroup | None = None,
+    ) -> dict[str, Tensor]:
+        """Choose what is kept, without remembering it yet.
+
+        Args:
+            sparsity: Fraction of each pool's, or of all, original entries that shall be gone.
+            seen: Evidence on every targeted layer, by the name of its weight.
+            coupling: Coupled channels of the network as it is now.
+            group: Process group over which the weights are sharded.
+
+        Returns:
+            By pool, a boolean mask over the pool's original entries.
+
+        Raises:
+            ValueError: If a score is NaN.
+        """
+        weights = {name: layer.weight for name, layer in seen.items()}
+        scores = {name: self._criterion(layer) for name, layer in seen.items()}
+        pools = self._structure.pools(weights, scores, coupling)
+        full = {pool: self._full(pool, score) for pool, score in pools.items()}
+        return self._structure.settle(self._allocation(full, sparsity, group), full)
+
+    def masks(
+        self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None = None
+    ) -> dict[str, Tensor]:
+        """Masks over ``weights`` as they are now, for a decision."""
+        return self._structure.masks(self.kept_of_present(keep), weights, coupling)
+
+    def kept_of_present(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A decision, restricted to what is still physically there."""
+        return {pool: mask[self._present[pool]] if pool in self._present else mask for pool, mask in keep.items()}
+
+    def remember(self, keep: Mapping[str, Tensor]) -> None:
+        """Take a decision as carried out by masking."""
+        self._alive = {pool: mask.clone() for pool, mask in keep.items()}
+
+    def remember_removed(self, keep: Mapping[str, Tensor]) -> None:
+        """Take a decision as carried out physically: what was not kept is no longer there."""
+        self.remember(keep)
+        self._present = {pool: mask.clone() for pool, mask in keep.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is alive and what is there, as bits."""
+        return {"alive": _packed(self._alive), "present": _packed(self._present)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``."""
+        self._alive, self._present = _unpacked(state["alive"]), _unpacked(state["present"])
+
+    def _full(self, pool: str, score: Tensor) -> Tensor:
+        present = self._present.get(pool)
+        full = score
+        if present is not None:
+            present = present.to(score.device)
+            full = score.new_full(present.shape, -torch.inf).masked_scatter(present, score)
+        alive = self._alive.get(pool)
+        return full if alive is None else full.masked_fill(~alive.to(full.device), -torch.inf)
+
+
+def _packed(masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: {"bits": pack(mask), "shape": list(mask.shape)} for name, mask in masks.items()}
+
+
+def _unpacked(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: unpack(entry["bits"], entry["shape"]) for name, entry in state.items()}

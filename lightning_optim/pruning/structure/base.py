@@ -1,0 +1,52 @@
+"""What falls together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from lightning_optim.graph.coupling import Coupling
+
+Shrink = Literal["never", "end", "update"]
+
+
+class Structure(ABC):
+    """Turns scores of weights into pools of entries that fall one by one, and what is kept into masks of weights."""
+
+    needs_coupling: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def shrink(self) -> Shrink:
+        """When masked channels are physically removed: ``"never"``, at the window's ``"end"``, at each ``"update"``."""
+
+    @abstractmethod
+    def pools(
+        self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
+    ) -> dict[str, Tensor]:
+        """Scores of everything that can fall, by pool.
+
+        Args:
+            weights: The targeted weights by name.
+            scores: What the criterion said of each: shaped as the weight, or ``[channels]``.
+            coupling: Coupled channels of the network; ``None`` unless ``needs_coupling``.
+        """
+
+    @abstractmethod
+    def masks(
+        self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
+    ) -> dict[str, Tensor]:
+        """Boolean masks over weights, ``False`` where they are to be zero.
+
+        Args:
+            keep: Boolean mask over the entries of each pool.
+            weights: Every parameter of the network by name.
+            coupling: As for ``pools``.
+        """
+
+    @abstractmethod
+    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bend an allocation to what the structure allows, such as at least one channel."""

@@ -1,0 +1,143 @@
+"""Whole channels, with everything that is coupled to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.errors import ShrinkError, TargetError
+from lightning_optim.graph.coupling import Coupling, Group
+from lightning_optim.pruning.structure.base import Shrink, Structure
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel(Structure):
+    """Output channels fall together with every weight that makes or reads them, and can be physically removed.
+
+    A channel's score is the mean over the targeted layers of its group, each layer first scaled to a mean of one:
+    layers of other fan-in or scale are then comparable.
+
+    Args:
+        shrink: ``"update"`` removes channels at each pruning step, ``"end"`` when the schedule's final sparsity is
+            reached, ``"never"`` only masks.
+        multiple: Keep a multiple of so many channels, at least 1; 16 suits CPU convolutions.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    needs_coupling: ClassVar[bool] = True
+
+    shrink: Shrink = "update"
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if self.shrink not in ("never", "end", "update"):
+            raise ValueError(f"shrink must be 'never', 'end' or 'update', got {self.shrink!r}")
+        if self.multiple < 1:
+            raise ValueError(f"multiple must be at least 1, got {self.multiple}")
+
+    @override
+    def pools(
+        self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
+    ) -> dict[str, Tensor]:
+        groups = targeted_groups(coupling, weights)
+        return {name: _channel_scores(group, weights, scores) for name, group in groups.items()}
+
+    @override
+    def masks(
+        self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
+    ) -> dict[str, Tensor]:
+        masks: dict[str, Tensor] = {}
+        groups = targeted_groups(coupling, {name: weights[name] for name in keep})
+        for name, group in groups.items():
+            gone = ~keep[name]
+            for member in group.members:
+                if member.name in weights:
+                    weight = weights[member.name]
+                    mask = masks.setdefault(member.name, torch.ones_like(weight, dtype=torch.bool))
+                    mask.index_fill_(
+                        member.dim, member.index[gone.to(member.index.device)].flatten().to(mask.device), 0
+                    )
+        return masks
+
+    @override
+    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: _round_up(mask, scores[name], self.multiple) for name, mask in keep.items()}
+
+
+def targeted_groups(coupling: Coupling | None, weights: Mapping[str, Tensor]) -> dict[str, Group]:
+    """The coupled groups that make the output channels of ``weights``, each under the first such weight.
+
+    Raises:
+        ShrinkError: If the network's coupling is not known.
+        TargetError: If no targeted channel can go.
+    """
+    if coupling is None:
+        raise ShrinkError("channels need the network's coupling, which is not known yet")
+    groups: dict[str, Group] = {}
+    for name in weights:
+        group = coupling.group_of(name, 0)
+        if group is not None and not any(group is known for known in groups.values()):
+            groups[name] = group
+    if not groups:
+        frozen = f"; operators without a rule: {sorted(coupling.unknown)}" if coupling.unknown else ""
+        raise TargetError(f"none of the {len(weights)} targeted layers has channels that can be removed{frozen}")
+    return groups
+
+
+def activations_as_read(
+    coupling: Coupling, reads: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Mean activation of each output channel of ``weights``, as the layers that read it see it.
+
+    Args:
+        coupling: The network's coupled channels.
+        reads: ``[in]`` mean absolute input of every reading layer, by the name of its weight.
+        weights: The targeted weights.
+
+    Returns:
+        ``[out]`` per weight; a weight whose channels no measured layer reads is left out.
+    """
+    found: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        group = coupling.group_of(name, 0)
+        if group is None:
+            continue
+        readers = [member for member in group.members if member.dim == 1 and member.name in reads]
+        seen = [reads[member.name][member.index].mean(1) for member in readers]
+        if seen:
+            value = torch.stack(seen).mean(0)
+            spread = value.new_zeros(weight.shape[0])
+            for member in group.members:
+                if member.name == name and member.dim == 0:
+                    spread[member.index] = value.unsqueeze(1).expand(member.index.shape)
+            found[name] = spread
+    return found
+
+
+def _channel_scores(group: Group, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
+    votes = []
+    for member in group.members:
+        if member.dim == 0 and member.name in scores:
+            score = scores[member.name].to(torch.float32)
+            per_position = score if score.dim() == 1 else score.flatten(1).sum(1)
+            vote = per_position[member.index.to(per_position.device)].mean(1)
+            votes.append(vote / vote.mean().clamp_min(torch.finfo(vote.dtype).tiny))
+    return torch.stack(votes).mean(0)
+
+
+def _round_up(keep: Tensor, scores: Tensor, multiple: int) -> Tensor:
+    """Bring back the best channels until a multiple, and at least one channel, is kept."""
+    alive = int((scores > -torch.inf).sum())
+    wanted = min(max(-(-int(keep.sum()) // multiple) * multiple, 1), alive)
+    best = scores.argsort(descending=True, stable=True)[:wanted]
+    settled = torch.zeros_like(keep)
+    settled[best] = True
+    return settled

@@ -1,0 +1,119 @@
+"""What a stage is worth: accuracies of its exported file, sizes, and agreement with what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
+from lightning_optim.errors import ArtefactError
+from lightning_optim.export.onnx import export_onnx
+from lightning_optim.recipe.artefact import save_inputs
+from lightning_optim.recipe.exported_forward import ExportedForward
+from lightning_optim.report.result import StageResult
+from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.select import find_network
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Names under which the LightningModule logs accuracies, in ``[0, 1]``.
+
+    Args:
+        validation: Logged in ``validation_step``.
+        test: Logged in ``test_step``.
+    """
+
+    validation: str = "val/accuracy"
+    test: str = "test/accuracy"
+
+
+def evaluate(
+    name: str,
+    make_trainer: Callable[[list[Callback]], Trainer],
+    module: LightningModule,
+    data: LightningDataModule,
+    callbacks: Sequence[Callback],
+    path: Path,
+    *,
+    metrics: Metrics,
+    network: str | None,
+) -> StageResult:
+    """Export the module's network to ``path``, and measure the file in the module's own evaluation loops.
+
+    Args:
+        name: Of the stage.
+        make_trainer: Builds a Trainer with the stage's callbacks and some more.
+        module: The trained module.
+        data: The data set.
+        callbacks: Of the stage; a ``QATFakeQuant`` among them exports the integer form.
+        path: The ONNX file to write.
+        metrics: What the module logs.
+        network: Name of the network in the module.
+
+    Raises:
+        ArtefactError: If the module does not log the metrics.
+        ExportError: If the network cannot be exported.
+    """
+    live = find_network(module, network)[1]
+    example = _example(make_trainer, module, data, live)
+    quantizer = next((callback for callback in callbacks if isinstance(callback, QATFakeQuant)), None)
+    if quantizer is None:
+        export_onnx(live, example.args, path, kwargs=example.kwargs)
+    else:
+        quantizer.export(path, module, example.args, example.kwargs)
+    inputs = [leaf for leaf in tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, torch.Tensor)]
+    save_inputs(path.with_name("inputs.safetensors"), inputs)
+    exported = ExportedForward(live, path)
+    trainer = make_trainer([exported])
+    validation = _metric(trainer.validate(module, datamodule=data, verbose=False), metrics.validation)
+    exported.agreed = exported.compared = 0
+    test = _metric(make_trainer([exported]).test(module, datamodule=data, verbose=False), metrics.test)
+    one = tree_map(_one_row, (example.args, example.kwargs))
+    return StageResult(
+        name=name,
+        validation_accuracy=validation,
+        test_accuracy=test,
+        parameters=count_parameters(live),
+        macs=count_macs(live, *one),
+        bytes=count_bytes(path),
+        agreement=exported.top1_agreement,
+    )
+
+
+def _example(
+    make_trainer: Callable[[list[Callback]], Trainer],
+    module: LightningModule,
+    data: LightningDataModule,
+    live: nn.Module,
+) -> ExampleInputs:
+    example = ExampleInputs()
+    example.watch(live)
+    try:
+        make_trainer([]).validate(module, datamodule=data, verbose=False)
+    finally:
+        example.release()
+    if not example:
+        raise ArtefactError("the validation loop never called the network: set network to the part that it calls")
+    return example
+
+
+def _one_row(leaf: Any) -> Any:
+    return leaf[:1] if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 else leaf
+
+
+def _metric(results: Sequence[Mapping[str, float]], name: str) -> float:
+    for result in results:
+        if name in result:
+            return float(result[name])
+    logged = sorted({key for result in results for key in result})
+    raise ArtefactError(f"the module does not log {name!r}; it logs {logged}: set metrics to two of its names")

@@ -1,0 +1,194 @@
+"""Walk through the stages of a recipe, and go on where a killed run stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from torch import distributed, nn
+
+from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim.errors import ArtefactError, OrderError
+from lightning_optim.export.atomic import write_atomic
+from lightning_optim.recipe.artefact import load_cut, load_weights, save_cut, save_weights, write_json
+from lightning_optim.recipe.determinism import EpochSeed, seed_everything
+from lightning_optim.recipe.evaluate import Metrics, evaluate
+from lightning_optim.recipe.order import Kind, check_order
+from lightning_optim.recipe.progress import EpochProgress, RecipeProgress
+from lightning_optim.recipe.stage import Stage, check_stages
+from lightning_optim.report.result import StageResult
+from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.select import find_network
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A finished stage: its folder and what was measured of it."""
+
+    kind: Kind
+    folder: Path
+    result: StageResult
+
+
+@final
+@dataclass(kw_only=True)
+class Recipe:
+    """An ordered list of stages over one model and one data set.
+
+    Every stage trains with a Trainer and callbacks of its own, and leaves weights, an ONNX file and its measurements in
+    ``folder``. Random numbers are a function of (seed, stage, epoch), and a checkpoint is written after each epoch:
+    a run that is killed anywhere goes on in the same folder to the same weights as an uninterrupted one.
+
+    Args:
+        stages: What to do, in order.
+        make_module: Builds the LightningModule, seeded.
+        data: The data set.
+        folder: Where everything is written.
+        seed: Of weights, order and augmentation.
+        network: Name of the network in the LightningModule; ``None`` finds it.
+        metrics: Names under which the module logs its accuracies.
+        console: Where progress is shown.
+    """
+
+    stages: Sequence[Stage]
+    make_module: Callable[[], LightningModule]
+    data: LightningDataModule
+    folder: Path
+    seed: int = 0
+    network: str | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    console: Console = field(default_factory=Console)
+
+    def run(self) -> list[Finished]:
+        """Walk through the stages; those that are finished in ``folder`` are not done again.
+
+        Raises:
+            OrderError: If the order of the stages makes no sense; nothing has been written then.
+        """
+        check_order([stage.kind for stage in self.stages])
+        check_stages(self.stages)
+        seed_everything(self.seed, "model")
+        module = self.make_module()
+        finished: list[Finished] = []
+        with RecipeProgress(len(self.stages), self.console, is_shown=is_first_process()) as display:
+            for number, stage in enumerate(self.stages):
+                folder = self.folder / "stages" / f"{number}-{stage.name}"
+                display.begin(stage.name)
+                if not (folder / "stage.json").is_file():
+                    self._do(stage, folder, module, finished, display)
+                elif stage.kind != "export":
+                    _apply_saved_cut(folder, module)
+                    load_weights(folder / "weights.safetensors", module)
+                result = StageResult.from_dict(_read_json(folder / "stage.json"))
+                finished.append(Finished(kind=stage.kind, folder=folder, result=result))
+                display.done(stage.name, _line(result))
+        return finished
+
+    def _do(
+        self, stage: Stage, folder: Path, module: LightningModule, finished: list[Finished], display: RecipeProgress
+    ) -> None:
+        if stage.kind == "export":
+            self._publish(stage.name, finished[-1], folder)
+            return
+        began = time.perf_counter()
+        callbacks = list(stage.make_callbacks(lambda name: self._network_of(name, finished)))
+        stage.apply_settings(module)
+        self._fit(stage, folder, module, callbacks, display)
+        digest = self._keep(folder, module, callbacks)
+        make_trainer = lambda extra: stage.make_trainer(callbacks=[*callbacks, *extra], **_QUIET)  # noqa: E731  # one use
+        path = folder / "model.onnx"
+        result = evaluate(
+            stage.name, make_trainer, module, self.data, callbacks, path, metrics=self.metrics, network=self.network
+        )
+        _barrier()
+        if is_first_process():
+            file = str(path.relative_to(self.folder))
+            measured = replace(result, weights_sha256=digest, seconds=time.perf_counter() - began, file=file)
+            write_json(folder / "stage.json", measured.to_dict())
+        _barrier()
+
+    def _fit(
+        self, stage: Stage, folder: Path, module: LightningModule, callbacks: list[Callback], display: RecipeProgress
+    ) -> None:
+        checkpoint = ModelCheckpoint(
+            dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        own: list[Callback] = [EpochSeed(self.seed, stage.name), EpochProgress(display, stage.name), checkpoint]
+        trainer = stage.make_trainer(callbacks=[*callbacks, *own], **_QUIET)
+        last = folder / "last.ckpt"
+        seed_everything(self.seed, stage.name)
+        trainer.fit(module, datamodule=self.data, ckpt_path=str(last) if last.is_file() else None)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+
+    def _keep(self, folder: Path, module: LightningModule, callbacks: Sequence[Callback]) -> str:
+        """Write what a later process needs to rebuild the module: what was cut, then its weights."""
+        if not is_first_process():
+            return ""
+        prefix = find_network(module, self.network)[0]
+        for callback in callbacks:
+            if isinstance(callback, PruningScheduler) and callback.cut:
+                save_cut(
+                    folder / "cut.pt", {f"{prefix}.{name}".lstrip("."): cuts for name, cuts in callback.cut.items()}
+                )
+        return save_weights(folder / "weights.safetensors", module)
+
+    def _publish(self, name: str, last: Finished, folder: Path) -> None:
+        """Make the last stage's exported file the run's model."""
+        if is_first_process():
+            write_atomic(self.folder / "model.onnx", (last.folder / "model.onnx").read_bytes())
+            write_json(folder / "stage.json", replace(last.result, name=name, file="model.onnx", seconds=0.0).to_dict())
+        _barrier()
+
+    def _network_of(self, name: str, finished: Sequence[Finished]) -> nn.Module:
+        """The network that a finished stage left, on its own."""
+        module = self.make_module()
+        for done in finished:
+            _apply_saved_cut(done.folder, module)
+            if done.result.name == name:
+                load_weights(done.folder / "weights.safetensors", module)
+                return find_network(module, self.network)[1]
+        raise OrderError(f"no finished stage is named {name!r}; there are {[done.result.name for done in finished]}")
+
+
+def _apply_saved_cut(folder: Path, module: LightningModule) -> None:
+    if (folder / "cut.pt").is_file():
+        apply_cut(module, load_cut(folder / "cut.pt"))
+
+
+_QUIET: Mapping[str, Any] = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "logger": False,
+}
+
+
+def _line(result: StageResult) -> str:
+    return f"test accuracy {result.test_accuracy:.2%}  {result.parameters:,} parameters  {result.bytes / 1e3:,.0f} kB"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"cannot read {path}: {error}") from error
+    return content
+
+
+def is_first_process() -> bool:
+    """Whether this process writes: rank 0 of the first machine, also before any process group runs."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+
+
+def _barrier() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
