@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -47,28 +46,22 @@ class Reshaper:
             )
 
     def prepare_resume(self, trainer: Trainer, pl_module: LightningModule, state_key: str, network: str | None) -> None:
-        """Give a full-size module the shape of the trainer's checkpoint, once its layers exist.
+        """Give a full-size module the shape of whatever checkpoint is loaded, before its weights arrive.
 
-        Raises:
-            ArtefactError: If the checkpoint was cut from a model of other widths.
+        The module's own ``on_load_checkpoint`` is the one hook between the file and its weights; by then all layers and
+        averaged copies exist. A checkpoint that was cut from a model of other widths is then refused by an ArtefactError.
         """
-        cut = _read_cut(trainer.ckpt_path, state_key)
-        if not cut:
-            return
 
-        def resize() -> None:
-            name, _ = find_network(pl_module, network)
-            _resize(submodule(pl_module, name), cut)
+        def on_load_checkpoint(original: Any, checkpoint: dict[str, Any]) -> None:
+            original(checkpoint)
+            cut = checkpoint.get("callbacks", {}).get(state_key, {}).get("cut", {})
+            if cut:
+                name, _ = find_network(pl_module, network)
+                for module in (pl_module, *averaged_copies(trainer)):
+                    _resize(submodule(module, name), cut)
 
-        def configure_model(original: Any, *args: Any, **kwargs: Any) -> None:
-            original(*args, **kwargs)
-            resize()
-
-        if type(pl_module).configure_model is LightningModule.configure_model:
-            resize()
-        else:
-            self._patches.undo()
-            self._patches.wrap(pl_module, "configure_model", configure_model)
+        self._patches.undo()
+        self._patches.wrap(pl_module, "on_load_checkpoint", on_load_checkpoint)
 
     def cut(self, trainer: Trainer, pl_module: LightningModule, network_name: str, plan: CutPlan) -> None:
         """Cut a live network on every rank, and carry optimizers, averaged copies and the DDP wrapper over."""
@@ -116,15 +109,7 @@ def _sizes(network: nn.Module, name: str) -> tuple[int, ...]:
     return (held,) if isinstance(held, int) else ()
 
 
-def _read_cut(path: Any, state_key: str) -> _Cut:
-    if path is None or not Path(path).is_file():
-        return {}
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state = checkpoint.get("callbacks", {}).get(state_key, {})
-    return {name: [(dim, kept, size) for dim, kept, size in cuts] for name, cuts in state.get("cut", {}).items()}
-
-
-def _resize(network: nn.Module, cut: _Cut) -> None:
+def _resize(network: nn.Module, cut: Mapping[str, Any]) -> None:
     plan: CutPlan = {}
     for name, cuts in cut.items():
         for dim, kept, size in cuts:
