@@ -1,0 +1,303 @@
+"""What every law runs over: each leaf of ``conf/`` in its callback, and a module small enough to train in no time."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import lightning_optim.conf
+from lightning_optim.cli.build import build
+
+CONF = Path(lightning_optim.conf.__path__[0])
+EPOCHS, BATCHES = 2, 4
+# Families that no callback has by default, and where an entry of them goes.
+LISTS = {"lightning_optim/nas/space": "nas_supernet.space.entry"}
+# Families of the command line, which callbacks do not take.
+ELSEWHERE = {"lightning_optim", "lightning_optim/data", "lightning_optim/model", "lightning_optim/recipe"}
+ELSEWHERE |= {"lightning_optim/task"}
+
+_LINEAR_TEACHER = (
+    "{_target_: torch.nn.Sequential, _args_: [{_target_: torch.nn.Flatten},"
+    "{_target_: torch.nn.Linear, in_features: 108, out_features: 3}]}"
+)
+_WIDTH = "+lightning_optim/nas/space@callbacks.nas_supernet.space.entry=elastic_width"
+# What a callback or a leaf cannot do without, or what makes it small.
+VALUES = {
+    "pruning_scheduler": ["callbacks.pruning_scheduler.window.every=0.25"],
+    "nas_supernet": ["callbacks.nas_supernet.selection={evaluations: 3, recalibration_batches: 1}"],
+    "elastic_width": ["callbacks.nas_supernet.space.entry.targets.exclude=[net.head]"],
+    "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
+    "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
+    "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
+    "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
+    "magnitude": [],
+}
+
+
+class Net(nn.Module):
+    """Convolutions, batch norms, a residual sum, pooling and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.mix = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.top = nn.Conv2d(8, 12, 3, padding=1)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = F.relu(x + self.mix(x))
+        return self.head(F.relu(self.top(x)).mean((2, 3)))
+
+
+class Module(LightningModule):
+    """A classifier whose data are a function of stage, rank, epoch and batch, so that a resumed run meets the same."""
+
+    returns = "tensor"
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.net = Net()
+        self.example_input_array = torch.zeros(2, 3, 6, 6)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def data(self, stage, batch_idx):
+        seed = 1000 * stage + 100 * self.global_rank + 10 * self.current_epoch * (stage == 0) + batch_idx
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(6, 3, 6, 6, generator=generator)
+        return x, x.flatten(1)[:, :3].argmax(1)
+
+    def training_step(self, batch, batch_idx):
+        if self.returns == "none" and batch_idx == 1:
+            return None
+        x, y = self.data(0, batch_idx)
+        loss = F.cross_entropy(self(x), y)
+        return {"loss": loss, "extra": y} if self.returns == "dict" else loss
+
+    def validation_step(self, batch, batch_idx):
+        x, y = self.data(1, batch_idx)
+        logits = self(x)
+        self.log("val/accuracy", (logits.argmax(1) == y).float().mean(), sync_dist=True)
+        self.log("val/loss", F.cross_entropy(logits, y), sync_dist=True)
+
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch, batch_idx):
+        return self(self.data(1, batch_idx)[0])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net.parameters(), lr=0.02)
+
+
+class ManualModule(Module):
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One callback with the options that make the case."""
+
+    callback: str
+    overrides: tuple[str, ...]
+    label: str
+    folder: Path = Path()
+
+    def make(self, *extra: str):
+        """Build a fresh callback; seeded, so that modules inside it are the same each time."""
+        overrides = [f"+callbacks={self.callback}", *self.overrides, *extra]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            node = compose(overrides=[text.replace("{folder}", str(self.folder)) for text in overrides]).callbacks
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return build(node[self.callback])
+
+    def module(self, seed=0):
+        return Module(seed)
+
+
+def slots() -> dict[str, list[tuple[str, str, str]]]:
+    """Each family, and where callbacks take it: ``(callback, package, default)``."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for path in sorted((CONF / "callbacks").glob("*.yaml")):
+        for entry in OmegaConf.load(path).defaults:
+            if entry != "_self_":
+                ((key, default),) = entry.items()
+                group, package = key.lstrip("/").split("@")
+                found.setdefault(group, []).append((path.stem, package, default))
+    for group, package in LISTS.items():
+        found.setdefault(group, []).append((package.split(".")[0], package, ""))
+    return found
+
+
+def leaves() -> list[Path]:
+    """Every file of ``conf/`` that describes one object."""
+    return sorted(
+        path for path in CONF.rglob("*.yaml") if "_target_" in OmegaConf.load(path) or path.parent.name == "callbacks"
+    )
+
+
+def cases() -> list[Case]:
+    """Each callback as it comes, then with each option of each of its families."""
+    found = []
+    for path in sorted((CONF / "callbacks").glob("*.yaml")):
+        found.append(_case(path.stem, "", "", "default"))
+    for group, places in slots().items():
+        for callback, package, default in places:
+            options = sorted(leaf.stem for leaf in (CONF / group).glob("*.yaml") if leaf.stem != default)
+            found += [_case(callback, group, package, option) for option in options]
+    return found
+
+
+def _case(callback: str, group: str, package: str, option: str) -> Case:
+    overrides, chosen = [], {option}
+    if group:
+        sign = "+" if group in LISTS else ""
+        overrides.append(f"{sign}{group}@callbacks.{package}={option}")
+    if callback == "nas_supernet" and group not in LISTS:
+        overrides.append(_WIDTH)
+        chosen.add("elastic_width")
+    if callback == "distillation_teacher" and not group.endswith("teacher"):
+        chosen.add("checkpoint")
+    for key in (callback, *sorted(chosen)):
+        overrides += VALUES.get(key, [])
+    slot = package.split(".", 1)[1] if package else ""
+    return Case(callback, tuple(overrides), "-".join(filter(None, (callback, slot, option))))
+
+
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        found = cases()
+        metafunc.parametrize("case", found, ids=[case.label for case in found], indirect=True)
+
+
+def write_teachers(folder: Path) -> None:
+    teacher = Module(seed=5)
+    torch.save({"state_dict": teacher.state_dict()}, folder / "teacher.ckpt")
+    save_file(teacher.net.state_dict(), folder / "teacher.safetensors")
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    write_teachers(folder)
+    return folder
+
+
+@pytest.fixture
+def case(request, teachers):
+    given = request.param
+    return Case(given.callback, given.overrides, given.label, teachers)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    torch.set_num_threads(threads)
+
+
+def loader(batches=BATCHES):
+    """Batches carry no data: the module makes its own."""
+    return DataLoader(torch.arange(batches), batch_size=1)
+
+
+def make_trainer(*callbacks, **settings):
+    plain = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    plain |= {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "enable_checkpointing": False}
+    return Trainer(**plain | {"callbacks": list(callbacks)} | settings)
+
+
+class Kit:
+    """The parts of this file that laws need, since test files do not import each other."""
+
+    Module, ManualModule, Net = Module, ManualModule, Net
+    CONF, EPOCHS, BATCHES, ELSEWHERE = CONF, EPOCHS, BATCHES, ELSEWHERE
+    trainer = staticmethod(make_trainer)
+    loader = staticmethod(loader)
+    leaves = staticmethod(leaves)
+    slots = staticmethod(slots)
+
+    @staticmethod
+    def fit(module, *callbacks, ckpt_path=None, **settings):
+        trainer = make_trainer(*callbacks, **settings)
+        trainer.fit(module, loader(), loader(2), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        return trainer
+
+    @staticmethod
+    def same(left, right, where=""):
+        """Assert that two trees of state are equal bit for bit."""
+        if isinstance(left, torch.Tensor):
+            assert isinstance(right, torch.Tensor), where
+            assert left.shape == right.shape and left.dtype == right.dtype, where
+            assert torch.equal(
+                left.nan_to_num() if left.is_floating_point() else left,
+                right.nan_to_num() if right.is_floating_point() else right,
+            ), where
+        elif isinstance(left, dict):
+            assert left.keys() == right.keys(), where
+            for key in left:
+                Kit.same(left[key], right[key], f"{where}/{key}")
+        elif isinstance(left, (list, tuple)):
+            assert len(left) == len(right), where
+            for index, (one, other) in enumerate(zip(left, right, strict=True)):
+                Kit.same(one, other, f"{where}/{index}")
+        else:
+            assert left == right, where
+
+    @staticmethod
+    def state(trainer, callback):
+        """Weights, optimizers and the callback's own state."""
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+        own = {key: checkpoint["callbacks"].get(key) for key in [callback.state_key]}
+        return {"weights": checkpoint["state_dict"], "optimizers": checkpoint["optimizer_states"], "own": own}
+
+    @staticmethod
+    def is_patch(owner, key, value):
+        """Whether an attribute stands in for a method; the bound method of the class does not."""
+        if not callable(value) or not hasattr(type(owner), key):
+            return False
+        return getattr(value, "__func__", None) is not getattr(type(owner), key) or value.__self__ is not owner
+
+    @staticmethod
+    def traces(module):
+        """Patches and hooks on any submodule."""
+        found = {}
+        for name, part in module.named_modules():
+            patched = sorted(key for key, value in vars(part).items() if Kit.is_patch(part, key, value))
+            hooks = sum(
+                len(value) for key, value in vars(part).items() if key.endswith("_hooks") and isinstance(value, dict)
+            )
+            found[name] = (patched, hooks)
+        return found
+
+
+@pytest.fixture(scope="session")
+def kit():
+    return Kit

@@ -1,0 +1,64 @@
+"""A run that was cut short and goes on ends where an uninterrupted one does."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+@pytest.fixture
+def uninterrupted(case, kit, tmp_path):
+    saver = ModelCheckpoint(
+        tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False
+    )
+    ends = ModelCheckpoint(tmp_path / "ends", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    module, callback = case.module(), case.make()
+    trainer = kit.fit(module, callback, saver, ends, enable_checkpointing=True)
+    return tmp_path, copy.deepcopy(kit.state(trainer, callback))
+
+
+def test_resume_at_any_step_and_at_the_end_of_an_epoch_is_bit_equal(case, kit, uninterrupted):
+    folder, expected = uninterrupted
+    for name in ("step=1.ckpt", "step=3.ckpt", "step=4.ckpt", "ends/epoch=0.ckpt", "step=6.ckpt"):
+        module, callback = case.module(seed=9), case.make()
+        torch.manual_seed(77)
+        trainer = kit.fit(module, callback, ckpt_path=folder / name)
+        kit.same(expected, kit.state(trainer, callback), name)
+
+
+def test_checkpoint_keys_are_the_users_and_every_stage_runs_from_it(case, kit, uninterrupted):
+    folder, expected = uninterrupted
+    path = folder / "step=8.ckpt"
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    own = {key: value for key, value in weights.items() if "._candidates." not in key}
+    plain = kit.Module(seed=9)
+    assert own.keys() == plain.state_dict().keys()
+    if all(own[key].shape == value.shape for key, value in plain.state_dict().items()):
+        plain.load_state_dict(own, strict=True)
+    module, callback = case.module(seed=9), case.make()
+    trainer = kit.trainer(callback)
+    scores = [
+        trainer.validate(module, kit.loader(2), ckpt_path=path, weights_only=True, verbose=False)[0],
+        trainer.test(module, kit.loader(2), ckpt_path=path, weights_only=True, verbose=False)[0],
+    ]
+    assert scores[0] == scores[1]
+    answers = trainer.predict(module, kit.loader(2), ckpt_path=path, weights_only=True)
+    assert len(answers) == 2 and answers[0].isfinite().all()
+    kit.same(expected["weights"], dict(module.state_dict()))
+
+
+def test_plain_checkpoint_goes_on_under_the_callback(case, kit, tmp_path):
+    plain = kit.Module()
+    trainer = kit.fit(plain, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    module, callback = case.module(seed=9), case.make()
+    if case.callback == "nas_supernet":  # candidates have no optimizer state there
+        found = kit.trainer(callback).validate(
+            module, kit.loader(2), ckpt_path=tmp_path / "plain.ckpt", weights_only=True, verbose=False
+        )
+        expected = kit.trainer().validate(plain, kit.loader(2), verbose=False)
+        assert found == expected
+        return
+    trainer = kit.fit(module, callback, ckpt_path=tmp_path / "plain.ckpt")
+    assert trainer.global_step == kit.EPOCHS * kit.BATCHES
