@@ -107,6 +107,7 @@ class DistillationTeacher(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        self._check_name(trainer)
         self._release()
         if self._teacher is None:
             module = self._source.load(lambda: find_network(pl_module, self._network)[1])
@@ -154,6 +155,14 @@ class DistillationTeacher(Callback):
         self._patches.undo()
         self._calls.remove()
         self._step = None
+
+    def _check_name(self, trainer: Trainer) -> None:
+        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        if sum(other.state_key == self.state_key for other in others) > 1:
+            raise ValueError(
+                f"two DistillationTeacher have the name {self._name!r} and would log under the same keys; "
+                "give each a name of its own"
+            )
 
     def _frozen(self) -> FrozenTeacher:
         assert self._teacher is not None

@@ -34,7 +34,7 @@ from lightning_optim.pruning.structure.weight import Weight
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
-from lightning_optim.surgery.select import Targets, find_network, plain_name, submodule
+from lightning_optim.surgery.select import Targets, find_network, named_modules, plain_name, submodule
 from lightning_optim.surgery.shard import local, shard_group
 from lightning_optim.surgery.tap import Call, Taps
 from lightning_optim.window import Window
@@ -91,18 +91,23 @@ class PruningScheduler(Callback):
         self.network = network
         self.name = name
         _check_schedule(schedule, self.structure)
-        self._pruner = Pruner(self.criterion, self.structure, allocation or Uniform())
+        self.allocation = allocation or Uniform()
+        self._taps = Taps()
+        self._gate = CheckpointGate()
+        self._hooks: list[RemovableHandle] = []
+        self._seen_step: int | None = None
+        self._network_name = ""
+        self._owner: LightningModule | None = None
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._pruner = Pruner(self.criterion, self.structure, self.allocation)
         self._masks = Masks()
         self._meter = ActivationMeter()
         self._example = ExampleInputs()
-        self._taps = Taps()
-        self._gate = CheckpointGate()
         self._reshaper = Reshaper()
-        self._hooks: list[RemovableHandle] = []
         self._restored: Mapping[str, Any] | None = None
         self._reached: float | None = None
-        self._seen_step: int | None = None
-        self._network_name = ""
         self._refused: set[str] = set()
 
     @property
@@ -126,6 +131,9 @@ class PruningScheduler(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self.structure.needs_coupling:
             self._reshaper.check_strategy(trainer, shrinks=self.structure.shrink != "never")
+        if self._owner is not None and self._owner is not pl_module:
+            self._start_afresh()  # what was pruned is another model's
+        self._owner = pl_module
         self._reshaper.prepare_resume(trainer, pl_module, self.state_key, self.network)
 
     @override
@@ -138,7 +146,8 @@ class PruningScheduler(Callback):
         if self.structure.needs_coupling and not self._example:
             self._example.watch(network)
         if Evidence.OUTPUT in self.criterion.needs:
-            self._taps.attach(layers)
+            # Channels are judged as the next layers read them, and those need not be targets.
+            self._taps.attach(_layers_of(network) if self.structure.needs_coupling else layers)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -154,22 +163,27 @@ class PruningScheduler(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self._seen_step:
-            return  # gradients are being accumulated
-        self._seen_step = trainer.global_step
+        if trainer.global_step != self._seen_step:  # equal while gradients are being accumulated
+            self._seen_step = trainer.global_step
+            self._advance(trainer, pl_module)
+        if self._taps.is_attached:
+            self._taps.open()
+
+    def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
         progress = self.window.progress(clock_of(trainer))
         if progress is not None and self.schedule(progress) != self._reached and self._is_ready():
             self._prune(trainer, pl_module, self.schedule(progress))
             if progress == 1.0 or self._reached == self.schedule(1.0):
                 self._gate.open(trainer)
-        if self._taps.is_attached:
-            self._taps.open()
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._taps.is_attached and self._seen_step is not None:
+        is_skipped = isinstance(outputs, Mapping) and outputs.get("loss", 0.0) is None
+        if is_skipped:
+            self._taps.close()
+        elif self._taps.is_attached and self._seen_step is not None:
             for name, calls in self._taps.take().items():
                 for call in calls:
                     self._measure(name, pl_module, call)
@@ -360,6 +374,10 @@ class PruningScheduler(Callback):
         self._gate.release()
         self._reshaper.release()
         self._seen_step = None
+
+
+def _layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in named_modules(network).items() if isinstance(module, _LAYERS)}
 
 
 def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -49,7 +49,7 @@ class Reshaper:
         """Give a full-size module the shape of whatever checkpoint is loaded, before its weights arrive.
 
         The module's own ``on_load_checkpoint`` is the one hook between the file and its weights; by then all layers and
-        averaged copies exist. A checkpoint that was cut from a model of other widths is then refused by an ArtefactError.
+        averaged copies exist. There, a checkpoint cut from a model of other widths is refused by an ArtefactError.
         """
 
         def on_load_checkpoint(original: Any, checkpoint: dict[str, Any]) -> None:
