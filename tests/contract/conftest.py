@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning_optim.conf
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -15,7 +16,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-import lightning_optim.conf
 from lightning_optim.cli.build import build
 
 CONF = Path(lightning_optim.conf.__path__[0])
@@ -255,7 +255,7 @@ class Kit:
         """Assert that two trees of state are equal bit for bit."""
         if isinstance(left, torch.Tensor):
             assert isinstance(right, torch.Tensor), where
-            assert left.shape == right.shape and left.dtype == right.dtype, where
+            assert (left.shape, left.dtype) == (right.shape, right.dtype), where
             assert torch.equal(
                 left.nan_to_num() if left.is_floating_point() else left,
                 right.nan_to_num() if right.is_floating_point() else right,

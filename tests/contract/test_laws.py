@@ -1,0 +1,151 @@
+"""What every callback keeps, whatever the Trainer does around it."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+
+SETTINGS = {
+    "accumulation": {"accumulate_grad_batches": 2},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "clipping": {"gradient_clip_val": 0.1},
+}
+
+
+def prunes(case):
+    return case.callback == "pruning_scheduler"
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_trains_under_the_trainers_settings(case, kit, settings):
+    module, callback = case.module(), case.make()
+    before = copy.deepcopy(module.state_dict())
+    kit.fit(module, callback, **settings)
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    assert not torch.equal(before["net.head.bias"], module.state_dict()["net.head.bias"])
+    check_sparsity(case, callback, module)
+
+
+def check_sparsity(case, callback, module):
+    if not prunes(case):
+        return
+    assert callback.sparsity == pytest.approx(0.5)
+    plain = kit_sizes()
+    kept = sum(int((layer.weight != 0).sum()) for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    assert kept <= 0.75 * plain
+
+
+def kit_sizes():
+    return 8 * 3 * 9 + 8 * 8 * 9 + 12 * 8 * 9
+
+
+@pytest.mark.parametrize("returns", ["dict", "none"])
+def test_training_step_may_return_what_lightning_allows(case, kit, returns):
+    module, callback = case.module(), case.make()
+    module.returns = returns
+    kit.fit(module, callback)
+    if returns == "dict":
+        reference, other = case.module(), case.make()
+        kit.fit(reference, other)
+        kit.same(dict(reference.state_dict()), dict(module.state_dict()))
+
+
+def test_manual_optimization_ends_as_automatic(case, kit):
+    module, callback = kit.ManualModule(), case.make()
+    kit.fit(module, callback)
+    reference, other = kit.Module(), case.make()
+    kit.fit(reference, other)
+    kit.same(dict(reference.state_dict()), dict(module.state_dict()))
+
+
+def test_compiled_network_trains_as_the_plain_one_or_is_refused(case, kit):
+    torch._dynamo.reset()  # its cache is by code, and blind to hooks
+    module, callback = case.module(), case.make()
+    module.net = torch.compile(module.net, backend="eager")
+    if case.callback == "nas_supernet":
+        with pytest.raises(ValueError, match="train it uncompiled"):
+            kit.fit(module, callback)
+        return
+    kit.fit(module, callback)
+    reference, other = case.module(), case.make()
+    kit.fit(reference, other)
+    found = {key.replace("_orig_mod.", ""): value for key, value in module.state_dict().items()}
+    for key, value in reference.state_dict().items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_averaging_may_stand_before_or_after(case, kit):
+    ends = []
+    for order in (1, -1):
+        module, callback = case.module(), case.make()
+        pair = [callback, EMAWeightAveraging(decay=0.5)]
+        kit.fit(module, *pair[::order])
+        assert all(value.isfinite().all() for value in module.state_dict().values())
+        ends.append(dict(module.state_dict()))
+        check_sparsity(case, callback, module)
+    kit.same(*ends)
+
+
+def test_one_instance_serves_two_fits(case, kit):
+    callback = case.make()
+    kit.fit(case.module(), callback)
+    module = case.module()
+    kit.fit(module, callback)
+    reference = case.module()
+    kit.fit(reference, case.make())
+    kit.same(dict(reference.state_dict()), dict(module.state_dict()))
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 5:
+            raise RuntimeError("stopped here")
+
+
+class Copy(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 5:
+            self.copy = copy.deepcopy(pl_module)
+
+
+def at_rest(case, kit):
+    """What a module carries after a fit under the callback: nothing, but for the supernet's own paths."""
+    module = case.module()
+    if case.callback == "nas_supernet":
+        kit.fit(module, case.make(), max_epochs=1)
+    return kit.traces(module)
+
+
+def test_exception_leaves_no_patch_and_no_hook(case, kit):
+    module = case.module()
+    with pytest.raises(RuntimeError, match="stopped here"):
+        kit.fit(module, case.make(), Stop())
+    assert kit.traces(module) == at_rest(case, kit)
+    module = case.module()
+    kit.fit(module, case.make())
+    assert kit.traces(module) == at_rest(case, kit)
+
+
+def test_copy_made_during_the_fit_is_independent_and_usable(case, kit):
+    module, spy = case.module(), Copy()
+    kit.fit(module, case.make(), spy)
+    if case.callback != "nas_supernet":
+        assert not any(patched for patched, _ in kit.traces(spy.copy).values())
+    frozen = copy.deepcopy(dict(spy.copy.state_dict()))
+    kit.fit(module, case.make(), max_epochs=1)
+    kit.same(frozen, dict(spy.copy.state_dict()))
+    assert spy.copy.eval()(torch.zeros(2, 3, 6, 6)).isfinite().all()
+
+
+def test_two_instances_need_two_names(case, kit):
+    module = case.module()
+    before = copy.deepcopy(dict(module.state_dict()))
+    with pytest.raises((RuntimeError, ValueError), match=r"state_key|name"):
+        kit.fit(module, case.make(), case.make())
+    kit.same(before, dict(module.state_dict()))
+    one = case.make(f"callbacks.{case.callback}.name=one")
+    other = case.make(f"callbacks.{case.callback}.name=other")
+    assert one.state_key != other.state_key
