@@ -180,9 +180,8 @@ class PruningScheduler(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        is_skipped = isinstance(outputs, Mapping) and outputs.get("loss", 0.0) is None
-        if is_skipped:
-            self._taps.close()
+        if pl_module.automatic_optimization and not outputs:
+            self._taps.close()  # the training step returned None, perhaps before any forward pass
         elif self._taps.is_attached and self._seen_step is not None:
             for name, calls in self._taps.take().items():
                 for call in calls:
