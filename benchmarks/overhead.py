@@ -94,7 +94,6 @@ def quantize(batch_size: int) -> Callback:
 def search(batch_size: int) -> Callback:
     """A supernet whose candidate costs what the operation beside it costs."""
     from lightning_optim.callbacks.nas_supernet import NASSupernet
-
     from lightning_optim.nas.space.operation_choice import OperationChoice
     from lightning_optim.surgery.select import Targets
 
