@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning_optim.conf
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -16,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+import lightning_optim.conf
 from lightning_optim.cli.build import build
 
 CONF = Path(lightning_optim.conf.__path__[0])
