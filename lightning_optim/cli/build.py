@@ -11,8 +11,11 @@ from hydra.errors import InstantiationException
 from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lightning_optim.errors import LightningOptimError
+
+_RUN_KEYS = ("recipe", "model", "data", "trainer", "metrics", "network", "seed", "latency_seconds")
 
 
 class ConfigError(LightningOptimError, ValueError):
@@ -61,6 +64,25 @@ def callbacks_from_file(path: str | Path) -> list[Callback]:
     if not callbacks:
         raise ConfigError(f"{path} holds no callback: no entry has a _target_")
     return callbacks
+
+
+def read_run(path: Path) -> DictConfig:
+    """Read the configuration that a run has left in its folder.
+
+    Raises:
+        ConfigError: If the file is no such configuration.
+    """
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read ({str(error).splitlines()[0]}); is {path.parent} a run?") from error
+    missing = [name for name in _RUN_KEYS if not isinstance(config, DictConfig) or name not in config]
+    if not isinstance(config, DictConfig) or missing:
+        raise ConfigError(
+            f"{path.parent} is no run: its config.yaml has no {missing[0]!r}; "
+            "name a folder that lightning-optim has written"
+        )
+    return config
 
 
 def _reason(error: InstantiationException) -> str:

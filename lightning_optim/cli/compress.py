@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,11 +16,13 @@ from rich.console import Console
 
 from lightning_optim.cli.build import ConfigError, build, build_callbacks
 from lightning_optim.export.atomic import write_atomic
+from lightning_optim.recipe.rehearsal import rehearse
 from lightning_optim.recipe.run import Recipe, is_first_process
 from lightning_optim.recipe.stage import Artefacts, Stage
 from lightning_optim.recipe.summary import summarize
 from lightning_optim.report.table import print_table
 
+_WRITTEN = ("stages", "model.onnx", "report.json", "report.html")
 _ARTEFACT = re.compile(r"\$\{artefact:([^}]+)\}")
 
 
@@ -29,11 +33,16 @@ def compress(config: DictConfig, folder: Path) -> float:
         Test accuracy of the last stage, in ``[0, 1]``.
 
     Raises:
-        ConfigError: If the folder holds another run.
+        ConfigError: If the folder holds another run, or files that would be written over.
+        LightningOptimError: If a stage refuses its settings or files; in a new run before anything is written.
     """
+    _quieten()
     console = Console()
     recipe = _recipe(config, folder, console)
-    _claim(config, folder)
+    if _is_new(config, folder):
+        with console.status("rehearsing every stage"):
+            rehearse(recipe)
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
     finished = recipe.run()
     if not is_first_process():
         return finished[-1].result.test_accuracy
@@ -45,17 +54,26 @@ def compress(config: DictConfig, folder: Path) -> float:
     return report.deployed.test_accuracy
 
 
-def _claim(config: DictConfig, folder: Path) -> None:
-    """Make the folder this configuration's own, before anything is written into it."""
-    text = OmegaConf.to_yaml(config)
+def _quieten() -> None:
+    """Keep a Trainer's greetings, repeated for every stage, off the terminal; errors still show."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+
+
+def _is_new(config: DictConfig, folder: Path) -> bool:
+    """Whether a run begins in the folder; it must then hold nothing that the run would write over."""
     kept = folder / "config.yaml"
-    if kept.is_file():
-        if kept.read_text() != text:
-            raise ConfigError(
-                f"{folder} holds a run of another configuration; choose another folder, or go on with run={folder}"
-            )
-        return
-    write_atomic(kept, text.encode())
+    if not kept.is_file():
+        in_the_way = [name for name in _WRITTEN if (folder / name).exists()]
+        if in_the_way:
+            raise ConfigError(f"{folder} holds {in_the_way[0]!r} but is no run; choose another folder")
+        return True
+    if kept.read_text() != OmegaConf.to_yaml(config):
+        raise ConfigError(
+            f"{folder} holds a run of another configuration; choose another folder, or go on with run={folder}"
+        )
+    return False
 
 
 def _recipe(config: DictConfig, folder: Path, console: Console) -> Recipe:

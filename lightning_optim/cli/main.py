@@ -14,7 +14,7 @@ _EXTRAS = {"sklearn": "demo", "onnx": "export", "onnxscript": "export", "onnxrun
 def main() -> None:
     """Entry point of the console script and of ``python -m lightning_optim``."""
     words = sys.argv[1:]
-    if words and words[0] in ("-h", "--help"):
+    if "-h" in words or "--help" in words:
         from lightning_optim.cli.help import print_help
 
         print_help()
@@ -45,22 +45,20 @@ def _check_extras() -> None:
 
 
 def _resume(folder: str, others: list[str]) -> None:
-    kept = Path(folder) / "config.yaml"
-    overrides = [word for word in others if not word.startswith("hydra.")]
+    overrides = [word for word in others if not word.startswith("hydra.")]  # with those a rank is started
     if overrides:
         _fail(f"run= goes on with the run as it was configured, so it takes no {overrides[0]!r}")
+    kept = Path(folder) / "config.yaml"
     if not kept.is_file():
         _fail(f"{folder} is no run: it has no config.yaml; name a folder that lightning-optim has written")
-    from omegaconf import DictConfig, OmegaConf
-
-    from lightning_optim.cli.compress import compress
 
     def go_on() -> float:
-        config = OmegaConf.load(kept)
-        assert isinstance(config, DictConfig)
-        return compress(config, Path(folder))
+        from lightning_optim.cli.build import read_run
+        from lightning_optim.cli.compress import compress
 
-    _in_one_line(go_on)
+        return compress(read_run(kept), Path(folder))
+
+    _in_one_line(go_on, Path(folder))
 
 
 def _compose_and_run() -> None:
@@ -72,27 +70,44 @@ def _compose_and_run() -> None:
         from lightning_optim.cli.compress import compress
 
         folder = Path(HydraConfig.get().runtime.output_dir)
-        return _in_one_line(lambda: compress(config, folder), empty=folder)
+        return _in_one_line(lambda: compress(config, folder), folder)
 
     hydra.main(version_base="1.3", config_path="pkg://lightning_optim.conf.lightning_optim", config_name="compress")(
         job
     )()
 
 
-def _in_one_line(job: Callable[[], float], empty: Path | None = None) -> float:
+def _in_one_line(job: Callable[[], float], folder: Path) -> float:
     """Run a job; what a caller can mend is told in one line."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     from lightning_optim.errors import LightningOptimError
 
     if os.environ.get("HYDRA_FULL_ERROR"):
         return job()
     try:
         return job()
-    except (LightningOptimError, ValueError, TypeError) as error:
-        if empty is not None and not any(empty.iterdir()):
-            empty.rmdir()
-        _fail(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        _fail("interrupted; go on with run=<folder>")
+    except LightningOptimError as error:
+        _fail(_one_line(error))
+    except (ValueError, TypeError, OSError, MisconfigurationException) as error:
+        _fail(f"{_one_line(error)} (HYDRA_FULL_ERROR=1 shows where)")
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+        has_begun = (folder / "config.yaml").is_file()
+        _fail(f"interrupted; go on with run={folder}" if has_begun else "interrupted before anything was written")
+    finally:
+        _leave(folder)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _leave(folder: Path) -> None:
+    """Remove the folder that Hydra made for a run, and those around it, as far as they are empty."""
+    for place in (folder, folder.parent, folder.parent.parent):
+        if place == Path.cwd() or not place.is_dir() or any(place.iterdir()):
+            return
+        place.rmdir()
 
 
 def _fail(message: str) -> NoReturn:

@@ -75,9 +75,9 @@ def evaluate(
     save_inputs(path.with_name("inputs.safetensors"), inputs)
     exported = ExportedForward(live, path)
     trainer = make_trainer([exported])
-    validation = _metric(trainer.validate(module, datamodule=data, verbose=False), metrics.validation)
+    validation = metric_of(trainer.validate(module, datamodule=data, verbose=False), metrics.validation)
     exported.agreed = exported.compared = 0
-    test = _metric(make_trainer([exported]).test(module, datamodule=data, verbose=False), metrics.test)
+    test = metric_of(make_trainer([exported]).test(module, datamodule=data, verbose=False), metrics.test)
     one = tree_map(_one_row, (example.args, example.kwargs))
     return StageResult(
         name=name,
@@ -111,7 +111,12 @@ def _one_row(leaf: Any) -> Any:
     return leaf[:1] if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 else leaf
 
 
-def _metric(results: Sequence[Mapping[str, float]], name: str) -> float:
+def metric_of(results: Sequence[Mapping[str, float]], name: str) -> float:
+    """Return what a loop of a Trainer has logged under ``name``.
+
+    Raises:
+        ArtefactError: If there is no such name, with those that there are.
+    """
     for result in results:
         if name in result:
             return float(result[name])

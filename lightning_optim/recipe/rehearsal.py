@@ -1,0 +1,87 @@
+"""The first batch of every stage, before anything is written: a mistake in the last stage is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.recipe.determinism import seed_everything
+from lightning_optim.recipe.evaluate import metric_of
+from lightning_optim.recipe.order import check_order
+from lightning_optim.recipe.run import Recipe
+from lightning_optim.recipe.stage import Stage, check_stages
+from lightning_optim.surgery.select import find_network
+
+
+def rehearse(recipe: Recipe) -> None:
+    """Train every stage's first batch on a fresh module, and throw the result away.
+
+    Wrong names, values, files, folders and teachers are found here. An untrained module stands in for what an earlier
+    stage will leave, so what only a trained or smaller one shows is found later. No random number of the run changes:
+    each stage seeds its own.
+
+    Args:
+        recipe: What will be run.
+
+    Raises:
+        OrderError: If the order of the stages makes no sense.
+        LightningOptimError: Whatever else a stage refuses.
+    """
+    check_order([stage.kind for stage in recipe.stages])
+    check_stages(recipe.stages)
+    stages = [stage for stage in recipe.stages if stage.kind != "export"]
+    for stage in stages:
+        _rehearse_fit(stage, recipe)
+    _rehearse_metrics(stages[0], recipe)
+
+
+def _rehearse_fit(stage: Stage, recipe: Recipe) -> None:
+    seed_everything(recipe.seed, "rehearsal", stage.name)
+    module = recipe.make_module()
+    callbacks = [*stage.make_callbacks(lambda _: _untrained(recipe)), _StopAfterFirstBatch()]
+    stage.apply_settings(module)
+    trainer = stage.make_trainer(callbacks=callbacks, num_sanity_val_steps=0, **_QUIET)
+    try:
+        trainer.fit(module, datamodule=recipe.data)
+    except _RehearsedError:
+        return
+    raise ValueError(
+        f"stage {stage.name!r} would train nothing: give its trainer at least one epoch and one batch, "
+        "or leave the stage out of the recipe"
+    )
+
+
+def _rehearse_metrics(stage: Stage, recipe: Recipe) -> None:
+    module = recipe.make_module()
+    trainer = stage.make_trainer(callbacks=[], limit_val_batches=1, limit_test_batches=1, **_QUIET)
+    metric_of(trainer.validate(module, datamodule=recipe.data, verbose=False), recipe.metrics.validation)
+    metric_of(trainer.test(module, datamodule=recipe.data, verbose=False), recipe.metrics.test)
+
+
+def _untrained(recipe: Recipe) -> nn.Module:
+    return find_network(recipe.make_module(), recipe.network)[1]
+
+
+_QUIET: Mapping[str, Any] = {
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "logger": False,
+}
+
+
+class _RehearsedError(Exception):
+    """The stage has begun without complaint."""
+
+
+@final
+class _StopAfterFirstBatch(Callback):
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        raise _RehearsedError
