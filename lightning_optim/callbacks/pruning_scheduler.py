@@ -35,7 +35,7 @@ from lightning_optim.schedule.base import Schedule
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.select import Targets, find_network, named_modules, plain_name, submodule
-from lightning_optim.surgery.shard import local, shard_group
+from lightning_optim.surgery.shard import local, reshard, shard_group
 from lightning_optim.surgery.tap import Call, Taps
 from lightning_optim.window import Window
 
@@ -194,6 +194,7 @@ class PruningScheduler(Callback):
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
         network = self._live_network(pl_module)
+        reshard(pl_module)
         parameters = _parameters(network)
         coupling = self._couple(network) if self.structure.needs_coupling else None
         seen = self._evidence(trainer, pl_module, parameters, coupling)
@@ -340,6 +341,7 @@ class PruningScheduler(Callback):
         self._example.load_state_dict(state_dict["example"])
 
     def _take_up(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        reshard(pl_module)
         parameters = _parameters(self._live_network(pl_module))
         if shard_group([*parameters.values()]) is None:
             self._pruner.load_state_dict(state["pruner"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -12,20 +12,39 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def reshard(root: nn.Module) -> None:
+    """Put every parameter of ``root`` back into its sharded form; does nothing to a module that is not sharded.
+
+    FSDP2 leaves the outermost parameters whole after a forward pass without a backward pass, as in validation.
+    """
+    if not distributed.is_available():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def shard_group(tensors: list[Tensor]) -> distributed.ProcessGroup | None:
     """The process group over which ``tensors`` are sharded; ``None`` if each rank holds all of them.
 
     Raises:
         ValueError: If the tensors are not all laid out alike.
     """
-    meshes = {tensor.device_mesh if _is_sharded(tensor) else None for tensor in tensors}  # type: ignore[attr-defined]
-    if len(meshes) != 1:
+    # By name: meshes sliced twice from one mesh are two objects over one group.
+    groups = {None if group is None else group.group_name: group for group in map(_group_of, tensors)}
+    if len(groups) != 1:
         raise ValueError(
             "some parameters are sharded over ranks and some are not; shard all of the network, or none of it"
         )
-    mesh = meshes.pop()
-    if mesh is None:
+    return next(iter(groups.values()))
+
+
+def _group_of(tensor: Tensor) -> distributed.ProcessGroup | None:
+    if not _is_sharded(tensor):
         return None
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]  # a DTensor
     if mesh.ndim != 1:
         raise ValueError(f"parameters sharded over a {mesh.ndim}-dimensional mesh are not supported; use one dimension")
     return mesh.get_group()  # type: ignore[no-any-return]
