@@ -115,6 +115,7 @@ class NASSupernet(Callback):
         _refuse_compiled(pl_module)
         if stage == "fit":
             _prepare_strategy(trainer)
+            _check_slices(trainer, self._space)
         try:
             self.convert(pl_module)
         except TargetError:
@@ -297,6 +298,15 @@ def _refuse_compiled(pl_module: LightningModule) -> None:
         raise ValueError(
             "a supernet changes its path every step and would be compiled anew each time; "
             "train it uncompiled, and compile the extracted pick"
+        )
+
+
+def _check_slices(trainer: Trainer, space: Mapping[str, Freedom]) -> None:
+    slicing = [key for key, freedom in space.items() if freedom.slices_weights]
+    if slicing and "ModelParallelStrategy" in {kind.__name__ for kind in type(trainer.strategy).__mro__}:
+        raise ValueError(
+            f"space[{slicing[0]!r}] takes slices of weights, but under ModelParallelStrategy each rank holds a part of "
+            "every weight; use DDPStrategy, or choose whole operations only"
         )
 
 

@@ -103,9 +103,11 @@ class Freedom(ABC):
     Attributes:
         adds_modules: Whether it adds modules to the network. Such freedoms are attached first, for the
             others must see what was added.
+        slices_weights: Whether paths use parts of a weight, so that each rank must hold all of it.
     """
 
     adds_modules: ClassVar[bool]
+    slices_weights: ClassVar[bool] = False
 
     @abstractmethod
     def attach(self, site: Site) -> list[Decision]:

@@ -43,6 +43,7 @@ class ElasticWidth(Freedom):
     """
 
     adds_modules: ClassVar[bool] = False
+    slices_weights: ClassVar[bool] = True
 
     targets: Targets
     fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
