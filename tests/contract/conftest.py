@@ -243,6 +243,7 @@ class Kit:
     loader = staticmethod(loader)
     leaves = staticmethod(leaves)
     slots = staticmethod(slots)
+    cases = staticmethod(cases)
 
     @staticmethod
     def fit(module, *callbacks, ckpt_path=None, **settings):

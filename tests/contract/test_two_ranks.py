@@ -1,0 +1,67 @@
+"""Two ranks end equal, whatever the callback did to the model; or it says that it cannot."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def launch(kind, folder, labels):
+    script = Path(__file__).with_name("two_ranks.py")
+    done = subprocess.run(
+        [sys.executable, str(script), kind, str(folder), *labels],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = {}
+    for line in done.stdout.splitlines():
+        label, _, verdict = line.partition(" ")
+        if label in labels:
+            said.setdefault(label, []).append(verdict)
+    return said
+
+
+DEFAULTS = [
+    "distillation_teacher-default",
+    "nas_supernet-default",
+    "pruning_scheduler-default",
+    "qat_fake_quant-default",
+]
+CHANNELS = "pruning_scheduler-structure-channel"
+CHOICE = "nas_supernet-space.entry-operation_choice"
+MORE = ["pruning_scheduler-criterion-mean_activation", "pruning_scheduler-allocation-global_threshold"]
+
+
+def test_ranks_end_equal_under_ddp(teachers):
+    labels = [*DEFAULTS, CHANNELS, *MORE]
+    assert launch("ddp", teachers, labels) == {label: ["equal"] * 2 for label in labels}
+
+
+def test_ranks_end_equal_under_fsdp2_or_it_is_refused(teachers):
+    """What cuts or slices whole weights cannot work on parts of them, and says so."""
+    whole = ["distillation_teacher-default", "pruning_scheduler-default", "qat_fake_quant-default", CHOICE]
+    said = launch("fsdp2", teachers, [*whole, CHANNELS, "nas_supernet-default"])
+    for label in (CHANNELS, "nas_supernet-default"):
+        verdicts = said.pop(label)
+        assert len(verdicts) == 2
+        assert all("each rank holds a part of every weight; use" in verdict for verdict in verdicts)
+    assert said == {label: ["equal"] * 2 for label in whole}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_every_leaf_ends_equal_on_two_ranks(kind, teachers, kit):
+    labels = [case.label for case in kit.cases()]
+    said = launch(kind, teachers, labels)
+    assert said.keys() == set(labels)
+    refusal = "each rank holds a part of every weight"
+    odd = {label for label, verdicts in said.items() if verdicts != ["equal"] * 2}
+    assert all(refusal in verdict for label in odd for verdict in said[label])
+    assert not odd or kind == "fsdp2"
