@@ -52,9 +52,33 @@ def save_cut(path: Path, cut: Mapping[str, Any]) -> None:
 
 
 def load_cut(path: Path) -> CutPlan:
-    """Read what ``save_cut`` wrote, as a plan for the model as it was before that stage."""
-    state = torch.load(path, weights_only=True)
-    return {name: [(dim, kept) for dim, kept, _ in cuts] for name, cuts in state.items()}
+    """Read what ``save_cut`` wrote, as a plan for the model as it was before that stage.
+
+    Raises:
+        ArtefactError: If the file is missing or broken.
+    """
+    return {name: [(dim, kept) for dim, kept, _ in cuts] for name, cuts in _load_plain(path).items()}
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a Trainer's checkpoint that cannot be read, before a Trainer tries to.
+
+    Raises:
+        ArtefactError: If the file is missing, broken or no checkpoint.
+    """
+    if "state_dict" not in _load_plain(path):
+        raise ArtefactError(f"{path} is no checkpoint of a Trainer; remove it to begin its stage again")
+
+
+def _load_plain(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged file fails wherever it breaks off, with whatever that raises
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ArtefactError(f"cannot read {path}: {reason[0]}; remove it to begin its stage again") from error
+    if not isinstance(content, dict):
+        raise ArtefactError(f"{path} holds a {type(content).__name__}, not what a stage leaves; remove it")
+    return content
 
 
 def save_inputs(path: Path, inputs: Sequence[Tensor]) -> None:

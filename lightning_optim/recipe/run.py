@@ -18,7 +18,7 @@ from torch import distributed, nn
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.errors import ArtefactError, OrderError
 from lightning_optim.export.atomic import write_atomic
-from lightning_optim.recipe.artefact import load_cut, load_weights, save_cut, save_weights, write_json
+from lightning_optim.recipe.artefact import check_checkpoint, load_cut, load_weights, save_cut, save_weights, write_json
 from lightning_optim.recipe.determinism import EpochSeed, seed_everything
 from lightning_optim.recipe.evaluate import Metrics, evaluate
 from lightning_optim.recipe.order import Kind, check_order
@@ -86,6 +86,7 @@ class Recipe:
                 if not (folder / "stage.json").is_file():
                     self._do(stage, folder, module, finished, display)
                 elif stage.kind != "export":
+                    stage.apply_settings(module)  # later stages inherit them
                     _apply_saved_cut(folder, module)
                     load_weights(folder / "weights.safetensors", module)
                 result = StageResult.from_dict(_read_json(folder / "stage.json"))
@@ -125,6 +126,8 @@ class Recipe:
         own: list[Callback] = [EpochSeed(self.seed, stage.name), EpochProgress(display, stage.name), checkpoint]
         trainer = stage.make_trainer(callbacks=[*callbacks, *own], **_QUIET)
         last = folder / "last.ckpt"
+        if last.is_file():
+            check_checkpoint(last)
         seed_everything(self.seed, stage.name)
         trainer.fit(module, datamodule=self.data, ckpt_path=str(last) if last.is_file() else None)
         if trainer.interrupted:
