@@ -88,5 +88,6 @@ def read_run(path: Path) -> DictConfig:
 def _reason(error: InstantiationException) -> str:
     cause = error.__cause__
     if cause is None:
-        return str(error).splitlines()[0]
-    return f"{cause}".strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        return " ".join(line for line in str(error).splitlines() if "full_key" not in line)
+    lines = str(cause).strip().splitlines()[:2]  # the second says why a target cannot be loaded
+    return " ".join(lines) or type(cause).__name__

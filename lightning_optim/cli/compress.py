@@ -76,7 +76,18 @@ def _is_new(config: DictConfig, folder: Path) -> bool:
     return False
 
 
+def _check(config: DictConfig) -> None:
+    """Refuse values that no class would refuse before the run is over."""
+    if not isinstance(config.seed, int):
+        raise ConfigError(f"seed must be a whole number, got {config.seed!r}")
+    if not isinstance(config.latency_seconds, int | float) or not config.latency_seconds > 0:
+        raise ConfigError(f"latency_seconds must be above 0, got {config.latency_seconds!r}")
+    if not isinstance(config.recipe.order, Sequence) or isinstance(config.recipe.order, str):
+        raise ConfigError(f"recipe.order must be a list of stages, such as [base,export], got {config.recipe.order!r}")
+
+
 def _recipe(config: DictConfig, folder: Path, console: Console) -> Recipe:
+    _check(config)
     names = list(config.recipe.order)
     missing = [name for name in names if name not in config.recipe.stages]
     if missing:
