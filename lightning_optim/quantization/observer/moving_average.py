@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.observer.base import Observer, ObserverState
+from lightning_optim.quantization.observer.base import Observer
+from lightning_optim.quantization.observer.running_range import RunningRange
 
 
 @final
@@ -42,30 +42,14 @@ class MovingAverage(Observer):
 
 
 @final
-class MovingAverageState(ObserverState):
+class MovingAverageState(RunningRange):
     """Running averages of both ends."""
 
-    __slots__ = ("_decay", "_high", "_low")
+    __slots__ = ("_decay",)
 
     def __init__(self, decay: float) -> None:
+        super().__init__()
         self._decay = decay
-        self._low, self._high = torch.empty(0), torch.empty(0)
-
-    @property
-    @override
-    def low(self) -> Tensor:
-        return self._low
-
-    @property
-    @override
-    def high(self) -> Tensor:
-        return self._high
-
-    @override
-    def grow(self, count: int) -> None:
-        more = count - self._low.numel()
-        self._low = torch.cat([self._low, self._low.new_full((more,), math.inf)])
-        self._high = torch.cat([self._high, self._high.new_full((more,), -math.inf)])
 
     @override
     def update(self, low: Tensor, high: Tensor) -> None:
@@ -75,11 +59,3 @@ class MovingAverageState(ObserverState):
     def _average(self, past: Tensor, now: Tensor) -> Tensor:
         blended = past + (1.0 - self._decay) * (now - past)
         return torch.where(now.isinf(), past, torch.where(past.isinf(), now, blended))
-
-    @override
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"low": self._low.clone(), "high": self._high.clone()}
-
-    @override
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._low, self._high = state["low"].clone(), state["high"].clone()
