@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.coupling import Coupling, Group, keep_channels
 from lightning_optim.pruning.trial import Choice, Trial
 from lightning_optim.surgery.cut import CutPlan, Replaced, apply_cut
 
-__all__ = ["Choice", "Shrunk", "score_groups", "shrink"]
+__all__ = ["Choice", "Shrunk", "shrink"]
 
 
 @final
@@ -64,6 +63,7 @@ def shrink(
         ShrinkError: If every group that was to lose channels is refused.
 
     Example:
+        >>> import torch
         >>> from lightning_optim.graph.capture import capture
         >>> from lightning_optim.graph.coupling import couple
         >>> net, batch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.ones(2, 3),)
@@ -80,37 +80,6 @@ def shrink(
     plan = keep_channels(accepted)
     names = {group.name: reason for group, reason in refused.items()}
     return Shrunk(plan, apply_cut(model, plan), trial.error, names)
-
-
-def score_groups(groups: Sequence[Group], scores: Mapping[str, Tensor]) -> list[Tensor]:
-    """Add up the scores of everything that goes with a channel.
-
-    Args:
-        groups: The groups.
-        scores: Scores by parameter name, shaped as the parameter, or one per position of dimension 0.
-
-    Returns:
-        For each group one score per channel, shape ``[size]``: the sum over all scored members of dimension 0.
-        A group without a scored member gets infinity: it is never first to go.
-
-    Example:
-        >>> from lightning_optim.graph.coupling import Member
-        >>> group = Group(2, (Member("weight", 0, torch.tensor([[0, 2], [1, 3]])),))
-        >>> score_groups([group], {"weight": torch.tensor([[1.0], [2.0], [3.0], [4.0]])})
-        [tensor([4., 6.])]
-    """
-    return [_score(group, scores) for group in groups]
-
-
-def _score(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
-    total = None
-    for member in group.members:
-        if member.dim == 0 and member.name in scores:
-            score = scores[member.name]
-            per_position = score.flatten(1).sum(1) if score.dim() > 1 else score
-            own = per_position[member.index.to(score.device)].sum(1)
-            total = own if total is None else total + own
-    return torch.full((group.size,), torch.inf) if total is None else total
 
 
 def _real(keep: Sequence[Choice]) -> list[Choice]:

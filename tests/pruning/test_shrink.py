@@ -10,7 +10,7 @@ from torch import nn
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Group, Member, couple
-from lightning_optim.pruning.shrink import score_groups, shrink
+from lightning_optim.pruning.shrink import shrink
 
 
 class Residual(nn.Module):
@@ -299,13 +299,6 @@ def test_the_last_channel_of_a_group_cannot_go():
     coupling = couple(capture(net, (batch,)))
     with pytest.raises(ShrinkError, match="keep at least one"):
         shrink(net, coupling, [(coupling.groups[0], torch.tensor([], dtype=torch.long))], (batch,))
-
-
-def test_a_channel_scores_what_goes_with_it():
-    group = Group(2, (Member("a", 0, torch.tensor([[0], [2]]), 3), Member("b", 1, torch.tensor([[0], [1]]), 2)))
-    scores = {"a": torch.tensor([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]]), "b": torch.full((5, 2), 100.0)}
-    assert score_groups([group], scores)[0].tolist() == [3.0, 7.0]
-    assert score_groups([group], {"b": scores["b"]})[0].tolist() == [float("inf")] * 2
 
 
 @pytest.mark.parametrize("seed", range(8))
