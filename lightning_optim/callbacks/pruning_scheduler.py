@@ -351,6 +351,11 @@ class PruningScheduler(Callback):
             self._masks.recover(state["masks"], parameters)
             self._pruner.remember({name: local(parameters[name].detach()) != 0 for name in state["masks"]})
         self._meter.load_state_dict(state["meter"])
+        if pl_module.trainer.world_size > 1 and self._meter:
+            warnings.warn(
+                "activations gathered since the last pruning step are those of rank 0: a checkpoint holds one rank's",
+                stacklevel=2,
+            )
         self._reshaper.load_state_dict(state["cut"])
         self._refused = set(state["refused"])
 
