@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -27,9 +28,6 @@ def test_a_norm_without_statistics_is_left_alone():
 
 def test_settings_come_back_after_an_exception():
     norm = nn.BatchNorm1d(2).eval()
-    try:
-        with recalibrating(norm):
-            raise KeyError
-    except KeyError:
-        pass
+    with pytest.raises(KeyError), recalibrating(norm):
+        raise KeyError
     assert (norm.momentum, norm.training) == (0.1, False)
