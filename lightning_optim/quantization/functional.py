@@ -161,6 +161,33 @@ def channel_range(weight: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
+def pair_range(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the range of every output channel, with neighbours of one sign counted as one value.
+
+    Processors without VNNI multiply uint8 by int8 in pairs and add the two products in 16 bits, where
+    ``255 * 127 + 255 * 127`` saturates. With a scale that maps each sum of a pair into ``[-127, 127]``, no sum of two
+    rounded weights leaves ``[-128, 128]``, no pair of products leaves 16 bits, and every processor computes the same.
+    Neighbours are input channels at the same place of the kernel: the order in which integer kernels walk a weight.
+
+    Args:
+        weight: ``[O, I, ...]``.
+
+    Returns:
+        The lowest sum of the negative parts of two neighbours and the highest of the positive parts, each ``[O]``.
+
+    Example:
+        >>> pair_range(torch.tensor([[1.0, -2.0, 3.0, 2.0], [4.0, -1.0, 0.0, 2.0]]))
+        (tensor([-2., -1.]), tensor([5., 4.]))
+    """
+    rows = weight.detach().movedim(1, -1).flatten(1)
+    if rows.shape[1] % 2:
+        rows = torch.nn.functional.pad(rows, (0, 1))
+    first, second = rows[:, ::2], rows[:, 1::2]
+    low = (first.clamp(max=0.0) + second.clamp(max=0.0)).amin(1)
+    high = (first.clamp(min=0.0) + second.clamp(min=0.0)).amax(1)
+    return low, high
+
+
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
     """View ``[O]`` values so that they broadcast along dimension 0 of ``like``; a scalar stays one.
 

@@ -15,7 +15,6 @@ from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import fold_batch_norm, uses_running_statistics
 from lightning_optim.quantization.functional import (
     bias_floor,
-    channel_range,
     fake_quantize,
     per_channel,
     round_bias,
@@ -26,7 +25,7 @@ from lightning_optim.quantization.ranges import Ranges
 
 def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None) -> Tensor:
     """Return the scale of a weight, ``[O]`` or a scalar; no smaller than ``floor``."""
-    low, high = channel_range(weight)
+    low, high = quantizer.weight_range(weight)
     if quantizer.scheme.granularity == "tensor":
         low, high = low.min(), high.max()
         floor = None if floor is None else floor.max()

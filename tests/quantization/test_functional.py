@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -5,10 +7,12 @@ from lightning_optim.quantization.functional import (
     affine_qparams,
     bias_floor,
     fake_quantize,
+    pair_range,
     quantize_bias,
     round_bias,
     symmetric_scale,
 )
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
 
 
 def test_fake_quantize_equals_the_formula_value_by_value():
@@ -69,3 +73,26 @@ def test_a_bias_fits_into_the_accumulator_of_a_channel_without_weights():
     whole = quantize_bias(bias, input_scale * scale)
     assert whole.abs().item() < 2**31 - 1
     assert whole.item() * (input_scale * scale).item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 3, 3, 3), (6, 4, 2), (6, 1, 3, 3)])
+def test_no_pair_of_products_leaves_16_bits(shape):
+    torch.manual_seed(0)
+    weight = torch.randn(shape) ** 3  # heavy tails of both signs
+    weight[0] = weight[0].abs().clamp(0.9, 1.0)  # neighbours of one size are the worst case
+    quantizer = Symmetric()
+    scale, _ = quantizer.qparams(*quantizer.weight_range(weight))
+    whole = torch.round(weight / scale.view(-1, *[1] * (weight.dim() - 1)))
+    assert whole.abs().max() <= 127
+    for channel in whole:  # walk a kernel as an integer convolution does: place by place, input channels innermost
+        walk = channel.movedim(0, -1).flatten().tolist()
+        for first, second in zip(walk[::2], [*walk[1::2], 0.0], strict=False):
+            for a, b in itertools.product((0, 255), repeat=2):
+                assert -(2**15) <= a * first + b * second < 2**15
+
+
+def test_weights_that_saturate_nowhere_keep_their_whole_range():
+    alternating = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    assert [end.item() for end in pair_range(alternating)] == [-1.0, 1.0]
+    assert Symmetric(portable=False).weight_range(torch.ones(1, 4))[1].item() == 1.0
+    assert Symmetric(bits=7).weight_range(torch.ones(1, 4))[1].item() == 1.0

@@ -69,17 +69,27 @@ def test_folding_changes_nothing_in_evaluation():
     assert torch.allclose(F.conv2d(x, weight, bias, padding=1), norm(layer(x)))
 
 
-def test_evaluation_is_the_deployed_arithmetic():
+def largest_value(weight):
+    return weight.abs().amax((1, 2, 3))
+
+
+def largest_pair(weight):
+    pairs = F.pad(weight.permute(0, 2, 3, 1).reshape(len(weight), -1), (0, 1)).unflatten(1, (-1, 2))
+    return torch.maximum(pairs.relu().sum(2), (-pairs).relu().sum(2)).amax(1)
+
+
+@pytest.mark.parametrize(("portable", "largest"), [(False, largest_value), (True, largest_pair)])
+def test_evaluation_is_the_deployed_arithmetic(portable, largest):
     net = Net(lambda net, x: F.relu(net.norm(net.conv(x))), conv=conv(), norm=trained_norm()).eval()
     x = torch.randn(8, 3, 5, 5)
-    simulator = learned(net, x)
+    simulator = learned(net, x, weight=Symmetric(portable=portable))
     ranges = simulator.ranges
     (in_scale, in_zero), (out_scale, out_zero) = (
         ranges.qparams(key, torch.device("cpu")) for key in ("conv:conv2d<0", "conv:conv2d")
     )
     whole = lambda x, scale, zero: torch.clamp(torch.round(x / scale) + zero, 0, 255)  # noqa: E731  # brevity
     weight, bias = fold_batch_norm(net.conv.weight, net.conv.bias, net.norm)
-    scale = weight.abs().amax((1, 2, 3)) / 127
+    scale = largest(weight) / 127
     integers = torch.round(weight / scale.view(-1, 1, 1, 1))
     accumulator = F.conv2d(
         (whole(x, in_scale, in_zero) - in_zero).double(),

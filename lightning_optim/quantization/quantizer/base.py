@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from lightning_optim.quantization.functional import channel_range
 from lightning_optim.quantization.scheme import Scheme
 
 
@@ -18,6 +19,10 @@ class Quantizer(ABC):
     @abstractmethod
     def scheme(self) -> Scheme:
         """The integers in use."""
+
+    def weight_range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ends of the range of every output channel, each ``[O]``, to be passed to ``qparams``."""
+        return channel_range(weight)
 
     @abstractmethod
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

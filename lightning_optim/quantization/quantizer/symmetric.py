@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import symmetric_scale
+from lightning_optim.quantization.functional import channel_range, pair_range, symmetric_scale
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
@@ -24,6 +24,8 @@ class Symmetric(Quantizer):
     Args:
         bits: Width of an integer, 2 to 8.
         granularity: ``"tensor"`` or ``"channel"``.
+        portable: Keep 8-bit weights free of the saturation that processors without VNNI add, at the price of up to one
+            bit; see ``lightning_optim.quantization.functional.pair_range``. Fewer bits never saturate.
 
     Example:
         >>> Symmetric().qparams(torch.tensor([-1.27]), torch.tensor([0.5]))
@@ -32,6 +34,7 @@ class Symmetric(Quantizer):
 
     bits: int = 8
     granularity: Granularity = "channel"
+    portable: bool = True
 
     def __post_init__(self) -> None:
         _ = self.scheme  # checks the settings
@@ -40,6 +43,10 @@ class Symmetric(Quantizer):
     @override
     def scheme(self) -> Scheme:
         return Scheme(bits=self.bits, signed="int", symmetric=True, granularity=self.granularity)
+
+    @override
+    def weight_range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return pair_range(weight) if self.portable and self.bits == 8 else channel_range(weight)
 
     @override
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
