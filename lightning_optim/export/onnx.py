@@ -66,7 +66,8 @@ def export_onnx(
     named = dict(kwargs or {})
     try:
         frozen = copy.deepcopy(model).cpu().eval()
-        inputs, named = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().cpu(), (tuple(args), named))
+        _set_row_major(frozen)
+        inputs, named = pytree.tree_map_only(Tensor, lambda leaf: _row_major(leaf.detach().cpu()), (tuple(args), named))
         shapes = None
         if dynamic_batch:
             inputs, named = _at_least_two((inputs, named))
@@ -104,6 +105,17 @@ def _translate(
         )
     assert program is not None  # dynamo=True always gives a program
     return program.model_proto
+
+
+def _set_row_major(model: nn.Module) -> None:
+    """Undo ``channels_last``: pooling would be traced with strides, and the file would gather element by element."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = _row_major(tensor.data)
+
+
+def _row_major(tensor: Tensor) -> Tensor:
+    """Copy a tensor; ``contiguous()`` would keep the strides of one that has a single channel."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _at_least_two(inputs: Any) -> Any:

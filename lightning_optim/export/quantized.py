@@ -122,9 +122,12 @@ class ConstantBackend(Backend, nn.Module):
         if name == "avg_pool2d":
             out: Tensor = function(tensor, *args, **kwargs)
             return out
-        pooled: Tensor = global_average_pool(tensor)
         keeps = name != "mean" or (args[1] if len(args) > 1 else kwargs.get("keepdim", False))
-        return pooled if keeps else pooled.flatten(1)
+        tokens = tensor.dim() == 3
+        pooled: Tensor = global_average_pool(tensor.transpose(1, 2).unsqueeze(-1) if tokens else tensor)
+        if not keeps:
+            return pooled.flatten(1)
+        return pooled.flatten(1).unsqueeze(1) if tokens else pooled
 
     def _make_constants(
         self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None

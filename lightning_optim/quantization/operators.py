@@ -118,10 +118,12 @@ def why_float(name: str, role: Role, args: Sequence[Any], kwargs: dict[str, Any]
 
 
 def _pools_integers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    if not is_real(args[0]) or args[0].dim() != 4:
+    if not is_real(args[0]):
         return False
     if name == "mean":
         return is_global_mean(args, kwargs)
+    if args[0].dim() != 4:
+        return False
     if name == "adaptive_avg_pool2d":
         size = args[1] if len(args) > 1 else kwargs["output_size"]
         return size in (1, (1, 1), [1, 1])
@@ -129,6 +131,10 @@ def _pools_integers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> b
 
 
 def is_global_mean(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of ``mean`` on an image averages over the whole height and width."""
+    """Whether a call of ``mean`` averages an image over height and width, or ``[B, T, C]`` over its tokens."""
     axes = args[1] if len(args) > 1 else kwargs.get("dim")
-    return isinstance(axes, (tuple, list)) and {axis % 4 for axis in axes} == {2, 3} and kwargs.get("dtype") is None
+    dims = args[0].dim()
+    if kwargs.get("dtype") is not None or dims not in (3, 4):
+        return False
+    averaged = {axis % dims for axis in (axes if isinstance(axes, (tuple, list)) else [axes]) if axis is not None}
+    return averaged == ({1} if dims == 3 else {2, 3})

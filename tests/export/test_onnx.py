@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import sys
 
@@ -128,3 +129,13 @@ def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ExportError, match=r"pip install 'lightning-optim\[export\]'"):
         export_onnx(Net(), (torch.rand(2, 1, 6, 6),), tmp_path / "net.onnx")
+
+
+def test_a_channels_last_model_gives_the_file_of_a_row_major_one(tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    twin = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 1, 6, 6)
+    row_major = export_onnx(net, (x,), tmp_path / "row_major.onnx").read_bytes()
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert export_onnx(twin, (channels_last,), tmp_path / "channels_last.onnx").read_bytes() == row_major
+    assert twin[0].weight.is_contiguous(memory_format=torch.channels_last)

@@ -190,3 +190,39 @@ def test_a_branch_that_training_never_took_is_named(tmp_path):
     simulator = trained(net, steps=3)
     with pytest.raises(ExportError, match="was never observed in training"):
         export_quantized(simulator, net, tmp_path / "model.onnx")
+
+
+def test_bright_images_and_equal_weights_do_not_saturate(tmp_path):
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    nn.init.constant_(net[0].weight, 0.1)
+    simulator = Simulator(Symmetric(), Affine(), MovingAverage())
+    bright = torch.ones(8, 4, 6, 6)
+    simulator.is_observing = True
+    for _ in range(3):
+        simulator.run(net, net.forward, (bright,), {})
+        simulator.finish_batch()
+    simulator.is_observing = False
+    written = export_quantized(simulator, net, tmp_path / "model.onnx")
+    deployed = torch.as_tensor(load(written.path).run(bright.numpy())[0])
+    scale, _ = simulator.ranges.qparams("4:linear", torch.device("cpu"))
+    assert (simulator.forward_of(net)(bright) - deployed).abs().max() <= 1.01 * scale
+
+
+def test_a_mean_over_tokens_runs_in_integers(tmp_path):
+    class Tokens(nn.Module):
+        def __init__(self, keepdim):
+            super().__init__()
+            self.embed, self.fc, self.keepdim = nn.Conv2d(1, 16, 2, 2), nn.Linear(16, 4), keepdim
+
+        def forward(self, image):
+            tokens = self.embed(image).flatten(2).transpose(1, 2)
+            return self.fc(tokens.mean(1, keepdim=self.keepdim)).flatten(1)
+
+    for keepdim in (False, True):
+        net = Tokens(keepdim)
+        simulator = trained(net)
+        written = export_quantized(simulator, net, tmp_path / "model.onnx")
+        assert not written.kernels.floating
+        x, _ = images(200)
+        deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
+        assert (simulator.forward_of(net)(x).argmax(1) == deployed.argmax(1)).float().mean() >= 0.99
