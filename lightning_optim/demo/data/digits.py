@@ -26,7 +26,7 @@ class Digits(ImageData):
         resolution: Side of the images in pixels, at least 8.
         num_validation: Samples held out of the first 1347 for validation, every class in proportion.
         split_seed: Which samples those are.
-        max_shift: Largest random shift of a training image, in pixels.
+        augmentation: What happens to training images; small turns, slants and shifts by default: hands differ.
 
     Example:
         >>> images, labels = next(iter(Digits().train_dataloader()))
@@ -42,9 +42,10 @@ class Digits(ImageData):
         resolution: int = 16,
         num_validation: int = 147,
         split_seed: int = 0,
-        max_shift: int = 1,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed, augmentation=Augmentation(max_shift=max_shift))
+        hands = Augmentation(max_angle=10.0, max_scale=0.1, max_shear=0.1, max_shift=1)
+        super().__init__(batch_size=batch_size, seed=seed, augmentation=augmentation or hands)
         if resolution < 8:
             raise ValueError(f"resolution must be at least 8 pixels, got {resolution}")
         self.resolution, self.num_validation, self.split_seed = resolution, num_validation, split_seed

@@ -43,8 +43,7 @@ class FashionMNIST(ImageData):
         seed: Order and augmentation of the training batches.
         num_validation: Training samples held out for validation, every class in proportion.
         split_seed: Which samples those are.
-        max_shift: Largest random shift of a training image, in pixels.
-        mirror: Probability of mirroring a training image, in ``[0, 1]``.
+        augmentation: What happens to training images; shifts by a pixel and mirrors by default.
     """
 
     def __init__(
@@ -56,11 +55,10 @@ class FashionMNIST(ImageData):
         seed: int = 0,
         num_validation: int = 5000,
         split_seed: int = 0,
-        max_shift: int = 1,
-        mirror: float = 0.5,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        augmentation = Augmentation(max_shift=max_shift, mirror=mirror)
-        super().__init__(batch_size=batch_size, seed=seed, augmentation=augmentation)
+        usual = Augmentation(max_shift=1, mirror=0.5)
+        super().__init__(batch_size=batch_size, seed=seed, augmentation=augmentation or usual)
         self.folder = Path(folder).expanduser() if folder is not None else _default_folder()
         self.download, self.num_validation, self.split_seed = download, num_validation, split_seed
 

@@ -74,6 +74,29 @@ def shift_images(images: Tensor, offsets: Tensor) -> Tensor:
     return moved.permute(0, 3, 1, 2).contiguous()
 
 
+def turn_images(images: Tensor, angles: Tensor, scales: Tensor, shears: Tensor) -> Tensor:
+    """Turn, scale and slant each image about its middle, interpolated; what comes in from outside is zero.
+
+    Args:
+        images: ``[B, C, H, W]``, floats.
+        angles: In degrees, ``[B]``.
+        scales: Factors, above 0, ``[B]``; 2 shows everything twice as large.
+        shears: Pixels to the side per pixel down, ``[B]``.
+
+    Example:
+        >>> image = torch.tensor([[[[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]]])
+        >>> quarter = turn_images(image, torch.tensor([90.0]), torch.ones(1), torch.zeros(1))
+        >>> quarter.round().long()[0, 0].tolist()
+        [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
+    """
+    radians = torch.deg2rad(angles)
+    cosine, sine, none = radians.cos() / scales, radians.sin() / scales, torch.zeros_like(scales)
+    # Row by row, where the pixel at (x, y) comes from; width and height have one unit here.
+    rows = torch.stack([cosine, sine + shears, none], 1), torch.stack([-sine, cosine, none], 1)
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
 def mirror_images(images: Tensor, chosen: Tensor) -> Tensor:
     """Swap left and right of the images that ``chosen`` (``[B]``, boolean) marks."""
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_optim.demo.data.functional import mirror_images, seed_of, shift_images
+from lightning_optim.demo.data.functional import mirror_images, seed_of, shift_images, turn_images
 
 
 @final
@@ -36,17 +36,28 @@ class Split:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Random shifts and mirrors.
+    """Random turns, shifts and mirrors.
 
     Args:
+        max_angle: Largest turn to either side in degrees, in ``[0, 180]``.
+        max_scale: Largest change of size, as a fraction in ``[0, 1)``.
+        max_shear: Largest slant to either side, in pixels per pixel, at least 0.
         max_shift: Largest shift in pixels along each side, at least 0.
         mirror: Probability of swapping left and right, in ``[0, 1]``.
     """
 
+    max_angle: float = 0.0
+    max_scale: float = 0.0
+    max_shear: float = 0.0
     max_shift: int = 0
     mirror: float = 0.0
 
     def __post_init__(self) -> None:
+        if not (0.0 <= self.max_angle <= 180.0 and 0.0 <= self.max_scale < 1.0 and self.max_shear >= 0.0):
+            raise ValueError(
+                "max_angle must be in [0, 180], max_scale in [0, 1) and max_shear at least 0, "
+                f"got {self.max_angle}, {self.max_scale} and {self.max_shear}"
+            )
         if self.max_shift < 0:
             raise ValueError(f"max_shift must be at least 0 pixels, got {self.max_shift}")
         if not 0.0 <= self.mirror <= 1.0:
@@ -55,6 +66,9 @@ class Augmentation:
     def __call__(self, images: Tensor, seed: int) -> Tensor:
         """Augment ``[B, C, H, W]``; equal seeds give equal images."""
         generator = torch.Generator().manual_seed(seed)
+        if self.max_angle or self.max_scale or self.max_shear:
+            angle, scale, shear = 2.0 * torch.rand(3, len(images), generator=generator) - 1.0
+            images = turn_images(images, angle * self.max_angle, 1.0 + scale * self.max_scale, shear * self.max_shear)
         if self.max_shift:
             span = 2 * self.max_shift + 1
             images = shift_images(images, torch.randint(span, (len(images), 2), generator=generator) - self.max_shift)

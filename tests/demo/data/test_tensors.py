@@ -59,7 +59,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_batch():
     split = Split(images=torch.rand(40, 1, 6, 6), labels=torch.zeros(40, dtype=torch.int64))
 
     def images_of(seed, epoch):
-        loader = TensorLoader(split, 20, seed=seed, augmentation=Augmentation(max_shift=2, mirror=0.5))
+        loader = TensorLoader(split, 20, seed=seed, augmentation=Augmentation(max_shift=2, mirror=0.5, max_angle=20.0))
         loader.sampler.set_epoch(epoch)
         torch.rand(7)  # the global generator has no say
         return torch.cat([images for images, _ in loader])
@@ -109,3 +109,17 @@ def test_settings_out_of_range_are_refused():
 
 def test_order_without_a_seed_is_the_data_sets():
     assert list(EpochOrder(3, seed=None)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("setting", [{"max_angle": 181.0}, {"max_scale": 1.0}, {"max_shear": -0.1}])
+def test_turns_out_of_range_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        Augmentation(**setting)
+
+
+def test_each_image_is_turned_by_an_angle_of_its_own():
+    bar = torch.zeros(1, 1, 9, 9)
+    bar[..., 4] = 1.0
+    turned = Augmentation(max_angle=90.0)(bar.expand(8, -1, -1, -1), seed=0)
+    assert len({tuple(image.flatten().tolist()) for image in turned}) == 8
+    assert torch.allclose(turned[:, 0, 4, 4], torch.ones(8), atol=0.3)  # the middle stays where it is

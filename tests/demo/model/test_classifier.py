@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_optim.demo.data.digits import Digits
+from lightning_optim.demo.data.tensors import Augmentation
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
 
@@ -24,7 +25,10 @@ def quiet_trainer(**settings):
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)
-    model, data = Classifier(ResidualNet(widths=(8, 16))), Digits(resolution=8, batch_size=60)
+    model, data = (
+        Classifier(ResidualNet(widths=(8, 16))),
+        Digits(resolution=8, batch_size=60, augmentation=Augmentation(max_shift=1)),
+    )
     trainer = quiet_trainer(max_epochs=5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
