@@ -45,8 +45,20 @@ def build(config: Any, **keywords: Any) -> Any:
 
 
 def build_callbacks(config: Mapping[str, Any] | None) -> list[Callback]:
-    """Build every entry of a callbacks node that has a ``_target_``, in order."""
-    return [build(node) for node in (config or {}).values() if isinstance(node, Mapping) and "_target_" in node]
+    """Build the callbacks of a node, in order: entries with a ``_target_``, and those of the groups among them.
+
+    An entry that is ``None`` was taken out.
+
+    Raises:
+        ConfigError: If an entry is neither a callback nor a group of them.
+    """
+    callbacks: list[Callback] = []
+    for name, node in (config or {}).items():
+        if isinstance(node, Mapping):
+            callbacks.extend([build(node)] if "_target_" in node else build_callbacks(node))
+        elif node is not None:
+            raise ConfigError(f"callbacks: {name} must be a node with a _target_, or null, got {node!r}")
+    return callbacks
 
 
 def callbacks_from_file(path: str | Path) -> list[Callback]:

@@ -33,6 +33,7 @@ def main() -> None:
     if runs:
         _resume(runs[-1], [word for word in sys.argv[1:] if not word.startswith("run=")])
     else:
+        _choose_own_model()
         _compose_and_run()
 
 
@@ -42,6 +43,13 @@ def _check_extras() -> None:
     missing = sorted({extra for module, extra in _EXTRAS.items() if find_spec(module) is None})
     if missing:
         _fail(f"the main job needs more packages: pip install 'lightning-optim[{','.join(missing)}]'")
+
+
+def _choose_own_model() -> None:
+    """Let ``model._target_=my.Module`` stand alone: a demo model's keywords are not its own."""
+    own = [place for place, word in enumerate(sys.argv) if word.startswith("model._target_=")]
+    if own and not any(word.startswith("model=") for word in sys.argv):
+        sys.argv.insert(own[0], "model=custom")
 
 
 def _resume(folder: str, others: list[str]) -> None:

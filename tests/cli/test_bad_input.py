@@ -49,6 +49,8 @@ def refuses(call, contents):
         ([f"{PRUNE}.targets.include=[net.layer9.*]", *TINY], ["net.layer9.*"]),
         ([f"{PRUNE}.targets.types=[Conv9d]", *TINY], ["Conv9d"]),
         (["model._target_=nowhere.Module"], ["No module named 'nowhere'"]),
+        (["model=custom", *TINY[1:]], ["model._target_"]),
+        (["+recipe.stages.prune.callbacks.broken=3", *TINY], ["broken", "_target_"]),
         (["seed=abc"], ["seed", "'abc'"]),
         (["latency_seconds=0"], ["latency_seconds must be above 0"]),
         (["recipe.order=base"], ["recipe.order", "'base'"]),

@@ -35,6 +35,13 @@ def test_the_configuration_can_be_printed_and_nothing_runs(call, contents):
     assert contents() == {}
 
 
+def test_a_module_of_ones_own_takes_none_of_the_demo_models_keywords(call):
+    answer = call("--cfg", "job", "--package", "model", "model._target_=my.Module", "+model.width=64")
+    assert answer.code == 0
+    assert set(answer.out.split("\n")) >= {"_target_: my.Module", "width: 64"}
+    assert not any(word in answer.out for word in ("lr:", "network:"))
+
+
 def test_python_dash_m_is_the_same_program_and_starts_without_torch(tmp_path):
     code = (
         "import runpy, sys; sys.argv = ['lightning-optim', '--version'];"
