@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
+from lightning_optim.callbacks.pruning_evidence import LAYERS, PruningEvidence
 from lightning_optim.callbacks.reshape import Reshaper, averaged_copies
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.capture import capture
@@ -24,22 +25,19 @@ from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.evidence import ActivationMeter, Evidence, Seen
+from lightning_optim.pruning.evidence import Seen
 from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.shrink import Choice, shrink
 from lightning_optim.pruning.structure.base import Structure
-from lightning_optim.pruning.structure.channel import activations_as_read, targeted_groups
+from lightning_optim.pruning.structure.channel import targeted_groups
 from lightning_optim.pruning.structure.weight import Weight
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
-from lightning_optim.surgery.select import Targets, find_network, named_modules, plain_name, submodule
+from lightning_optim.surgery.select import Targets, find_network, plain_name, submodule
 from lightning_optim.surgery.shard import local, reshard, shard_group
-from lightning_optim.surgery.tap import Call, Taps
 from lightning_optim.window import Window
-
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 @final
@@ -92,7 +90,6 @@ class PruningScheduler(Callback):
         self.name = name
         _check_schedule(schedule, self.structure)
         self.allocation = allocation or Uniform()
-        self._taps = Taps()
         self._gate = CheckpointGate()
         self._hooks: list[RemovableHandle] = []
         self._seen_step: int | None = None
@@ -103,7 +100,7 @@ class PruningScheduler(Callback):
     def _start_afresh(self) -> None:
         self._pruner = Pruner(self.criterion, self.structure, self.allocation)
         self._masks = Masks()
-        self._meter = ActivationMeter()
+        self._evidence = PruningEvidence(self.criterion, self.structure)
         self._example = ExampleInputs()
         self._reshaper = Reshaper()
         self._restored: Mapping[str, Any] | None = None
@@ -145,9 +142,7 @@ class PruningScheduler(Callback):
         )
         if self.structure.needs_coupling and not self._example:
             self._example.watch(network)
-        if Evidence.OUTPUT in self.criterion.needs:
-            # Channels are judged as the next layers read them, and those need not be targets.
-            self._taps.attach(_layers_of(network) if self.structure.needs_coupling else layers)
+        self._evidence.attach(network, layers)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,8 +161,7 @@ class PruningScheduler(Callback):
         if trainer.global_step != self._seen_step:  # equal while gradients are being accumulated
             self._seen_step = trainer.global_step
             self._advance(trainer, pl_module)
-        if self._taps.is_attached:
-            self._taps.open()
+        self._evidence.open()
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
         progress = self.window.progress(clock_of(trainer))
@@ -181,23 +175,19 @@ class PruningScheduler(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if pl_module.automatic_optimization and not outputs:
-            self._taps.close()  # the training step returned None, perhaps before any forward pass
-        elif self._taps.is_attached and self._seen_step is not None:
-            for name, calls in self._taps.take().items():
-                for call in calls:
-                    self._measure(name, pl_module, call)
+            self._evidence.close()  # the training step returned None, perhaps before any forward pass
+        elif self._seen_step is not None:
+            self._evidence.take()
 
     def _is_ready(self) -> bool:
-        if self.structure.needs_coupling and not self._example:
-            return False
-        return Evidence.OUTPUT not in self.criterion.needs or bool(self._meter)
+        return self._evidence.is_ready and (not self.structure.needs_coupling or bool(self._example))
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
         network = self._live_network(pl_module)
         reshard(pl_module)
         parameters = _parameters(network)
         coupling = self._couple(network) if self.structure.needs_coupling else None
-        seen = self._evidence(trainer, pl_module, parameters, coupling)
+        seen = self._seen(trainer, pl_module, parameters, coupling)
         group = shard_group([parameters[name] for name in seen])
         keep = self._pruner.decide(sparsity, seen, coupling, group)
         shrinks = self.structure.shrink == "update" or (
@@ -208,7 +198,7 @@ class PruningScheduler(Callback):
         else:
             self._mask(parameters, coupling, keep)
         self._reached = sparsity
-        self._meter.reset()
+        self._evidence.reset()
         self._enforce(trainer)
         self._mend(trainer, pl_module)
         check_ranks_agree(trainer, (sparsity, None if group else self._masks.checksum()), "what is pruned")
@@ -266,12 +256,12 @@ class PruningScheduler(Callback):
         for twin in averaged_copies(trainer):
             self._masks.apply_to_copy(submodule(twin, self._network_name))
 
-    # Evidence.
+    # What is pruned, and what is seen of it.
 
     def _layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Targeted layers by their name in the network, without those that are frozen or share another's weight."""
         prefix = f"{self._network_name}." if self._network_name else ""
-        chosen = self.targets.select(pl_module, _LAYERS)
+        chosen = self.targets.select(pl_module, LAYERS)
         layers, weights = {}, set()
         for name, module in chosen.items():
             weight = module.weight
@@ -285,7 +275,7 @@ class PruningScheduler(Callback):
             )
         return layers
 
-    def _evidence(
+    def _seen(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -293,23 +283,11 @@ class PruningScheduler(Callback):
         coupling: Coupling | None,
     ) -> dict[str, Seen]:
         weights = {f"{name}.weight": parameters[f"{name}.weight"] for name in self._layers(pl_module)}
-        means: dict[str, Tensor] = {}
-        if Evidence.OUTPUT in self.criterion.needs:
-            if trainer.world_size > 1:
-                self._meter.sum_over_ranks(distributed.all_reduce)
-            means = self._meter.mean()
-            if coupling is not None:
-                means = activations_as_read(coupling, means, weights)
         return {
-            name: Seen(name=name, weight=local(weight.detach()), mean_abs_output=means.get(name))
-            for name, weight in weights.items()
+            name: seen
+            for name, seen in self._evidence.seen(trainer, weights, coupling).items()
             if name not in self._refused and (coupling is None or coupling.group_of(name, 0) is not None)
         }
-
-    def _measure(self, name: str, pl_module: LightningModule, call: Call) -> None:
-        activation = call.args[0] if self.structure.needs_coupling else call.output
-        module = submodule(self._live_network(pl_module), name)
-        self._meter.update(f"{name}.weight", activation, channel_dim=-1 if isinstance(module, nn.Linear) else 1)
 
     def _couple(self, network: nn.Module) -> Coupling:
         return couple(capture(network, self._example.args, self._example.kwargs))
@@ -328,7 +306,7 @@ class PruningScheduler(Callback):
             "reached": self._reached,
             "pruner": self._pruner.state_dict(),
             "masks": self._masks.state_dict(),
-            "meter": self._meter.state_dict(),
+            "meter": self._evidence.state_dict(),
             "example": self._example.state_dict(),
             "cut": self._reshaper.state_dict(),
             "refused": sorted(self._refused),
@@ -350,8 +328,8 @@ class PruningScheduler(Callback):
             # Each rank holds another part of the weights: the zeros say what was masked.
             self._masks.recover(state["masks"], parameters)
             self._pruner.remember({name: local(parameters[name].detach()) != 0 for name in state["masks"]})
-        self._meter.load_state_dict(state["meter"])
-        if pl_module.trainer.world_size > 1 and self._meter:
+        self._evidence.load_state_dict(state["meter"])
+        if pl_module.trainer.world_size > 1 and self._evidence.is_of_one_rank:
             warnings.warn(
                 "activations gathered since the last pruning step are those of rank 0: a checkpoint holds one rank's",
                 stacklevel=2,
@@ -375,15 +353,11 @@ class PruningScheduler(Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._taps.remove()
+        self._evidence.remove()
         self._example.release()
         self._gate.release()
         self._reshaper.release()
         self._seen_step = None
-
-
-def _layers_of(network: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in named_modules(network).items() if isinstance(module, _LAYERS)}
 
 
 def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
