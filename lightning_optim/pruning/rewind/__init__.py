@@ -1,0 +1,1 @@
+"""Where training goes back to after a pruning step."""
