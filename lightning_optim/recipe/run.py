@@ -129,7 +129,12 @@ class Recipe:
         if last.is_file():
             check_checkpoint(last)
         seed_everything(self.seed, stage.name)
-        trainer.fit(module, datamodule=self.data, ckpt_path=str(last) if last.is_file() else None)
+        try:
+            trainer.fit(module, datamodule=self.data, ckpt_path=str(last) if last.is_file() else None)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise ArtefactError(f"{last} is of another model; remove it to begin its stage again") from error
         if trainer.interrupted:
             raise KeyboardInterrupt
 
@@ -138,11 +143,12 @@ class Recipe:
         if not is_first_process():
             return ""
         prefix = find_network(module, self.network)[0]
-        for callback in callbacks:
-            if isinstance(callback, PruningScheduler) and callback.cut:
-                save_cut(
-                    folder / "cut.pt", {f"{prefix}.{name}".lstrip("."): cuts for name, cuts in callback.cut.items()}
-                )
+        cut: dict[str, list[Any]] = {}
+        for callback in callbacks:  # several have pruned different dimensions
+            for name, cuts in callback.cut.items() if isinstance(callback, PruningScheduler) else ():
+                cut.setdefault(f"{prefix}.{name}".lstrip("."), []).extend(cuts)
+        if cut:
+            save_cut(folder / "cut.pt", cut)
         return save_weights(folder / "weights.safetensors", module)
 
     def _publish(self, name: str, last: Finished, folder: Path) -> None:

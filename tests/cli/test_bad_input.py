@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_optim.demo.model.residual import ResidualNet
 
-TINY = ("model.network.widths=[4,8]", "data.batch_size=32", "latency_seconds=0.1")
+TINY = ("model.network.widths=[4,8]", "model.memory_format=contiguous", "data.batch_size=32", "latency_seconds=0.1")
 PRUNE = "recipe.stages.prune.callbacks.pruning_scheduler"
 TEACHER = "recipe.stages.distil.callbacks.distillation_teacher.teacher"
 CHECKPOINT = "lightning_optim.distillation.teacher.checkpoint.Checkpoint"
@@ -49,7 +49,7 @@ def refuses(call, contents):
         ([f"{PRUNE}.targets.include=[net.layer9.*]", *TINY], ["net.layer9.*"]),
         ([f"{PRUNE}.targets.types=[Conv9d]", *TINY], ["Conv9d"]),
         (["model._target_=nowhere.Module"], ["No module named 'nowhere'"]),
-        (["model=custom", *TINY[1:]], ["model._target_"]),
+        (["model=custom", *TINY[2:]], ["model._target_"]),
         (["+recipe.stages.prune.callbacks.broken=3", *TINY], ["broken", "_target_"]),
         (["seed=abc"], ["seed", "'abc'"]),
         (["latency_seconds=0"], ["latency_seconds must be above 0"]),

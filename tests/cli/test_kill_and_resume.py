@@ -11,7 +11,13 @@ import pytest
 import torch
 
 WORDS = [
-    *("model.network.widths=[4,8]", "data.resolution=8", "latency_seconds=0.1", "+trainer.limit_train_batches=6"),
+    *(
+        "model.network.widths=[4,8]",
+        "model.memory_format=contiguous",
+        "data.resolution=8",
+        "latency_seconds=0.1",
+        "+trainer.limit_train_batches=6",
+    ),
     *(f"recipe.stages.{stage}.trainer.max_epochs=2" for stage in ("base", "prune", "qat")),
     "recipe.order=[base,prune,qat,export]",
 ]

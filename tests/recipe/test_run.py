@@ -45,9 +45,17 @@ class Stopper(Callback):
 
 
 def make_prune(artefacts):
-    structure, window = Channel(), Window(end=0.9)
-    pruning = PruningScheduler(schedule=Iterative(end=0.5, rounds=2), structure=structure, window=window)
-    return [pruning, DistillationTeacher(artefacts("base"))]
+    pruning = [
+        PruningScheduler(
+            schedule=Iterative(end=0.5, rounds=2),
+            structure=Channel(),
+            window=Window(end=0.9),
+            targets=targets,
+            name=name,
+        )
+        for name, targets in (("inner", Targets(include=["*.conv1"])), ("outer", Targets(exclude=["*.conv1"])))
+    ]
+    return [*pruning, DistillationTeacher(artefacts("base"))]
 
 
 def recipe(folder, stop=None, **changes):
@@ -71,7 +79,7 @@ def recipe(folder, stop=None, **changes):
     ]
     settings = {
         "stages": stages,
-        "make_module": lambda: Classifier(ResidualNet(widths=(4, 8))),
+        "make_module": lambda: Classifier(ResidualNet(widths=(4, 8)), memory_format="contiguous"),
         "data": Digits(batch_size=32, resolution=8),
         "folder": folder,
         "console": Console(file=StringIO()),

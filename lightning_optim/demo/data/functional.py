@@ -71,7 +71,8 @@ def shift_images(images: Tensor, offsets: Tensor) -> Tensor:
     columns = reach - offsets[:, 1:] + torch.arange(width)  # [B, W]
     batch = torch.arange(len(images))[:, None, None]
     moved = padded[batch, :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
-    return moved.permute(0, 3, 1, 2).contiguous()
+    # With one channel, contiguous() would keep the strides, and convolutions would take the images for channels_last.
+    return moved.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
 
 def turn_images(images: Tensor, angles: Tensor, scales: Tensor, shears: Tensor) -> Tensor:
