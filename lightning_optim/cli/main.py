@@ -72,13 +72,22 @@ def _resume(folder: str, others: list[str]) -> None:
 def _compose_and_run() -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import CompactHydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
     def job(config: DictConfig) -> float:
         from lightning_optim.cli.compress import compress
 
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        return _in_one_line(lambda: compress(config, folder), folder)
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        try:
+            return _in_one_line(lambda: compress(config, folder), folder)
+        except SystemExit as stop:
+            if hydra_config.mode is RunMode.MULTIRUN and isinstance(stop.__context__, Exception):
+                # An exception lets the launcher go on with the other runs, and end with this line and code 1.
+                raise CompactHydraException(f"error: run {hydra_config.job.num} failed, see above") from None
+            raise
 
     hydra.main(version_base="1.3", config_path="pkg://lightning_optim.conf.lightning_optim", config_name="compress")(
         job

@@ -105,6 +105,47 @@ def test_a_teacher_of_fewer_classes_is_refused_with_both_numbers(refuses, tmp_pa
     refuses([f"{TEACHER}={{_target_: {CHECKPOINT}, path: teacher.ckpt, architecture: {net}}}", *TINY], "7", "10")
 
 
+MODULE = """
+import lightning
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Idle(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, image):
+        return self.head(F.relu(self.used(image)).mean((2, 3)))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+"""
+
+
+def test_a_tap_that_never_fires_is_named(refuses, tmp_path, monkeypatch):
+    (tmp_path / "idle_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    criterion = "lightning_optim/pruning/criterion@recipe.stages.prune.callbacks.pruning_scheduler.criterion"
+    words = ["model._target_=idle_module.Idle", f"{criterion}=mean_activation", f"{PRUNE}.targets.include=[idle]"]
+    refuses([*words, "network=''"], "'idle'", "forward pass")
+
+
+def test_a_run_that_fails_does_not_end_the_sweep(call, tmp_path):
+    answer = call("--multirun", "seed=abc,1", "recipe.order=[base]", "recipe.stages.base.trainer.max_epochs=1", *TINY)
+    assert answer.code == 1
+    assert "seed must be a whole number" in answer.err
+    assert "error: run 0 failed, see above" in answer.err
+    assert "Traceback" not in answer.err
+    assert [path.parent.name for path in tmp_path.rglob("report.json")] == ["1"]
+
+
 @pytest.mark.parametrize("content", [b"no gzip at all", gzip.compress(b"\0\0\x08\x03")[:-4], gzip.compress(b"no idx")])
 def test_corrupt_data_is_refused(refuses, tmp_path, content):
     for part in ("train", "t10k"):
