@@ -23,14 +23,19 @@ class Structure(ABC):
     def shrink(self) -> Shrink:
         """When masked channels are physically removed: ``"never"``, at the window's ``"end"``, at each ``"update"``."""
 
+    @property
+    @abstractmethod
+    def highest_sparsity(self) -> float:
+        """The sparsity at which nothing more can fall; 1 where there is no such limit."""
+
     @abstractmethod
     def pools(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
-        """Scores of everything that can fall, by pool.
+        """Scores of everything that can fall, by pool; ``inf`` for what must stay.
 
         Args:
-            weights: The targeted weights by name.
+            weights: The targeted weights by name; zero where they have gone.
             scores: What the criterion said of each: shaped as the weight, or ``[channels]``.
             coupling: Coupled channels of the network; ``None`` unless ``needs_coupling``.
         """
@@ -50,3 +55,11 @@ class Structure(ABC):
     @abstractmethod
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bend an allocation to what the structure allows, such as at least one channel."""
+
+    @abstractmethod
+    def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is kept of each pool, read off the masks of this rank's part of the weights.
+
+        Raises:
+            ShrinkError: If the structure couples layers, which no rank sees all of.
+        """

@@ -43,6 +43,11 @@ class Channel(Structure):
         if self.multiple < 1:
             raise ValueError(f"multiple must be at least 1, got {self.multiple}")
 
+    @property
+    @override
+    def highest_sparsity(self) -> float:
+        return 1.0
+
     @override
     def pools(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
@@ -70,6 +75,10 @@ class Channel(Structure):
     @override
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: _round_up(mask, scores[name], self.multiple) for name, mask in keep.items()}
+
+    @override
+    def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise ShrinkError("channels are coupled over layers: they cannot be read off a rank's part of the weights")
 
 
 def targeted_groups(coupling: Coupling | None, weights: Mapping[str, Tensor]) -> dict[str, Group]:

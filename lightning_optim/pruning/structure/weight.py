@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.structure.base import Shrink, Structure
+from lightning_optim.pruning.structure.functional import spread
 
 
 @final
@@ -25,11 +26,16 @@ class Weight(Structure):
     def shrink(self) -> Shrink:
         return "never"
 
+    @property
+    @override
+    def highest_sparsity(self) -> float:
+        return 1.0
+
     @override
     def pools(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
-        return {name: _spread(score, weights[name]) for name, score in scores.items()}
+        return {name: spread(score, weights[name]) for name, score in scores.items()}
 
     @override
     def masks(
@@ -41,9 +47,6 @@ class Weight(Structure):
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(keep)
 
-
-def _spread(score: Tensor, weight: Tensor) -> Tensor:
-    """Give every weight of a neuron the neuron's score."""
-    if score.shape == weight.shape:
-        return score
-    return score.reshape(-1, *[1] * (weight.dim() - 1)).expand_as(weight)
+    @override
+    def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(masks)
