@@ -369,5 +369,11 @@ def _check_schedule(schedule: Schedule, structure: Structure) -> None:
     for value in values:
         if not 0.0 <= value < 1.0:
             raise ValueError(f"sparsity must be in [0, 1), but the schedule reaches {value:g}")
+    # A sparsity written to three digits may lie above that of a pattern such as 1:3.
+    if max(values) > structure.highest_sparsity + 1e-3:
+        raise ValueError(
+            f"the schedule reaches a sparsity of {max(values):g}, but {structure} ends at "
+            f"{structure.highest_sparsity:g}: let it end there, or choose another pattern"
+        )
     if structure.shrink != "never" and any(after < before for before, after in itertools.pairwise(values)):
         raise ValueError("channels that were removed do not come back: the schedule must not fall")

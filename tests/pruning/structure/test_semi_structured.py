@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.errors import TargetError
 from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
 from lightning_optim.pruning.allocation.uniform import Uniform
@@ -10,6 +11,7 @@ from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.evidence import Seen
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.structure.semi_structured import SemiStructured
+from lightning_optim.schedule.constant import Constant
 
 
 def weights():
@@ -120,3 +122,9 @@ def test_nan_is_seen_through_the_pattern():
 def test_a_pattern_that_keeps_all_or_nothing_is_refused(keep, out_of):
     with pytest.raises(ValueError, match=f"got {keep}:{out_of}"):
         SemiStructured(keep=keep, out_of=out_of)
+
+
+def test_a_schedule_beyond_the_pattern_is_refused():
+    with pytest.raises(ValueError, match=r"reaches a sparsity of 0\.6, but SemiStructured.* ends at 0\.5"):
+        PruningScheduler(schedule=Constant(value=0.6), structure=SemiStructured())
+    PruningScheduler(schedule=Constant(value=0.667), structure=SemiStructured(keep=1, out_of=3))
