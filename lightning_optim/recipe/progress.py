@@ -45,7 +45,8 @@ class RecipeProgress:
         """A stage is done; leave one line about it."""
         self._progress.update(self._epochs, visible=False)
         self._progress.advance(self._stages)
-        self._progress.console.print(f"[green]✓[/green] {stage:<12} {note}", highlight=False)
+        if not self._progress.disable:
+            self._progress.console.print(f"[green]✓[/green] {stage:<12} {note}", highlight=False)
 
     def epoch(self, stage: str, done: int, total: int, note: str) -> None:
         """Show an epoch count."""
