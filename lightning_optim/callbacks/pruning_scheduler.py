@@ -16,12 +16,14 @@ from typing_extensions import override
 from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
+from lightning_optim.callbacks.pricing import agreed_prices
 from lightning_optim.callbacks.pruning_evidence import LAYERS, PruningEvidence
 from lightning_optim.callbacks.reshape import Reshaper, averaged_copies
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, couple
 from lightning_optim.pruning.allocation.base import Allocation
+from lightning_optim.pruning.allocation.priced import PricedAllocation
 from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.magnitude import Magnitude
@@ -54,7 +56,8 @@ class PruningScheduler(Callback):
         schedule: Sparsity, in ``[0, 1)``, over the window; always of the original number of weights or channels.
         criterion: How important a weight is; ``|w|`` by default.
         structure: What falls together; single weights by default.
-        allocation: How the sparsity is spread over layers; uniformly by default.
+        allocation: How the sparsity is spread over layers; uniformly by default. Under a budget, the schedule's value
+            is the share of the cost to remove.
         targets: Layers to prune, by names relative to the LightningModule; convolutions and linears by default.
         window: When, in jumps of ``every``; by default twenty jumps over the first three quarters of the fit.
         network: Name of the network in the LightningModule; ``None`` finds it, ``""`` is the module itself.
@@ -75,7 +78,7 @@ class PruningScheduler(Callback):
         schedule: Schedule,
         criterion: Criterion | None = None,
         structure: Structure | None = None,
-        allocation: Allocation | None = None,
+        allocation: Allocation | PricedAllocation | None = None,
         targets: Targets | None = None,
         window: Window | None = None,
         network: str | None = None,
@@ -138,7 +141,9 @@ class PruningScheduler(Callback):
         self._network_name, network = find_network(pl_module, self.network)
         layers = self._layers(pl_module)
         check_ranks_agree(
-            trainer, (self.schedule, self.criterion, self.structure, self.targets, self.window), "pruning"
+            trainer,
+            (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window),
+            "pruning",
         )
         if self.structure.needs_coupling and not self._example:
             self._example.watch(network)
@@ -188,13 +193,21 @@ class PruningScheduler(Callback):
         parameters = _parameters(network)
         coupling = self._couple(network) if self.structure.needs_coupling else None
         seen = self._seen(trainer, pl_module, parameters, coupling)
+        if coupling is not None and isinstance(self.allocation, PricedAllocation) and self._pruner.wants_prices:
+            weights = {name: layer.weight for name, layer in seen.items()}
+            prices = agreed_prices(trainer, self.allocation.cost, network, coupling, weights, self._example)
+            self._pruner.learn_prices(prices, self.schedule(1.0))
         group = shard_group([parameters[name] for name in seen])
         keep = self._pruner.decide(sparsity, seen, coupling, group)
         shrinks = self.structure.shrink == "update" or (
             self.structure.shrink == "end" and sparsity == self.schedule(1.0)
         )
         if shrinks and coupling is not None:
+            known = len(self._refused)
             self._shrink(trainer, pl_module, coupling, keep)
+            if len(self._refused) > known and isinstance(self.allocation, PricedAllocation):
+                self._prune(trainer, pl_module, sparsity)  # the others must pay for what stays
+                return
         else:
             self._mask(parameters, coupling, keep)
         self._reached = sparsity
@@ -226,7 +239,8 @@ class PruningScheduler(Callback):
                 raise ShrinkError(error)
             for name, reason in refused.items():
                 warnings.warn(f"{name} keeps its channels: {reason}", stacklevel=2)
-            self._refused |= {pool for pool, group in groups.items() if group.name in refused}
+            stays = [group for group in groups.values() if group.name in refused]
+            self._refused |= {member.name for group in stays for member in group.members if member.dim == 0}
             self._reshaper.cut(trainer, pl_module, self._network_name, plan)
         self._masks.clear()
         self._pruner.remember_removed({pool: mask for pool, mask in keep.items() if pool not in self._refused})

@@ -8,12 +8,15 @@ from typing import Any, final
 import torch
 from torch import Tensor, distributed
 
+from lightning_optim.cost.prices import Prices, prices_from_state
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.allocation.base import Allocation
+from lightning_optim.pruning.allocation.priced import PricedAllocation
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Seen
 from lightning_optim.pruning.masks import pack, unpack
 from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.structure.channel import Channel
 
 
 @final
@@ -23,10 +26,37 @@ class Pruner:
     A pool's memory has its original size: sparsity stays absolute when channels are physically removed between steps.
     """
 
-    def __init__(self, criterion: Criterion, structure: Structure, allocation: Allocation) -> None:
-        self._criterion, self._structure, self._allocation = criterion, structure, allocation
+    def __init__(self, criterion: Criterion, structure: Structure, allocation: Allocation | PricedAllocation) -> None:
+        self._criterion, self._structure, self._setting = criterion, structure, allocation
+        if isinstance(allocation, PricedAllocation) and not isinstance(structure, Channel):
+            raise ValueError(
+                f"{type(allocation).__name__!r} allocates whole channels, got {type(structure).__name__!r}: "
+                "choose the structure 'Channel', or an allocation that counts weights"
+            )
+        self._allocation = allocation if isinstance(allocation, Allocation) else None
+        self._prices: tuple[Prices, float] | None = None
         self._alive: dict[str, Tensor] = {}
         self._present: dict[str, Tensor] = {}
+
+    @property
+    def wants_prices(self) -> bool:
+        """Whether ``learn_prices`` must come before the next decision."""
+        return self._allocation is None
+
+    def learn_prices(self, prices: Prices, highest: float) -> None:
+        """Take in what the original network costs.
+
+        Args:
+            prices: Of the pools as they are now; kept for every later decision.
+            highest: Largest value that the schedule will reach.
+
+        Raises:
+            ValueError: If that cannot be reached.
+        """
+        assert isinstance(self._setting, PricedAllocation)
+        assert isinstance(self._structure, Channel)
+        self._allocation = self._setting.start(prices, multiple=self._structure.multiple, highest=highest)
+        self._prices = prices, highest
 
     def decide(
         self,
@@ -38,7 +68,8 @@ class Pruner:
         """Choose what is kept, without remembering it yet.
 
         Args:
-            sparsity: Fraction of each pool's, or of all, original entries that shall be gone.
+            sparsity: Fraction of each pool's, or of all, original entries that shall be gone; of the original cost
+                where the allocation is priced.
             seen: Evidence on every targeted layer, by the name of its weight.
             coupling: Coupled channels of the network as it is now.
             group: Process group over which the weights are sharded.
@@ -49,6 +80,7 @@ class Pruner:
         Raises:
             ValueError: If a score is NaN.
         """
+        assert self._allocation is not None
         weights = {name: layer.weight for name, layer in seen.items()}
         scores = {name: self._criterion(layer) for name, layer in seen.items()}
         pools = self._structure.pools(weights, scores, coupling)
@@ -65,6 +97,11 @@ class Pruner:
         """A decision, restricted to what is still physically there."""
         return {pool: mask[self._present[pool]] if pool in self._present else mask for pool, mask in keep.items()}
 
+    @property
+    def alive(self) -> dict[str, Tensor]:
+        """The decision remembered last."""
+        return dict(self._alive)
+
     def remember(self, keep: Mapping[str, Tensor]) -> None:
         """Take a decision as carried out by masking."""
         self._alive = {pool: mask.clone() for pool, mask in keep.items()}
@@ -75,12 +112,15 @@ class Pruner:
         self._present = {pool: mask.clone() for pool, mask in keep.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What is alive and what is there, as bits."""
-        return {"alive": _packed(self._alive), "present": _packed(self._present)}
+        """What is alive and what is there, as bits, and what it cost at first."""
+        prices = None if self._prices is None else [self._prices[0].state_dict(), self._prices[1]]
+        return {"alive": _packed(self._alive), "present": _packed(self._present), "prices": prices}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``."""
         self._alive, self._present = _unpacked(state["alive"]), _unpacked(state["present"])
+        if state["prices"] is not None:
+            self.learn_prices(prices_from_state(state["prices"][0]), state["prices"][1])
 
     def _full(self, pool: str, score: Tensor) -> Tensor:
         present = self._present.get(pool)

@@ -22,6 +22,9 @@ CONF = Path(lightning_optim.conf.__path__[0])
 EPOCHS, BATCHES = 2, 4
 # Families that no callback has by default, and where an entry of them goes.
 LISTS = {"lightning_optim/nas/space": "nas_supernet.space.entry"}
+# Families that an option of another family pulls in: where an entry goes, and what chooses that option.
+INNER = {"lightning_optim/cost": "pruning_scheduler.allocation.cost"}
+_BUDGET = "lightning_optim/pruning/allocation@callbacks.pruning_scheduler.allocation=budget"
 # Families of the command line, which callbacks do not take.
 ELSEWHERE = {"lightning_optim", "lightning_optim/data", "lightning_optim/model", "lightning_optim/recipe"}
 ELSEWHERE |= {"lightning_optim/task"}
@@ -39,6 +42,7 @@ VALUES = {
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
+    "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
     "magnitude": [],
 }
@@ -147,7 +151,7 @@ def slots() -> dict[str, list[tuple[str, str, str]]]:
                 ((key, default),) = entry.items()
                 group, package = key.lstrip("/").split("@")
                 found.setdefault(group, []).append((path.stem, package, default))
-    for group, package in LISTS.items():
+    for group, package in {**LISTS, **INNER}.items():
         found.setdefault(group, []).append((package.split(".")[0], package, ""))
     return found
 
@@ -174,6 +178,9 @@ def cases() -> list[Case]:
 def _case(callback: str, group: str, package: str, option: str) -> Case:
     overrides, chosen = [], {option}
     if group:
+        if group in INNER:
+            overrides.append(_BUDGET)
+            chosen.add("budget")
         sign = "+" if group in LISTS else ""
         overrides.append(f"{sign}{group}@callbacks.{package}={option}")
     if callback == "nas_supernet" and group not in LISTS:

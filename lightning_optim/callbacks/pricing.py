@@ -1,0 +1,49 @@
+"""What a network costs, decided once for all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_optim.cost.base import Cost
+from lightning_optim.cost.prices import Prices
+from lightning_optim.errors import LightningOptimError, ShrinkError
+from lightning_optim.graph.coupling import Coupling
+from lightning_optim.pruning.structure.channel import targeted_groups
+from lightning_optim.surgery.example import ExampleInputs
+
+
+def agreed_prices(
+    trainer: Trainer,
+    cost: Cost,
+    network: nn.Module,
+    coupling: Coupling,
+    weights: Mapping[str, Tensor],
+    example: ExampleInputs,
+) -> Prices:
+    """Price a network on rank 0, for every rank: two ranks would measure two latencies.
+
+    Args:
+        trainer: Its strategy broadcasts.
+        cost: What is counted.
+        network: The network as it is now.
+        coupling: Its coupled channels.
+        weights: The targeted weights; the groups of their channels are the pools.
+        example: What the network takes.
+
+    Raises:
+        ShrinkError: If the network cannot be priced; on every rank.
+    """
+    found: tuple[Prices | None, str] = (None, "")
+    if trainer.is_global_zero:
+        try:
+            pools = targeted_groups(coupling, weights)
+            found = cost(network, coupling, pools, example.args, example.kwargs), ""
+        except LightningOptimError as error:  # raised on every rank: one alone would leave the others waiting
+            found = None, str(error)
+    prices, problem = trainer.strategy.broadcast(found)
+    if prices is None:
+        raise ShrinkError(problem)
+    return prices

@@ -1,0 +1,38 @@
+"""What a model costs, in a unit of one's choice."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_optim.cost.prices import Prices
+from lightning_optim.graph.coupling import Coupling, Group
+
+
+class Cost(ABC):
+    """Prices a network for any number of channels, from one look at it."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        network: nn.Module,
+        coupling: Coupling,
+        pools: Mapping[str, Group],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Prices:
+        """Price a network.
+
+        Args:
+            network: The network; left untouched.
+            coupling: Its coupled channels.
+            pools: Groups whose channels may go, by the name of their pool.
+            args: Positional inputs that were captured.
+            kwargs: Keyword inputs that were captured.
+
+        Returns:
+            Its cost as a function of the channels of each pool.
+        """

@@ -1,0 +1,77 @@
+"""The number of multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import fx, nn
+from typing_extensions import override
+
+from lightning_optim.cost.base import Cost
+from lightning_optim.cost.count import count_macs
+from lightning_optim.cost.prices import Prices, Product, Term, Width
+from lightning_optim.cost.ruler import Ruler, is_tensor
+from lightning_optim.graph.coupling import Coupling, Group
+from lightning_optim.graph.rules.base import operator_name
+
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_PRODUCTS = ("matmul", "mm", "bmm")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Macs(Cost):
+    """Multiply-accumulates of one forward pass over the example; FLOPs are twice as many.
+
+    Convolutions, linears, matrix products and attention follow the channel counts. What else ``count_macs`` counts
+    (recurrent layers, for one) is taken as fixed.
+    """
+
+    @override
+    def __call__(
+        self,
+        network: nn.Module,
+        coupling: Coupling,
+        pools: Mapping[str, Group],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Prices:
+        ruler = Ruler(coupling, pools)
+        terms: list[Term] = []
+        for node in coupling.propagation.program.graph.nodes:
+            if node.op == "call_function" and is_tensor(node):
+                terms += _terms(node, ruler)
+        counted = sum(term.at(ruler.sizes) for term in terms)
+        rest = count_macs(network, args, kwargs) - counted
+        if rest > 0:
+            terms.append(Product("other operators", rest, ()))
+        return Prices("MACs", ruler.pools, tuple(terms))
+
+
+def _terms(node: fx.Node, ruler: Ruler) -> list[Term]:
+    name = operator_name(node.target)
+    operands = [operand for operand in (*node.args, *node.kwargs.values()) if is_tensor(operand)]
+    widths = [ruler.of_value(operand) for operand in operands]  # type: ignore[arg-type]  # nodes, all of them
+    products: list[tuple[Width, ...]] = []
+    if name in _CONVOLUTIONS:
+        products = [(*widths[1], *_around(ruler.of_value(node)))]
+    elif name in _TRANSPOSED:
+        products = [(*widths[1], *_around(widths[0]))]
+    elif name == "linear":
+        products = [(*widths[1], *widths[0][:-1])]
+    elif name in _PRODUCTS:
+        products = [(*ruler.of_value(node), widths[0][-1])]
+    elif name == "addmm":
+        products = [(*ruler.of_value(node), widths[1][-1])]
+    elif name == "scaled_dot_product_attention":
+        query, key, value = widths[:3]
+        products = [(*query[:-1], key[-2], width) for width in (query[-1], value[-1])]
+    return [Product(node.name, 1.0, product) for product in products]
+
+
+def _around(widths: tuple[Width, ...]) -> tuple[Width, ...]:
+    """Batch and positions of a convolution's input or output, without its channels."""
+    return (widths[0], *widths[2:])
