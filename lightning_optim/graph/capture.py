@@ -9,24 +9,29 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_optim.errors import CaptureError
+from lightning_optim.graph.skeleton import SKELETON, Skeleton
 from lightning_optim.surgery.select import plain_name
 
 ATTRIBUTES = "integer_attributes"
 """Key in ``program.graph_module.meta``: plain module name -> {attribute: value}."""
 
 
-def eval_copy(model: nn.Module) -> nn.Module:
+def eval_copy(model: nn.Module, stand_ins: Mapping[Tensor, Tensor] | None = None) -> nn.Module:
     """Return a deep copy in evaluation mode, without the trainer that a LightningModule holds on to.
+
+    Args:
+        model: The model; left untouched.
+        stand_ins: Tensors of the model, and what takes their place in the copy.
 
     Example:
         >>> layer = nn.Dropout()
         >>> eval_copy(layer).training, layer.training
         (False, True)
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(tensor): stand_in for tensor, stand_in in (stand_ins or {}).items()}
     for module in model.modules():
         for name in ("_trainer", "_fabric"):
             owner = vars(module).get(name)
@@ -35,13 +40,26 @@ def eval_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
+def eval_view(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode whose parameters are those of the model: for reading, at no cost in memory.
+
+    Example:
+        >>> layer = nn.BatchNorm1d(2)
+        >>> view = eval_view(layer)
+        >>> view.weight is layer.weight, view.running_mean is layer.running_mean
+        (True, False)
+    """
+    return eval_copy(model, {parameter: parameter for parameter in model.parameters()})
+
+
 def capture(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> torch.export.ExportedProgram:
     """Export the forward pass in evaluation mode as a graph of ATen operators.
 
     The integer attributes of every module (``num_heads`` and the like) travel along in
-    ``program.graph_module.meta``: a graph holds the numbers that they became, but not their names.
+    ``program.graph_module.meta``: a graph holds the numbers that they became, but not their names. So does a
+    skeleton of the model, which tells what cuts its code can follow.
 
     Args:
         model: The model; left untouched, a copy is exported.
@@ -60,7 +78,7 @@ def capture(
         ['aten.linear.default']
     """
     try:
-        shadow = eval_copy(model)
+        shadow = eval_view(model)
         with _quiet(), torch.enable_grad():
             program = torch.export.export(shadow, args, dict(kwargs or {}), strict=False)
     except Exception as error:
@@ -70,6 +88,7 @@ def capture(
             "name a part of it that can be exported as the network, or choose a technique that needs no graph"
         ) from error
     program.graph_module.meta[ATTRIBUTES] = _integer_attributes(shadow)
+    program.graph_module.meta[SKELETON] = Skeleton(shadow, args, dict(kwargs or {}))
     return program
 
 

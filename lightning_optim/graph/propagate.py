@@ -11,7 +11,7 @@ from torch import fx
 
 from lightning_optim.graph.attributes import note_counts
 from lightning_optim.graph.labels import Axes, Axis, Labels
-from lightning_optim.graph.rules.base import Call, Result, all_rules, fixed, operator_name
+from lightning_optim.graph.rules.base import Call, Result, Rule, all_rules, fixed, operator_name
 from lightning_optim.graph.rules.pointwise import combine, is_pointwise
 
 
@@ -88,17 +88,27 @@ class Propagation:
 
     def _apply(self, call: Call) -> Result:
         name = operator_name(call.node.target)
-        rule = all_rules().get(name)
-        if rule is not None:
-            return rule(call)
-        if is_pointwise(call.node.target):
-            return combine(call)
+        rule = all_rules().get(name, combine if is_pointwise(call.node.target) else None)
+        result = None if rule is None else self._try(rule, call)
+        if result is not None:
+            return result
         if self._freeze(call.node):
             self.unknown[name] += 1
-        value = call.node.meta.get("val")
-        if isinstance(value, tuple | list):
+        if isinstance(call.node.meta.get("val"), tuple | list):
             return [fixed(len(shape)) for shape in call.outputs]
         return fixed(len(call.output))
+
+    def _try(self, rule: Rule, call: Call) -> Result | None:
+        """What a rule says; ``None`` where it fails, or says what the output cannot be: an unforeseen call."""
+        try:
+            result = rule(call)
+        except Exception:
+            return None
+        if _fits(result, call):
+            return result
+        for axis in _flat(result):
+            self.labels.freeze(axis)
+        return None
 
     def _freeze(self, node: fx.Node) -> bool:
         """Freeze all that goes into a node; tell whether there was anything."""
@@ -106,6 +116,19 @@ class Propagation:
         for axis in found:
             self.labels.freeze(axis)
         return bool(found)
+
+
+def _fits(result: Result, call: Call) -> bool:
+    """Whether there is one label for each position of each output, or none at all."""
+    if not isinstance(call.node.meta.get("val"), tuple | list):
+        return _matches(result, call.output)
+    return len(result) == len(call.outputs) and all(map(_matches, result, call.outputs))
+
+
+def _matches(axes: Any, shape: tuple[int, ...]) -> bool:
+    return len(axes) == len(shape) and all(
+        axis is None or len(axis) == size for axis, size in zip(axes, shape, strict=True)
+    )
 
 
 def _flat(axes: Any) -> list[Axis]:

@@ -55,6 +55,15 @@ def keep(call: Call) -> Axes:
     return call.axes(call.first())
 
 
+@rule(
+    "_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_size", "sym_numel", "sym_constrain_range",
+    "sym_constrain_range_for_size",
+)  # fmt: skip
+def inspect(call: Call) -> Axes:
+    """Read what is no element: a type, a device, a length. Nothing comes out that carries channels."""
+    return []
+
+
 @rule("prelu")
 def scale_negatives(call: Call) -> Axes:
     """Tie the slopes to the channel axis, unless one slope serves all."""

@@ -1,0 +1,102 @@
+"""A model without its numbers: does its code still run when channels are gone?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from lightning_optim.surgery.cut import CutPlan, apply_cut
+
+SKELETON = "skeleton"
+"""Key in ``program.graph_module.meta`` of an exported program."""
+
+_Shapes = list[torch.Size]
+
+
+@final
+class Skeleton:
+    """Modules over tensors that have a shape and no content, so that a trial costs neither memory nor arithmetic.
+
+    Python code writes shapes down in many ways: as an attribute, a constant, a width divided by a number of heads.
+    Whether it follows a cut shows when it is run.
+
+    Args:
+        model: A model in evaluation mode; left untouched.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+
+    Example:
+        >>> skeleton, kept = Skeleton(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (torch.ones(2, 3),), {}), [0, 2]
+        >>> skeleton.objection({"0.weight": [(0, torch.tensor(kept))], "0.bias": [(0, torch.tensor(kept))]})
+        'a and b must have same reduction dim, but got [2, 2] X [4, 2].'
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._model = _with_tensors(model, self._hollow)
+        self._once = pytree.tree_map_only(Tensor, self._hollow, (args, kwargs))
+        self._twice = pytree.tree_map_only(Tensor, self._doubled, self._once)
+        self._runs: list[tuple[Callable[[nn.Module], _Shapes], _Shapes]] = []
+        for run in (self._evaluate, self._train):
+            try:
+                self._runs.append((run, run(_with_tensors(self._model, lambda tensor: tensor))))
+            except Exception:  # code that needs numbers to take its way; the proof with numbers comes later
+                continue
+
+    def objection(self, plan: CutPlan) -> str | None:
+        """Why the model cannot be evaluated or trained after a cut; ``None`` if it can, or if that needs numbers.
+
+        Raises:
+            ShrinkError: If the plan does not fit the model.
+        """
+        if not self._runs:
+            return None
+        model = _with_tensors(self._model, lambda tensor: tensor)
+        apply_cut(model, plan)
+        for run, shapes in self._runs:
+            try:
+                found = run(model)
+            except Exception as error:
+                return (str(error).strip() or type(error).__name__).splitlines()[0]
+            if found != shapes:
+                return f"the output's shape would change from {_written(shapes)} to {_written(found)}"
+        return None
+
+    def _evaluate(self, model: nn.Module) -> _Shapes:
+        return self._run(model.eval(), self._once)
+
+    def _train(self, model: nn.Module) -> _Shapes:
+        """A training step's forward pass; batch norm needs two examples."""
+        return self._run(model.train(), self._twice)
+
+    def _run(self, model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -> _Shapes:
+        args, kwargs = batch
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode:
+            outputs = model(*args, **kwargs)
+        return [leaf.shape for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+    def _hollow(self, tensor: Tensor) -> Tensor:
+        with self._mode:
+            hollow = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device, requires_grad=False
+            )
+        return nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
+
+    def _doubled(self, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor]) if tensor.dim() else tensor
+
+
+def _with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the modules, over changed parameters and buffers."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): change(tensor) for tensor in tensors})
+
+
+def _written(shapes: _Shapes) -> str:
+    return ", ".join(str(tuple(shape)) for shape in shapes)
