@@ -1,12 +1,12 @@
 """Of a list of models, how many can be cut to half of their channels, proved right, and trained on?
 
-    python -m benchmarks.coverage --list FILE [--limit 900] [--keep 0.5] [--lines]
+    python -m benchmarks.coverage --list FILE [--limit 900] [--keep 0.5]
 
 A line of the list names a model as ``module:factory`` (see ``benchmarks.random_models``); what follows ``#`` is a
 comment. Each model runs in a process of its own on one thread, under a time limit. Every group of channels, without
-a hint, loses its weakest half by the Euclidean norm of all that falls together. A model counts as shrunk if the cut eager
-module equals the full-size graph without those channels, and at least a tenth of its parameters is gone; as trainable
-if a backward pass in training mode then gives a gradient to every parameter that had one before.
+a hint, loses its weakest half by the Euclidean norm of all that falls together. A model counts as shrunk if the cut
+eager module equals the full-size graph without those channels, and at least a tenth of its parameters is gone; as
+trainable if a backward pass in training mode then gives a gradient to every parameter that had one before.
 ``seconds`` is the CPU time of capture, analysis and plan; ``proof`` that of the cut with its verification.
 """
 

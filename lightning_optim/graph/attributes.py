@@ -2,46 +2,82 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lightning_optim.graph.capture import ATTRIBUTES
-from lightning_optim.graph.labels import Axis
+from lightning_optim.graph.labels import Axes, Axis, Labels
 from lightning_optim.graph.rules.base import Call, operator_name
 from lightning_optim.surgery.select import plain_name
 
-_VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten", "split", "chunk"})
-_COUNTERS = frozenset(
-    {"num_heads", "n_heads", "heads", "nhead", "n_head", "num_attention_heads", "num_key_value_heads", "num_kv_heads"}
-    | {"all_head_size", "inner_dim", "attn_dim", "attention_head_dim", "split_size", "groups", "hidden_channels"}
+_VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "chunk"})
+_COUNTER = re.compile(
+    r"(^|_)(heads?|groups?|dims?|width|channels?|chans|features|planes|filters|size|n?hidden|embed|model|nf|nhead)(_|$)"
 )
+_OTHER = re.compile(
+    r"kernel|window|patch|image|img|grid|layer|stride|pad|dilation|vocab|position|pool|block|seq|max|min"
+)
+_WIDTH_OF_ONE = re.compile(r"head_(dim|size|width)|dim_(per_)?head|per_head|head_channels")
+_WIDTHS = frozenset({"embed_dim", "kdim", "vdim"})
 
 
 def note_counts(call: Call, axes: Any, meta: Mapping[str, Any], counts: dict[str, Axis]) -> None:
-    """Remember which attribute of the calling module says how long a labelled axis of a view is.
+    """Remember which attributes of the calling module say how long a labelled axis of a view is.
 
     Args:
         call: The operator call; anything but a view is passed over.
-        axes: Labels of its output.
+        axes: Labels of its output, or of each output.
         meta: The graph's metadata, with the attributes of every module.
         counts: Labels by the attribute's full name; filled here.
     """
-    if operator_name(call.node.target) not in _VIEWS or not axes or isinstance(axes[0], list):
+    if operator_name(call.node.target) not in _VIEWS or not axes:
         return
     owner = calling_module(call.node.meta)
     attributes = meta.get(ATTRIBUTES, {}).get(owner, {})
-    for axis in axes:
-        if axis is None:
-            continue
-        for name in _COUNTERS & attributes.keys():
-            if attributes[name] == len(axis):
-                _note(call, f"{owner}.{name}".lstrip("."), axis, counts)
+    for axis in axes[0] if isinstance(axes[0], list) else axes:
+        if axis is not None:
+            for name in counters(attributes, len(axis)):
+                _note(call.labels, f"{owner}.{name}".lstrip("."), axis, counts)
 
 
-def _note(call: Call, name: str, axis: Axis, counts: dict[str, Axis]) -> None:
+def note_widths(labels: Labels, tensors: Mapping[str, Axes], meta: Mapping[str, Any], counts: dict[str, Axis]) -> None:
+    """Remember widths that a module compares its inputs with, by the parameters that it holds itself.
+
+    Args:
+        labels: The union-find.
+        tensors: Labels of each parameter and buffer.
+        meta: The graph's metadata, with the attributes of every module.
+        counts: Labels by the attribute's full name; filled here.
+    """
+    for name, axes in tensors.items():
+        owner = name.rpartition(".")[0]
+        attributes = meta.get(ATTRIBUTES, {}).get(owner, {})
+        for width in sorted(_WIDTHS & attributes.keys()):
+            for axis in axes:
+                if axis is not None and len(axis) == attributes[width]:
+                    _note(labels, f"{owner}.{width}".lstrip("."), axis, counts)
+
+
+def counters(attributes: Mapping[str, int], length: int) -> list[str]:
+    """Names of attributes that may count an axis; the width of one head does only where no other name would.
+
+    Example:
+        >>> counters({"num_heads": 4, "head_dim": 4, "window_size": 4, "depth": 4}, 4)
+        ['num_heads']
+    """
+    found = [
+        name
+        for name, value in attributes.items()
+        if value == length and _COUNTER.search(name) and not _OTHER.search(name)
+    ]
+    return [name for name in found if not _WIDTH_OF_ONE.search(name)] or found
+
+
+def _note(labels: Labels, name: str, axis: Axis, counts: dict[str, Axis]) -> None:
     """One attribute that counts two axes holds them together."""
     if name in counts:
-        call.labels.unite(counts[name], axis)
+        labels.unite(counts[name], axis)
     counts.setdefault(name, axis)
 
 

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import fx
 
-from lightning_optim.graph.attributes import note_counts
+from lightning_optim.graph.attributes import note_counts, note_widths
 from lightning_optim.graph.labels import Axes, Axis, Labels
 from lightning_optim.graph.rules.base import Call, Result, Rule, all_rules, fixed, operator_name
 from lightning_optim.graph.rules.pointwise import combine, is_pointwise
@@ -45,6 +45,7 @@ class Propagation:
         self._held = {**program.constants, **program.state_dict}
         for node in program.graph.nodes:
             self._visit(node)
+        note_widths(self.labels, self.tensors, program.graph_module.meta, self.counts)
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":

@@ -253,15 +253,18 @@ def test_a_group_that_cannot_be_cut_stays_whole_and_the_others_go():
     assert net.two.weight.shape == (3, 6)
 
 
-def test_attention_of_torch_stays_whole_and_the_perceptron_beside_it_goes():
+def test_attention_of_torch_loses_whole_heads_with_the_width_that_it_is_compared_with():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     net, batch = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)), torch.randn(2, 5, 3)
     coupling = couple(capture(net, (batch,)))
     shrunk = shrink(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
+    assert not shrunk.refused
     assert layer.linear1.out_features == 8
-    assert layer.self_attn.in_proj_weight.shape == (24, 8)
-    assert shrunk.refused
+    assert layer.self_attn.in_proj_weight.shape == (12, 4)
+    assert (layer.self_attn.num_heads, layer.self_attn.embed_dim) == (1, 4)
+    net.train()(batch).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 def test_nothing_has_changed_when_every_group_is_refused():

@@ -9,6 +9,7 @@ from lightning_optim.graph.rules.base import Call, operator_name, rule
 
 _PRODUCTS = frozenset({"scaled_dot_product_attention", "matmul", "bmm", "einsum", "softmax", "_softmax"})
 _ENDS = frozenset({"linear", "addmm", "mm", "conv1d", "conv2d", "conv3d", "convolution", "layer_norm", "batch_norm"})
+_REORDERED = frozenset({"permute", "transpose", "unsqueeze", "squeeze", "contiguous", "clone"})
 
 
 def feeds_attention(node: fx.Node) -> bool:
@@ -21,6 +22,22 @@ def feeds_attention(node: fx.Node) -> bool:
             if name in _PRODUCTS:
                 return True
             if user not in seen and name not in _ENDS:
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
+def is_taken_apart(node: fx.Node, length: int) -> bool:
+    """Whether a view's axis of this length holds query, key and value, which are then read one by one."""
+    waiting, seen = [node], {node}
+    while waiting:
+        for user in waiting.pop().users:
+            name = operator_name(user.target) if user.op == "call_function" else ""
+            if name in ("select", "unbind"):
+                source: fx.Node = user.args[0]  # type: ignore[assignment]  # both take the tensor first
+                dim = user.args[1] if len(user.args) > 1 else 0
+                return bool(source.meta["val"].shape[dim] == length) and length in (2, 3)
+            if name in _REORDERED and user not in seen:
                 seen.add(user)
                 waiting.append(user)
     return False

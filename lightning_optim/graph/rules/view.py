@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_optim.graph.labels import Axes, Axis
-from lightning_optim.graph.rules.attention import feeds_attention
+from lightning_optim.graph.rules.attention import feeds_attention, is_taken_apart
 from lightning_optim.graph.rules.base import Call, rule
 
 
@@ -94,9 +94,12 @@ def _split(call: Call, table: Axis) -> tuple[int | None, Axis]:
 
 
 def _channel_axis(call: Call, shape: tuple[int, ...]) -> int | None:
-    """Before attention whole heads go: the first axis, or the second of (qkv, heads, width). Else the longer of two."""
+    """Before attention whole heads go: the first axis, or the one after (or before) query, key and value.
+
+    Elsewhere the longer of two axes goes.
+    """
     if feeds_attention(call.node):
         if len(shape) == 2:
-            return 0
+            return int(is_taken_apart(call.node, shape[0]))
         return {3: 1}.get(shape[0], 0 if shape[1] == 3 else None) if len(shape) == 3 else None
     return int(np.argmax(shape)) if len(shape) == 2 else None
