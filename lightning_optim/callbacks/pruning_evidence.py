@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
+from lightning_optim.callbacks.rank_tallies import gather_ranks, share_of_rank
+from lightning_optim.errors import TapError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import ActivationMeter, Evidence, Seen
+from lightning_optim.pruning.evidence import Evidence, Seen, Statistic, Tally, measure, merge_ranks
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.channel import activations_as_read
+from lightning_optim.surgery.cut import CutPlan
+from lightning_optim.surgery.followers import Followers
 from lightning_optim.surgery.select import named_modules
-from lightning_optim.surgery.shard import local
+from lightning_optim.surgery.shard import is_sharded, local, part_of_rank
 from lightning_optim.surgery.tap import Call, Taps
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -25,46 +32,88 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 class PruningEvidence:
     """Collects what ``criterion`` needs and no more, from one pruning step to the next.
 
-    Each training batch lies between ``open`` and ``take`` (or ``close``, if it is not to count).
+    Each training batch lies between ``open`` and ``take`` (or ``close``, if it is not to count). Gradients are read
+    where they are final.
     """
 
     def __init__(self, criterion: Criterion, structure: Structure) -> None:
         self._criterion, self._structure = criterion, structure
-        self._taps = Taps()
-        self._meter = ActivationMeter()
-        self._channel_dims: dict[str, int] = {}
+        statistics = [need for need in criterion.needs if isinstance(need, Statistic)]
+        tallies = {statistic: statistic.start() for statistic in sorted(statistics, key=lambda each: each.name)}
+        self._gradients = {each: tally for each, tally in tallies.items() if each.of is Evidence.GRADIENT}
+        self._activations = {each: tally for each, tally in tallies.items() if each.of is not Evidence.GRADIENT}
+        self._taps, self._norms = Taps(), Followers()
+        self._layers: dict[str, nn.Module] = {}
+        self._watched: dict[str, nn.Module] = {}
+        self._waiting_since: int | None = None
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether everything that the criterion needs has been seen."""
-        return Evidence.OUTPUT not in self._criterion.needs or bool(self._meter)
+    # What is watched.
 
-    @property
-    def is_of_one_rank(self) -> bool:
-        """Whether it holds anything that other ranks have seen otherwise."""
-        return bool(self._meter)
-
-    def attach(self, network: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    def attach(self, trainer: Trainer, network: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         """Start to watch.
 
         Args:
+            trainer: The trainer of this rank, with its optimizers.
             network: The network that trains.
             layers: The targeted layers, by their name in it.
+
+        Raises:
+            ValueError: If the criterion cannot score these layers, or needs what they do not have.
         """
-        if Evidence.OUTPUT not in self._criterion.needs:
-            return
-        # Channels are judged as the next layers read them, and those need not be targets.
-        watched = _layers_of(network) if self._structure.needs_coupling else layers
-        self._channel_dims = {name: -1 if isinstance(module, nn.Linear) else 1 for name, module in watched.items()}
-        self._taps.attach(watched)
+        self._layers = dict(layers)
+        self._waiting_since = None
+        norms = _modules_of(network, (_BatchNorm,))
+        self._check(trainer, norms)
+        if self._activations:
+            # Channels are judged as the next layers read them, and those need not be targets.
+            reads_all = self._structure.needs_coupling and any(each.of is Evidence.OUTPUT for each in self._activations)
+            self._watched = _modules_of(network, LAYERS) if reads_all else self._layers
+            self._taps.attach(self._watched)
+        if Evidence.MODULE in self._criterion.needs:
+            self._norms.attach(layers, norms)
+
+    def _check(self, trainer: Trainer, norms: Mapping[str, nn.Module]) -> None:
+        kind = type(self._criterion).__name__
+        trained = {
+            id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
+        }
+        idle = [name for name, layer in self._layers.items() if id(layer.weight) not in trained]
+        if self._gradients and idle:
+            raise ValueError(
+                f"{kind!r} scores need gradients, but no optimizer trains {_some(idle)}; leave it out in "
+                "targets.exclude, or give it to an optimizer"
+            )
+        if Evidence.MODULE in self._criterion.needs and not norms:
+            raise ValueError(f"{kind!r} scores need batch norms, but the network has none; choose another criterion")
+        # What the criterion refuses whatever it sees, it refuses now and not in the middle of the fit.
+        self._criterion(self._blank(min(self._layers, key=lambda name: _weight(self._layers[name]).numel())))
+
+    def _blank(self, name: str) -> Seen:
+        """What would be known of a layer of zeros that saw nothing but zeros."""
+        layer = self._layers[name]
+        shape = _weight(layer).shape
+        sizes = {Evidence.OUTPUT: shape[:1], Evidence.INPUT: torch.Size([shape[1] * getattr(layer, "groups", 1)])}
+        totals = {each: torch.zeros(sizes.get(each.of, shape)) for each in (*self._gradients, *self._activations)}
+        return Seen(
+            name=f"{name}.weight",
+            weight=torch.zeros(shape),
+            falls="channel" if self._structure.needs_coupling else "weight",
+            norm=nn.BatchNorm1d(shape[0]),
+            totals=totals,
+            counts=dict.fromkeys(totals, 1),
+        )
+
+    # Each batch, and each step of an optimizer.
 
     def open(self) -> None:
         """Begin a batch."""
+        self._norms.open()
         if self._taps.is_attached:
             self._taps.open()
 
     def close(self) -> None:
         """Forget the batch."""
+        self._norms.close()
         self._taps.close()
 
     def take(self) -> None:
@@ -73,11 +122,62 @@ class PruningEvidence:
         Raises:
             TapError: If a watched layer was not called.
         """
-        if not self._taps.is_attached:
+        self._norms.take()
+        if self._taps.is_attached:
+            for name, calls in self._taps.take().items():
+                for call in calls:
+                    self._measure(name, call)
+
+    def _measure(self, name: str, call: Call) -> None:
+        layer = self._watched[name]
+        inputs = call.args[0] if call.args else call.kwargs["input"]
+        channel_dim = 1 - _weight(layer).dim()
+        for statistic, tally in self._activations.items():
+            reads = statistic.of is Evidence.INPUT or self._structure.needs_coupling
+            if statistic.of is Evidence.OUTPUT or name in self._layers:
+                tally.update(f"{name}.weight", *measure(statistic.term, inputs if reads else call.output, channel_dim))
+
+    def read_gradients(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Add the gradients that ``optimizer`` is about to use: accumulated, unscaled, not yet clipped."""
+        if not self._gradients:
             return
-        for name, calls in self._taps.take().items():
-            for call in calls:
-                self._measure(name, call)
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        weights = {name: _weight(layer) for name, layer in self._layers.items() if id(layer.weight) in stepped}
+        found = {name: local(weight.grad) for name, weight in weights.items() if weight.grad is not None}
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and not all(bool(gradient.isfinite().all()) for gradient in found.values()):
+            return  # the scaler will skip this step
+        for name, gradient in found.items():
+            weight = local(weights[name].detach()).float()
+            for statistic, tally in self._gradients.items():
+                tally.update(f"{name}.weight", statistic.term(weight, gradient.detach().float()))
+
+    # What was seen.
+
+    def is_ready(self, epoch: int) -> bool:
+        """Whether everything that a pruning step needs has been seen; to be asked only where one is due.
+
+        Args:
+            epoch: The trainer's current epoch.
+
+        Raises:
+            TapError: If it was missing for a whole epoch.
+        """
+        missing = [
+            name for name in self._layers if any(f"{name}.weight" not in tally for tally in self._gradients.values())
+        ]
+        if missing and self._waiting_since is not None and epoch > self._waiting_since + 1:
+            raise TapError(
+                f"{type(self._criterion).__name__!r} scores need gradients, but {_some(missing)} had none in a whole "
+                "epoch: is the layer unused, or stepped without Lightning's optimizer? Leave it out in targets.exclude"
+            )
+        is_ready = not missing and all(self._activations.values())
+        is_ready &= self._norms.is_known or Evidence.MODULE not in self._criterion.needs
+        if is_ready:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = epoch
+        return is_ready
 
     def seen(self, trainer: Trainer, weights: Mapping[str, Tensor], coupling: Coupling | None) -> dict[str, Seen]:
         """What all ranks have seen of each layer; a collective call.
@@ -87,38 +187,100 @@ class PruningEvidence:
             weights: The weights to be scored, by name.
             coupling: Coupled channels of the network, if the structure needs them.
         """
-        means: dict[str, Tensor] = {}
-        if Evidence.OUTPUT in self._criterion.needs:
-            if trainer.world_size > 1:
-                self._meter.sum_over_ranks(distributed.all_reduce)
-            means = self._meter.mean()
-            if coupling is not None:
-                means = activations_as_read(coupling, means, weights)
-        return {
-            name: Seen(name=name, weight=local(weight.detach()), mean_abs_output=means.get(name))
-            for name, weight in weights.items()
-        }
+        if trainer.world_size > 1:
+            # Gradients are those of all ranks already: the strategy has averaged them.
+            merge_ranks(list(self._activations.values()), distributed.all_reduce)
+        means = {statistic: tally.mean() for statistic, tally in self._activations.items()}
+        for statistic, mean in means.items():
+            if statistic.of is Evidence.OUTPUT and coupling is not None:
+                means[statistic] = activations_as_read(coupling, mean, weights)
+        return {name: self._seen(name, weight, means) for name, weight in weights.items()}
+
+    def _seen(self, name: str, weight: Tensor, means: Mapping[Statistic, Mapping[str, Tensor]]) -> Seen:
+        totals = {each: tally.totals[name] for each, tally in self._gradients.items() if name in tally}
+        counts = {each: tally.counts[name] for each, tally in self._gradients.items() if name in tally}
+        for statistic, mean in means.items():
+            if name in mean:
+                is_by_row = statistic.of is Evidence.OUTPUT
+                totals[statistic] = part_of_rank(mean[name], weight) if is_by_row else mean[name]
+                counts[statistic] = 1
+        return Seen(
+            name=name,
+            weight=local(weight.detach()),
+            falls="channel" if self._structure.needs_coupling else "weight",
+            norm=self._norms.of(name.removesuffix(".weight")),
+            totals=totals,
+            counts=counts,
+        )
 
     def reset(self) -> None:
-        """Begin afresh after a pruning step."""
-        self._meter.reset()
+        """Begin afresh after a pruning step, but for what lasts."""
+        for statistic, tally in (self._gradients | self._activations).items():
+            if not statistic.lasts:
+                tally.reset()
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was seen so far, as plain tensors and integers."""
-        return self._meter.state_dict()
+    def cut(self, plan: CutPlan, prefix: str = "") -> None:
+        """Follow a cut of the network: ``plan`` names its tensors; activations are gathered afresh.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``."""
-        self._meter.load_state_dict(state)
+        Args:
+            plan: What is kept of the network's tensors.
+            prefix: The network's place in the LightningModule; names here are those of the network.
+        """
+        for tally in self._activations.values():
+            tally.reset()
+        for tally in self._gradients.values():
+            for name, cuts in plan.items():
+                for dim, kept in cuts:
+                    tally.keep(name, dim, kept)
 
     def remove(self) -> None:
         """Stop watching; a second call does nothing."""
         self._taps.remove()
+        self._norms.remove()
 
-    def _measure(self, name: str, call: Call) -> None:
-        activation = call.args[0] if self._structure.needs_coupling else call.output
-        self._meter.update(f"{name}.weight", activation, channel_dim=self._channel_dims[name])
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, as plain tensors and primitives; of other ranks only after ``gather``."""
+        shared, own = self._by_sharing()
+        return {"shared": _states(shared), "ranks": [_states(own)], "norms": self._norms.state_dict()}
+
+    def gather(self, trainer: Trainer) -> dict[str, Any]:
+        """``state_dict`` with what every rank has seen; a collective call, for a checkpoint."""
+        state = self.state_dict()
+        state["ranks"] = gather_ranks(trainer, state["ranks"][0])
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], trainer: Trainer) -> None:
+        """Continue from ``gather``, on any number of ranks."""
+        _, own = self._by_sharing()
+        sharded = {statistic.name for statistic in own if statistic.of is Evidence.GRADIENT}
+        found = {**state["shared"], **share_of_rank(trainer, state["ranks"], sharded)}
+        for statistic, tally in (self._gradients | self._activations).items():
+            if statistic.name in found:
+                tally.load_state_dict(found[statistic.name], trainer.strategy.root_device)
+        self._norms.load_state_dict(state["norms"])
+
+    def _by_sharing(self) -> tuple[dict[Statistic, Tally], dict[Statistic, Tally]]:
+        """What is the same on every rank, and what is not."""
+        if any(is_sharded(_weight(layer)) for layer in self._layers.values()):
+            return {}, self._gradients | self._activations
+        return self._gradients, self._activations
 
 
-def _layers_of(network: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in named_modules(network).items() if isinstance(module, LAYERS)}
+def _states(tallies: Mapping[Statistic, Tally]) -> dict[str, Any]:
+    return {statistic.name: tally.state_dict() for statistic, tally in tallies.items()}
+
+
+def _modules_of(network: nn.Module, types: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    return {name: module for name, module in named_modules(network).items() if isinstance(module, types)}
+
+
+def _weight(layer: nn.Module) -> nn.Parameter:
+    assert isinstance(layer.weight, nn.Parameter)
+    return layer.weight
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

@@ -10,6 +10,7 @@ from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
@@ -147,7 +148,7 @@ class PruningScheduler(Callback):
         )
         if self.structure.needs_coupling and not self._example:
             self._example.watch(network)
-        self._evidence.attach(network, layers)
+        self._evidence.attach(trainer, network, layers)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,14 +164,18 @@ class PruningScheduler(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step != self._seen_step:  # equal while gradients are being accumulated
-            self._seen_step = trainer.global_step
+        if (step := clock_of(trainer).step) != self._seen_step:  # equal while gradients are being accumulated
+            self._seen_step = step
             self._advance(trainer, pl_module)
         self._evidence.open()
 
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._evidence.read_gradients(trainer, optimizer)
+
     def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
         progress = self.window.progress(clock_of(trainer))
-        if progress is not None and self.schedule(progress) != self._reached and self._is_ready():
+        if progress is not None and self.schedule(progress) != self._reached and self._is_ready(trainer):
             self._prune(trainer, pl_module, self.schedule(progress))
             if progress == 1.0 or self._reached == self.schedule(1.0):
                 self._gate.open(trainer)
@@ -184,8 +189,9 @@ class PruningScheduler(Callback):
         elif self._seen_step is not None:
             self._evidence.take()
 
-    def _is_ready(self) -> bool:
-        return self._evidence.is_ready and (not self.structure.needs_coupling or bool(self._example))
+    def _is_ready(self, trainer: Trainer) -> bool:
+        knows_inputs = not self.structure.needs_coupling or bool(self._example)
+        return knows_inputs and self._evidence.is_ready(trainer.current_epoch)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
         network = self._live_network(pl_module)
@@ -242,6 +248,7 @@ class PruningScheduler(Callback):
             stays = [group for group in groups.values() if group.name in refused]
             self._refused |= {member.name for group in stays for member in group.members if member.dim == 0}
             self._reshaper.cut(trainer, pl_module, self._network_name, plan)
+            self._evidence.cut(plan)
         self._masks.clear()
         self._pruner.remember_removed({pool: mask for pool, mask in keep.items() if pool not in self._refused})
 
@@ -320,11 +327,16 @@ class PruningScheduler(Callback):
             "reached": self._reached,
             "pruner": self._pruner.state_dict(),
             "masks": self._masks.state_dict(),
-            "meter": self._evidence.state_dict(),
+            "evidence": self._evidence.state_dict(),
             "example": self._example.state_dict(),
             "cut": self._reshaper.state_dict(),
             "refused": sorted(self._refused),
         }
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._restored is None:  # which holds every rank's already
+            checkpoint["callbacks"][self.state_key]["evidence"] = self._evidence.gather(trainer)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -342,12 +354,7 @@ class PruningScheduler(Callback):
             # Each rank holds another part of the weights: the zeros say what was masked.
             self._masks.recover(state["masks"], parameters)
             self._pruner.remember({name: local(parameters[name].detach()) != 0 for name in state["masks"]})
-        self._evidence.load_state_dict(state["meter"])
-        if pl_module.trainer.world_size > 1 and self._evidence.is_of_one_rank:
-            warnings.warn(
-                "activations gathered since the last pruning step are those of rank 0: a checkpoint holds one rank's",
-                stacklevel=2,
-            )
+        self._evidence.load_state_dict(state["evidence"], pl_module.trainer)
         self._reshaper.load_state_dict(state["cut"])
         self._refused = set(state["refused"])
 

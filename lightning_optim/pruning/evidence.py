@@ -1,21 +1,63 @@
-"""What a criterion may look at, and the meter that gathers activations."""
+"""What a criterion may look at: kinds of evidence, statistics of it, and the tally that sums them up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Evidence(Enum):
-    """A kind of evidence that a criterion needs."""
+    """A kind of evidence. Weight and module are at hand; of the others, a ``Statistic`` is gathered while training."""
 
     WEIGHT = "weight"
+    GRADIENT = "gradient"
+    INPUT = "input"
     OUTPUT = "output"
+    MODULE = "module"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistic:
+    """What is summed of one kind of evidence; criteria that need the same one share its sums.
+
+    Args:
+        name: Tells it from all others, in a checkpoint too.
+        of: ``Evidence.GRADIENT``, ``INPUT`` or ``OUTPUT``.
+        term: Of a gradient, ``term(weight, gradient)`` is added at each optimizer step, both float32; what it returns
+            is shaped as the weight, or has one entry per output channel. Of activations, ``term(values)`` is
+            element by element, and is summed over all samples and positions of a channel.
+        lasts: Whether the sum goes on over pruning steps; if not, each starts it afresh.
+
+    Example:
+        >>> energy = Statistic(name="energy", of=Evidence.INPUT, term=torch.square)
+        >>> tally = energy.start()
+        >>> tally.update("conv", torch.tensor([5.0, 1.0]), count=2)
+        >>> tally.mean()["conv"]
+        tensor([2.5000, 0.5000])
+    """
+
+    name: str
+    of: Evidence
+    term: Callable[..., Tensor]
+    lasts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.of not in (Evidence.GRADIENT, Evidence.INPUT, Evidence.OUTPUT):
+            raise ValueError(f"a statistic is of gradients, inputs or outputs, got {self.of}")
+
+    def start(self) -> Tally:
+        """Begin to sum."""
+        return Tally()
+
+
+Need = Evidence | Statistic
+"""What a criterion may ask for."""
 
 
 @final
@@ -24,73 +66,117 @@ class Seen:
     """What is known of one layer when its weights are scored.
 
     Args:
-        name: The layer's name.
-        weight: Its weight; for a convolution or linear layer, output channels come first.
-        mean_abs_output: ``[channels]``, mean absolute activation of every output channel; ``None`` unless the criterion
-            needs ``Evidence.OUTPUT``.
+        name: The name of the layer's weight.
+        weight: This rank's part of it; for a convolution or linear layer, output channels come first.
+        falls: What falls together: single weights (or parts of a layer), or whole coupled channels.
+        norm: The batch norm that reads the layer's output, if the criterion needs ``Evidence.MODULE`` and there is one.
+        totals: By statistic, its sum over all steps and ranks; of activations their mean, as if of one term.
+        counts: By statistic, how many terms the sum has.
     """
 
     name: str
     weight: Tensor
-    mean_abs_output: Tensor | None = None
+    falls: Literal["weight", "channel"] = "weight"
+    norm: nn.Module | None = None
+    totals: Mapping[Statistic, Tensor] = field(default_factory=dict)
+    counts: Mapping[Statistic, int] = field(default_factory=dict)
+
+    def total(self, statistic: Statistic) -> Tensor:
+        """Sum of ``statistic``.
+
+        Raises:
+            ValueError: If it was not gathered for this layer.
+        """
+        if statistic not in self.totals:
+            raise ValueError(
+                f"{statistic.name} of {self.name} is needed, but nothing of it was seen: "
+                f"is its {statistic.of.value} unused? Leave it out in targets.exclude"
+            )
+        return self.totals[statistic]
+
+    def mean(self, statistic: Statistic) -> Tensor:
+        """Mean of ``statistic`` over its terms.
+
+        Raises:
+            ValueError: If it was not gathered for this layer.
+        """
+        return self.total(statistic) / self.counts[statistic]
 
 
 @final
-class ActivationMeter:
-    """Mean absolute activation per channel, accumulated over batches.
-
-    Example:
-        >>> meter = ActivationMeter()
-        >>> meter.update("conv", torch.tensor([[[1.0, -3.0]], [[2.0, 2.0]]]), channel_dim=1)
-        >>> meter.mean()["conv"]
-        tensor([2.])
-    """
+class Tally:
+    """Sums by layer, and of how many terms each is."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.totals
 
     def __bool__(self) -> bool:
-        return bool(self._sums)
+        return bool(self.totals)
 
-    def update(self, name: str, activation: Tensor, channel_dim: int) -> None:
-        """Add one batch of activations; every dimension but ``channel_dim`` is averaged over."""
-        channels = activation.shape[channel_dim]
-        flat = activation.detach().movedim(channel_dim, 0).reshape(channels, -1)
-        total = flat.abs().sum(1, dtype=torch.float32)
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._counts[name] = self._counts.get(name, 0) + flat.shape[1]
+    def update(self, name: str, total: Tensor, count: int = 1) -> None:
+        """Add ``total``, which is the sum of ``count`` terms."""
+        self.totals[name] = self.totals[name] + total if name in self.totals else total.clone()
+        self.counts[name] = self.counts.get(name, 0) + count
 
     def mean(self) -> dict[str, Tensor]:
-        """Mean absolute activation of every channel seen so far, on this rank."""
-        return {name: total / self._counts[name] for name, total in self._sums.items()}
+        """Mean term of every layer, on this rank."""
+        return {name: total / self.counts[name] for name, total in self.totals.items()}
 
-    def sum_over_ranks(self, all_reduce: Callable[[Tensor], None]) -> None:
-        """Merge what every rank has seen, in one collective.
-
-        Args:
-            all_reduce: Sums a flat float64 tensor over the ranks, in place.
-        """
-        if not self._sums:
-            return
-        sizes = [total.numel() for total in self._sums.values()]
-        counts = torch.tensor(
-            list(self._counts.values()), dtype=torch.float64, device=next(iter(self._sums.values())).device
-        )
-        flat = torch.cat([counts, *(total.double() for total in self._sums.values())])
-        all_reduce(flat)
-        merged = torch.split(flat[len(sizes) :], sizes)
-        self._counts = {name: int(count) for name, count in zip(self._counts, flat, strict=False)}
-        self._sums = {name: total.float() for name, total in zip(self._sums, merged, strict=True)}
+    def keep(self, name: str, dim: int, index: Tensor) -> None:
+        """Follow a weight that was cut to the positions ``index`` of ``dim``; a sum without that dimension stays."""
+        total = self.totals.get(name)
+        if total is not None and dim < total.dim():
+            self.totals[name] = total.index_select(dim, index.to(total.device))
 
     def reset(self) -> None:
         """Forget everything."""
-        self._sums, self._counts = {}, {}
+        self.totals, self.counts = {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Sums and counts, as plain tensors and integers."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        return {"totals": dict(self.totals), "counts": dict(self.counts)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``."""
-        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None = None) -> None:
+        """Continue from ``state_dict``, on ``device`` if given."""
+        self.totals = {name: total if device is None else total.to(device) for name, total in state["totals"].items()}
+        self.counts = dict(state["counts"])
+
+
+def measure(term: Callable[..., Tensor], activation: Tensor, channel_dim: int) -> tuple[Tensor, int]:
+    """Sum ``term`` over every dimension of an activation but ``channel_dim``.
+
+    Returns:
+        ``[channels]``, float32, and how many terms each entry is the sum of.
+
+    Example:
+        >>> measure(torch.abs, torch.tensor([[[1.0, -3.0]], [[2.0, 2.0]]]), channel_dim=1)
+        (tensor([8.]), 4)
+    """
+    flat = activation.detach().movedim(channel_dim, 0).reshape(activation.shape[channel_dim], -1)
+    return term(flat).sum(1, dtype=torch.float32), flat.shape[1]
+
+
+def merge_ranks(tallies: Sequence[Tally], all_reduce: Callable[[Tensor], object]) -> None:
+    """Make every rank's sums those of all ranks, in one collective.
+
+    Args:
+        tallies: Tallies over the same layers, in the same order, on every rank.
+        all_reduce: Sums a flat float64 tensor over the ranks, in place.
+    """
+    totals = [total for tally in tallies for total in tally.totals.values()]
+    if not totals:
+        return
+    counts = [count for tally in tallies for count in tally.counts.values()]
+    flat = torch.cat(
+        [torch.tensor(counts, dtype=torch.float64, device=totals[0].device), *(t.double().flatten() for t in totals)]
+    )
+    all_reduce(flat)
+    merged = iter(torch.split(flat[len(counts) :], [total.numel() for total in totals]))
+    summed = iter(flat[: len(counts)].tolist())
+    for tally in tallies:
+        tally.counts = {name: int(next(summed)) for name in tally.counts}
+        tally.totals = {name: next(merged).float().view_as(total) for name, total in tally.totals.items()}

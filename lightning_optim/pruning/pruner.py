@@ -83,6 +83,7 @@ class Pruner:
         assert self._allocation is not None
         weights = {name: layer.weight for name, layer in seen.items()}
         scores = {name: self._criterion(layer) for name, layer in seen.items()}
+        _check_numbers(scores, group)
         pools = self._structure.pools(weights, scores, coupling)
         full = {pool: self._full(pool, score) for pool, score in pools.items()}
         return self._structure.settle(self._allocation(full, sparsity, group), full)
@@ -130,6 +131,15 @@ class Pruner:
             full = score.new_full(present.shape, -torch.inf).masked_scatter(present, score)
         alive = self._alive.get(pool)
         return full if alive is None else full.masked_fill(~alive.to(full.device), -torch.inf)
+
+
+def _check_numbers(scores: Mapping[str, Tensor], group: distributed.ProcessGroup | None) -> None:
+    if group is not None:
+        return  # another rank may have the NaN: the allocation finds it on all of them
+    odd = [name for name, score in scores.items() if score.isnan().any()]
+    if odd:
+        more = f" and of {len(odd) - 1} other layers" if len(odd) > 1 else ""
+        raise ValueError(f"scores of {odd[0]}{more} are NaN; did training diverge?")
 
 
 def _packed(masks: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor, distributed, nn
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a distributed tensor, sharing its storage; any other tensor as it is."""
-    if _is_sharded(tensor):
+    if is_sharded(tensor):
         return tensor.to_local()  # type: ignore[attr-defined, no-any-return]  # a DTensor
     return tensor
 
@@ -41,8 +41,17 @@ def shard_group(tensors: list[Tensor]) -> distributed.ProcessGroup | None:
     return next(iter(groups.values()))
 
 
+def part_of_rank(values: Tensor, like: Tensor) -> Tensor:
+    """The entries of ``values``, one for each row of ``like``, whose rows are on this rank; all if none is sharded."""
+    if not is_sharded(like):
+        return values
+    mesh = like.device_mesh  # type: ignore[attr-defined]  # a DTensor
+    parts = values.chunk(mesh.size())
+    return parts[mesh.get_local_rank()] if mesh.get_local_rank() < len(parts) else values[:0]
+
+
 def _group_of(tensor: Tensor) -> distributed.ProcessGroup | None:
-    if not _is_sharded(tensor):
+    if not is_sharded(tensor):
         return None
     mesh = tensor.device_mesh  # type: ignore[attr-defined]  # a DTensor
     if mesh.ndim != 1:
@@ -50,7 +59,8 @@ def _group_of(tensor: Tensor) -> distributed.ProcessGroup | None:
     return mesh.get_group()  # type: ignore[no-any-return]
 
 
-def _is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of ``tensor``."""
     if not distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor

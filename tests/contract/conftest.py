@@ -44,6 +44,10 @@ VALUES = {
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
     "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
+    "batch_norm_scale": [
+        "lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel",
+        "callbacks.pruning_scheduler.targets.include=[net.stem.*,net.mix.*]",
+    ],
     "magnitude": [],
 }
 

@@ -52,10 +52,10 @@ def run(kind, case):
     moments = [whole(optimizer.state_dict()["state"]) for optimizer in trainer.optimizers]
     own = callback.state_dict()
     if case.callback == "pruning_scheduler":
-        own = {**own, "example": None, "meter": None}  # each rank keeps what its own data showed
+        own = {**own, "example": None, "evidence": None}  # each rank keeps what its own data showed
         zeros = sum(int((value == 0).sum()) for name, value in whole(ends[0]).items() if value.dim() > 1)
         total = sum(value.numel() for name, value in whole(ends[0]).items() if value.dim() > 1)
-        sparse = zeros / total if "channel" not in case.label else 0.5
+        sparse = 0.5 if callback.structure.needs_coupling else zeros / total
         assert abs(sparse - 0.5) < 0.02, sparse
         if kind == "fsdp2":
             own = {"reached": own["reached"]}  # each rank keeps the masks of its own part

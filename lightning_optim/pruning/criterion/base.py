@@ -1,18 +1,24 @@
 """How important a weight or a channel is."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_optim.pruning.evidence import Evidence, Seen
+from lightning_optim.pruning.evidence import Need, Seen
 
 
 class Criterion(ABC):
     """Scores the weights of one layer from the evidence it asks for."""
 
-    needs: ClassVar[frozenset[Evidence]]
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Need]:
+        """The evidence it asks for: what is at hand by its kind, what must be gathered by its statistic."""
 
     @abstractmethod
     def __call__(self, seen: Seen) -> Tensor:
-        """Return importances, higher is kept: shaped as the weight, or ``[channels]``, one per output channel."""
+        """Return importances, higher is kept: shaped as the weight, or ``[channels]``, one per output channel.
+
+        Raises:
+            ValueError: If it cannot score this layer.
+        """

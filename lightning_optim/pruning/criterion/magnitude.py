@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Seen
+from lightning_optim.pruning.evidence import Evidence, Need, Seen
 from lightning_optim.pruning.functional import magnitude
 
 
@@ -23,15 +23,23 @@ class Magnitude(Criterion):
 
     Raises:
         ValueError: If ``p`` is not above 0.
-    """
 
-    needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.WEIGHT})
+    Example:
+        >>> import torch
+        >>> Magnitude(p=2.0)(Seen(name="conv.weight", weight=torch.tensor([[1.0, -3.0]])))
+        tensor([[1., 9.]])
+    """
 
     p: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.p > 0.0:
             raise ValueError(f"p must be above 0, got {self.p}")
+
+    @property
+    @override
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Evidence.WEIGHT})
 
     @override
     def __call__(self, seen: Seen) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Seen
+from lightning_optim.pruning.evidence import Evidence, Need, Seen, Statistic
+
+_ACTIVITY = Statistic(name="mean absolute activation", of=Evidence.OUTPUT, term=torch.abs)
 
 
 @final
@@ -19,12 +22,19 @@ class MeanActivation(Criterion):
 
     The mean runs over every sample and position seen since the last pruning step. Channels are judged by their value
     as the next layers read it, after normalization and non-linearity; single weights by the output of their own layer.
+
+    Example:
+        >>> (activity,) = MeanActivation().needs
+        >>> gathered = {"totals": {activity: torch.tensor([6.0, 2.0])}, "counts": {activity: 4}}
+        >>> MeanActivation()(Seen(name="conv.weight", weight=torch.zeros(2, 1), **gathered))
+        tensor([1.5000, 0.5000])
     """
 
-    needs: ClassVar[frozenset[Evidence]] = frozenset({Evidence.OUTPUT})
+    @property
+    @override
+    def needs(self) -> frozenset[Need]:
+        return frozenset({_ACTIVITY})
 
     @override
     def __call__(self, seen: Seen) -> Tensor:
-        if seen.mean_abs_output is None:
-            raise ValueError(f"'MeanActivation' needs activations of {seen.name}, but none were gathered")
-        return seen.mean_abs_output
+        return seen.mean(_ACTIVITY)

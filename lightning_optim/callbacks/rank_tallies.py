@@ -1,0 +1,65 @@
+"""What each rank of a job has summed, in one checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, distributed
+from torch.utils._pytree import tree_map
+
+State = dict[str, Any]
+"""States of tallies, by the name of their statistic."""
+
+
+def gather_ranks(trainer: Trainer, own: State) -> list[State]:
+    """The states of all ranks, in their order; a collective call."""
+    if trainer.world_size == 1:
+        return [own]
+    everyone: list[Any] = [None] * trainer.world_size
+    distributed.all_gather_object(everyone, tree_map(_on_cpu, own))
+    return everyone
+
+
+def share_of_rank(trainer: Trainer, everyone: Sequence[State], sharded: Collection[str]) -> State:
+    """What this rank goes on with: its own sums, or a share that adds up to all of them if the ranks are other ones.
+
+    Args:
+        trainer: The trainer of this rank.
+        everyone: What ``gather_ranks`` returned.
+        sharded: Statistics of which each rank has another part; for other ranks they are lost, with a warning.
+    """
+    if len(everyone) == trainer.world_size:
+        return everyone[trainer.global_rank]
+    lost = sorted(name for name in sharded if everyone[0].get(name, {}).get("totals"))
+    if lost:
+        warnings.warn(
+            f"{', '.join(lost)} of {len(everyone)} ranks cannot be spread over {trainer.world_size}: "
+            "they are gathered afresh",
+            stacklevel=2,
+        )
+    merged = {name: _merge([state[name] for state in everyone]) for name in everyone[0] if name not in sharded}
+    return merged if trainer.is_global_zero else {name: _nothing(state) for name, state in merged.items()}
+
+
+def _on_cpu(leaf: Any) -> Any:
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
+
+
+def _merge(states: Sequence[State]) -> State:
+    names = states[0]["totals"]
+    return {
+        "totals": {name: torch.stack([state["totals"][name] for state in states]).sum(0) for name in names},
+        "counts": {name: sum(state["counts"][name] for state in states) for name in names},
+    }
+
+
+def _nothing(state: State) -> State:
+    """Sums of no terms, so that all ranks know the same layers."""
+    return {
+        "totals": {name: torch.zeros_like(total) for name, total in state["totals"].items()},
+        "counts": dict.fromkeys(state["counts"], 0),
+    }

@@ -1,0 +1,60 @@
+"""Weights without which the loss would change matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.pruning.criterion.base import Criterion
+from lightning_optim.pruning.criterion.functional import squared_channel_product, squared_product
+from lightning_optim.pruning.evidence import Evidence, Need, Seen, Statistic
+
+_STATISTICS = {
+    "weight": Statistic(name="squared weight times gradient", of=Evidence.GRADIENT, term=squared_product),
+    "channel": Statistic(
+        name="squared sum of weight times gradient", of=Evidence.GRADIENT, term=squared_channel_product
+    ),
+}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taylor(Criterion):
+    """Score a weight by ``(g * w) ** 2``, the squared change of the loss, to first order, if it were zero.
+
+    Molchanov et al., 2019; arXiv:1906.10771, equation 8, averaged over the optimizer steps since the last pruning
+    step; ``g`` is what the optimizer is given, before clipping.
+
+    Args:
+        over: What goes to zero at once: each ``"weight"`` by itself (a channel's score is then the sum over its
+            weights, equation 8), or a layer's whole output ``"channel"`` (the square of the sum, as of a gate at the
+            output, equation 7), which all weights of the channel share.
+
+    Raises:
+        ValueError: If ``over`` is neither.
+
+    Example:
+        >>> import torch
+        >>> (product,) = Taylor().needs
+        >>> gathered = {"totals": {product: torch.tensor([[2.0, 8.0]])}, "counts": {product: 2}}
+        >>> Taylor()(Seen(name="conv.weight", weight=torch.ones(1, 2), **gathered))
+        tensor([[1., 4.]])
+    """
+
+    over: Literal["weight", "channel"] = "weight"
+
+    def __post_init__(self) -> None:
+        if self.over not in _STATISTICS:
+            raise ValueError(f"over must be 'weight' or 'channel', got {self.over!r}")
+
+    @property
+    @override
+    def needs(self) -> frozenset[Need]:
+        return frozenset({_STATISTICS[self.over]})
+
+    @override
+    def __call__(self, seen: Seen) -> Tensor:
+        return seen.mean(_STATISTICS[self.over])
