@@ -7,8 +7,9 @@ from typing import final
 
 import torch
 
-from lightning_optim.graph.group import Group, Member, gather, keep_channels
+from lightning_optim.graph.group import Group, Member, keep_channels
 from lightning_optim.graph.propagate import Propagation
+from lightning_optim.graph.settle import settle
 
 __all__ = ["Coupling", "Group", "Member", "couple", "keep_channels"]
 
@@ -22,11 +23,13 @@ class Coupling:
         groups: Groups whose channels can go.
         unknown: Operators that had no rule and froze what they met, with their number.
         propagation: Labels of every value of the graph.
+        whole: Names of groups that the model's code cannot lose channels of, with the reason.
     """
 
     groups: tuple[Group, ...]
     unknown: dict[str, int]
     propagation: Propagation
+    whole: dict[str, str] = field(default_factory=dict)
     _by_place: dict[tuple[str, int], Group] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,7 +48,8 @@ def couple(program: torch.export.ExportedProgram) -> Coupling:
 
     Every axis of every parameter gets one label per position; operators hand labels on, unite them, or freeze
     them. What reaches an output or an operator without a rule is frozen. The classes of labels that are left
-    are channels; those that lie in the same places form a group.
+    are channels; those that lie in the same places form a group. Groups are then tied, or left out, where the code
+    of the model could not run without some of their channels.
 
     Args:
         program: What ``capture`` returns.
@@ -59,4 +63,5 @@ def couple(program: torch.export.ExportedProgram) -> Coupling:
         [(4, [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)])]
     """
     propagation = Propagation(program)
-    return Coupling(tuple(gather(propagation)), dict(propagation.unknown), propagation)
+    groups, whole = settle(propagation)
+    return Coupling(tuple(groups), dict(propagation.unknown), propagation, whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -16,7 +17,8 @@ from lightning_optim.surgery.cut import CutPlan, apply_cut
 SKELETON = "skeleton"
 """Key in ``program.graph_module.meta`` of an exported program."""
 
-_Shapes = list[torch.Size]
+_Shapes = list[tuple[int, ...]]
+_Run = Callable[[nn.Module], _Shapes]
 
 
 @final
@@ -40,46 +42,62 @@ class Skeleton:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._model = _with_tensors(model, self._hollow)
-        self._once = pytree.tree_map_only(Tensor, self._hollow, (args, kwargs))
-        self._twice = pytree.tree_map_only(Tensor, self._doubled, self._once)
-        self._runs: list[tuple[Callable[[nn.Module], _Shapes], _Shapes]] = []
-        for run in (self._evaluate, self._train):
-            try:
-                self._runs.append((run, run(_with_tensors(self._model, lambda tensor: tensor))))
-            except Exception:  # code that needs numbers to take its way; the proof with numbers comes later
-                continue
+        self._batch = pytree.tree_map_only(Tensor, self._hollow, (args, kwargs))
 
     def objection(self, plan: CutPlan) -> str | None:
-        """Why the model cannot be evaluated or trained after a cut; ``None`` if it can, or if that needs numbers.
+        """Why the model cannot be evaluated after a cut; ``None`` if it can, or if that needs numbers.
 
         Raises:
             ShrinkError: If the plan does not fit the model.
         """
-        if not self._runs:
+        return self._compare(plan, self._evaluated, self._evaluate)
+
+    def objection_in_training(self, plan: CutPlan) -> str | None:
+        """Why the model cannot go through a training step after a cut; ``None`` if it can, or if that needs numbers.
+
+        Raises:
+            ShrinkError: If the plan does not fit the model.
+        """
+        return self._compare(plan, self._trained, self._train)
+
+    @cached_property
+    def _evaluated(self) -> _Shapes | None:
+        return self._shapes(self._evaluate)
+
+    @cached_property
+    def _trained(self) -> _Shapes | None:
+        return self._shapes(self._train)
+
+    def _shapes(self, run: _Run) -> _Shapes | None:
+        """Shapes of the outputs before any cut; ``None`` for code that needs numbers to take its way."""
+        try:
+            return run(_with_tensors(self._model, lambda tensor: tensor))
+        except Exception:
+            return None
+
+    def _compare(self, plan: CutPlan, shapes: _Shapes | None, run: _Run) -> str | None:
+        if shapes is None:
             return None
         model = _with_tensors(self._model, lambda tensor: tensor)
         apply_cut(model, plan)
-        for run, shapes in self._runs:
-            try:
-                found = run(model)
-            except Exception as error:
-                return (str(error).strip() or type(error).__name__).splitlines()[0]
-            if found != shapes:
-                return f"the output's shape would change from {_written(shapes)} to {_written(found)}"
-        return None
+        try:
+            found = run(model)
+        except Exception as error:
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return None if found == shapes else f"the output's shape would change from {shapes} to {found}"
 
     def _evaluate(self, model: nn.Module) -> _Shapes:
-        return self._run(model.eval(), self._once)
+        return self._run(model.eval(), self._batch)
 
     def _train(self, model: nn.Module) -> _Shapes:
         """A training step's forward pass; batch norm needs two examples."""
-        return self._run(model.train(), self._twice)
+        return self._run(model.train(), pytree.tree_map_only(Tensor, _doubled, self._batch))
 
     def _run(self, model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -> _Shapes:
         args, kwargs = batch
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode:
             outputs = model(*args, **kwargs)
-        return [leaf.shape for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        return [tuple(leaf.shape) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
     def _hollow(self, tensor: Tensor) -> Tensor:
         with self._mode:
@@ -88,15 +106,12 @@ class Skeleton:
             )
         return nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
 
-    def _doubled(self, tensor: Tensor) -> Tensor:
-        return torch.cat([tensor, tensor]) if tensor.dim() else tensor
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor]) if tensor.dim() else tensor
 
 
 def _with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of the modules, over changed parameters and buffers."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): change(tensor) for tensor in tensors})
-
-
-def _written(shapes: _Shapes) -> str:
-    return ", ".join(str(tuple(shape)) for shape in shapes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_optim.graph.capture import eval_copy
+from lightning_optim.graph.capture import eval_copy, eval_view
 from lightning_optim.graph.coupling import Coupling, Group, keep_channels
 from lightning_optim.graph.masked import run_masked
 from lightning_optim.surgery.cut import apply_cut
@@ -34,7 +34,7 @@ class Trial:
         tolerance: Largest difference that is allowed, relative to the largest output.
 
     Attributes:
-        error: The difference found for what ``accept`` last accepted.
+        error: The largest difference found for what ``accept`` last accepted.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Trial:
         tolerance: float,
     ) -> None:
         self._coupling, self._args, self._kwargs, self._tolerance = coupling, args, dict(kwargs or {}), tolerance
-        self._true = eval_copy(model)
+        self._true = eval_view(model)
         self._disturbed = _disturb(eval_copy(model))
         self.error = 0.0
 
@@ -74,21 +74,20 @@ class Trial:
 
     def _objection(self, choices: list[Choice]) -> str | None:
         """Why these choices cannot be cut together, or ``None``."""
-        if not choices:
-            self.error = 0.0
-            return None
-        for base in (self._disturbed, self._true):
+        self.error = 0.0
+        for base in (self._disturbed, self._true) if choices else ():
             try:
-                self.error = self._compare(base, choices)
+                found = self._compare(base, choices)
             except Exception as error:
                 return (str(error).strip() or type(error).__name__).splitlines()[0]
-            if not self.error <= self._tolerance:
-                return f"shrunk and masked outputs differ by {self.error:.1e}, more than {self._tolerance:.0e}"
+            if not found <= self._tolerance:
+                return f"shrunk and masked outputs differ by {found:.1e}, more than {self._tolerance:.0e}"
+            self.error = max(self.error, found)
         return None
 
     def _compare(self, base: nn.Module, choices: list[Choice]) -> float:
         masked = run_masked(base, self._coupling, choices, self._args, self._kwargs)
-        cut = eval_copy(base)
+        cut = eval_view(base)
         apply_cut(cut, keep_channels(choices))
         with torch.no_grad():
             outputs = cut(*self._args, **self._kwargs)

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Group, Member, couple
+from lightning_optim.graph.skeleton import SKELETON
 from lightning_optim.pruning.shrink import shrink
 
 
@@ -243,10 +244,17 @@ class Baked(nn.Module):
         return self.three(F.relu(self.two(F.relu(self.one(x)).reshape(2, 6))))
 
 
+def unsettled(net, batch):
+    """The coupling of a graph alone, of whose code nothing is known."""
+    program = capture(net, (batch,))
+    del program.graph_module.meta[SKELETON]
+    return couple(program)
+
+
 def test_a_group_that_cannot_be_cut_stays_whole_and_the_others_go():
     torch.manual_seed(0)
     net, batch = Baked(), torch.randn(2, 3)
-    coupling = couple(capture(net, (batch,)))
+    coupling = unsettled(net, batch)
     shrunk = shrink(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
     assert list(shrunk.refused) == ["one.weight"]
     assert net.one.weight.shape == (6, 3)
@@ -270,7 +278,7 @@ def test_attention_of_torch_loses_whole_heads_with_the_width_that_it_is_compared
 def test_nothing_has_changed_when_every_group_is_refused():
     torch.manual_seed(0)
     net, batch = Baked(), torch.randn(2, 3)
-    coupling = couple(capture(net, (batch,)))
+    coupling = unsettled(net, batch)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ShrinkError, match=r"'one\.weight' cannot be cut"):
         shrink(net, coupling, [(coupling.group_of("one.weight"), torch.arange(3))], (batch,))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lightning_optim.graph.labels import Axes, Axis
-from lightning_optim.graph.rules.base import Call, rule
+from lightning_optim.graph.rules.base import Call, fixed, rule
 
 
 def is_pointwise(target: object) -> bool:
@@ -48,7 +48,7 @@ def combine(call: Call) -> Axes:
 
 @rule(
     "alias", "clone", "contiguous", "detach", "dropout", "dropout_", "feature_dropout", "alpha_dropout",
-    "lift_fresh_copy", "to", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like",
+    "lift_fresh_copy", "zero_", "fill_", "to", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like",
 )  # fmt: skip
 def keep(call: Call) -> Axes:
     """Hand the first operand's axes on; a second one lends its type alone."""
@@ -62,6 +62,12 @@ def keep(call: Call) -> Axes:
 def inspect(call: Call) -> Axes:
     """Read what is no element: a type, a device, a length. Nothing comes out that carries channels."""
     return []
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty")
+def fill(call: Call) -> Axes:
+    """Make a tensor of a given shape; the operand lends its type alone."""
+    return fixed(len(call.output))
 
 
 @rule("prelu")
