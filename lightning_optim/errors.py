@@ -33,5 +33,9 @@ class OrderError(LightningOptimError, ValueError):
     """A recipe asks for stages in an order that makes no sense."""
 
 
+class LatencyError(LightningOptimError, RuntimeError):
+    """A network cannot be run to measure how long it takes."""
+
+
 class RankMismatchError(LightningOptimError, RuntimeError):
     """Ranks of one job disagree on what they are about to do."""

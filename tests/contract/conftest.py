@@ -1,5 +1,6 @@
 """What every law runs over: each leaf of ``conf/`` in its callback, and a module small enough to train in no time."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from torch.utils.data import DataLoader
 
 import lightning_optim.conf
 from lightning_optim.cli.build import build
+from lightning_optim.cost.macs import Macs
+from lightning_optim.cost.prices import Prices
+from lightning_optim.graph.capture import capture
+from lightning_optim.graph.coupling import couple
+from lightning_optim.pruning.structure.channel import targeted_groups
 
 CONF = Path(lightning_optim.conf.__path__[0])
 EPOCHS, BATCHES = 2, 4
@@ -42,6 +48,7 @@ VALUES = {
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
+    "latency": ["callbacks.pruning_scheduler.allocation.cost.table={folder}/latency.json"],
     "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
     "batch_norm_scale": [
@@ -210,10 +217,21 @@ def write_teachers(folder: Path) -> None:
     save_file(teacher.net.state_dict(), folder / "teacher.safetensors")
 
 
+def write_latency_table(folder: Path) -> None:
+    """Times in proportion to multiply-accumulates: measured ones are no two times the same."""
+    network, batch = Net(), torch.zeros(2, 3, 6, 6)
+    coupling = couple(capture(network, (batch,)))
+    weights = {name: weight for name, weight in network.named_parameters() if weight.dim() > 1}
+    prices = Macs()(network, coupling, targeted_groups(coupling, weights), (batch,), {})
+    seconds = Prices("seconds", prices.pools, prices.terms)
+    (folder / "latency.json").write_text(json.dumps(seconds.state_dict()))
+
+
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
     write_teachers(folder)
+    write_latency_table(folder)
     return folder
 
 

@@ -1,0 +1,210 @@
+"""The time of a forward pass: a table of its operators, held to a few measurements of the whole."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from typing_extensions import override
+
+from lightning_optim.cost.base import Cost
+from lightning_optim.cost.engine import Eager, Engine
+from lightning_optim.cost.operators import TimedOperator, lengths_of, timed_operators
+from lightning_optim.cost.prices import Channels, Grid, Prices, Product, Term, prices_from_state
+from lightning_optim.cost.ruler import Ruler
+from lightning_optim.cost.timing import time_call
+from lightning_optim.errors import ArtefactError, LatencyError, LightningOptimError
+from lightning_optim.graph.coupling import Coupling, Group, keep_channels
+from lightning_optim.graph.rules.base import operator_name
+from lightning_optim.surgery.cut import apply_cut
+
+_WHOLE = ((1.0, 1.0), (0.6, 0.6), (0.3, 0.3), (1.0, 0.4), (0.4, 1.0))  # shares kept by every other pool
+_PRODUCTS = ("conv", "linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention", "lstm", "gru", "einsum")
+_STEP = 16  # channels that a processor's vector units take at once
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency(Cost):
+    """CPU time of one forward pass in evaluation mode, on one thread of the machine at hand.
+
+    Each kind of operator is timed on its own at a few channel counts, in PyTorch; between them the table is
+    interpolated. The whole network is then timed by ``engine`` at five sizes, and one factor for products and
+    convolutions, one for all else and one constant fit the table to those times: an engine that fuses the rest into
+    the products gives it no weight.
+
+    Measured once, at the first pruning step; a checkpoint from then on holds the table. Two runs measure two tables,
+    unless a file holds it. With large batches in PyTorch, memory that
+    the C library hands back between calls makes single networks up to a quarter slower than any table foresees.
+
+    Args:
+        engine: What runs the whole network; PyTorch by default.
+        batch_size: Samples in the pass that is timed, at least 1.
+        points: Channel counts at which each operator is timed, for each group that it depends on; at least 2.
+        table: JSON file of an earlier measurement of the same network on the same machine, taken instead of a new one;
+            written if it is not there. ``None`` measures.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    engine: Engine = field(default_factory=Eager)
+    batch_size: int = 1
+    points: int = 4
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.points < 2:
+            raise ValueError(
+                f"batch_size must be at least 1 and points at least 2, got {self.batch_size} and {self.points}"
+            )
+
+    @override
+    def __call__(
+        self,
+        network: nn.Module,
+        coupling: Coupling,
+        pools: Mapping[str, Group],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Prices:
+        ruler = Ruler(coupling, pools)
+        if self.table is not None and Path(self.table).is_file():
+            return _read(Path(self.table), ruler)
+        prices = self._measure(network, coupling, pools, args, kwargs)
+        if self.table is not None:
+            _write(Path(self.table), prices)
+        return prices
+
+    def _measure(
+        self,
+        network: nn.Module,
+        coupling: Coupling,
+        pools: Mapping[str, Group],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Prices:
+        ruler = Ruler(coupling, pools)
+        rows = next(len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+        known: dict[str, float] = {}
+        kinds: tuple[list[Term], list[Term]] = ([], [])
+        for operator in timed_operators(coupling, ruler, self.batch_size / rows):
+            is_product = operator_name(operator.node.target).startswith(_PRODUCTS)
+            kinds[is_product].append(_table(operator, ruler.sizes, self.points, known))
+        tables = [Prices("seconds", ruler.pools, tuple(terms)) for terms in kinds]
+        inputs = pytree.tree_map(lambda leaf: _resized(leaf, rows, self.batch_size), (args, dict(kwargs)))
+        sizes = [_shares_of(ruler.sizes, shares) for shares in _WHOLE]
+        measured = [self._whole(network, pools, channels, inputs) for channels in sizes]
+        rest, products, constant = _fit([[*(table(channels) for table in tables), 1.0] for channels in sizes], measured)
+        scaled = [term.times(factor) for terms, factor in zip(kinds, (rest, products), strict=True) for term in terms]
+        return Prices("seconds", ruler.pools, (*scaled, Product("calls", constant, ())))
+
+    def _whole(self, network: nn.Module, pools: Mapping[str, Group], channels: Channels, inputs: Any) -> float | None:
+        """CPU seconds of the network with so many channels; ``None`` if it cannot be cut like that."""
+        small = copy.deepcopy(network).eval()
+        try:
+            apply_cut(small, keep_channels((group, torch.arange(channels[pool])) for pool, group in pools.items()))
+            with torch.no_grad():
+                small(*inputs[0], **inputs[1])
+        except (LightningOptimError, RuntimeError):  # code that derives a size from another has its own errors
+            return None
+        return self.engine(small, *inputs)
+
+
+def _read(path: Path, ruler: Ruler) -> Prices:
+    try:
+        prices = prices_from_state(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path} is no latency table ({error}); remove it to measure anew") from error
+    sizes = prices.sizes
+    if sizes.keys() != ruler.sizes.keys() or any(size > sizes[pool] for pool, size in ruler.sizes.items()):
+        raise ArtefactError(f"{path} is the latency table of another network; remove it, or name another file")
+    return Prices(prices.unit, ruler.pools, prices.terms)  # fewer channels are in the table too
+
+
+def _write(path: Path, prices: Prices) -> None:
+    """Write a table, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(prices.state_dict()))
+    unfinished.replace(path)
+
+
+def _table(operator: TimedOperator, sizes: Mapping[str, int], points: int, known: dict[str, float]) -> Term:
+    """An operator's times at a grid of channel counts."""
+    pools, axes = operator.pools, lengths_of(operator.pools)
+    shares = [number / points for number in range(1, points + 1)]
+    if len(axes) == len(pools):
+        counts = [_counts(sizes[pool], shares) for pool in pools]
+        tried = [dict(zip(pools, chosen, strict=True)) for chosen in itertools.product(*counts)]
+    else:
+        tried = [{pool: _rounded(sizes[pool], share) for pool in pools} for share in shares]
+        totals = [sum(channels.values()) for channels in tried]
+        tried = [channels for place, channels in enumerate(tried) if totals.index(totals[place]) == place]
+        counts = [sorted(set(totals))]
+    times = tuple(_time(operator, {**sizes, **channels}, known) for channels in tried)
+    return Grid(operator.node.name, axes, tuple(tuple(map(float, axis)) for axis in counts), times)
+
+
+def _time(operator: TimedOperator, channels: Channels, known: dict[str, float]) -> float:
+    key = operator.key(channels)
+    if key not in known:
+        try:
+            known[key] = time_call(operator.make_call(channels))
+        except (RuntimeError, TypeError, KeyError, IndexError):  # it takes no such lengths: left to the whole's times
+            known[key] = 0.0
+    return known[key]
+
+
+def _counts(size: int, shares: Sequence[float]) -> list[int]:
+    return sorted({_rounded(size, share) for share in shares})
+
+
+def _rounded(size: int, share: float) -> int:
+    """A share of the channels, in whole vectors where there are some."""
+    step = _STEP if size >= 2 * _STEP else 1
+    return min(max(round(share * size / step), 1) * step, size)
+
+
+def _shares_of(sizes: Mapping[str, int], shares: Sequence[float]) -> dict[str, int]:
+    return {pool: _rounded(size, shares[place % len(shares)]) for place, (pool, size) in enumerate(sizes.items())}
+
+
+def _fit(features: Sequence[Sequence[float]], measured: Sequence[float | None]) -> list[float]:
+    """Factors, none below zero, with which the features come nearest to the measurements, relatively.
+
+    Example:
+        >>> _fit([[1.0, 1.0], [2.0, 1.0], [4.0, 1.0]], [3.0, 5.0, 9.0])
+        [2.0, 1.0]
+    """
+    pairs = [(values, time) for values, time in zip(features, measured, strict=True) if time is not None]
+    if not pairs:
+        raise LatencyError("the network runs at none of the sizes that were tried, so its latency is not known")
+    rows = torch.tensor([[value / time for value in values] for values, time in pairs], dtype=torch.float64)
+    ones = torch.ones(len(pairs), 1, dtype=torch.float64)
+    best, error = [0.0] * len(rows[0]), math.inf
+    columns = range(len(rows[0]))
+    for chosen in itertools.chain.from_iterable(itertools.combinations(columns, count + 1) for count in columns):
+        found = torch.linalg.lstsq(rows[:, chosen], ones, driver="gelsd").solution
+        missed = float((rows[:, chosen] @ found - ones).square().sum())
+        if bool((found >= 0.0).all()) and missed < error - 1e-12:
+            best, error = [0.0] * len(rows[0]), missed
+            for column, factor in zip(chosen, found.flatten().tolist(), strict=True):
+                best[column] = round(factor, 12)
+    return best
+
+
+def _resized(leaf: Any, rows: int, batch: int) -> Any:
+    """A batch of another size, of the same rows."""
+    if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != rows:
+        return leaf
+    return leaf[torch.arange(batch) % rows]

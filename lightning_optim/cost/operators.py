@@ -1,0 +1,96 @@
+"""The operators of a graph as calls that can be timed one by one, at any channel counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx
+
+from lightning_optim.cost.prices import Channels, Width
+from lightning_optim.cost.ruler import Ruler, is_tensor
+from lightning_optim.graph.coupling import Coupling
+from lightning_optim.graph.rules.base import operator_name
+
+# What only looks at memory in another way, or is no work in evaluation mode.
+_VIEWS = "alias as_strided chunk detach expand expand_as flatten getitem movedim narrow permute reshape select slice"
+_MORE_VIEWS = "split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as"
+_NOTHING = "clone contiguous dropout detach_ feature_dropout lift_fresh_copy to"
+_FREE = frozenset(f"{_VIEWS} {_MORE_VIEWS} {_NOTHING}".split())
+
+
+@final
+class TimedOperator:
+    """One operator of a graph.
+
+    Args:
+        node: Its node.
+        ruler: Lengths of the graph's axes.
+        scale: Batch that is timed, as a multiple of the one that was captured.
+        constants: Nodes of parameters and buffers, which have no batch.
+    """
+
+    def __init__(self, node: fx.Node, ruler: Ruler, scale: float, constants: set[fx.Node]) -> None:
+        self.node, self._scale, self._constants = node, scale, constants
+        self._widths = {source: ruler.of_value(source) for source in node.all_input_nodes if is_tensor(source)}
+        pools = {pool for widths in self._widths.values() for width in widths for pool in width.parts}
+        self.pools = [pool for pool in ruler.sizes if pool in pools]
+
+    def key(self, channels: Channels) -> str:
+        """What is the same for two calls that take the same time."""
+        described = fx.node.map_arg((self.node.args, self.node.kwargs), lambda source: self._describe(source, channels))
+        return f"{self.node.target}{described}"
+
+    def make_call(self, channels: Channels) -> Callable[[], object]:
+        """A call on random operands of the lengths that go with so many channels."""
+        made = {source: self._operand(source, channels) for source in self._widths}
+        args = list(fx.node.map_arg(tuple(self.node.args), made.__getitem__))
+        kwargs = fx.node.map_arg(dict(self.node.kwargs), made.__getitem__)
+        _fit_to_shapes(operator_name(self.node.target), args)
+        target: Any = self.node.target
+        return lambda: target(*args, **kwargs)
+
+    def _describe(self, source: fx.Node, channels: Channels) -> Any:
+        return (self._shape(source, channels), str(source.meta["val"].stride())) if source in self._widths else "?"
+
+    def _shape(self, source: fx.Node, channels: Channels) -> tuple[int, ...]:
+        lengths = [round(width.at(channels)) for width in self._widths[source]]
+        if lengths and source not in self._constants:
+            lengths[0] = max(1, round(lengths[0] * self._scale)) if not self._widths[source][0].parts else lengths[0]
+        return tuple(lengths)
+
+    def _operand(self, source: fx.Node, channels: Channels) -> Tensor:
+        like, shape = source.meta["val"], self._shape(source, channels)
+        made = torch.rand(shape).to(like.dtype)
+        if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+            return made.contiguous(memory_format=torch.channels_last)
+        return made
+
+
+def timed_operators(coupling: Coupling, ruler: Ruler, scale: float) -> list[TimedOperator]:
+    """Every operator of a graph that computes something, in order."""
+    program = coupling.propagation.program
+    signature = program.graph_signature
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    constants = {node for node in program.graph.nodes if node.op == "placeholder" and node.name in named}
+    return [
+        TimedOperator(node, ruler, scale, constants)
+        for node in program.graph.nodes
+        if node.op == "call_function" and is_tensor(node) and operator_name(node.target) not in _FREE
+    ]
+
+
+def _fit_to_shapes(name: str, args: list[Any]) -> None:
+    """Set what an operator is told of its operands' lengths."""
+    if name in ("conv1d", "conv2d", "conv3d") and len(args) > 6:
+        args[6] = args[0].shape[1] // args[1].shape[1]
+    elif name in ("layer_norm", "rms_norm"):
+        args[1] = list(args[0].shape[-len(args[1]) :])
+
+
+def lengths_of(pools: list[str]) -> tuple[Width, ...]:
+    """One axis per pool, or one of all their channels together where they are many."""
+    if len(pools) <= 2:
+        return tuple(Width(0.0, {pool: 1.0}) for pool in pools)
+    return (Width(0.0, dict.fromkeys(pools, 1.0)),)

@@ -1,0 +1,77 @@
+"""How long a call takes, beside a kernel that takes the same time always."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+_SAMPLE_SECONDS = 5e-4  # a sample is long against the clock's own cost
+_REFERENCE_SIZE = 96
+
+
+def time_call(call: Callable[[], object], rounds: int = 11) -> float:
+    """CPU seconds of one call, on one thread.
+
+    Each sample stands between two of a fixed matrix product, and is taken as a multiple of them: what slows the
+    processor down slows both. The result is the median multiple, in seconds of an undisturbed reference.
+
+    Args:
+        call: What is timed; it must leave the same work for the next call.
+        rounds: Samples, at least 3.
+
+    Raises:
+        ValueError: If ``rounds`` is below 3.
+
+    Example:
+        >>> small, large = torch.ones(32, 32), torch.ones(256, 256)
+        >>> time_call(lambda: small @ small) < time_call(lambda: large @ large)
+        True
+    """
+    if rounds < 3:
+        raise ValueError(f"rounds must be at least 3, got {rounds}")
+    matrix = torch.ones(_REFERENCE_SIZE, _REFERENCE_SIZE)
+    reference = lambda: matrix @ matrix  # noqa: E731  # two uses, below
+    with _undisturbed():
+        repeats = [_repeats(function) for function in (call, reference)]
+        before, multiples, references = _sample(reference, repeats[1]), [], []
+        for _ in range(rounds):
+            sample = _sample(call, repeats[0])
+            after = _sample(reference, repeats[1])
+            multiples.append(2.0 * sample / (before + after))
+            references.append(after)
+            before = after
+    return statistics.median(multiples) * statistics.median(references)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """One thread, no gradients, no garbage collection."""
+    threads, collects = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(1)
+    gc.disable()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if collects:
+            gc.enable()
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    """Calls that fill a sample, after a first one that allocates."""
+    call()
+    return max(1, round(_SAMPLE_SECONDS / max(_sample(call, 2), 1e-7)))
+
+
+def _sample(call: Callable[[], object], repeats: int) -> float:
+    """CPU seconds per call."""
+    began = time.thread_time()
+    for _ in range(repeats):
+        call()
+    return (time.thread_time() - began) / repeats

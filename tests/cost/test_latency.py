@@ -1,0 +1,109 @@
+import copy
+import json
+from dataclasses import dataclass
+from typing import final
+
+import pytest
+import torch
+
+from lightning_optim.cost.count import count_macs
+from lightning_optim.cost.engine import Eager, Engine
+from lightning_optim.cost.latency import Latency, _fit
+from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.errors import ArtefactError, LatencyError
+from lightning_optim.graph.capture import capture
+from lightning_optim.graph.coupling import couple, keep_channels
+from lightning_optim.surgery.cut import apply_cut
+
+
+@final
+@dataclass(frozen=True)
+class ByMacs(Engine):
+    """A machine that takes a nanosecond for a multiply-accumulate and a millisecond for a call."""
+
+    def __call__(self, network, args, kwargs):
+        return 1e-3 + 1e-9 * count_macs(network, args, kwargs)
+
+
+@pytest.fixture(scope="module")
+def subject():
+    torch.manual_seed(0)
+    network, batch = ResidualNet(widths=(64, 128)).eval(), torch.randn(2, 1, 28, 28)
+    coupling = couple(capture(network, (batch,)))
+    return network, coupling, {group.name: group for group in coupling.groups}, (batch,)
+
+
+def cut(network, pools, channels):
+    small = copy.deepcopy(network)
+    apply_cut(small, keep_channels((group, torch.arange(channels[name])) for name, group in pools.items()))
+    return small
+
+
+def test_the_prediction_is_near_the_measurement_at_sizes_that_were_not_tried(subject):
+    network, coupling, pools, (batch,) = subject
+    prices = Latency()(network, coupling, pools, (batch,), {})
+    channels = dict(zip(pools, (48, 32, 80, 96), strict=True))
+    measured = Eager()(cut(network, pools, channels), (batch[:1],), {})
+    assert prices(channels) == pytest.approx(measured, rel=0.3)  # 0.05 on a quiet machine
+    assert prices(channels) < 0.7 * prices.full
+
+
+def test_the_table_is_scaled_to_the_engines_times(subject):
+    network, coupling, pools, (batch,) = subject
+    engine = ByMacs()
+    prices = Latency(engine=engine, points=2, batch_size=3)(network, coupling, pools, (batch,), {})
+    rows = batch[:1].repeat(3, 1, 1, 1)
+    assert prices.full == pytest.approx(engine(network, (rows,), {}), rel=0.4)
+
+
+def test_factors_are_found_and_none_is_below_zero():
+    rows = [[1.0, 5.0, 1.0], [2.0, 1.0, 1.0], [4.0, 2.0, 1.0], [8.0, 1.0, 1.0]]
+    assert _fit(rows, [3 * a + 0.5 * b + 2 for a, b, _ in rows]) == pytest.approx([3.0, 0.5, 2.0])
+    assert min(_fit(rows, [3 * a - 0.5 * b + 2 for a, b, _ in rows])) >= 0.0
+    assert _fit(rows[:2], [None, 4.0])[0] >= 0.0
+
+
+def test_a_network_that_runs_at_no_size_is_refused():
+    with pytest.raises(LatencyError, match="none of the sizes"):
+        _fit([[1.0, 1.0]], [None])
+
+
+def test_a_table_on_disk_is_written_once_and_taken_instead(subject, tmp_path):
+    network, coupling, pools, inputs = subject
+    cost = Latency(engine=ByMacs(), points=2, table=str(tmp_path / "tables" / "latency.json"))
+    first = cost(network, coupling, pools, inputs, {})
+    assert cost(network, coupling, pools, inputs, {}) == first
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["latency.json"]
+
+
+def test_a_table_serves_the_same_network_with_fewer_channels(subject, tmp_path):
+    network, coupling, pools, inputs = subject
+    cost = Latency(engine=ByMacs(), points=2, table=str(tmp_path / "latency.json"))
+    first = cost(network, coupling, pools, inputs, {})
+    small = cut(network, pools, dict.fromkeys(pools, 32))
+    narrow = couple(capture(small, inputs))
+    second = cost(small, narrow, {group.name: group for group in narrow.groups}, inputs, {})
+    assert second.sizes == dict.fromkeys(pools, 32)
+    assert second.full == first(second.sizes)
+
+
+@pytest.mark.parametrize("content", ["no json", json.dumps({"unit": "seconds"}), "[]"])
+def test_a_file_that_is_no_table_is_refused(subject, tmp_path, content):
+    network, coupling, pools, inputs = subject
+    (tmp_path / "latency.json").write_text(content)
+    with pytest.raises(ArtefactError, match="no latency table"):
+        Latency(table=str(tmp_path / "latency.json"))(network, coupling, pools, inputs, {})
+
+
+def test_a_table_of_another_network_is_refused(subject, tmp_path):
+    network, coupling, pools, inputs = subject
+    cost = Latency(engine=ByMacs(), points=2, table=str(tmp_path / "latency.json"))
+    cost(network, coupling, dict(list(pools.items())[:2]), inputs, {})
+    with pytest.raises(ArtefactError, match="another network"):
+        cost(network, coupling, pools, inputs, {})
+
+
+@pytest.mark.parametrize("values", [{"batch_size": 0}, {"points": 1}])
+def test_values_out_of_range_are_refused(values):
+    with pytest.raises(ValueError, match="at least"):
+        Latency(**values)
