@@ -22,6 +22,7 @@ from lightning_optim.cost.macs import Macs
 from lightning_optim.cost.prices import Prices
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
+from lightning_optim.pruning.sensitivity import Curve, Sensitivity
 from lightning_optim.pruning.structure.channel import targeted_groups
 
 CONF = Path(lightning_optim.conf.__path__[0])
@@ -49,6 +50,7 @@ VALUES = {
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
     "latency": ["callbacks.pruning_scheduler.allocation.cost.table={folder}/latency.json"],
+    "by_sensitivity": ["callbacks.pruning_scheduler.allocation.table={folder}/analyze.json"],
     "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
     "batch_norm_scale": [
@@ -227,11 +229,24 @@ def write_latency_table(folder: Path) -> None:
     (folder / "latency.json").write_text(json.dumps(seconds.state_dict()))
 
 
+def write_sensitivity(folder: Path) -> None:
+    weights = [(name, weight) for name, weight in Net().named_parameters() if weight.dim() > 1]
+    curves = [
+        Curve(pool=name, size=weight.numel(), values=(0.9, 0.7 - 0.1 * place))
+        for place, (name, weight) in enumerate(weights)
+    ]
+    table = Sensitivity(
+        metric="val/accuracy", mode="max", base=0.9, sparsities=(0.3, 0.6), layers=tuple(curves), groups=()
+    )
+    (folder / "analyze.json").write_text(json.dumps({"sensitivity": table.to_dict()}))
+
+
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
     write_teachers(folder)
     write_latency_table(folder)
+    write_sensitivity(folder)
     return folder
 
 
