@@ -36,7 +36,7 @@ def compress(config: DictConfig, folder: Path) -> float:
         ConfigError: If the folder holds another run, or files that would be written over.
         LightningOptimError: If a stage refuses its settings or files; in a new run before anything is written.
     """
-    _quieten()
+    quieten()
     console = Console()
     recipe = _recipe(config, folder, console)
     if _is_new(config, folder):
@@ -54,7 +54,7 @@ def compress(config: DictConfig, folder: Path) -> float:
     return report.deployed.test_accuracy
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep a Trainer's greetings, repeated for every stage, off the terminal; errors still show."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

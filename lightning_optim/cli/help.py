@@ -13,6 +13,7 @@ _USAGE = """[bold]lightning-optim[/bold]: train, prune, distil, quantize, export
   lightning-optim data=fashion_mnist seed=1        another data set, another seed
   lightning-optim model._target_=my.Module +model.width=64   your own LightningModule, with its keywords
   lightning-optim --multirun seed=0,1,2            several runs
+  lightning-optim analyze weights=outputs/<folder>/stages/0-base   what could be pruned, and what it would cost
   lightning-optim run=outputs/<folder>             go on with a run that was killed
   lightning-optim --cfg job                        print the configuration instead of running it
   lightning-optim --hydra-help                     Hydra's own flags

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+_JOBS = {"analyze": "lightning_optim.cli.analyze", "compress": "lightning_optim.cli.compress"}
 _EXTRAS = {"sklearn": "demo", "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "matplotlib": "report"}
 
 
@@ -24,17 +26,21 @@ def main() -> None:
 
         print(f"lightning-optim {__version__}")  # the answer
         return
-    if words and words[0] == "compress":
-        del sys.argv[1]  # the default: a rank that is started from sys.argv runs it all the same
-    elif words and "=" not in words[0] and not words[0].startswith("-"):
-        _fail(f"no sub-command is named {words[0]!r}; there is 'compress', which also runs without a word")
+    name = "compress"
+    if words and "=" not in words[0] and not words[0].startswith("-"):
+        name = words[0]
+        if name not in _JOBS:
+            _fail(
+                f"no sub-command is named {name!r}; there are 'analyze' and 'compress', which also runs without a word"
+            )
+        del sys.argv[1]  # Hydra takes no words; ranks are started for the default alone
     _check_extras()
     runs = [word.removeprefix("run=") for word in sys.argv[1:] if word.startswith("run=")]
-    if runs:
+    if runs and name == "compress":
         _resume(runs[-1], [word for word in sys.argv[1:] if not word.startswith("run=")])
     else:
         _choose_own_model()
-        _compose_and_run()
+        _compose_and_run(name)
 
 
 def _check_extras() -> None:
@@ -69,7 +75,7 @@ def _resume(folder: str, others: list[str]) -> None:
     _in_one_line(go_on, Path(folder))
 
 
-def _compose_and_run() -> None:
+def _compose_and_run(name: str) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
@@ -77,21 +83,18 @@ def _compose_and_run() -> None:
     from omegaconf import DictConfig
 
     def job(config: DictConfig) -> float:
-        from lightning_optim.cli.compress import compress
-
+        run: Callable[[DictConfig, Path], float] = getattr(import_module(_JOBS[name]), name)
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         try:
-            return _in_one_line(lambda: compress(config, folder), folder)
+            return _in_one_line(lambda: run(config, folder), folder)
         except SystemExit as stop:
             if hydra_config.mode is RunMode.MULTIRUN and isinstance(stop.__context__, Exception):
                 # An exception lets the launcher go on with the other runs, and end with this line and code 1.
                 raise CompactHydraException(f"error: run {hydra_config.job.num} failed, see above") from None
             raise
 
-    hydra.main(version_base="1.3", config_path="pkg://lightning_optim.conf.lightning_optim", config_name="compress")(
-        job
-    )()
+    hydra.main(version_base="1.3", config_path="pkg://lightning_optim.conf.lightning_optim", config_name=name)(job)()
 
 
 def _in_one_line(job: Callable[[], float], folder: Path) -> float:

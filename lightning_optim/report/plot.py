@@ -6,12 +6,14 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning_optim.pruning.sensitivity import Curve, Sensitivity
 from lightning_optim.report.pareto import pareto_front
 from lightning_optim.report.result import Report, StageResult
 from lightning_optim.report.wording import say_bytes, say_count, say_milliseconds
 
 _INK = "#010203"  # stands for the page's own text colour until the SVG is written
 _SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#14b8a6", "#ef4444")  # read well on black and white
+_DASHES = ("-", "--", ":", "-.")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar sign in a stage's name is a dollar sign
@@ -106,6 +108,23 @@ def plot_curves(report: Report) -> str:
         panels[0].legend(frameon=False, loc="lower right", ncols=2)
 
     return _figure(draw, columns=1, height=3.4, name="curves")
+
+
+def plot_sensitivity(title: str, table: Sensitivity, curves: Sequence[Curve]) -> str:
+    """The metric against sparsity, one line per pool; returns one ``<svg>`` element."""
+
+    def draw(panels: Sequence[Any]) -> None:
+        for place, curve in enumerate(curves):
+            colour, style = _SERIES[place % len(_SERIES)], _DASHES[place // len(_SERIES) % len(_DASHES)]
+            points = [0.0, *table.sparsities], [table.base, *curve.values]
+            panels[0].plot(*points, marker=".", linestyle=style, color=colour, label=curve.pool)
+        panels[0].set_xlabel("sparsity of one alone")
+        panels[0].set_ylabel(table.metric)
+        panels[0].grid(axis="y")
+        panels[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    height = max(3.6, 0.2 * len(curves))
+    return _figure(draw, columns=1, height=height, name=title)
 
 
 def _draw_trade_off(

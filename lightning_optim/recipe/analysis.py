@@ -1,0 +1,141 @@
+"""Look at a trained network before it is pruned: what is coupled, and what its own validation says of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_optim.callbacks.pruning_evidence import LAYERS
+from lightning_optim.cost.macs import Macs
+from lightning_optim.cost.parameters import Parameters
+from lightning_optim.errors import ArtefactError, TargetError
+from lightning_optim.graph.capture import capture
+from lightning_optim.graph.coupling import Coupling, Group, couple
+from lightning_optim.pruning.criterion.base import Criterion
+from lightning_optim.pruning.sensitivity import Sensitivity, check_sparsities, sweep
+from lightning_optim.pruning.structure.channel import Channel, targeted_groups
+from lightning_optim.pruning.structure.weight import Weight
+from lightning_optim.recipe.evaluate import metric_of
+from lightning_optim.report.analysis import Analysis, CoupledGroup
+from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.select import Targets, find_network, plain_name
+
+
+def analyze_network(  # noqa: PLR0913  # one keyword for each question that is asked
+    module: LightningModule,
+    data: LightningDataModule,
+    trainer: Trainer,
+    *,
+    criterion: Criterion,
+    targets: Targets,
+    sparsities: Sequence[float],
+    metric: str,
+    mode: Literal["max", "min"] = "max",
+    network: str | None = None,
+) -> Analysis:
+    """Couple the channels of a network, and prune each group and each layer alone, by masking, at each sparsity.
+
+    Every point is one run of the module's own validation; weights are put back after it. Nothing is trained.
+
+    Args:
+        module: The trained module; as it was when this returns.
+        data: Where its validation batches come from.
+        trainer: Runs them.
+        criterion: What is least important; must need the weights alone.
+        targets: Layers to look at, by names relative to the module.
+        sparsities: Fractions to drop, ascending, in ``(0, 1)``.
+        metric: A name that the module logs in validation.
+        mode: ``"max"`` if a higher metric is better, ``"min"`` if a lower one is.
+        network: Name of the network in the module; ``None`` finds it, ``""`` is the module itself.
+
+    Raises:
+        ArtefactError: If the module does not log the metric, or never calls its network.
+        TargetError: If no target is left.
+        ValueError: If the criterion needs to see data, or the sparsities do not ascend.
+    """
+    check_sparsities(sparsities)
+    if mode not in ("max", "min"):
+        raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
+    name, live = find_network(module, network)
+    layers = _layers(module, name, targets)
+
+    def measure() -> float:
+        return metric_of(trainer.validate(module, datamodule=data, verbose=False), metric)
+
+    example = ExampleInputs()
+    example.watch(live)
+    try:
+        base = measure()
+    finally:
+        example.release()
+    if not example:
+        raise ArtefactError("the validation loop never called the network: set network to the part that it calls")
+    # Validation runs in inference mode, whose tensors no graph takes.
+    inputs = pytree.tree_map_only(Tensor, torch.clone, (example.args, example.kwargs))
+    coupling = couple(capture(live, *inputs))
+    weights = {f"{layer}.weight": live.get_parameter(f"{layer}.weight").detach() for layer in layers}
+    pools = _pools(coupling, weights)
+    look = partial(sweep, live, layers, criterion=criterion, sparsities=sparsities, measure=measure)
+    found = Sensitivity(
+        metric=metric,
+        mode=mode,
+        base=base,
+        sparsities=tuple(sparsities),
+        groups=tuple(look(coupling, structure=Channel(shrink="never"))) if pools else (),
+        layers=tuple(look(None, structure=Weight())),
+    )
+    return _describe(live, coupling, pools, weights, found, inputs)
+
+
+def _layers(module: LightningModule, network_name: str, targets: Targets) -> list[str]:
+    """Targeted layers by their name in the network."""
+    prefix = f"{network_name}." if network_name else ""
+    names = [plain_name(name) for name in targets.select(module, LAYERS)]
+    layers = [name[len(prefix) :] for name in names if name.startswith(prefix)]
+    if not layers:
+        raise TargetError(f"all {len(names)} targeted layers lie outside {network_name!r}: {', '.join(names[:5])}")
+    return layers
+
+
+def _pools(coupling: Coupling, weights: Mapping[str, Tensor]) -> dict[str, Group]:
+    try:
+        return targeted_groups(coupling, weights)
+    except TargetError:  # single weights can still be looked at
+        return {}
+
+
+def _describe(
+    live: nn.Module,
+    coupling: Coupling,
+    pools: Mapping[str, Group],
+    weights: Mapping[str, Tensor],
+    found: Sensitivity,
+    inputs: Any,
+) -> Analysis:
+    rows = next(len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim())
+    parameters, macs = (cost(live, coupling, pools, *inputs) for cost in (Parameters(), Macs()))
+    groups = tuple(
+        CoupledGroup(
+            name=pool,
+            channels=group.size,
+            members=tuple((member.name, member.dim) for member in group.members),
+            parameters=round(parameters.full - parameters({pool: 0})),
+            macs=round((macs.full - macs({pool: 0})) / rows),
+        )
+        for pool, group in pools.items()
+    )
+    return Analysis(
+        network=type(live).__name__,
+        parameters=round(parameters.full),
+        macs=round(macs.full / rows),
+        groups=groups,
+        frozen=tuple(name for name in weights if coupling.group_of(name, 0) is None),
+        unknown=dict(coupling.unknown),
+        sensitivity=found,
+    )

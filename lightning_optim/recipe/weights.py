@@ -1,0 +1,58 @@
+"""Trained weights for a module, from wherever a run has left them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule
+
+from lightning_optim.errors import ArtefactError
+from lightning_optim.recipe.artefact import load_cut, load_weights
+from lightning_optim.surgery.cut import apply_cut
+
+
+def load_trained(module: LightningModule, path: str | Path) -> None:
+    """Load weights into a module, bringing it to their shape first where a recipe's stages have cut it.
+
+    Args:
+        module: As it is built, at full size; changed in place.
+        path: A Trainer's checkpoint, a safetensors file of the module's state, or the folder of a stage
+            (``outputs/<run>/stages/0-base``). No code in a file is run.
+
+    Raises:
+        ArtefactError: If there is no such file, it is broken, or it is of another model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _load_stage(module, path)
+    elif path.suffix == ".safetensors":
+        load_weights(path, module)
+    else:
+        _load_checkpoint(module, path)
+
+
+def _load_stage(module: LightningModule, folder: Path) -> None:
+    number = folder.name.split("-")[0]
+    if not (folder / "weights.safetensors").is_file() or not number.isdigit():
+        raise ArtefactError(f"{folder} is no finished stage; name a folder such as outputs/<run>/stages/0-base")
+    stages = {int(stage.name.split("-")[0]): stage for stage in folder.parent.glob("[0-9]*-*") if stage.is_dir()}
+    for place in sorted(stages):
+        if place <= int(number) and (stages[place] / "cut.pt").is_file():
+            apply_cut(module, load_cut(stages[place] / "cut.pt"))
+    load_weights(folder / "weights.safetensors", module)
+
+
+def _load_checkpoint(module: LightningModule, path: Path) -> None:
+    if not path.is_file():
+        raise ArtefactError(f"no weights at {path}: name a checkpoint, a safetensors file or the folder of a stage")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged file fails wherever it breaks off, with whatever that raises
+        raise ArtefactError(f"{path} cannot be read as plain weights: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ArtefactError(f"{path} is no checkpoint of a Trainer: it has no 'state_dict'")
+    try:
+        module.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise ArtefactError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error

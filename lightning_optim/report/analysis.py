@@ -1,0 +1,165 @@
+"""What could be pruned of a network, and what that would cost: for programs and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_optim.pruning.sensitivity import Curve, Sensitivity
+from lightning_optim.report.plot import can_plot, plot_sensitivity
+from lightning_optim.report.wording import say_count
+
+_NO_PLOTS = "<section><p class='notice'>No plots: pip install 'lightning-optim[report]'</p></section>"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoupledGroup:
+    """Channels that can only go together.
+
+    Args:
+        name: The first weight that makes them.
+        channels: How many.
+        members: Tensors that make or read them, each with its dimension.
+        parameters: Parameters that go with all of them.
+        macs: Multiply-accumulates of one sample that go with all of them.
+    """
+
+    name: str
+    channels: int
+    members: tuple[tuple[str, int], ...]
+    parameters: int
+    macs: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """A network before it is pruned.
+
+    Args:
+        network: What it is.
+        parameters: All of its parameters.
+        macs: Multiply-accumulates of one sample.
+        groups: Coupled channels; those of targeted layers that can go.
+        frozen: Targeted layers whose output channels cannot go.
+        unknown: Operators without a rule, which keep the channels that they meet, with their number.
+        sensitivity: The metric against sparsity.
+    """
+
+    network: str
+    parameters: int
+    macs: int
+    groups: tuple[CoupledGroup, ...]
+    frozen: tuple[str, ...]
+    unknown: dict[str, int]
+    sensitivity: Sensitivity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return asdict(self)
+
+
+def print_analysis(analysis: Analysis, console: Console) -> None:
+    """Print what is coupled, then the metric against sparsity per group and per layer."""
+    table = _table("coupled channels", ["group", "channels", "parameters", "MACs", "made or read by"])
+    for group in analysis.groups:
+        others = ", ".join(name for name, _ in group.members[1:] if name.endswith("weight"))
+        table.add_row(group.name, str(group.channels), say_count(group.parameters), say_count(group.macs), others)
+    console.print(table)
+    for line in _remarks(analysis):
+        console.print(Text(line, "dim"))
+    for title, curves in _curves(analysis):
+        if curves:
+            console.print(_sensitivity_table(title, analysis.sensitivity, curves))
+
+
+def render_analysis(analysis: Analysis) -> str:
+    """Return one HTML page that needs nothing beside it."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    title = escape(f"What {analysis.network} can spare")
+    figures = f"{say_count(analysis.parameters)} parameters, {say_count(analysis.macs)} MACs of one sample"
+    body = [f"<p class='lead'>{escape(figures)}</p>", _coupled_html(analysis)]
+    for heading, curves in _curves(analysis):
+        if curves:
+            body.append(_sensitivity_html(heading, analysis.sensitivity, curves))
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        f"<title>{title}</title>\n<style>\n{style}</style></head>\n<body><main>\n<h1>{title}</h1>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _curves(analysis: Analysis) -> list[tuple[str, tuple[Curve, ...]]]:
+    metric = analysis.sensitivity.metric
+    return [
+        (f"{metric} when one group loses channels", analysis.sensitivity.groups),
+        (f"{metric} when one layer loses weights", analysis.sensitivity.layers),
+    ]
+
+
+def _remarks(analysis: Analysis) -> list[str]:
+    remarks = []
+    if analysis.frozen:
+        remarks.append(f"channels that cannot go: {', '.join(analysis.frozen)}")
+    if analysis.unknown:
+        remarks.append(f"operators without a rule: {', '.join(analysis.unknown)}")
+    return remarks
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_style="bold", title_justify="left", pad_edge=False)
+    for place, heading in enumerate(headings):
+        is_text = place == 0 or heading.startswith("made")
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
+    return table
+
+
+def _sensitivity_table(title: str, table: Sensitivity, curves: Sequence[Curve]) -> Table:
+    shown = _table(title, ["sparsity", "0", *(f"{sparsity:g}" for sparsity in table.sparsities)])
+    for curve in curves:
+        shown.add_row(curve.pool, _say(table.base), *map(_say, curve.values))
+    return shown
+
+
+def _coupled_html(analysis: Analysis) -> str:
+    rows = "\n".join(
+        f"<tr><td>{escape(group.name)}</td><td>{group.channels}</td><td>{say_count(group.parameters)}</td>"
+        f"<td>{say_count(group.macs)}</td></tr><tr><td colspan='4'><small>"
+        f"{escape(', '.join(f'{name} [{dim}]' for name, dim in group.members))}</small></td></tr>"
+        for group in analysis.groups
+    )
+    remarks = "".join(f"<p class='caption'>{escape(line)}</p>" for line in _remarks(analysis))
+    return (
+        "<section><h2>Coupled channels</h2><div class='wide'><table><thead><tr><th>group</th><th>channels</th>"
+        f"<th>parameters</th><th>MACs</th></tr></thead><tbody>{rows}</tbody></table></div>{remarks}</section>"
+    )
+
+
+def _sensitivity_html(title: str, table: Sensitivity, curves: Sequence[Curve]) -> str:
+    heads = "".join(f"<th>{sparsity:g}</th>" for sparsity in (0.0, *table.sparsities))
+    rows = "\n".join(
+        f"<tr><td>{escape(curve.pool)}</td>"
+        + "".join(f"<td>{_say(value)}</td>" for value in (table.base, *curve.values))
+        + "</tr>"
+        for curve in curves
+    )
+    figure = f"<figure>{plot_sensitivity(title, table, curves)}</figure>" if can_plot() else ""
+    return (
+        f"<section><h2>{escape(title)}</h2>{figure}<div class='wide'><table><thead><tr><th>sparsity</th>{heads}</tr>"
+        f"</thead><tbody>{rows}</tbody></table></div></section>" + ("" if figure else _NO_PLOTS)
+    )
+
+
+def _say(value: float) -> str:
+    return f"{value:.4g}"
