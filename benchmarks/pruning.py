@@ -1,0 +1,343 @@
+"""How exact, how cheap and how fast is pruning, beside Lightning's own ``ModelPruning``?
+
+    python -m benchmarks.pruning [--only masks threshold speed shrink sparsity]
+
+- masks: CPU time of a training step under masks over the plain step, both in turns, and how many operators it adds.
+- threshold: the exact global threshold over 100 million scores, in a process of its own: CPU seconds and extra memory.
+- speed: ResNet-18 with half of its channels removed, eager and in ONNX Runtime, over the whole one; one thread.
+- shrink: a training step of ResNet-20 after a shrink in the middle of a fit, over the dense step.
+- sparsity: what was asked and what was reached at each step of a schedule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelPruning
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
+
+from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.graph.capture import capture
+from lightning_optim.graph.coupling import couple
+from lightning_optim.pruning.shrink import shrink
+from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.schedule.constant import Constant
+from lightning_optim.schedule.linear import Linear
+from lightning_optim.window import Window
+
+Figures = dict[str, float]
+CLASSES = 10
+
+
+class Task(LightningModule):
+    """A net under AdamW and cross entropy."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        return functional.cross_entropy(self.net(images), labels)
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), 1e-3)
+
+
+class Stopwatch(Callback):
+    """CPU seconds of each step from ``first`` on."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.seconds = first, list[float]()
+        self._last = 0.0
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        now = time.process_time()
+        if trainer.global_step > self.first:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+
+class OperatorCount(TorchDispatchMode):
+    """Counts operators as they reach their kernels."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def fit(net: nn.Module, callbacks: list[Callback], steps: int, batch: int, side: int, channels: int = 3) -> Trainer:
+    """Train on random images for some steps."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(batch * steps, channels, side, side), torch.randint(0, CLASSES, (batch * steps,))
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Task(net), DataLoader(TensorDataset(images, labels), batch))
+    return trainer
+
+
+def masked(sparsity: float = 0.8) -> Callback:
+    """Single weights, masked before the first timed step."""
+    return PruningScheduler(schedule=Constant(value=sparsity), window=Window(end=3, unit="step"))
+
+
+def lightning_masks(sparsity: float = 0.8) -> Callback:
+    """Lightning's own masks."""
+    return ModelPruning(
+        "l1_unstructured", amount=sparsity, use_lottery_ticket_hypothesis=False, parameter_names=["weight"]
+    )
+
+
+def measure_masks() -> Figures:
+    """A small net, where fixed costs show: ResNet-20 at 16 x 16, batches of 4."""
+    variants: dict[str, Callable[[], Callback] | None] = {
+        "plain": None,
+        "control": None,
+        "masks": masked,
+        "lightning": lightning_masks,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(8):
+        for name in list(variants) if turn % 2 == 0 else list(reversed(variants)):
+            make, watch = variants[name], Stopwatch(first=10)
+            extra = [] if make is None else [make()]
+            fit(ResidualNet(widths=(16, 32, 64), blocks=3, in_channels=3), [*extra, watch], 40, 4, 16)
+            seconds[name] += watch.seconds
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        "mask_step_ratio": median["masks"] / median["plain"],
+        "mask_step_ratio_control": median["control"] / median["plain"],
+        "mask_step_ratio_lightning": median["lightning"] / median["plain"],
+        "mask_extra_operators": float(_operators([masked()]) - _operators([])),
+        "mask_extra_operators_lightning": float(_operators([lightning_masks()]) - _operators([])),
+    }
+
+
+def _operators(callbacks: list[Callback]) -> int:
+    """Operators of one late step."""
+
+    class Counter(Callback):
+        count = 0
+
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            if trainer.global_step == 8:  # long after pruning
+                self.mode = OperatorCount()
+                self.mode.__enter__()
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            if trainer.global_step == 9:
+                self.mode.__exit__(None, None, None)
+                self.count = self.mode.count
+
+    counter = Counter()
+    fit(ResidualNet(widths=(16, 32, 64), blocks=3, in_channels=3), [*callbacks, counter], 10, 4, 16)
+    return counter.count
+
+
+_THRESHOLD = """
+import resource, sys, time, torch
+from lightning_optim.pruning.functional import drop_lowest
+torch.set_num_threads(1)
+torch.manual_seed(0)
+scores = [torch.randn(10_000_000).abs_() for _ in range(10)]
+drop_lowest([scores[0][:1_000_000]], 800_000)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+before = peak()
+seconds = []
+for _ in range(3):
+    began = time.process_time()
+    masks = drop_lowest(scores, 80_000_000)
+    seconds.append(time.process_time() - began)
+    dropped = sum(int((~mask).sum()) for mask in masks)
+    del masks
+print(min(seconds), peak() - before, dropped)
+"""
+
+
+def measure_threshold() -> Figures:
+    """The masks of 100 million scores (0.1 GB) are what is asked for; memory is counted beside them."""
+    done = subprocess.run([sys.executable, "-c", _THRESHOLD], capture_output=True, text=True, check=True)
+    seconds, gigabytes, dropped = map(float, done.stdout.split())
+    if dropped != 80_000_000:
+        raise RuntimeError(f"asked for 80,000,000, got {dropped:,.0f}")
+    return {"global_threshold_seconds": seconds, "global_threshold_extra_gb": max(gigabytes - 100e6 / 2**30, 0.0)}
+
+
+class ResNet18(nn.Module):
+    """The stem and the four stages of He et al., 2016 (arXiv:1512.03385, table 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+        body = ResidualNet(widths=(64, 128, 256, 512), blocks=2, in_channels=3, num_classes=1000)
+        self.layers, self.head = body.layers, body.head
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` -> ``[B, 1000]``."""
+        features = functional.max_pool2d(self.stem(images), 3, 2, 1)
+        logits: Tensor = self.head(self.layers(features).mean((2, 3)))
+        return logits
+
+
+def half(net: nn.Module, images: Tensor, share: float = 0.5, multiple: int = 16) -> nn.Module:
+    """Remove a share of the channels of every group, physically."""
+    small = copy.deepcopy(net)
+    coupling = couple(capture(small, (images,)))
+    keep = []
+    for group in coupling.groups:
+        kept = max(round((1.0 - share) * group.size / multiple), 1) * multiple
+        keep.append((group, torch.arange(min(kept, group.size))))
+    shrink(small, coupling, keep, (images,))
+    return small.eval()
+
+
+def measure_speed() -> Figures:
+    """Batches of one image of 128 x 128."""
+    from lightning_optim.export.onnx import export_onnx
+    from lightning_optim.export.runtime import time_models
+
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 128, 128)
+    nets = {"whole": ResNet18().eval()}
+    nets["half"] = half(nets["whole"], images)
+    nets["unrounded"], nets["rounded"] = (half(nets["whole"], images, 0.45, multiple) for multiple in (1, 16))
+    eager = _time_eager(nets, images[:1])
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: export_onnx(net, (images,), Path(folder) / f"{name}.onnx") for name, net in nets.items()}
+        runtime = {name: of[1].cpu_ms for name, of in time_models(paths, images.numpy(), (1,), seconds=15).items()}
+    return {
+        "resnet18_eager_speedup": eager["whole"] / eager["half"],
+        "resnet18_ort_speedup": runtime["whole"] / runtime["half"],
+        "rounding_eager_ratio": eager["rounded"] / eager["unrounded"],
+        "rounding_ort_ratio": runtime["rounded"] / runtime["unrounded"],
+    }
+
+
+def _time_eager(nets: dict[str, nn.Module], images: Tensor) -> dict[str, float]:
+    samples: dict[str, list[float]] = {name: [] for name in nets}
+    with torch.inference_mode():
+        for turn in range(60):
+            for name in list(nets) if turn % 2 == 0 else list(reversed(nets)):
+                began = time.process_time()
+                nets[name](images)
+                if turn >= 5:
+                    samples[name].append(time.process_time() - began)
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def measure_shrink() -> Figures:
+    """ResNet-20, half of the channels gone at step 10 of 40."""
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(3):
+        for shrinks in seconds:
+            watch = Stopwatch(first=15)
+            net = ResidualNet(widths=(16, 32, 64), blocks=3, in_channels=3)
+            structure = Channel(shrink="update")
+            pruning = PruningScheduler(
+                schedule=Constant(value=0.5), structure=structure, window=Window(begin=10, end=11, unit="step")
+            )
+            fit(net, [*([pruning] if shrinks else []), watch], 40, 32, 32)
+            seconds[shrinks] += watch.seconds
+    return {"shrunk_step_ratio": statistics.median(seconds[True]) / statistics.median(seconds[False])}
+
+
+class Census(Callback):
+    """Sparsity of the convolutions at each epoch's end."""
+
+    def __init__(self) -> None:
+        self.reached: list[float] = []
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        weights = [module.weight for module in pl_module.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        zeros = sum(int((weight == 0).sum()) for weight in weights)
+        self.reached.append(zeros / sum(weight.numel() for weight in weights))
+
+
+def measure_sparsity() -> Figures:
+    """Five steps of a linear schedule to 80 %: the largest difference between asked and reached."""
+    census, schedule = Census(), Linear(start=0.0, end=0.8)
+    window = Window(end=5, unit="step", every=1)
+    fit(
+        ResidualNet(widths=(8, 16), in_channels=3),
+        [PruningScheduler(schedule=schedule, window=window), census],
+        6,
+        4,
+        8,
+    )
+    asked = [schedule(step / 5) for step in range(6)]
+    return {"sparsity_error": max(abs(a - b) for a, b in zip(asked, census.reached, strict=True))}
+
+
+PARTS: dict[str, Callable[[], Figures]] = {
+    "masks": measure_masks,
+    "threshold": measure_threshold,
+    "speed": measure_speed,
+    "shrink": measure_shrink,
+    "sparsity": measure_sparsity,
+}
+
+
+def show(figures: Figures) -> None:
+    """Print the table."""
+    table = Table(title="Pruning")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure, print a table and, as the last line, one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    figures: Figures = {}
+    for name in options.only:
+        figures |= PARTS[name]()
+    show(figures)
+    print(json.dumps({"benchmark": "pruning", "torch": torch.__version__} | figures))
+
+
+if __name__ == "__main__":
+    main()
