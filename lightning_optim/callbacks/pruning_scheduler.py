@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import warnings
 from collections.abc import Mapping
 from typing import Any, final
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
 from lightning_optim.callbacks.pricing import agreed_prices
+from lightning_optim.callbacks.pruned_network import PrunedNetwork
 from lightning_optim.callbacks.pruning_evidence import LAYERS, PruningEvidence
-from lightning_optim.callbacks.reshape import Reshaper, averaged_copies
-from lightning_optim.errors import ShrinkError, TargetError
-from lightning_optim.graph.capture import capture
-from lightning_optim.graph.coupling import Coupling, couple
+from lightning_optim.callbacks.pruning_lookout import Lookout
+from lightning_optim.callbacks.pruning_regrower import Regrower
+from lightning_optim.callbacks.pruning_rewinder import Rewinder
+from lightning_optim.errors import TargetError
+from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.priced import PricedAllocation
 from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.evidence import Seen
-from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
-from lightning_optim.pruning.shrink import Choice, shrink
+from lightning_optim.pruning.regrow.base import Regrowth
+from lightning_optim.pruning.rewind.base import Rewind
 from lightning_optim.pruning.structure.base import Structure
-from lightning_optim.pruning.structure.channel import targeted_groups
 from lightning_optim.pruning.structure.weight import Weight
+from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.schedule.base import Schedule
-from lightning_optim.surgery.cut import CutPlan
-from lightning_optim.surgery.example import ExampleInputs
-from lightning_optim.surgery.select import Targets, find_network, plain_name, submodule
-from lightning_optim.surgery.shard import local, reshard, shard_group
+from lightning_optim.surgery.select import Targets, find_network
+from lightning_optim.surgery.shard import reshard, shard_group
 from lightning_optim.window import Window
 
 
@@ -61,6 +59,9 @@ class PruningScheduler(Callback):
             is the share of the cost to remove.
         targets: Layers to prune, by names relative to the LightningModule; convolutions and linears by default.
         window: When, in jumps of ``every``; by default twenty jumps over the first three quarters of the fit.
+        until: A metric of validation that may fall only so far: then back to the last good state, and no further.
+        rewind: What goes back to an early step after each pruning step.
+        regrow: Which weights come back, at each jump of the window after the first; single weights only.
         network: Name of the network in the LightningModule; ``None`` finds it, ``""`` is the module itself.
         name: Tells several instances in one Trainer apart; the metric becomes ``pruning/<name>/sparsity``.
 
@@ -73,7 +74,7 @@ class PruningScheduler(Callback):
         0.0
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one keyword for each question that the grammar asks
         self,
         *,
         schedule: Schedule,
@@ -82,6 +83,9 @@ class PruningScheduler(Callback):
         allocation: Allocation | PricedAllocation | None = None,
         targets: Targets | None = None,
         window: Window | None = None,
+        until: MetricDrop | None = None,
+        rewind: Rewind | None = None,
+        regrow: Regrowth | None = None,
         network: str | None = None,
         name: str | None = None,
     ) -> None:
@@ -90,26 +94,28 @@ class PruningScheduler(Callback):
         self.schedule = schedule
         self.targets = targets or Targets()
         self.window = window or Window(end=0.75, every=0.0375)
+        self.until, self.rewind, self.regrow = until, rewind, regrow
         self.network = network
         self.name = name
         _check_schedule(schedule, self.structure)
         self.allocation = allocation or Uniform()
         self._gate = CheckpointGate()
-        self._hooks: list[RemovableHandle] = []
         self._seen_step: int | None = None
-        self._network_name = ""
         self._owner: LightningModule | None = None
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self._pruner = Pruner(self.criterion, self.structure, self.allocation)
-        self._masks = Masks()
+        self._pruned = PrunedNetwork(self._pruner)
+        self._lookout = Lookout(self.until, self.structure.shrink, self.schedule(1.0))
+        self._rewinder = Rewinder(self.rewind)
+        self._pruned.followers.append(self._rewinder.snapshot)
+        self._regrower = Regrower(self.regrow)
+        self._regrower.check(self.structure, self.window)
         self._evidence = PruningEvidence(self.criterion, self.structure)
-        self._example = ExampleInputs()
-        self._reshaper = Reshaper()
+        self._pruned.followers.append(self._evidence)
         self._restored: Mapping[str, Any] | None = None
         self._reached: float | None = None
-        self._refused: set[str] = set()
 
     @property
     @override
@@ -124,30 +130,34 @@ class PruningScheduler(Callback):
     @property
     def cut(self) -> dict[str, Any]:
         """What was physically kept: tensor of the network -> its cuts ``[dim, kept positions, original size]``."""
-        return self._reshaper.state_dict()
+        return self._pruned.reshaper.state_dict()
 
     # Setting up: nothing is changed before everything is checked.
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reshaper = self._pruned.reshaper
         if stage == "fit" and self.structure.needs_coupling:
-            self._reshaper.check_strategy(trainer, shrinks=self.structure.shrink != "never")
+            reshaper.check_strategy(trainer, shrinks=self.structure.shrink != "never")
+        if stage == "fit" and (self.until is not None or self.rewind is not None):
+            reshaper.check_whole(trainer, "until and rewind")
         if self._owner is not None and self._owner is not pl_module:
             self._start_afresh()  # what was pruned is another model's
         self._owner = pl_module
-        self._reshaper.prepare_resume(trainer, pl_module, self.state_key, self.network)
+        self._pruned.reshaper.prepare_resume(trainer, pl_module, self.state_key, self.network)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._network_name, network = find_network(pl_module, self.network)
+        self._pruned.name, network = find_network(pl_module, self.network)
         layers = self._layers(pl_module)
         check_ranks_agree(
             trainer,
             (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window),
             "pruning",
         )
-        if self.structure.needs_coupling and not self._example:
-            self._example.watch(network)
+        check_ranks_agree(trainer, (self.until, self.rewind, self.regrow), "pruning")
+        if self.structure.needs_coupling and not self._pruned.example:
+            self._pruned.example.watch(network)
         self._evidence.attach(trainer, network, layers)
 
     @override
@@ -156,9 +166,12 @@ class PruningScheduler(Callback):
         if self._restored is not None:
             self._take_up(pl_module, self._restored)
             self._restored = None
-        if self._reached != self.schedule(1.0):
+            self._lookout.catch_up(trainer)
+        self._lookout.check(trainer)
+        self._rewinder.check(trainer, self.window, self.schedule)
+        if self._reached != self.schedule(1.0) and not self._lookout.is_stopped:
             self._gate.close(trainer)
-        self._enforce(trainer)
+        self._pruned.watch(trainer)
 
     # Each step.
 
@@ -169,16 +182,22 @@ class PruningScheduler(Callback):
             self._advance(trainer, pl_module)
         self._evidence.open()
 
+    def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rewinder.watch(trainer, pl_module)
+        progress = self.window.progress(clock_of(trainer))
+        if progress is None:
+            return
+        if self.schedule(progress) != self._reached and self._is_ready(trainer):
+            self._prune(trainer, pl_module, self.schedule(progress))
+            if not self._lookout.is_on and (progress == 1.0 or self._reached == self.schedule(1.0)):
+                self._gate.open(trainer)
+        if self._reached:
+            self._regrower.note(progress, self._pruned)
+
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._evidence.read_gradients(trainer, optimizer)
-
-    def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        progress = self.window.progress(clock_of(trainer))
-        if progress is not None and self.schedule(progress) != self._reached and self._is_ready(trainer):
-            self._prune(trainer, pl_module, self.schedule(progress))
-            if progress == 1.0 or self._reached == self.schedule(1.0):
-                self._gate.open(trainer)
+        self._regrower.regrow(trainer, pl_module, self._pruned, optimizer)
 
     @override
     def on_train_batch_end(
@@ -189,99 +208,78 @@ class PruningScheduler(Callback):
         elif self._seen_step is not None:
             self._evidence.take()
 
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._lookout.is_on or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        with torch.inference_mode(mode=False):  # what is held and what is cut must serve training
+            self._reached = self._lookout.judge(trainer, pl_module, self._pruned, self._reached)
+        if self._lookout.is_stopped or self._reached == self.schedule(1.0):
+            self._gate.open(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._lookout.is_on:
+            self._log(pl_module)
+
     def _is_ready(self, trainer: Trainer) -> bool:
-        knows_inputs = not self.structure.needs_coupling or bool(self._example)
-        return knows_inputs and self._evidence.is_ready(trainer.current_epoch)
+        knows_inputs = not self.structure.needs_coupling or bool(self._pruned.example)
+        return knows_inputs and self._lookout.allows_more and self._evidence.is_ready(trainer.current_epoch)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
-        network = self._live_network(pl_module)
+        pruned = self._pruned
+        self._lookout.hold_unpruned(trainer, pl_module, pruned)
         reshard(pl_module)
-        parameters = _parameters(network)
-        coupling = self._couple(network) if self.structure.needs_coupling else None
+        parameters = pruned.parameters(pl_module)
+        coupling = pruned.couple(pl_module) if self.structure.needs_coupling else None
         seen = self._seen(trainer, pl_module, parameters, coupling)
         if coupling is not None and isinstance(self.allocation, PricedAllocation) and self._pruner.wants_prices:
             weights = {name: layer.weight for name, layer in seen.items()}
-            prices = agreed_prices(trainer, self.allocation.cost, network, coupling, weights, self._example)
+            network = pruned.live(pl_module)
+            prices = agreed_prices(trainer, self.allocation.cost, network, coupling, weights, pruned.example)
             self._pruner.learn_prices(prices, self.schedule(1.0))
         group = shard_group([parameters[name] for name in seen])
         keep = self._pruner.decide(sparsity, seen, coupling, group)
-        shrinks = self.structure.shrink == "update" or (
-            self.structure.shrink == "end" and sparsity == self.schedule(1.0)
-        )
-        if shrinks and coupling is not None:
-            known = len(self._refused)
-            self._shrink(trainer, pl_module, coupling, keep)
-            if len(self._refused) > known and isinstance(self.allocation, PricedAllocation):
-                self._prune(trainer, pl_module, sparsity)  # the others must pay for what stays
-                return
-        else:
-            self._mask(parameters, coupling, keep)
+        refused = len(pruned.refused)
+        self._carry_out(trainer, pl_module, coupling, keep, sparsity)
+        if len(pruned.refused) > refused and isinstance(self.allocation, PricedAllocation):
+            self._prune(trainer, pl_module, sparsity)  # the others must pay for what stays
+            return
         self._reached = sparsity
         self._evidence.reset()
-        self._enforce(trainer)
-        self._mend(trainer, pl_module)
-        check_ranks_agree(trainer, (sparsity, None if group else self._masks.checksum()), "what is pruned")
-        metric = "pruning/sparsity" if self.name is None else f"pruning/{self.name}/sparsity"
-        pl_module.log(metric, sparsity, rank_zero_only=True)
+        if sparsity:
+            self._rewinder.rewind(trainer, pl_module)
+        pruned.enforce(trainer, pl_module)
+        check_ranks_agree(trainer, (sparsity, None if group else pruned.checksum()), "what is pruned")
+        self._log(pl_module)
 
-    def _mask(self, parameters: dict[str, nn.Parameter], coupling: Coupling | None, keep: Mapping[str, Tensor]) -> None:
-        weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
-        self._masks.clear()
-        for name, mask in self._pruner.masks(keep, weights, coupling).items():
-            self._masks.set(name, parameters[name], mask)
-        self._pruner.remember(keep)
-        self._masks.apply()
-
-    def _shrink(
-        self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
+    def _carry_out(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        coupling: Coupling | None,
+        keep: Mapping[str, Tensor],
+        sparsity: float,
     ) -> None:
-        network = self._live_network(pl_module)
-        groups = targeted_groups(coupling, {name: _parameters(network)[name] for name in keep})
-        present = self._pruner.kept_of_present(keep)
-        wanted = [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in present.items() if not mask.all()]
-        if wanted:
-            plan, refused, error = trainer.strategy.broadcast(self._plan(trainer, network, coupling, wanted))
-            if error:
-                raise ShrinkError(error)
-            for name, reason in refused.items():
-                warnings.warn(f"{name} keeps its channels: {reason}", stacklevel=2)
-            stays = [group for group in groups.values() if group.name in refused]
-            self._refused |= {member.name for group in stays for member in group.members if member.dim == 0}
-            self._reshaper.cut(trainer, pl_module, self._network_name, plan)
-            self._evidence.cut(plan)
-        self._masks.clear()
-        self._pruner.remember_removed({pool: mask for pool, mask in keep.items() if pool not in self._refused})
+        shrink, is_final = self.structure.shrink, sparsity == self.schedule(1.0)
+        if coupling is None or shrink == "never":
+            self._pruned.mask(pl_module, coupling, keep)
+        elif self._lookout.is_on:
+            self._pruned.mask_before_shrink(trainer, pl_module, coupling, keep)
+        elif shrink == "update" or is_final:
+            self._pruned.shrink(trainer, pl_module, coupling, keep)
+        else:
+            self._pruned.mask(pl_module, coupling, keep)
 
-    def _plan(
-        self, trainer: Trainer, network: nn.Module, coupling: Coupling, wanted: list[Choice]
-    ) -> tuple[CutPlan, dict[str, str], str]:
-        """The verified plan of rank 0: batches differ between ranks, and so might what can be verified."""
-        if not trainer.is_global_zero:
-            return {}, {}, ""
-        try:
-            done = shrink(copy.deepcopy(network), coupling, wanted, self._example.args, self._example.kwargs)
-        except ShrinkError as error:  # raised on every rank: one alone would leave the others waiting
-            return {}, {}, str(error)
-        return done.plan, done.refused, ""
-
-    def _enforce(self, trainer: Trainer) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = [
-            optimizer.register_step_post_hook(self._masks.enforcer(optimizer)) for optimizer in trainer.optimizers
-        ]
-
-    def _mend(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            self._masks.zero_moments(optimizer)
-        for twin in averaged_copies(trainer):
-            self._masks.apply_to_copy(submodule(twin, self._network_name))
+    def _log(self, pl_module: LightningModule) -> None:
+        metric = "pruning/sparsity" if self.name is None else f"pruning/{self.name}/sparsity"
+        pl_module.log(metric, self.sparsity, rank_zero_only=True)
 
     # What is pruned, and what is seen of it.
 
     def _layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Targeted layers by their name in the network, without those that are frozen or share another's weight."""
-        prefix = f"{self._network_name}." if self._network_name else ""
+        prefix = f"{self._pruned.name}." if self._pruned.name else ""
         chosen = self.targets.select(pl_module, LAYERS)
         layers, weights = {}, set()
         for name, module in chosen.items():
@@ -291,7 +289,7 @@ class PruningScheduler(Callback):
                 layers[name[len(prefix) :]] = module
         if not layers:
             raise TargetError(
-                f"all {len(chosen)} targeted layers are frozen, tied or outside {self._network_name!r}: "
+                f"all {len(chosen)} targeted layers are frozen, tied or outside {self._pruned.name!r}: "
                 f"{', '.join(list(chosen)[:5])}"
             )
         return layers
@@ -307,15 +305,8 @@ class PruningScheduler(Callback):
         return {
             name: seen
             for name, seen in self._evidence.seen(trainer, weights, coupling).items()
-            if name not in self._refused and (coupling is None or coupling.group_of(name, 0) is not None)
+            if name not in self._pruned.refused and (coupling is None or coupling.group_of(name, 0) is not None)
         }
-
-    def _couple(self, network: nn.Module) -> Coupling:
-        return couple(capture(network, self._example.args, self._example.kwargs))
-
-    def _live_network(self, pl_module: LightningModule) -> nn.Module:
-        network = submodule(pl_module, self._network_name)
-        return getattr(network, "_orig_mod", network)
 
     # State.
 
@@ -325,12 +316,12 @@ class PruningScheduler(Callback):
             return dict(self._restored)
         return {
             "reached": self._reached,
-            "pruner": self._pruner.state_dict(),
-            "masks": self._masks.state_dict(),
+            **self._pruned.state_dict(),
+            "lookout": self._lookout.state_dict(),
+            "rewinder": self._rewinder.state_dict(),
+            "regrower": self._regrower.state_dict(),
             "evidence": self._evidence.state_dict(),
-            "example": self._example.state_dict(),
-            "cut": self._reshaper.state_dict(),
-            "refused": sorted(self._refused),
+            "example": self._pruned.example.state_dict(),
         }
 
     @override
@@ -342,24 +333,18 @@ class PruningScheduler(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
         self._reached = state_dict["reached"]
-        self._example.load_state_dict(state_dict["example"])
+        self._pruned.example.load_state_dict(state_dict["example"])
 
     def _take_up(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-        reshard(pl_module)
-        parameters = _parameters(self._live_network(pl_module))
-        if shard_group([*parameters.values()]) is None:
-            self._pruner.load_state_dict(state["pruner"])
-            self._masks.load(state["masks"], parameters)
-        elif self._reached:
-            # Each rank holds another part of the weights: the zeros say what was masked.
-            self._masks.recover(state["masks"], parameters)
-            self._pruner.remember({name: local(parameters[name].detach()) != 0 for name in state["masks"]})
+        self._pruned.load_state_dict(pl_module, state)
+        self._lookout.load_state_dict(state["lookout"])
+        self._rewinder.load_state_dict(state["rewinder"])
+        self._regrower.load_state_dict(state["regrower"])
         self._evidence.load_state_dict(state["evidence"], pl_module.trainer)
-        self._reshaper.load_state_dict(state["cut"])
-        self._refused = set(state["refused"])
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reached = self._lookout.land(trainer, pl_module, self._pruned, self._reached)
         self._gate.release()
 
     @override
@@ -371,18 +356,10 @@ class PruningScheduler(Callback):
         self._release()
 
     def _release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._pruned.release()
         self._evidence.remove()
-        self._example.release()
         self._gate.release()
-        self._reshaper.release()
         self._seen_step = None
-
-
-def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    return {plain_name(name): parameter for name, parameter in network.named_parameters()}
 
 
 def _check_schedule(schedule: Schedule, structure: Structure) -> None:

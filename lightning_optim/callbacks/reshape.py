@@ -33,17 +33,28 @@ class Reshaper:
         Raises:
             ShrinkError: Under sharded strategies, and for a physical shrink under ``ddp_spawn`` and its like.
         """
+        Reshaper.check_whole(trainer, "channels")
         strategy = trainer.strategy
-        kind = type(strategy).__name__
-        if any(word in kind for word in ("FSDP", "ModelParallel", "DeepSpeed")):
-            raise ShrinkError(
-                f"channels cannot be pruned under {kind}: each rank holds a part of every weight; use ddp"
-            )
         launcher = type(strategy.launcher).__name__ if strategy.launcher is not None else ""
         if shrinks and "MultiProcessing" in launcher:
             raise ShrinkError(
                 "ddp_spawn returns weights by name and shape, so nothing can shrink in it; use strategy='ddp'"
             )
+
+    @staticmethod
+    def check_whole(trainer: Trainer, what: str) -> None:
+        """Refuse strategies under which a rank does not hold all of every weight.
+
+        Args:
+            trainer: The trainer of this rank.
+            what: What needs it, for the message; in the plural.
+
+        Raises:
+            ShrinkError: Under sharded strategies.
+        """
+        kind = type(trainer.strategy).__name__
+        if any(word in kind for word in ("FSDP", "ModelParallel", "DeepSpeed")):
+            raise ShrinkError(f"{what} cannot be used under {kind}: each rank holds a part of every weight; use ddp")
 
     def prepare_resume(self, trainer: Trainer, pl_module: LightningModule, state_key: str, network: str | None) -> None:
         """Give a full-size module the shape of whatever checkpoint is loaded, before its weights arrive.

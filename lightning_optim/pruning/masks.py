@@ -43,6 +43,10 @@ class Masks:
         self._parameters[name] = parameter
         self._masks[name] = torch.empty_like(weight).copy_(keep)
 
+    def kept(self) -> dict[str, Tensor]:
+        """Every mask as booleans, ``True`` where the weight is left."""
+        return {name: mask != 0 for name, mask in self._masks.items()}
+
     def clear(self) -> None:
         """Forget every mask; the weights stay as they are."""
         self._parameters, self._masks = {}, {}

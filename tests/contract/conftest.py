@@ -53,6 +53,7 @@ VALUES = {
     "by_sensitivity": ["callbacks.pruning_scheduler.allocation.table={folder}/analyze.json"],
     "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
+    "metric_drop": ["callbacks.pruning_scheduler.until.max_drop=1.0"],  # judged, and always good
     "batch_norm_scale": [
         "lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel",
         "callbacks.pruning_scheduler.targets.include=[net.stem.*,net.mix.*]",
@@ -118,7 +119,8 @@ class Module(LightningModule):
         return self(self.data(1, batch_idx)[0])
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.net.parameters(), lr=0.02)
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.02)
+        return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)]
 
 
 class ManualModule(Module):

@@ -1,0 +1,227 @@
+"""The live network under pruning."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol, final
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optim.callbacks.reshape import Reshaper, averaged_copies
+from lightning_optim.errors import ShrinkError
+from lightning_optim.graph.capture import capture
+from lightning_optim.graph.coupling import Coupling, couple
+from lightning_optim.pruning.masks import Masks
+from lightning_optim.pruning.pruner import Pruner
+from lightning_optim.pruning.shrink import Choice, shrink
+from lightning_optim.pruning.structure.channel import targeted_groups
+from lightning_optim.surgery.cut import CutPlan
+from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.select import plain_name, submodule
+from lightning_optim.surgery.shard import local, reshard, shard_group
+
+
+class Follower(Protocol):
+    """Knows the network's tensors by name, and must be cut with them."""
+
+    def cut(self, plan: CutPlan, prefix: str) -> None:
+        """Follow a cut: ``plan`` names tensors of the network, which lies below ``prefix`` in its LightningModule."""
+
+
+@final
+class PrunedNetwork:
+    """Masks and cuts of one network, and whatever must follow them: optimizers, averaged copies, snapshots.
+
+    Args:
+        pruner: Decides what goes, and remembers it.
+
+    Attributes:
+        name: Plain name of the network in the LightningModule.
+        refused: Weights whose channels cannot be cut, and stay.
+        example: What the network is called with.
+        reshaper: Cuts, and brings a fresh module to a checkpoint's shape.
+        followers: What is cut with the network.
+    """
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.name = ""
+        self.refused: set[str] = set()
+        self.example = ExampleInputs()
+        self.reshaper = Reshaper()
+        self.followers: list[Follower] = []
+        self._pruner = pruner
+        self._masks = Masks()
+        self._due: CutPlan = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def live(self, pl_module: LightningModule) -> nn.Module:
+        """The network itself, below any wrapper of ``torch.compile``."""
+        network = submodule(pl_module, self.name)
+        return getattr(network, "_orig_mod", network)
+
+    def parameters(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
+        """The network's parameters by plain name."""
+        return {plain_name(name): parameter for name, parameter in self.live(pl_module).named_parameters()}
+
+    def couple(self, pl_module: LightningModule) -> Coupling:
+        """Which channels of the network, as it is now, can only go together."""
+        return couple(capture(self.live(pl_module), self.example.args, self.example.kwargs))
+
+    def regrow(self, trainer: Trainer, pl_module: LightningModule, keep: Mapping[str, Tensor]) -> None:
+        """Let other single weights be masked; those that come back start at zero, without moments."""
+        parameters = self.parameters(pl_module)
+        for optimizer in trainer.optimizers:
+            self._masks.zero_moments(optimizer)
+        for name, mask in keep.items():
+            self._masks.set(name, parameters[name], mask)
+        self._pruner.remember({**self._pruner.alive, **keep})
+        self._masks.apply()
+        self.enforce(trainer, pl_module)
+
+    def kept(self) -> dict[str, Tensor]:
+        """Boolean masks of this rank's part of every masked weight, by name."""
+        return self._masks.kept()
+
+    def checksum(self) -> list[tuple[str, int, int]]:
+        """Enough of every mask to notice that two ranks differ."""
+        return self._masks.checksum()
+
+    # What a decision does to it.
+
+    def mask(self, pl_module: LightningModule, coupling: Coupling | None, keep: Mapping[str, Tensor]) -> None:
+        """Zero what is not kept, and hold it at zero."""
+        parameters = self.parameters(pl_module)
+        weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+        self._masks.clear()
+        for name, mask in self._pruner.masks(keep, weights, coupling).items():
+            self._masks.set(name, parameters[name], mask)
+        self._pruner.remember(keep)
+        self._masks.apply()
+
+    def shrink(
+        self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
+    ) -> None:
+        """Remove the channels that are not kept; those of groups that cannot be cut stay.
+
+        Raises:
+            ShrinkError: On every rank, if nothing can be cut.
+        """
+        self._due = self._verified(trainer, pl_module, coupling, keep)
+        self._masks.clear()
+        self._pruner.remember({pool: mask for pool, mask in keep.items() if pool not in self.refused})
+        self.settle(trainer, pl_module)
+
+    def mask_before_shrink(
+        self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
+    ) -> None:
+        """Mask what ``settle`` then removes: until then everything can come back.
+
+        Raises:
+            ShrinkError: On every rank, if nothing can be cut.
+        """
+        self._due = self._verified(trainer, pl_module, coupling, keep)
+        self.mask(pl_module, coupling, {pool: mask for pool, mask in keep.items() if pool not in self.refused})
+
+    def settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what is due to be removed; a second call does nothing."""
+        if not self._due:
+            return
+        self.reshaper.cut(trainer, pl_module, self.name, self._due)
+        for follower in self.followers:
+            follower.cut(self._due, f"{self.name}." if self.name else "")
+        self._due = {}
+        self._masks.clear()
+        self._pruner.remember_removed(self._pruner.alive)
+        self.watch(trainer)
+
+    def _verified(
+        self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
+    ) -> CutPlan:
+        """The cut that removes what is not kept; notes and reports what it must leave."""
+        parameters = self.parameters(pl_module)
+        groups = targeted_groups(coupling, {name: parameters[name] for name in keep})
+        present = self._pruner.kept_of_present(keep)
+        wanted = [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in present.items() if not mask.all()]
+        if not wanted:
+            return {}
+        network = self.live(pl_module)
+        plan, refused, error = trainer.strategy.broadcast(self._plan(trainer, network, coupling, wanted))
+        if error:
+            raise ShrinkError(error)
+        for name, reason in refused.items():
+            warnings.warn(f"{name} keeps its channels: {reason}", stacklevel=2)
+        stays = [group for group in groups.values() if group.name in refused]
+        self.refused |= {member.name for group in stays for member in group.members if member.dim == 0}
+        return dict(plan)
+
+    def _plan(
+        self, trainer: Trainer, network: nn.Module, coupling: Coupling, wanted: list[Choice]
+    ) -> tuple[CutPlan, dict[str, str], str]:
+        """The verified plan of rank 0: batches differ between ranks, and so might what can be verified."""
+        if not trainer.is_global_zero:
+            return {}, {}, ""
+        try:
+            done = shrink(copy.deepcopy(network), coupling, wanted, self.example.args, self.example.kwargs)
+        except ShrinkError as error:  # raised on every rank: one alone would leave the others waiting
+            return {}, {}, str(error)
+        return done.plan, done.refused, ""
+
+    def enforce(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold what is masked at zero, here and in averaged copies, and let no moment push it about."""
+        self.watch(trainer)
+        for optimizer in trainer.optimizers:
+            self._masks.zero_moments(optimizer)
+        for twin in averaged_copies(trainer):
+            self._masks.apply_to_copy(submodule(twin, self.name))
+
+    def watch(self, trainer: Trainer) -> None:
+        """Mask again after each step of each optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            optimizer.register_step_post_hook(self._masks.enforcer(optimizer)) for optimizer in trainer.optimizers
+        ]
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is masked, what is cut, and what is due to be, as plain tensors and primitives."""
+        return {
+            "pruner": self._pruner.state_dict(),
+            "masks": self._masks.state_dict(),
+            "cut": self.reshaper.state_dict(),
+            "due": {name: [list(cut) for cut in cuts] for name, cuts in self._due.items()},
+            "refused": sorted(self.refused),
+        }
+
+    def load_state_dict(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict`` beside the ``"reached"`` sparsity, on a module that has undergone its cut."""
+        self.put_back(pl_module, state)
+        self.reshaper.load_state_dict(state["cut"])
+
+    def put_back(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+        """Mask as in an earlier ``state_dict`` (beside the ``"reached"`` sparsity), after which nothing was cut."""
+        reshard(pl_module)
+        parameters = self.parameters(pl_module)
+        self._masks.clear()
+        if shard_group([*parameters.values()]) is None:
+            self._pruner.load_state_dict(state["pruner"])
+            self._masks.load(state["masks"], parameters)
+        elif state["reached"]:
+            # Each rank holds another part of the weights: the zeros say what was masked.
+            self._masks.recover(state["masks"], parameters)
+            self._pruner.remember({name: local(parameters[name].detach()) != 0 for name in state["masks"]})
+        self._due = {name: [(dim, kept) for dim, kept in cuts] for name, cuts in state["due"].items()}
+        self.refused = set(state["refused"])
+
+    def release(self) -> None:
+        """Take every hook and patch off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self.example.release()
+        self.reshaper.release()

@@ -1,0 +1,201 @@
+"""Prune until a metric falls too far: what every validation of a fit says, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_optim.callbacks.pruned_network import PrunedNetwork
+from lightning_optim.callbacks.reshape import averaged_copies
+from lightning_optim.pruning.structure.base import Shrink
+from lightning_optim.pruning.until.metric_drop import MetricDrop, Verdict
+from lightning_optim.surgery.snapshot import Snapshot
+
+
+@final
+class Lookout:
+    """Judges a model at the end of each validation, and holds the last state that was good.
+
+    Channels that are to be removed are masked until a validation found that good: what went too far can then come back,
+    and what is held has the shape of the live network.
+
+    Args:
+        setting: Metric and allowed drop; ``None`` judges nothing.
+        shrink: When the structure removes channels.
+        final: The highest sparsity that is asked for.
+    """
+
+    def __init__(self, setting: MetricDrop | None, shrink: Shrink, final: float) -> None:
+        self._setting, self._shrink, self._final = setting, shrink, final
+        self._watch = setting.start() if setting is not None else None
+        self._snapshot = Snapshot()
+        self._held: dict[str, Any] = {}
+        self._has_judged = False
+        self._is_stopped = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a metric to look at."""
+        return self._watch is not None
+
+    @property
+    def allows_more(self) -> bool:
+        """Whether more may go now."""
+        return self._watch is None or (self._watch.is_ready and not self._watch.is_resting and not self._is_stopped)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether pruning went too far once, and has ended."""
+        return self._is_stopped
+
+    def check(self, trainer: Trainer) -> None:
+        """Refuse a fit without validation.
+
+        Raises:
+            ValueError: If nothing would ever be judged.
+        """
+        if self._setting is not None and not trainer.enable_validation:
+            raise ValueError(
+                f"until needs {self._setting.monitor!r} from validation, but this fit has none: give validation data, "
+                "a validation_step that logs it, and limit_val_batches above 0"
+            )
+
+    def catch_up(self, trainer: Trainer) -> None:
+        """Validate a resumed model, if its checkpoint was written between a batch and the validation that follows it.
+
+        Lightning leaves that validation out; an uninterrupted fit was judged by it.
+        """
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        if self._watch is None or fetcher is None or not loop.restarted_on_train_batch_end:
+            return
+        if loop._should_check_val_fx(fetcher):
+            trainer.validating = True
+            loop.val_loop.restarting = False
+            loop.val_loop.run()
+            trainer.training = True
+
+    def hold(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None) -> None:
+        """Remember the present state as good."""
+        self._snapshot.take(pl_module, trainer.optimizers, averaged_copies(trainer))
+        self._held = {**pruned.state_dict(), "reached": reached}
+
+    def hold_unpruned(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork) -> None:
+        """Remember the model before its first pruning step, if no validation came before it."""
+        if self.is_on and not self._snapshot:
+            self.hold(trainer, pl_module, pruned, None)
+
+    def judge(
+        self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None
+    ) -> float | None:
+        """Judge the validation that has just ended; a collective call.
+
+        Args:
+            trainer: The trainer of this rank.
+            pl_module: Its module.
+            pruned: The live network.
+            reached: The sparsity that was validated.
+
+        Returns:
+            The sparsity that training goes on with.
+
+        Raises:
+            ValueError: If the metric was not logged.
+        """
+        assert self._watch is not None
+        value = self._metric(trainer)
+        self._has_judged = True
+        if not reached:
+            self._watch.note(value)
+            self.hold(trainer, pl_module, pruned, reached)
+            return reached
+        verdict = self._watch.judge(value)
+        if verdict is Verdict.GOOD:
+            if self._shrink == "update" or reached == self._final or self._is_stopped:
+                pruned.settle(trainer, pl_module)
+            self.hold(trainer, pl_module, pruned, reached)
+        elif verdict is Verdict.BACK:
+            rank_zero_info(f"{self._monitor} fell to {value:g} at sparsity {reached:g}: back to {self._good or 0:g}")
+            return self._go_back(trainer, pl_module, pruned)
+        return reached
+
+    def land(
+        self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None
+    ) -> float | None:
+        """At the end of a fit, go back from what no validation found good.
+
+        Returns:
+            The sparsity that the fit ends with.
+
+        Raises:
+            ValueError: If no validation came at all.
+        """
+        if self._watch is None:
+            return reached
+        if not self._has_judged:
+            raise ValueError(
+                f"until needs {self._monitor!r} from validation, but the fit ended before the first one; "
+                "validate more often (val_check_interval, check_val_every_n_epoch) or train longer"
+            )
+        if self._watch.is_resting or (reached or 0.0) != (self._good or 0.0):
+            return self._go_back(trainer, pl_module, pruned)
+        return reached
+
+    def _go_back(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork) -> float | None:
+        self._is_stopped = True
+        pl_module.zero_grad(set_to_none=True)
+        self._snapshot.put_back(pl_module, trainer.optimizers, averaged_copies(trainer))
+        pruned.put_back(pl_module, self._held)
+        pruned.watch(trainer)
+        if self._shrink != "never":
+            pruned.settle(trainer, pl_module)
+            self.hold(trainer, pl_module, pruned, self._good)
+        return self._good
+
+    @property
+    def _good(self) -> float | None:
+        """The sparsity of the last good state."""
+        reached: float | None = self._held["reached"]
+        return reached
+
+    @property
+    def _monitor(self) -> str:
+        assert self._setting is not None
+        return self._setting.monitor
+
+    def _metric(self, trainer: Trainer) -> float:
+        """The metric's mean over the ranks, so that all of them decide alike."""
+        logged = trainer.callback_metrics
+        if self._monitor not in logged:
+            raise ValueError(
+                f"until needs {self._monitor!r}, but validation logged {sorted(logged) or 'nothing'}; "
+                "set until.monitor to one of these, or log it in validation_step"
+            )
+        value = logged[self._monitor].detach().to(trainer.strategy.root_device).float()
+        return float(trainer.strategy.reduce(value.clone(), reduce_op="mean"))
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and primitives; empty without a metric."""
+        if self._watch is None:
+            return {}
+        return {
+            "watch": self._watch.state_dict(),
+            "snapshot": self._snapshot.state_dict(),
+            "held": dict(self._held),
+            "has_judged": self._has_judged,
+            "is_stopped": self._is_stopped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``; one of a fit without a metric changes nothing."""
+        if self._watch is None or not state:
+            return
+        self._watch.load_state_dict(state["watch"])
+        self._snapshot.load_state_dict(state["snapshot"])
+        self._held = dict(state["held"])
+        self._has_judged, self._is_stopped = state["has_judged"], state["is_stopped"]

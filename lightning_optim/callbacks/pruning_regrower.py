@@ -1,0 +1,111 @@
+"""Let the smallest weights give way to others, at constant sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+
+from lightning_optim.callbacks.agreement import check_ranks_agree
+from lightning_optim.callbacks.pruned_network import PrunedNetwork
+from lightning_optim.pruning.regrow.base import Regrowth, decayed
+from lightning_optim.pruning.regrow.functional import exchange
+from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.structure.weight import Weight
+from lightning_optim.surgery.shard import local, shard_group
+from lightning_optim.window import Window
+
+
+@final
+class Regrower:
+    """At each jump of the window marks every mask as due; each is renewed before its optimizer's next step.
+
+    There the gradients are final: accumulated, unscaled, the mean over the ranks.
+
+    Args:
+        setting: Which weights come back; ``None`` does nothing.
+    """
+
+    def __init__(self, setting: Regrowth | None) -> None:
+        self._setting = setting
+        self._jump: float | None = None
+        self._due: set[str] = set()
+
+    def check(self, structure: Structure, window: Window) -> None:
+        """Refuse what cannot regrow.
+
+        Raises:
+            ValueError: If more than single weights fall together, or the window has no jumps.
+        """
+        if self._setting is None:
+            return
+        if not isinstance(structure, Weight):
+            raise ValueError(
+                f"regrow needs single weights, got structure {type(structure).__name__!r}; choose 'Weight' or no regrow"
+            )
+        if window.every is None:
+            raise ValueError("regrow needs a window with jumps, but window.every is None; set it")
+
+    def note(self, progress: float, pruned: PrunedNetwork) -> None:
+        """Mark what is due at ``progress``, if that is a jump; the first one prunes, the window's end does nothing."""
+        if self._setting is None or progress == self._jump:
+            return
+        is_first = self._jump is None
+        self._jump = progress
+        self._due = set() if is_first or progress >= 1.0 else set(pruned.kept())
+
+    def regrow(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, optimizer: Optimizer) -> None:
+        """Renew the masks that are due among the weights of ``optimizer``; a collective call.
+
+        Raises:
+            ValueError: If a gradient is needed and there is none.
+        """
+        if self._setting is None or not self._due:
+            return
+        parameters = pruned.parameters(pl_module)
+        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        names = [name for name in parameters if name in self._due and id(parameters[name]) in owned]
+        group = shard_group([parameters[name] for name in names]) if names else None
+        gradients = {name: parameters[name].grad for name in names}
+        if not names or self._has_overflow(gradients, group):
+            return
+        kept, number = pruned.kept(), {name: place for place, name in enumerate(parameters)}
+        rank = distributed.get_rank(group) if group is not None else 0
+        renewed = {}
+        for name in names:
+            weight, gradient = local(parameters[name].detach()), gradients[name]
+            seed = (trainer.global_step * len(parameters) + number[name]) * 65_537 + rank
+            try:
+                desire = self._setting.desire(weight, None if gradient is None else local(gradient), seed)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            share = decayed(self._setting.fraction, self._jump or 0.0)
+            renewed[name] = exchange(kept[name], weight, desire, share, group)
+        self._due -= renewed.keys()
+        pruned.regrow(trainer, pl_module, renewed)
+        check_ranks_agree(trainer, None if group else pruned.checksum(), "what comes back")
+
+    def _has_overflow(self, gradients: Mapping[str, Tensor | None], group: distributed.ProcessGroup | None) -> bool:
+        """Whether a gradient overflowed in half precision: this step will be skipped, and the next one serves."""
+        assert self._setting is not None
+        if not self._setting.needs_gradient:
+            return False
+        found = [local(gradient) for gradient in gradients.values() if gradient is not None]
+        is_bad = not all(bool(gradient.isfinite().all()) for gradient in found)
+        if group is None:
+            return is_bad
+        votes = torch.tensor(int(is_bad), device=found[0].device)
+        distributed.all_reduce(votes, group=group)
+        return bool(votes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last jump, and what is still due."""
+        return {"jump": self._jump, "due": sorted(self._due)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``."""
+        self._jump, self._due = state["jump"], set(state["due"])
