@@ -79,7 +79,6 @@ class PrunedNetwork:
         for name, mask in keep.items():
             self._masks.set(name, parameters[name], mask)
         self._pruner.remember({**self._pruner.alive, **keep})
-        self._masks.apply()
         self.enforce(trainer, pl_module)
 
     def kept(self) -> dict[str, Tensor]:
@@ -173,6 +172,7 @@ class PrunedNetwork:
     def enforce(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hold what is masked at zero, here and in averaged copies, and let no moment push it about."""
         self.watch(trainer)
+        self._masks.apply()
         for optimizer in trainer.optimizers:
             self._masks.zero_moments(optimizer)
         for twin in averaged_copies(trainer):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
@@ -16,7 +14,6 @@ from lightning_optim.pruning.regrow.base import Regrowth, decayed
 from lightning_optim.pruning.regrow.functional import exchange
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.weight import Weight
-from lightning_optim.surgery.shard import local, shard_group
 from lightning_optim.window import Window
 
 
@@ -66,41 +63,25 @@ class Regrower:
         """
         if self._setting is None or not self._due:
             return
-        parameters = pruned.parameters(pl_module)
+        parameters, kept = pruned.parameters(pl_module), pruned.kept()
         owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        names = [name for name in parameters if name in self._due and id(parameters[name]) in owned]
-        group = shard_group([parameters[name] for name in names]) if names else None
-        gradients = {name: parameters[name].grad for name in names}
-        if not names or self._has_overflow(gradients, group):
-            return
-        kept, number = pruned.kept(), {name: place for place, name in enumerate(parameters)}
-        rank = distributed.get_rank(group) if group is not None else 0
         renewed = {}
-        for name in names:
-            weight, gradient = local(parameters[name].detach()), gradients[name]
-            seed = (trainer.global_step * len(parameters) + number[name]) * 65_537 + rank
+        for number, (name, parameter) in enumerate(parameters.items()):
+            if name not in self._due or id(parameter) not in owned:
+                continue
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                return  # overflow in half precision: this step will be skipped, and the next one serves
+            seed = trainer.global_step * len(parameters) + number
             try:
-                desire = self._setting.desire(weight, None if gradient is None else local(gradient), seed)
+                desire = self._setting.desire(parameter.detach(), parameter.grad, seed)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             share = decayed(self._setting.fraction, self._jump or 0.0)
-            renewed[name] = exchange(kept[name], weight, desire, share, group)
-        self._due -= renewed.keys()
-        pruned.regrow(trainer, pl_module, renewed)
-        check_ranks_agree(trainer, None if group else pruned.checksum(), "what comes back")
-
-    def _has_overflow(self, gradients: Mapping[str, Tensor | None], group: distributed.ProcessGroup | None) -> bool:
-        """Whether a gradient overflowed in half precision: this step will be skipped, and the next one serves."""
-        assert self._setting is not None
-        if not self._setting.needs_gradient:
-            return False
-        found = [local(gradient) for gradient in gradients.values() if gradient is not None]
-        is_bad = not all(bool(gradient.isfinite().all()) for gradient in found)
-        if group is None:
-            return is_bad
-        votes = torch.tensor(int(is_bad), device=found[0].device)
-        distributed.all_reduce(votes, group=group)
-        return bool(votes)
+            renewed[name] = exchange(kept[name], parameter, desire, share)
+        if renewed:
+            self._due -= renewed.keys()
+            pruned.regrow(trainer, pl_module, renewed)
+            check_ranks_agree(trainer, pruned.checksum(), "what comes back")
 
     def state_dict(self) -> dict[str, Any]:
         """The last jump, and what is still due."""

@@ -139,8 +139,8 @@ class PruningScheduler(Callback):
         reshaper = self._pruned.reshaper
         if stage == "fit" and self.structure.needs_coupling:
             reshaper.check_strategy(trainer, shrinks=self.structure.shrink != "never")
-        if stage == "fit" and (self.until is not None or self.rewind is not None):
-            reshaper.check_whole(trainer, "until and rewind")
+        if stage == "fit" and any(setting is not None for setting in (self.until, self.rewind, self.regrow)):
+            reshaper.check_whole(trainer, "until, rewind and regrow")
         if self._owner is not None and self._owner is not pl_module:
             self._start_afresh()  # what was pruned is another model's
         self._owner = pl_module

@@ -1,0 +1,278 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim.errors import ShrinkError
+from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.pruning.until.metric_drop import MetricDrop
+from lightning_optim.schedule.constant import Constant
+from lightning_optim.schedule.steps import Steps
+from lightning_optim.window import Window
+
+STRUCTURES = {"weight": None, "update": Channel(), "end": Channel(shrink="end"), "never": Channel(shrink="never")}
+BATCHES = 3
+
+
+class Scored(LightningModule):
+    """Its score falls off a cliff beyond a share of zeros (or of channels that are gone); data depend on the step."""
+
+    cliff = 0.5
+    luck = ()  # epochs that score well, whatever the sparsity
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 10, 3), nn.BatchNorm2d(10), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 3)
+        )
+
+    def training_step(self, batch, batch_idx):
+        generator = torch.Generator().manual_seed(100 * self.current_epoch + batch_idx)
+        x = torch.randn(6, 1, 6, 6, generator=generator)
+        return F.cross_entropy(self.net(x), x.flatten(1)[:, :3].argmax(1))
+
+    def gone(self):
+        weight = self.net[0].weight
+        channels = sum(bool(channel.any()) for channel in weight)
+        return 1 - channels / 10 if self.by_channel else float((weight == 0).float().mean())
+
+    by_channel = False
+
+    def validation_step(self, batch, batch_idx):
+        good = self.gone() <= self.cliff + 1e-6 or self.current_epoch in self.luck
+        self.log("val/score", 0.9 if good else 0.6)
+        self.log("val/loss", 0.1 if good else 0.4)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net.parameters(), lr=0.02)
+
+
+class Ends(Callback):
+    """What stands at the end of each validation, after the scheduler has judged."""
+
+    def __init__(self):
+        self.states, self.sparsities = [], []
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.states.append(copy.deepcopy([pl_module.state_dict(), trainer.optimizers[0].state_dict()["state"]]))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.sparsities.append(trainer.callback_metrics.get("pruning/sparsity"))
+
+
+def scheduler(structure=None, values=(0.2, 0.4, 0.6, 0.8), **until):
+    """Nothing goes in the first epoch; then a jump at the start of each."""
+    return PruningScheduler(
+        schedule=Steps(values=values),
+        structure=structure,
+        window=Window(begin=1, end=1 + len(values), unit="epoch"),
+        until=MetricDrop(**{"monitor": "val/score", "max_drop": 0.1} | until),
+    )
+
+
+def fit(module, *callbacks, ckpt_path=None, **settings):
+    plain = {"max_epochs": 6, "num_sanity_val_steps": 0, "enable_checkpointing": False}
+    trainer = Trainer(
+        callbacks=list(callbacks),
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **plain | settings,
+    )
+    trainer.fit(module, DataLoader(torch.arange(BATCHES)), DataLoader(torch.arange(1)), ckpt_path=ckpt_path)
+    return trainer
+
+
+def module_for(structure):
+    module = Scored()
+    module.by_channel = structure is not None
+    return module
+
+
+def same(left, right):
+    if isinstance(left, torch.Tensor):
+        return left.shape == right.shape and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(same(one, other) for one, other in zip(left, right, strict=True))
+    return left == right
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_it_ends_at_the_last_sparsity_that_was_good_enough(structure):
+    module, pruning, ends = module_for(structure), scheduler(structure), Ends()
+    trainer = fit(module, pruning, ends)
+    assert pruning.sparsity == 0.4
+    assert float(trainer.callback_metrics["pruning/sparsity"]) == pytest.approx(0.4)
+    assert float(trainer.callback_metrics["val/score"]) == pytest.approx(0.9)
+    if structure is None:
+        assert module.gone() == pytest.approx(round(0.4 * 90) / 90)
+    else:
+        assert sum(bool(channel.any()) for channel in module.net[0].weight) == 6
+        assert module.net[0].out_channels == (10 if structure.shrink == "never" else 6)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_the_last_good_state_comes_back_bit_for_bit(structure):
+    # Epochs: unpruned, 0.2, 0.4, then 0.6 is too much.
+    module, ends = module_for(structure), Ends()
+    fit(module, scheduler(structure), ends, max_epochs=4)
+    good, after = ends.states[2], ends.states[3]
+    if structure is None or structure.shrink != "end":
+        assert same(good, after)
+    else:  # the state that was masked is cut now: as many channels are there as were alive
+        alive = good[0]["net.0.weight"].flatten(1).any(1)
+        assert torch.equal(good[0]["net.0.weight"][alive], after[0]["net.0.weight"])
+        assert torch.equal(good[1][0]["exp_avg"][alive], after[1][0]["exp_avg"])
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_every_parameter_trains_on_after_going_back(structure):
+    module, ends = module_for(structure), Ends()
+    trainer = fit(module, scheduler(structure), ends, max_epochs=5)
+    before = ends.states[3][0]
+    for name, parameter in module.named_parameters():
+        assert parameter.shape == before[name].shape
+        assert not torch.equal(parameter, before[name]), name
+        assert any(parameter is known for group in trainer.optimizers[0].param_groups for known in group["params"])
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_a_resumed_fit_is_bit_equal_before_and_after_going_back(structure, tmp_path):
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = module_for(structure)
+    trainer = fit(whole, scheduler(structure), saver, enable_checkpointing=True)
+    expected = [whole.state_dict(), trainer.optimizers[0].state_dict()]
+    for step in (2, 3, 5, 8, 9, 12, 13, 16):  # 3, 9 and 12 lie just before a validation
+        path = tmp_path / f"step={step}.ckpt"
+        torch.load(path, weights_only=True)
+        resumed, pruning = module_for(structure), scheduler(structure)
+        trainer = fit(resumed, pruning, ckpt_path=path)
+        assert same(expected, [resumed.state_dict(), trainer.optimizers[0].state_dict()]), step
+        assert pruning.sparsity == 0.4
+
+
+def test_files_at_the_end_are_of_the_state_gone_back_to(tmp_path):
+    module = module_for(Channel())
+    saver = ModelCheckpoint(tmp_path, monitor="val/score", mode="max", save_last=True)
+    fit(module, scheduler(Channel()), saver, max_epochs=4, enable_checkpointing=True)
+    for path in (saver.best_model_path, saver.last_model_path):
+        assert len(torch.load(path, weights_only=True)["state_dict"]["net.0.weight"]) == 6
+
+
+def test_fine_tuning_may_recover_within_the_patience():
+    module, pruning = Scored(), scheduler(patience=1)
+    module.luck = (4,)  # 0.6 is bad in epoch 3, rests, is good in epoch 4; then 0.8 is bad twice
+    fit(module, pruning, max_epochs=8)
+    assert pruning.sparsity == 0.6
+
+
+def test_nothing_more_goes_while_the_metric_is_below():
+    module, pruning, ends = Scored(), scheduler(patience=9), Ends()
+    fit(module, pruning, ends, max_epochs=6)
+    assert [None if value is None else round(float(value), 1) for value in ends.sparsities[:5]] == [
+        0,
+        0.2,
+        0.4,
+        0.6,
+        0.6,
+    ]
+    assert pruning.sparsity == 0.4  # the fit ends below: it goes back
+
+
+def test_a_step_that_no_validation_has_judged_is_taken_back():
+    module, pruning = Scored(), scheduler()
+    fit(module, pruning, max_epochs=3, check_val_every_n_epoch=2)  # epoch 1 is judged before pruning, epoch 2 prunes
+    assert pruning.sparsity == 0.0
+    assert module.gone() == 0.0
+
+
+def test_even_the_first_step_can_be_too_much():
+    module, pruning, ends = Scored(), scheduler(values=(0.9,)), Ends()
+    fit(module, pruning, ends, max_epochs=2)
+    assert pruning.sparsity == 0.0
+    assert module.gone() == 0.0
+    assert same(ends.states[0], ends.states[1])
+
+
+def test_pruning_waits_for_the_metric_before_it():
+    module = Scored()
+    pruning = PruningScheduler(schedule=Constant(value=0.3), until=MetricDrop(monitor="val/score", max_drop=0.1))
+    ends = Ends()
+    fit(module, pruning, ends)
+    assert not (ends.states[0][0]["net.0.weight"] == 0).any()
+    assert pruning.sparsity == 0.3
+
+
+def test_with_a_reference_pruning_begins_at_once():
+    module, ends = Scored(), Ends()
+    until = MetricDrop(monitor="val/score", max_drop=0.1, reference=0.9)
+    pruning = PruningScheduler(schedule=Constant(value=0.9), until=until)
+    fit(module, pruning, ends, max_epochs=1)
+    assert pruning.sparsity == 0.0
+    assert module.gone() == 0.0
+
+
+def test_a_loss_may_rise_only_so_far():
+    pruning = scheduler(monitor="val/loss", mode="min", max_drop=0.2)
+    fit(Scored(), pruning)
+    assert pruning.sparsity == 0.4
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_averaged_copy_goes_back_with_the_model(first):
+    module, pruning = module_for(Channel()), scheduler(Channel())
+    average = EMAWeightAveraging(decay=0.5)
+    fit(module, *([average, pruning] if first else [pruning, average]))
+    assert module.net[0].out_channels == 6
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_a_metric_that_is_not_logged_is_told_at_the_first_validation():
+    with pytest.raises(ValueError, match=r"needs 'val/accuracy', but validation logged \['val/loss', 'val/score'\]"):
+        fit(Scored(), scheduler(monitor="val/accuracy"))
+
+
+def test_a_fit_without_validation_is_refused_before_anything_changes():
+    module = Scored()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match="this fit has none"):
+        fit(module, scheduler(), limit_val_batches=0)
+    assert same(dict(before), dict(module.state_dict()))
+
+
+def test_a_fit_that_ends_before_its_first_validation_says_so():
+    with pytest.raises(ValueError, match="ended before the first one"):
+        fit(Scored(), scheduler(), max_epochs=2, check_val_every_n_epoch=5)
+
+
+def test_a_metric_that_is_no_number_counts_as_too_low():
+    module = Scored()
+    module.validation_step = lambda batch, batch_idx: module.log(
+        "val/score", math.nan if module.current_epoch == 2 else 0.9
+    )
+    pruning = scheduler()
+    fit(module, pruning, max_epochs=4)
+    assert pruning.sparsity == 0.2
+
+
+def test_sharded_weights_are_refused():
+    class FSDPStrategy:
+        launcher = None
+
+    class Stub:
+        strategy = FSDPStrategy()
+
+    with pytest.raises(ShrinkError, match="until, rewind and regrow cannot be used under FSDPStrategy"):
+        scheduler().setup(Stub(), Scored(), "fit")
