@@ -19,7 +19,7 @@ class Allocation(ABC):
 
         Args:
             scores: Importance of every entry of every pool (a layer's weights, a group's channels); ``-inf`` for what
-                has gone already.
+                has gone already, ``inf`` for what must stay.
             sparsity: Fraction of all entries that shall be gone, in ``[0, 1)``.
             group: Process group over which each pool is sharded; ``None`` if each rank sees all of it.
 

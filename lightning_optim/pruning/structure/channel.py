@@ -52,29 +52,17 @@ class Channel(Structure):
     def pools(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
-        groups = targeted_groups(coupling, weights)
-        return {name: _channel_scores(group, weights, scores) for name, group in groups.items()}
+        return {name: channel_scores(group, scores) for name, group in targeted_groups(coupling, weights).items()}
 
     @override
     def masks(
         self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
-        masks: dict[str, Tensor] = {}
-        groups = targeted_groups(coupling, {name: weights[name] for name in keep})
-        for name, group in groups.items():
-            gone = ~keep[name]
-            for member in group.members:
-                if member.name in weights:
-                    weight = weights[member.name]
-                    mask = masks.setdefault(member.name, torch.ones_like(weight, dtype=torch.bool))
-                    mask.index_fill_(
-                        member.dim, member.index[gone.to(member.index.device)].flatten().to(mask.device), 0
-                    )
-        return masks
+        return channel_masks(targeted_groups(coupling, {name: weights[name] for name in keep}), keep, weights)
 
     @override
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: _round_up(mask, scores[name], self.multiple) for name, mask in keep.items()}
+        return {name: round_up(mask, scores[name], self.multiple) for name, mask in keep.items()}
 
     @override
     def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +119,16 @@ def activations_as_read(
     return found
 
 
-def _channel_scores(group: Group, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor:
+def channel_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
+    """Importance of each channel of a group: the mean over the layers that make it, each scaled to a mean of one.
+
+    Args:
+        group: Coupled channels.
+        scores: What a criterion said of the layers, by the name of their weight: as the weight, or ``[channels]``.
+
+    Returns:
+        ``[size]``.
+    """
     votes = []
     for member in group.members:
         if member.dim == 0 and member.name in scores:
@@ -142,7 +139,29 @@ def _channel_scores(group: Group, weights: Mapping[str, Tensor], scores: Mapping
     return torch.stack(votes).mean(0)
 
 
-def _round_up(keep: Tensor, scores: Tensor, multiple: int) -> Tensor:
+def channel_masks(
+    groups: Mapping[str, Group], keep: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Masks over every weight that makes or reads a channel.
+
+    Args:
+        groups: Coupled channels by pool.
+        keep: Boolean, ``[size]``, of each pool.
+        weights: Every parameter of the network by name.
+    """
+    masks: dict[str, Tensor] = {}
+    for name, group in groups.items():
+        gone = ~keep[name]
+        for member in group.members:
+            if member.name in weights:
+                weight = weights[member.name]
+                mask = masks.setdefault(member.name, torch.ones_like(weight, dtype=torch.bool))
+                positions = member.index[gone.to(member.index.device)].flatten()
+                mask.index_fill_(member.dim, positions.to(mask.device), 0)
+    return masks
+
+
+def round_up(keep: Tensor, scores: Tensor, multiple: int) -> Tensor:
     """Bring back the best channels until a multiple, and at least one channel, is kept."""
     alive = int((scores > -torch.inf).sum())
     wanted = min(max(-(-int(keep.sum()) // multiple) * multiple, 1), alive)
