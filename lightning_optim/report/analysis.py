@@ -72,8 +72,15 @@ def print_analysis(analysis: Analysis, console: Console) -> None:
     """Print what is coupled, then the metric against sparsity per group and per layer."""
     table = _table("coupled channels", ["group", "channels", "parameters", "MACs", "made or read by"])
     for group in analysis.groups:
-        others = ", ".join(name for name, _ in group.members[1:] if name.endswith("weight"))
-        table.add_row(group.name, str(group.channels), say_count(group.parameters), say_count(group.macs), others)
+        weights = [name for name, _ in group.members[1:] if name.endswith(".weight")]
+        others = "\n".join(name.removesuffix(".weight") for name in weights)
+        table.add_row(
+            group.name.removesuffix(".weight"),
+            str(group.channels),
+            say_count(group.parameters),
+            say_count(group.macs),
+            others,
+        )
     console.print(table)
     for line in _remarks(analysis):
         console.print(Text(line, "dim"))
@@ -128,7 +135,7 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 def _sensitivity_table(title: str, table: Sensitivity, curves: Sequence[Curve]) -> Table:
     shown = _table(title, ["sparsity", "0", *(f"{sparsity:g}" for sparsity in table.sparsities)])
     for curve in curves:
-        shown.add_row(curve.pool, _say(table.base), *map(_say, curve.values))
+        shown.add_row(curve.pool.removesuffix(".weight"), _say(table.base), *map(_say, curve.values))
     return shown
 
 
