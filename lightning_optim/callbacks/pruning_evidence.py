@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch import Trainer
@@ -18,6 +18,7 @@ from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, Seen, Statistic, Tally, measure, merge_ranks
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.channel import activations_as_read
+from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.followers import Followers
 from lightning_optim.surgery.select import named_modules
@@ -46,6 +47,11 @@ class PruningEvidence:
         self._layers: dict[str, nn.Module] = {}
         self._watched: dict[str, nn.Module] = {}
         self._waiting_since: int | None = None
+
+    @property
+    def _falls(self) -> Literal["weight", "channel"]:
+        is_whole = self._structure.needs_coupling or isinstance(self._structure, Neuron)
+        return "channel" if is_whole else "weight"
 
     # What is watched.
 
@@ -97,7 +103,7 @@ class PruningEvidence:
         return Seen(
             name=f"{name}.weight",
             weight=torch.zeros(shape),
-            falls="channel" if self._structure.needs_coupling else "weight",
+            falls=self._falls,
             norm=nn.BatchNorm1d(shape[0]),
             totals=totals,
             counts=dict.fromkeys(totals, 1),
@@ -207,7 +213,7 @@ class PruningEvidence:
         return Seen(
             name=name,
             weight=local(weight.detach()),
-            falls="channel" if self._structure.needs_coupling else "weight",
+            falls=self._falls,
             norm=self._norms.of(name.removesuffix(".weight")),
             totals=totals,
             counts=counts,
@@ -248,14 +254,14 @@ class PruningEvidence:
     def gather(self, trainer: Trainer) -> dict[str, Any]:
         """``state_dict`` with what every rank has seen; a collective call, for a checkpoint."""
         state = self.state_dict()
-        state["ranks"] = gather_ranks(trainer, state["ranks"][0])
+        state["ranks"] = gather_ranks(state["ranks"][0], trainer.world_size)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], trainer: Trainer) -> None:
         """Continue from ``gather``, on any number of ranks."""
         _, own = self._by_sharing()
         sharded = {statistic.name for statistic in own if statistic.of is Evidence.GRADIENT}
-        found = {**state["shared"], **share_of_rank(trainer, state["ranks"], sharded)}
+        found = {**state["shared"], **share_of_rank(state["ranks"], trainer.global_rank, trainer.world_size, sharded)}
         for statistic, tally in (self._gradients | self._activations).items():
             if statistic.name in found:
                 tally.load_state_dict(found[statistic.name], trainer.strategy.root_device)

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor, distributed
 from torch.utils._pytree import tree_map
 
@@ -15,34 +14,34 @@ State = dict[str, Any]
 """States of tallies, by the name of their statistic."""
 
 
-def gather_ranks(trainer: Trainer, own: State) -> list[State]:
+def gather_ranks(own: State, num_ranks: int) -> list[State]:
     """The states of all ranks, in their order; a collective call."""
-    if trainer.world_size == 1:
+    if num_ranks == 1:
         return [own]
-    everyone: list[Any] = [None] * trainer.world_size
+    everyone: list[Any] = [None] * num_ranks
     distributed.all_gather_object(everyone, tree_map(_on_cpu, own))
     return everyone
 
 
-def share_of_rank(trainer: Trainer, everyone: Sequence[State], sharded: Collection[str]) -> State:
-    """What this rank goes on with: its own sums, or a share that adds up to all of them if the ranks are other ones.
+def share_of_rank(everyone: Sequence[State], rank: int, num_ranks: int, sharded: Collection[str]) -> State:
+    """What a rank goes on with: its own sums, or a share that adds up to all of them if the ranks are other ones.
 
     Args:
-        trainer: The trainer of this rank.
         everyone: What ``gather_ranks`` returned.
+        rank: The rank, from 0.
+        num_ranks: How many there are now.
         sharded: Statistics of which each rank has another part; for other ranks they are lost, with a warning.
     """
-    if len(everyone) == trainer.world_size:
-        return everyone[trainer.global_rank]
+    if len(everyone) == num_ranks:
+        return everyone[rank]
     lost = sorted(name for name in sharded if everyone[0].get(name, {}).get("totals"))
     if lost:
         warnings.warn(
-            f"{', '.join(lost)} of {len(everyone)} ranks cannot be spread over {trainer.world_size}: "
-            "they are gathered afresh",
+            f"{', '.join(lost)} of {len(everyone)} ranks cannot be spread over {num_ranks}: they are gathered afresh",
             stacklevel=2,
         )
     merged = {name: _merge([state[name] for state in everyone]) for name in everyone[0] if name not in sharded}
-    return merged if trainer.is_global_zero else {name: _nothing(state) for name, state in merged.items()}
+    return merged if rank == 0 else {name: _nothing(state) for name, state in merged.items()}
 
 
 def _on_cpu(leaf: Any) -> Any:

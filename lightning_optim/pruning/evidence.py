@@ -68,7 +68,7 @@ class Seen:
     Args:
         name: The name of the layer's weight.
         weight: This rank's part of it; for a convolution or linear layer, output channels come first.
-        falls: What falls together: single weights (or parts of a layer), or whole coupled channels.
+        falls: What falls together: single weights and blocks of them, or all that makes an output channel.
         norm: The batch norm that reads the layer's output, if the criterion needs ``Evidence.MODULE`` and there is one.
         totals: By statistic, its sum over all steps and ranks; of activations their mean, as if of one term.
         counts: By statistic, how many terms the sum has.

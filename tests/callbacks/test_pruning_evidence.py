@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,6 +24,7 @@ from lightning_optim.pruning.criterion.taylor import Taylor
 from lightning_optim.pruning.criterion.wanda import Wanda
 from lightning_optim.pruning.evidence import Evidence, Statistic
 from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.surgery.select import Targets
 from lightning_optim.window import Window
@@ -107,14 +109,18 @@ def run(module, callback, number, **settings):
     trainer.fit(module, data)
 
 
-def fit(module, criterion, batches_a_step=1, structure=None, **settings):
-    """Fit with one pruning step, after ``STEPS`` steps of the optimizers."""
-    callback = PruningScheduler(
+def scheduler(criterion, structure=None):
+    return PruningScheduler(
         schedule=Constant(value=0.5),
         criterion=criterion,
         structure=structure,
         window=Window(begin=STEPS, unit="step"),
     )
+
+
+def fit(module, criterion, batches_a_step=1, structure=None, **settings):
+    """Fit with one pruning step, after ``STEPS`` steps of the optimizers."""
+    callback = scheduler(criterion, structure)
     run(module, callback, (STEPS + 1) * batches_a_step, **settings)
     return callback
 
@@ -213,6 +219,25 @@ def test_channels_are_shown_as_the_next_layer_reads_them():
     torch.testing.assert_close(criterion.of("0.weight").mean(ACTIVITY), hidden.abs().mean(0))
 
 
+class Overflowing(Two):
+    """The gradients of the second batch are beyond any range: the scaler skips that step."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * torch.inf if batch_idx == 1 else loss
+
+
+def test_a_step_that_the_gradient_scaler_skips_is_not_counted():
+    criterion = Record(wants=(PRODUCT,))
+    scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
+    run(Overflowing(), scheduler(criterion), STEPS + 1, plugins=[scaled])
+    seen = criterion.of("0.weight")
+    assert seen.counts[PRODUCT] == STEPS - 1
+    assert seen.mean(PRODUCT).isfinite().all()
+    first = by_hand(Two())["net.0"][0]
+    assert seen.mean(PRODUCT).abs().max() < 10 * mean_product([first]).abs().max()  # unscaled
+
+
 def test_nothing_is_gathered_that_is_not_needed():
     callback = fit(Two(), Record())
     assert callback.state_dict()["evidence"] == {"shared": {}, "ranks": [{}], "norms": None}
@@ -269,6 +294,7 @@ def test_movement_goes_on_over_a_cut():
     ("criterion", "structure", "message"),
     [
         (Wanda(), Channel(), "set within='layer'"),
+        (Wanda(), Neuron(), "set within='layer'"),
         (BatchNormScale(), None, "scores need batch norms, but the network has none"),
     ],
 )

@@ -25,13 +25,13 @@ _STATISTICS = {
 class Taylor(Criterion):
     """Score a weight by ``(g * w) ** 2``, the squared change of the loss, to first order, if it were zero.
 
-    Molchanov et al., 2019; arXiv:1906.10771, equation 8, averaged over the optimizer steps since the last pruning
+    Molchanov et al., 2019; arXiv:1906.10771, section 3.1, averaged over the optimizer steps since the last pruning
     step; ``g`` is what the optimizer is given, before clipping.
 
     Args:
         over: What goes to zero at once: each ``"weight"`` by itself (a channel's score is then the sum over its
-            weights, equation 8), or a layer's whole output ``"channel"`` (the square of the sum, as of a gate at the
-            output, equation 7), which all weights of the channel share.
+            weights), or a layer's whole output ``"channel"`` (the square of the sum, as of the paper's gate at the
+            output), which all weights of the channel share.
 
     Raises:
         ValueError: If ``over`` is neither.

@@ -30,7 +30,8 @@ class Wanda(Criterion):
 
     Args:
         within: Whom a weight is compared with: those of its own ``"output"``, as the paper does (the score is then its
-            rank there, so that every output loses the same share), or of its ``"layer"``. Channels need ``"layer"``.
+            rank there, so that every output loses the same share), or of its ``"layer"``. Channels and
+            neurons need ``"layer"``.
 
     Raises:
         ValueError: If ``within`` is neither.
