@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_optim.errors import ArtefactError, ShrinkError
+from lightning_optim.errors import ShrinkError
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.rebind import rebind_module, rebind_optimizer
+from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import find_network, submodule
 
 _Cut = dict[str, list[tuple[int, Tensor, int]]]
@@ -69,7 +70,7 @@ class Reshaper:
             if cut:
                 name, _ = find_network(pl_module, network)
                 for module in (pl_module, *averaged_copies(trainer)):
-                    _resize(submodule(module, name), cut)
+                    resize(submodule(module, name), cut)
 
         self._patches.undo()
         self._patches.wrap(pl_module, "on_load_checkpoint", on_load_checkpoint)
@@ -78,7 +79,7 @@ class Reshaper:
         """Cut a live network on every rank, and carry optimizers, averaged copies and the DDP wrapper over."""
         network = submodule(pl_module, network_name)
         network = getattr(network, "_orig_mod", network)
-        sizes = {name: _sizes(network, name) for name in plan}
+        sizes = {name: sizes_of(network, name) for name in plan}
         replaced = apply_cut(network, plan)
         for optimizer in trainer.optimizers:
             rebind_optimizer(optimizer, replaced)
@@ -109,32 +110,6 @@ def averaged_copies(trainer: Trainer) -> Iterator[nn.Module]:
         average = vars(callback).get("_average_model")
         if isinstance(average, nn.Module):
             yield average.module if isinstance(average, torch.optim.swa_utils.AveragedModel) else average
-
-
-def _sizes(network: nn.Module, name: str) -> tuple[int, ...]:
-    """Shape of a tensor, or the value of an integer attribute, which counts as one dimension."""
-    path, _, key = name.rpartition(".")
-    held = getattr(submodule(network, path), key, None)
-    if isinstance(held, Tensor):
-        return tuple(held.shape)
-    return (held,) if isinstance(held, int) else ()
-
-
-def _resize(network: nn.Module, cut: Mapping[str, Any]) -> None:
-    plan: CutPlan = {}
-    for name, cuts in cut.items():
-        for dim, kept, size in cuts:
-            sizes = _sizes(network, name)
-            found = sizes[dim] if dim < len(sizes) else None
-            if found == size:
-                plan.setdefault(name, []).append((dim, kept))
-            elif found != len(kept):
-                raise ArtefactError(
-                    f"the checkpoint was cut from a model whose {name!r} has {size} entries in dimension {dim}, "
-                    f"but this model has {found}: is it another model's checkpoint?"
-                )
-    if plan:
-        apply_cut(network, plan)
 
 
 def _compose(before: _Cut, plan: CutPlan, sizes: Mapping[str, tuple[int, ...]]) -> _Cut:
