@@ -33,7 +33,9 @@ class Net(LightningModule):
 
     def training_step(self, batch, batch_idx):
         generator = torch.Generator().manual_seed(100 * self.global_rank + batch_idx)
-        x = torch.randn(5, 6, generator=generator) * torch.linspace(0.1, 3.0, 6).roll(3 * self.global_rank)
+        x = torch.randn(5, 6, generator=generator)
+        if self.global_rank == 1 and batch_idx in (0, 5):  # before each checkpoint: what only this rank sees decides
+            x *= torch.tensor([100.0, 0.0, 100.0, 0.0, 0.0, 0.0])
         return F.cross_entropy(self.net(x), x[:, :3].argmax(1))
 
     def configure_optimizers(self):
