@@ -27,7 +27,7 @@ class Classifier(LightningModule):
         lr: Peak learning rate.
         weight_decay: Of AdamW, on every parameter.
         warmup: Share of the fit before the peak, in ``(0, 1)``.
-        memory_format: ``"channels_last"`` is the faster layout for convolutions on a CPU. On processors without AVX-512,
+        memory_format: ``"channels_last"`` is the faster layout for convolutions on a CPU. Without AVX-512,
             torch 2.13's backward pass of a strided 1 x 1 convolution that reads fewer than 8 channels writes out of
             bounds in it: such narrow nets need ``"contiguous"``.
 
