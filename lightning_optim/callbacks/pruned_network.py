@@ -11,8 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optim.callbacks.pruning_evidence import LAYERS
 from lightning_optim.callbacks.reshape import Reshaper, averaged_copies
-from lightning_optim.errors import ShrinkError
+from lightning_optim.errors import CaptureError, ShrinkError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, couple
 from lightning_optim.pruning.masks import Masks
@@ -21,7 +22,8 @@ from lightning_optim.pruning.shrink import Choice, shrink
 from lightning_optim.pruning.structure.channel import targeted_groups
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
-from lightning_optim.surgery.select import plain_name, submodule
+from lightning_optim.surgery.output_layers import output_layers
+from lightning_optim.surgery.select import named_modules, plain_name, submodule
 from lightning_optim.surgery.shard import local, reshard, shard_group
 
 
@@ -56,6 +58,7 @@ class PrunedNetwork:
         self._pruner = pruner
         self._masks = Masks()
         self._due: CutPlan = {}
+        self._is_uncapturable = False
         self._hooks: list[RemovableHandle] = []
 
     def live(self, pl_module: LightningModule) -> nn.Module:
@@ -67,9 +70,39 @@ class PrunedNetwork:
         """The network's parameters by plain name."""
         return {plain_name(name): parameter for name, parameter in self.live(pl_module).named_parameters()}
 
-    def couple(self, pl_module: LightningModule) -> Coupling:
-        """Which channels of the network, as it is now, can only go together."""
-        return couple(capture(self.live(pl_module), self.example.args, self.example.kwargs))
+    def couple(self, pl_module: LightningModule) -> Coupling | None:
+        """Which channels of the network, as it is now, can only go together.
+
+        Returns:
+            ``None`` if the network cannot be captured: rows of layers are then masked, with a warning, and none is cut.
+
+        Raises:
+            ShrinkError: If nothing can be decided without the coupling.
+        """
+        if self._is_uncapturable:
+            return None
+        try:
+            return couple(capture(self.live(pl_module), self.example.args, self.example.kwargs))
+        except CaptureError as error:
+            if self.reshaper.state_dict():
+                raise
+            self._fall_back(pl_module, str(error).splitlines()[0])
+            return None
+
+    def _fall_back(self, pl_module: LightningModule, reason: str) -> None:
+        network = self.live(pl_module)
+        try:
+            self._pruner.decide_by_neuron()
+        except ShrinkError as error:
+            raise ShrinkError(f"{reason}; {error}") from None
+        layers = {name: module for name, module in named_modules(network).items() if isinstance(module, LAYERS)}
+        spared = output_layers(network, layers, self.example.args, self.example.kwargs)
+        self.refused |= {f"{name}.weight" for name in spared}
+        self._is_uncapturable = True
+        warnings.warn(
+            f"{reason}: neurons are masked layer by layer and nothing shrinks; {', '.join(sorted(spared))} stays whole",
+            stacklevel=2,
+        )
 
     def regrow(self, trainer: Trainer, pl_module: LightningModule, keep: Mapping[str, Tensor]) -> None:
         """Let other single weights be masked; those that come back start at zero, without moments."""

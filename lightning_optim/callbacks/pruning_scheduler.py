@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -278,14 +278,19 @@ class PruningScheduler(Callback):
     # What is pruned, and what is seen of it.
 
     def _layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        """Targeted layers by their name in the network, without those that are frozen or share another's weight."""
+        """Targeted layers by their name in the network, without those that are frozen or share another's weight.
+
+        Of layers that share one weight the first stands for all, if all are targeted.
+        """
         prefix = f"{self._pruned.name}." if self._pruned.name else ""
         chosen = self.targets.select(pl_module, LAYERS)
-        layers, weights = {}, set()
+        layers: dict[str, nn.Module] = {}
+        weights: set[int] = set()
+        others = {id(held) for module in pl_module.modules() if module not in chosen.values() for held in _own(module)}
         for name, module in chosen.items():
             weight = module.weight
-            if name.startswith(prefix) and weight.requires_grad and weight not in weights:
-                weights.add(weight)
+            if name.startswith(prefix) and weight.requires_grad and id(weight) not in weights | others:
+                weights.add(id(weight))
                 layers[name[len(prefix) :]] = module
         if not layers:
             raise TargetError(
@@ -302,11 +307,14 @@ class PruningScheduler(Callback):
         coupling: Coupling | None,
     ) -> dict[str, Seen]:
         weights = {f"{name}.weight": parameters[f"{name}.weight"] for name in self._layers(pl_module)}
-        return {
+        found = {
             name: seen
             for name, seen in self._evidence.seen(trainer, weights, coupling).items()
             if name not in self._pruned.refused and (coupling is None or coupling.group_of(name, 0) is not None)
         }
+        if not found:
+            raise TargetError(f"none of the {len(weights)} targeted layers can lose channels; target others")
+        return found
 
     # State.
 
@@ -360,6 +368,10 @@ class PruningScheduler(Callback):
         self._evidence.remove()
         self._gate.release()
         self._seen_step = None
+
+
+def _own(module: nn.Module) -> Iterator[nn.Parameter]:
+    return module.parameters(recurse=False)
 
 
 def _check_schedule(schedule: Schedule, structure: Structure) -> None:

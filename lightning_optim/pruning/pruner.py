@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, distributed
 
 from lightning_optim.cost.prices import Prices, prices_from_state
+from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.priced import PricedAllocation
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.evidence import Evidence, Seen, Statistic
 from lightning_optim.pruning.masks import pack, unpack
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.pruning.structure.neuron import Neuron
 
 
 @final
@@ -57,6 +59,22 @@ class Pruner:
         assert isinstance(self._structure, Channel)
         self._allocation = self._setting.start(prices, multiple=self._structure.multiple, highest=highest)
         self._prices = prices, highest
+
+    def decide_by_neuron(self) -> None:
+        """Go on with rows of layers in place of coupled channels, where the coupling cannot be known.
+
+        Raises:
+            ShrinkError: If a criterion or an allocation cannot do without it.
+        """
+        by_readers = [
+            need for need in self._criterion.needs if isinstance(need, Statistic) and need.of is Evidence.OUTPUT
+        ]
+        if self._allocation is None or by_readers:
+            what = type(self._setting if self._allocation is None else self._criterion).__name__
+            raise ShrinkError(
+                f"{what!r} must know what reads a channel; choose another, or mask with structure 'Neuron'"
+            )
+        self._structure = Neuron()
 
     def decide(
         self,
