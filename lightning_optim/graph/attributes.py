@@ -35,7 +35,9 @@ def note_counts(call: Call, axes: Any, meta: Mapping[str, Any], counts: dict[str
         return
     owner = calling_module(call.node.meta)
     attributes = meta.get(ATTRIBUTES, {}).get(owner, {})
-    for axis in axes[0] if isinstance(axes[0], list) else axes:
+    # The parts of a split may be told by what is split: ``x.split(self.channels // 2)``.
+    labelled = [*axes[0], *call.axes(call.first())] if isinstance(axes[0], list) else axes
+    for axis in labelled:
         if axis is not None:
             for name in counters(attributes, len(axis)):
                 _note(call.labels, f"{owner}.{name}".lstrip("."), axis, counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, final
 
@@ -40,9 +41,25 @@ class Skeleton:
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._model = _with_tensors(model, self._hollow)
-        self._batch = pytree.tree_map_only(Tensor, self._hollow, (args, kwargs))
+        self._mode: AbstractContextManager[Any] = nullcontext()
+        self._hollow_out(model, args, kwargs, torch.device("meta"))
+        if self._evaluated is None:  # code that makes tensors on a device of its own needs the slower kind
+            del self._evaluated
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+            self._hollow_out(model, args, kwargs, None)
+
+    def _hollow_out(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device | None
+    ) -> None:
+        def hollow(tensor: Tensor) -> Tensor:
+            with self._mode:
+                empty = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device or tensor.device
+                )
+            return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+        self._model = _with_tensors(model, hollow)
+        self._batch = pytree.tree_map_only(Tensor, hollow, (args, kwargs))
 
     def objection(self, plan: CutPlan) -> str | None:
         """Why the model cannot be evaluated after a cut; ``None`` if it can, or if that needs numbers.
@@ -98,13 +115,6 @@ class Skeleton:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode:
             outputs = model(*args, **kwargs)
         return [tuple(leaf.shape) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-    def _hollow(self, tensor: Tensor) -> Tensor:
-        with self._mode:
-            hollow = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device, requires_grad=False
-            )
-        return nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
 
 
 def _doubled(tensor: Tensor) -> Tensor:

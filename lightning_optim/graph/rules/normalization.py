@@ -8,8 +8,13 @@ from lightning_optim.graph.rules.base import Call, rule
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training")
 def normalize_channels(call: Call) -> Axes:
-    """Tie scale, shift and running statistics to the channel axis; no channel sees another."""
+    """Tie scale, shift and running statistics to the channel axis; no channel sees another.
+
+    Statistics of the input itself are taken over all other axes, as in a standardized weight.
+    """
     axes = call.axes(call["input"])
+    if call.get("training", "use_input_stats"):
+        call.normalize(*axes[2:], *axes[:1])
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call[name] is not None:
             axes[1] = call.join(axes[1], call.axes(call[name])[0])

@@ -11,7 +11,18 @@ from lightning_optim.graph.rules.attention import feeds_attention, is_taken_apar
 from lightning_optim.graph.rules.base import Call, rule
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_copy")
+@rule(
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "view_copy",
+    "view_as",
+    "reshape_as",
+)
 def reshape(call: Call) -> Axes:
     """Follow axes through a merge or a split."""
     source = call.node.args[0]
