@@ -13,7 +13,7 @@ from lightning_optim.surgery.select import plain_name
 
 _VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "chunk"})
 _COUNTER = re.compile(
-    r"(^|_)(heads?|groups?|dims?|width|channels?|chans|features|planes|filters|size|n?hidden|embed|model|nf|nhead)(_|$)"
+    r"(^|_)(heads?|groups?|dims?|width|channels?|chans|chs|features|planes|filters|size|n?hidden|embed|model|nf|nhead)(_|$)"
 )
 _OTHER = re.compile(
     r"kernel|window|patch|image|img|grid|layer|stride|pad|dilation|vocab|position|pool|block|seq|max|min"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import final
 
 import torch
 
 from lightning_optim.graph.group import Group, gather, keep_channels
+from lightning_optim.graph.labels import Axis
 from lightning_optim.graph.propagate import Propagation
 from lightning_optim.graph.skeleton import SKELETON, Skeleton
 from lightning_optim.surgery.cut import CutPlan
@@ -54,12 +56,12 @@ def settle(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:
 
 def _tied(groups: list[Group], propagation: Propagation, search: _Search) -> list[Group]:
     """Groups with heads tied to the channels of their input, if the code cannot follow them apart."""
-    heads = _heads(groups, propagation)
-    concerned = [group for group in groups if group in heads or group in heads.values()]
+    found = list(_derived(groups, propagation))
+    concerned = [group for group in groups if any(group in (heads, width) for heads, width, _, _ in found)]
     if not concerned or search.objection(concerned) is None:
         return groups
-    for group in heads:
-        _tie(group, propagation)
+    for _, _, inner, outer in found:
+        propagation.labels.unite(inner, outer)
     return gather(propagation)
 
 
@@ -100,23 +102,23 @@ def _all_but(number: int, group: Group) -> torch.Tensor:
     return torch.arange(max(1, group.size - number))
 
 
-def _heads(groups: list[Group], propagation: Propagation) -> dict[Group, Group]:
-    """Groups that a square weight reads, and the wider group that it writes: ``out(attention)`` of one width."""
+def _derived(groups: list[Group], propagation: Propagation) -> Iterator[tuple[Group, Group, Axis, Axis]]:
+    """Heads, the channels that they are made of, and the two widths: equal ones, since the code may derive one.
+
+    ``out(attention(qkv(x)))``: what ``out`` reads of the heads is as wide as what ``qkv`` reads of ``x``.
+    """
     by_place = {(member.name, member.dim): group for group in groups for member in group.members}
-    found: dict[Group, Group] = {}
-    for (name, dim), group in by_place.items():
-        written = by_place.get((name, 0))
-        axes = propagation.tensors[name]
-        if dim != 1 or written is None or axes[0] is None or axes[1] is None or len(axes[0]) != len(axes[1]):
-            continue
-        if written is not group and group.size < written.size == len(axes[0]):
-            found[group] = written
-    return found
+    for heads in groups:
+        inner = [axis for member in heads.members if member.dim == 1 for axis in _axis(propagation, member.name, 1)]
+        makers = [member.name for member in heads.members if member.dim == 0 and member.index.shape[1] > 1]
+        for maker, axis in itertools.product(makers, inner):
+            width = by_place.get((maker, 1))
+            for outer in _axis(propagation, maker, 1):
+                if width is not None and width is not heads and heads.size < width.size == len(outer) == len(axis):
+                    yield heads, width, axis, outer
 
 
-def _tie(group: Group, propagation: Propagation) -> None:
-    """Unite what square weights read of a group with what they write, position by position."""
-    for member in group.members:
-        axes = propagation.tensors[member.name]
-        if member.dim == 1 and axes[0] is not None and axes[1] is not None and len(axes[0]) == len(axes[1]):
-            propagation.labels.unite(axes[0], axes[1])
+def _axis(propagation: Propagation, name: str, dim: int) -> list[Axis]:
+    axes = propagation.tensors[name]
+    axis = axes[dim] if dim < len(axes) else None
+    return [] if axis is None else [axis]

@@ -43,8 +43,10 @@ class Skeleton:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._mode: AbstractContextManager[Any] = nullcontext()
         self._hollow_out(model, args, kwargs, torch.device("meta"))
-        if self._evaluated is None:  # code that makes tensors on a device of its own needs the slower kind
+        if self._evaluated is None or self._trained is None:
+            # Code that makes tensors on a device of its own needs the slower kind.
             del self._evaluated
+            vars(self).pop("_trained", None)
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             self._hollow_out(model, args, kwargs, None)
 

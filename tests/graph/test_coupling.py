@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Group, Member, couple, keep_channels
+from lightning_optim.graph.rules.base import all_rules
 
 
 class Lambda(nn.Module):
@@ -151,3 +152,79 @@ def test_channels_are_found_under_every_name_of_a_tied_weight():
 
     (group,) = couple(capture(Tied(), (torch.randn(2, 3),))).groups
     assert {member.dim for member in group.members if member.name in ("one.weight", "two.weight")} == {0, 1}
+
+
+def test_reading_a_type_or_a_shape_freezes_nothing():
+    def between(x):
+        torch.ops.aten._assert_tensor_metadata(x, dtype=torch.float32)
+        mask = x.new_zeros(x.shape[0], 1)
+        return x.clone() + mask
+
+    ((_, group),) = places(Lambda(nn.Linear(3, 4), between, nn.Linear(4, 2)), torch.randn(2, 3)).items()
+    assert group.size == 4
+
+
+def test_zeros_written_in_place_leave_channels_tied_to_their_counterparts():
+    class Keyless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias, self.out = nn.Linear(3, 8), nn.Parameter(torch.randn(8)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            bias = self.bias.clone()
+            bias[4:8].zero_()
+            left, right = (self.weight(x) + bias).chunk(2, -1)
+            return self.out(left + right)
+
+    ((_, group),) = places(Keyless(), torch.randn(2, 3)).items()
+    assert group.size == 4
+    assert next(member for member in group.members if member.name == "bias").index.tolist() == [
+        [0, 4], [1, 5], [2, 6], [3, 7],
+    ]  # fmt: skip
+
+
+def test_a_standardized_weight_takes_a_statistic_over_its_inputs():
+    class Standardized(nn.Conv2d):
+        def forward(self, x):
+            weight = F.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True)
+            return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Standardized(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    groups = {group.name: group for group in couple(capture(net, (torch.randn(2, 3, 8, 8),))).groups}
+    assert groups["0.weight"].is_normalized
+    assert not groups["2.weight"].is_normalized
+    assert (groups["0.weight"].size, groups["2.weight"].size) == (4, 6)
+
+
+def test_a_rule_that_fails_or_answers_wrongly_freezes_what_it_met(monkeypatch):
+    def failing(call):
+        raise KeyError("unforeseen")
+
+    net = Lambda(nn.Linear(3, 4), torch.tanh, nn.Linear(4, 2))
+    program = capture(net, (torch.randn(2, 3),))
+    assert len(couple(program).groups) == 1
+    for wrong in (failing, lambda call: [None], lambda call: [None, call.labels.fresh(7)]):
+        monkeypatch.setitem(all_rules(), "tanh", wrong)
+        coupling = couple(program)
+        assert coupling.groups == ()
+        assert coupling.unknown == {"tanh": 1}
+
+
+def test_packed_queries_keys_and_values_are_no_heads():
+    layer = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.attention, self.leave = nn.Linear(3, 12), layer, nn.Linear(12, 2)
+
+        def forward(self, x):
+            x = self.enter(x)
+            return self.leave(self.attention(x, x, x, need_weights=False)[0])
+
+    for examples in (1, 2):
+        (group,) = couple(capture(Attend(), (torch.randn(examples, 5, 3),))).groups
+        assert group.size == 3
+        assert {count.name for count in group.counts} >= {"attention.num_heads", "attention.embed_dim"}
+        enter = next(member for member in group.members if (member.name, member.dim) == ("enter.weight", 0))
+        assert torch.equal(enter.index, torch.arange(12).view(3, 4))
