@@ -1,0 +1,24 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_ranks_go_back_rewind_and_regrow_alike(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("pruning_two_ranks.py"))],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [tuple(line.split()) for line in done.stdout.splitlines() if line.startswith(("until", "regrow", "rewind"))]
+    until = [(f"until-{label}", "equal", "0.4") for label in ("weight", "update", "end", "never")]
+    regrow = [("regrow-random", "equal", "0.6"), ("regrow-gradient", "equal", "0.6")]
+    assert sorted(said) == sorted(2 * [*until, *regrow, ("rewind", "equal", "0.5")])
