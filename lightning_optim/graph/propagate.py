@@ -13,6 +13,7 @@ from lightning_optim.graph.attributes import note_counts, note_widths
 from lightning_optim.graph.labels import Axes, Axis, Labels
 from lightning_optim.graph.rules.base import Call, Result, Rule, all_rules, fixed, operator_name
 from lightning_optim.graph.rules.pointwise import combine, is_pointwise
+from lightning_optim.graph.unused import tie_unused
 
 
 @final
@@ -45,7 +46,14 @@ class Propagation:
         self._held = {**program.constants, **program.state_dict}
         for node in program.graph.nodes:
             self._visit(node)
+        tie_unused(self.labels, self.tensors, self._unused())
         note_widths(self.labels, self.tensors, program.graph_module.meta, self.counts)
+
+    def _unused(self) -> list[str]:
+        """Names of parameters that no operator reads."""
+        names = self.program.graph_signature.inputs_to_parameters
+        nodes = (node for node in self.program.graph.nodes if node.op == "placeholder" and not node.users)
+        return [names[node.name] for node in nodes if names.get(node.name) in self.tensors]
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":

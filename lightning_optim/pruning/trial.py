@@ -15,6 +15,8 @@ from lightning_optim.graph.coupling import Coupling, Group, keep_channels
 from lightning_optim.graph.masked import run_masked
 from lightning_optim.surgery.cut import apply_cut
 
+PARAMETERS = 2_000_000_000
+"""Parameters that a search may run through, some minutes; a number and no time, so that every run finds the same."""
 Choice = tuple[Group, Tensor]
 """A group, and the channels of it that stay: indices of shape ``[n]``."""
 
@@ -24,7 +26,7 @@ class Trial:
     """Cuts copies of a model, and compares them with its full-size graph where the same channels are masked.
 
     Each cut is tried with disturbed weights too: a layer that starts at zero would hide a wrong one. Groups at
-    fault are found by bisection.
+    fault are found by bisection, in a limited number of trials: what is not proved by then stays whole.
 
     Args:
         model: The model that was captured; left untouched.
@@ -48,6 +50,8 @@ class Trial:
         self._coupling, self._args, self._kwargs, self._tolerance = coupling, args, dict(kwargs or {}), tolerance
         self._true = eval_view(model)
         self._disturbed = _disturb(eval_copy(model))
+        size = sum(parameter.numel() for parameter in model.parameters())
+        self._trials = self._left = max(10, min(200, PARAMETERS // max(1, size)))
         self.error = 0.0
 
     def accept(self, choices: list[Choice]) -> tuple[list[Choice], dict[Group, str]]:
@@ -69,11 +73,15 @@ class Trial:
                 accepted = [*accepted, choice]
             else:
                 refused[choice[0]] = reason
-        self._objection(accepted)
+        self._judge(accepted)
         return accepted, refused
 
     def _objection(self, choices: list[Choice]) -> str | None:
-        """Why these choices cannot be cut together, or ``None``."""
+        """Why these choices cannot be cut together, or ``None``; while trials are left."""
+        self._left -= 1
+        return self._judge(choices) if self._left >= 0 else f"{self._trials} trials did not find which cuts are right"
+
+    def _judge(self, choices: list[Choice]) -> str | None:
         self.error = 0.0
         for base in (self._disturbed, self._true) if choices else ():
             try:

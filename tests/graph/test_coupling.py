@@ -228,3 +228,17 @@ def test_packed_queries_keys_and_values_are_no_heads():
         assert {count.name for count in group.counts} >= {"attention.num_heads", "attention.embed_dim"}
         enter = next(member for member in group.members if (member.name, member.dim) == ("enter.weight", 0))
         assert torch.equal(enter.index, torch.arange(12).view(3, 4))
+
+
+def test_a_token_that_only_training_reads_goes_with_its_stream():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.enter, self.leave = nn.Parameter(torch.randn(1, 4)), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.enter(x)
+            return self.leave(torch.where(torch.rand_like(x[:, :1]) < 0.5, self.token, x) if self.training else x)
+
+    ((_, group),) = places(Masked(), torch.randn(2, 3)).items()
+    assert next(member for member in group.members if member.name == "token").dim == 1

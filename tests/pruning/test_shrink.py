@@ -275,6 +275,19 @@ def test_attention_of_torch_loses_whole_heads_with_the_width_that_it_is_compared
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
+def test_a_search_that_would_not_end_refuses_what_it_has_not_proved(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("lightning_optim.pruning.trial.PARAMETERS", 0)
+    net = nn.Sequential(Baked(), nn.ReLU(), *(nn.Linear(2, 2) for _ in range(24)))
+    batch = torch.randn(2, 3)
+    coupling = unsettled(net, batch)
+    shrunk = shrink(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
+    assert "10 trials did not find which cuts are right" in shrunk.refused.values()
+    assert net[0].one.weight.shape == (6, 3)
+    assert shrunk.error <= 1e-5
+    assert sum(parameter.shape[0] == 1 for parameter in net.parameters()) > 2
+
+
 def test_nothing_has_changed_when_every_group_is_refused():
     torch.manual_seed(0)
     net, batch = Baked(), torch.randn(2, 3)
