@@ -175,11 +175,11 @@ class PrunedNetwork:
     ) -> CutPlan:
         """The cut that removes what is not kept; notes and reports what it must leave."""
         parameters = self.parameters(pl_module)
-        groups = targeted_groups(coupling, {name: parameters[name] for name in keep})
-        present = self._pruner.kept_of_present(keep)
-        wanted = [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in present.items() if not mask.all()]
-        if not wanted:
+        losing = {pool: mask for pool, mask in self._pruner.kept_of_present(keep).items() if not mask.all()}
+        if not losing:
             return {}
+        groups = targeted_groups(coupling, {name: parameters[name] for name in losing})
+        wanted = [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in losing.items()]
         network = self.live(pl_module)
         plan, refused, error = trainer.strategy.broadcast(self._plan(trainer, network, coupling, wanted))
         if error:
@@ -247,7 +247,7 @@ class PrunedNetwork:
         elif state["reached"]:
             # Each rank holds another part of the weights: the zeros say what was masked.
             self._masks.recover(state["masks"], parameters)
-            self._pruner.remember({name: local(parameters[name].detach()) != 0 for name in state["masks"]})
+            self._pruner.remember_masks({name: local(parameters[name].detach()) != 0 for name in state["masks"]})
         self._due = {name: [(dim, kept) for dim, kept in cuts] for name, cuts in state["due"].items()}
         self.refused = set(state["refused"])
 

@@ -312,7 +312,7 @@ class PruningScheduler(Callback):
             for name, seen in self._evidence.seen(trainer, weights, coupling).items()
             if name not in self._pruned.refused and (coupling is None or coupling.group_of(name, 0) is not None)
         }
-        if not found:
+        if not found and not self._reached:
             raise TargetError(f"none of the {len(weights)} targeted layers can lose channels; target others")
         return found
 

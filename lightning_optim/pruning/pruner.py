@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from lightning_optim.cost.prices import Prices, prices_from_state
-from lightning_optim.errors import ShrinkError
+from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.priced import PricedAllocation
@@ -102,8 +102,7 @@ class Pruner:
         weights = {name: layer.weight for name, layer in seen.items()}
         scores = {name: self._criterion(layer) for name, layer in seen.items()}
         _check_numbers(scores, group)
-        pools = self._structure.pools(weights, scores, coupling)
-        full = {pool: self._full(pool, score) for pool, score in pools.items()}
+        full = self._offered(weights, scores, coupling)
         return self._structure.settle(self._allocation(full, sparsity, group), full)
 
     def masks(
@@ -125,6 +124,10 @@ class Pruner:
         """Take a decision as carried out by masking."""
         self._alive = {pool: mask.clone() for pool, mask in keep.items()}
 
+    def remember_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Take a decision as carried out by masks over this rank's part of the weights."""
+        self.remember(self._structure.entries(masks))
+
     def remember_removed(self, keep: Mapping[str, Tensor]) -> None:
         """Take a decision as carried out physically: what was not kept is no longer there."""
         self.remember(keep)
@@ -140,6 +143,29 @@ class Pruner:
         self._alive, self._present = _unpacked(state["alive"]), _unpacked(state["present"])
         if state["prices"] is not None:
             self.learn_prices(prices_from_state(state["prices"][0]), state["prices"][1])
+
+    def _offered(
+        self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
+    ) -> dict[str, Tensor]:
+        """Scores of all original entries by pool.
+
+        A pool that is down to one entry is no axis any more, and the structure does not find it: it stays, and counts.
+        """
+        counts = isinstance(self._setting, Allocation)  # a priced one goes by what can still change
+        last = {pool: present for pool, present in self._present.items() if counts and int(present.sum()) == 1}
+        try:
+            pools = self._structure.pools(weights, scores, coupling)
+        except TargetError:
+            if not last:
+                raise
+            pools = {}
+        found = {pool: self._full(pool, score) for pool, score in pools.items()}
+        device = next((weight.device for weight in weights.values()), None)
+        for pool, present in last.items():
+            if pool not in found:
+                stays = torch.full(present.shape, torch.inf, device=device)
+                found[pool] = stays.masked_fill(~present.to(stays.device), -torch.inf)
+        return found
 
     def _full(self, pool: str, score: Tensor) -> Tensor:
         present = self._present.get(pool)

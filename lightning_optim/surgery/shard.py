@@ -34,11 +34,11 @@ def shard_group(tensors: list[Tensor]) -> distributed.ProcessGroup | None:
     """
     # By name: meshes sliced twice from one mesh are two objects over one group.
     groups = {None if group is None else group.group_name: group for group in map(_group_of, tensors)}
-    if len(groups) != 1:
+    if len(groups) > 1:
         raise ValueError(
             "some parameters are sharded over ranks and some are not; shard all of the network, or none of it"
         )
-    return next(iter(groups.values()))
+    return next(iter(groups.values()), None)
 
 
 def part_of_rank(values: Tensor, like: Tensor) -> Tensor:

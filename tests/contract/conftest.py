@@ -72,10 +72,33 @@ class Net(nn.Module):
         self.top = nn.Conv2d(8, 12, 3, padding=1)
         self.head = nn.Linear(12, 3)
 
-    def forward(self, x):
+    def features(self, x):
         x = self.stem(x)
         x = F.relu(x + self.mix(x))
-        return self.head(F.relu(self.top(x)).mean((2, 3)))
+        return F.relu(self.top(x))
+
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)))
+
+
+class AttentiveNet(Net):
+    """The same, whose positions attend to one another before they are pooled."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.out = nn.Linear(12, 12)
+
+    def forward(self, x):
+        tokens = self.features(x).flatten(2).transpose(1, 2)
+        heads = [part(tokens).unflatten(-1, (-1, 3)).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.head((tokens + self.out(mixed)).mean(1))
+
+
+# Leaves that need more than convolutions, and the layers that pruning takes from.
+NETWORKS = {"head": AttentiveNet}
+PRUNED = {"head": ("net.query", "net.key", "net.value")}
 
 
 class Module(LightningModule):
@@ -83,11 +106,11 @@ class Module(LightningModule):
 
     returns = "tensor"
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, network=Net):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.net = Net()
+            self.net = network()
         self.example_input_array = torch.zeros(2, 3, 6, 6)
 
     def forward(self, x):
@@ -124,8 +147,8 @@ class Module(LightningModule):
 
 
 class ManualModule(Module):
-    def __init__(self, seed=0):
-        super().__init__(seed)
+    def __init__(self, seed=0, network=Net):
+        super().__init__(seed, network)
         self.automatic_optimization = False
 
     def training_step(self, batch, batch_idx):
@@ -153,8 +176,18 @@ class Case:
             torch.manual_seed(3)
             return build(node[self.callback])
 
-    def module(self, seed=0):
-        return Module(seed)
+    @property
+    def leaf(self):
+        return self.label.rsplit("-", 1)[-1]
+
+    def module(self, seed=0, kind=Module):
+        return kind(seed, NETWORKS.get(self.leaf, Net))
+
+    def density(self, weights):
+        """Weights that are left of those that pruning takes from, given a state dict."""
+        names = [f"{name}.weight" for name in PRUNED.get(self.leaf, ("net.stem.0", "net.mix.0", "net.top"))]
+        plain = self.module().state_dict()
+        return sum(int(weights[n].count_nonzero()) for n in names) / sum(plain[n].numel() for n in names)
 
 
 def slots() -> dict[str, list[tuple[str, str, str]]]:

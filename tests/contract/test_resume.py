@@ -32,7 +32,7 @@ def test_checkpoint_keys_are_the_users_and_every_stage_runs_from_it(case, kit, u
     path = folder / "step=8.ckpt"
     weights = torch.load(path, weights_only=True)["state_dict"]
     own = {key: value for key, value in weights.items() if "._candidates." not in key}
-    plain = kit.Module(seed=9)
+    plain = case.module(seed=9)
     assert own.keys() == plain.state_dict().keys()
     if all(own[key].shape == value.shape for key, value in plain.state_dict().items()):
         plain.load_state_dict(own, strict=True)
@@ -49,7 +49,7 @@ def test_checkpoint_keys_are_the_users_and_every_stage_runs_from_it(case, kit, u
 
 
 def test_plain_checkpoint_goes_on_under_the_callback(case, kit, tmp_path):
-    plain = kit.Module()
+    plain = case.module()
     trainer = kit.fit(plain, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     module, callback = case.module(seed=9), case.make()

@@ -58,7 +58,10 @@ class Channel(Structure):
     def masks(
         self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
-        return channel_masks(targeted_groups(coupling, {name: weights[name] for name in keep}), keep, weights)
+        losing = {name: channels for name, channels in keep.items() if not channels.all()}
+        if not losing:
+            return {}
+        return channel_masks(targeted_groups(coupling, {name: weights[name] for name in losing}), losing, weights)
 
     @override
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,7 +56,10 @@ class Head(Structure):
     def masks(
         self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
-        return channel_masks(_targeted_heads(coupling, {name: weights[name] for name in keep}), keep, weights)
+        losing = {name: heads for name, heads in keep.items() if not heads.all()}
+        if not losing:
+            return {}
+        return channel_masks(_targeted_heads(coupling, {name: weights[name] for name in losing}), losing, weights)
 
     @override
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

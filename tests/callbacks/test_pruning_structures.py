@@ -1,0 +1,106 @@
+"""Structures in a fit: the sparsity asked is reached, up to the last head or channel."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim.demo.model.vit import VisionTransformer
+from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
+from lightning_optim.pruning.structure.block import Block
+from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.pruning.structure.head import Head
+from lightning_optim.pruning.structure.neuron import Neuron
+from lightning_optim.pruning.structure.semi_structured import SemiStructured
+from lightning_optim.schedule.steps import Steps
+from lightning_optim.surgery.select import Targets
+from lightning_optim.window import Window
+
+
+class Classifier(LightningModule):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), 1e-2, weight_decay=0.1)
+
+
+def fit(net, values, **keywords):
+    """Prune once a step, then train on for one."""
+    images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    data = DataLoader(
+        TensorDataset(images.repeat(len(values) + 1, 1, 1, 1), torch.arange(4).repeat(len(values) + 1)), 4
+    )
+    window = Window(end=len(values), unit="step")
+    pruning = PruningScheduler(schedule=Steps(values=values), window=window, **keywords)
+    Trainer(
+        max_epochs=1,
+        callbacks=[pruning],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    ).fit(Classifier(net), data)
+    return net, pruning
+
+
+def transformer():
+    torch.manual_seed(0)
+    return VisionTransformer(dim=16, depth=2, hidden=32, num_heads=4)
+
+
+@pytest.mark.parametrize("shrink", ["update", "end", "never"])
+def test_heads_go_until_one_is_left_in_each_attention(shrink):
+    net, pruning = fit(transformer(), [0.25, 0.5, 0.75, 0.9], structure=Head(shrink=shrink))
+    assert pruning.sparsity == 0.9
+    attentions = [block.attention for block in net.blocks]
+    alive = [
+        int(attention.proj.weight.unflatten(1, (-1, 4)).abs().sum((0, 2)).count_nonzero()) for attention in attentions
+    ]
+    assert alive == [1, 1]
+    assert [attention.num_heads for attention in attentions] == ([4, 4] if shrink == "never" else [1, 1])
+    assert net.blocks[0].fc1.out_features == 32
+
+
+def test_heads_of_the_least_important_attention_go_first_and_the_count_is_of_all_original_ones():
+    net = transformer()
+    with torch.no_grad():
+        for head, factor in enumerate((1.0, 0.01, 0.02, 0.03)):  # three heads of the first attention hardly matter
+            net.blocks[0].attention.qkv.weight.unflatten(0, (3, 4, 4))[:, head] *= factor
+    net, _ = fit(net, [0.375, 0.5, 0.625], structure=Head(), allocation=GlobalThreshold())
+    assert [block.attention.num_heads for block in net.blocks] == [1, 2]
+
+
+def test_channels_go_until_one_is_left_of_the_only_group():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.ReLU(), nn.Linear(4, 4))
+    net, pruning = fit(net, [0.5, 0.75, 0.9, 0.95], structure=Channel(), targets=Targets(include=["net.1"]))
+    assert (net[1].out_features, pruning.sparsity) == (1, 0.95)
+
+
+@pytest.mark.parametrize(
+    "structure", [SemiStructured(), Block(rows=2, columns=2), Neuron()], ids=lambda s: type(s).__name__
+)
+def test_masked_structures_hold_through_training(structure):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 4))
+    net, _ = fit(net, [0.25, 0.5], structure=structure)
+    for layer in (net[1], net[3]):
+        dead = layer.weight == 0
+        assert float(dead.float().mean()) == 0.5
+        if isinstance(structure, Neuron):
+            assert torch.equal(dead.all(1), layer.bias == 0)
+            assert int(dead.all(1).sum()) == layer.out_features // 2
+        elif isinstance(structure, Block):
+            blocks = dead.unflatten(1, (-1, 2)).unflatten(0, (-1, 2))
+            assert torch.equal(blocks.any(3).any(1), blocks.all(3).all(1))
+        else:
+            assert bool((dead.unflatten(1, (-1, 4)).sum(2) == 2).all())
