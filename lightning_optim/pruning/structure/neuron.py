@@ -53,9 +53,10 @@ class Neuron(Structure):
         masks = {}
         for name, neurons in keep.items():
             bias = f"{name.removesuffix('weight')}bias"
-            for member in {name, bias} & weights.keys():
-                shape = weights[member].shape
-                masks[member] = neurons.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+            for member in (name, bias):
+                if member in weights:
+                    shape = weights[member].shape
+                    masks[member] = neurons.view(-1, *[1] * (len(shape) - 1)).expand(shape)
         return masks
 
     @override
