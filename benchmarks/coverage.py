@@ -60,12 +60,17 @@ def plan(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: 
 
 
 def without_gradient(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
-    """Names of parameters that a training step leaves without a gradient."""
+    """Names of parameters that a few training steps leave without a gradient; a step may skip layers at random."""
     model.train()
-    outputs = model(*twice(args), **twice(kwargs))
-    floats = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    torch.stack([leaf.float().square().mean() for leaf in floats if leaf.requires_grad]).sum().backward()
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None}
+    missing: set[str] = set()
+    for _ in range(4):
+        outputs = model(*twice(args), **twice(kwargs))
+        leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        torch.stack([leaf.float().square().mean() for leaf in leaves]).sum().backward()
+        missing = {name for name, held in model.named_parameters() if held.requires_grad and held.grad is None}
+        if not missing:
+            break
+    return missing
 
 
 def is_trainable(name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

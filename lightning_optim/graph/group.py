@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_optim.errors import ShrinkError
-from lightning_optim.graph.labels import Axes, Axis
+from lightning_optim.graph.labels import Axis
 from lightning_optim.graph.propagate import Propagation
 from lightning_optim.surgery.cut import CutPlan
+
+Place = tuple[str, int]
+"""Name and dimension of a tensor."""
 
 
 @final
@@ -35,10 +38,14 @@ class Member:
 
     def kept(self, channels: Tensor) -> Tensor:
         """Positions that stay when only ``channels`` (sorted, shape ``[n]``) of the group stay."""
+        return self.stays(channels).nonzero().flatten()
+
+    def stays(self, channels: Tensor) -> Tensor:
+        """Whether each position stays, shape ``[length]``."""
         stays = torch.ones(self.index.numel() if self.length is None else self.length, dtype=torch.bool)
         stays[self.index.reshape(-1)] = False
         stays[self.index[channels].reshape(-1)] = True
-        return stays.nonzero().flatten()
+        return stays
 
 
 @final
@@ -80,20 +87,16 @@ def keep_channels(choices: Iterable[tuple[Group, Tensor]]) -> CutPlan:
         >>> keep_channels([(group, torch.tensor([0, 2]))])
         {'weight': [(0, tensor([0, 1, 4, 5]))]}
     """
-    kept: dict[tuple[str, int], Tensor] = {}
-    lengths: dict[tuple[str, int], int] = {}
+    stays: dict[Place, Tensor] = {}
     for group, channels in choices:
         chosen = _checked(group, channels)
         for member in group.members + group.counts:
-            place = (member.name, member.dim)
-            lengths[place] = member.index.numel() if member.length is None else member.length
-            now = member.kept(chosen)
-            before = kept.get(place)
-            kept[place] = now if before is None else now[torch.isin(now, before)]
+            place, now = (member.name, member.dim), member.stays(chosen)
+            stays[place] = now & stays[place] if place in stays else now
     plan: CutPlan = {}
-    for (name, dim), index in kept.items():
-        if len(index) < lengths[name, dim]:
-            plan.setdefault(name, []).append((dim, index))
+    for (name, dim), mask in stays.items():
+        if not mask.all():
+            plan.setdefault(name, []).append((dim, mask.nonzero().flatten()))
     return plan
 
 
@@ -108,57 +111,58 @@ def _checked(group: Group, channels: Tensor) -> Tensor:
     return torch.as_tensor(chosen)
 
 
-Place = tuple[str, int]
-
-
 def gather(propagation: Propagation) -> list[Group]:
     """Gather classes by the places where they lie, and how often they lie there."""
-    places = _positions(propagation.tensors, propagation)
-    counted = _positions({name: [axis] for name, axis in propagation.counts.items()}, propagation)
-    by_shape: dict[tuple[tuple[Place, int], ...], list[int]] = {}
-    for root, found in places.items():
-        shape = tuple((place, len(positions)) for place, positions in found.items())
-        by_shape.setdefault(shape, []).append(root)
-    return [_group(roots, places, counted, propagation) for roots in by_shape.values()]
+    axes = {(name, dim): axis for name, found in propagation.tensors.items() for dim, axis in enumerate(found)}
+    labelled = {place: axis for place, axis in axes.items() if axis is not None}
+    counting = {(name, 0): axis for name, axis in propagation.counts.items()}
+    parts, counted = _parts(labelled, propagation), _parts(counting, propagation)
+    by_shape: dict[bytes, list[int]] = {}
+    for root, part in parts.items():
+        by_shape.setdefault(part.places.tobytes(), []).append(root)
+    groups = []
+    for roots in by_shape.values():
+        members = _members(labelled, [parts[root] for root in roots])
+        counts = _members(counting, [counted[root] for root in roots]) if all(map(counted.__contains__, roots)) else ()
+        is_normalized = propagation.labels.is_normalized(np.array(roots, dtype=np.int64))
+        groups.append(Group(len(roots), members, counts, bool(is_normalized.any())))
+    return groups
 
 
-def _positions(tensors: dict[str, Axes], propagation: Propagation) -> dict[int, dict[Place, list[int]]]:
-    """Class -> place -> positions, without what is frozen."""
-    labelled = [
-        ((name, dim), axis) for name, axes in tensors.items() for dim, axis in enumerate(axes) if axis is not None
-    ]
-    if not labelled:
+@final
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where a class lies: the number of a place, and the position in it, shape ``[n]`` each."""
+
+    places: Axis
+    positions: Axis
+
+
+def _parts(axes: Mapping[Place, Axis], propagation: Propagation) -> dict[int, _Part]:
+    """Each class that is not frozen, in the order in which they appear."""
+    if not axes:
         return {}
-    everything = np.concatenate([axis for _, axis in labelled])
-    roots, is_frozen = propagation.labels.find(everything), propagation.labels.is_frozen(everything)
-    found: dict[int, dict[Place, list[int]]] = {}
-    begin = 0
-    for place, axis in labelled:
-        for position in np.flatnonzero(~is_frozen[begin : begin + len(axis)]).tolist():
-            found.setdefault(int(roots[begin + position]), {}).setdefault(place, []).append(position)
-        begin += len(axis)
-    return found
+    everything = np.concatenate([*axes.values()])
+    places = np.repeat(np.arange(len(axes)), [len(axis) for axis in axes.values()])
+    positions = np.concatenate([np.arange(len(axis)) for axis in axes.values()])
+    free = np.flatnonzero(~propagation.labels.is_frozen(everything))
+    roots = propagation.labels.find(everything[free])
+    order = np.argsort(roots, kind="stable")
+    runs = [run for run in np.split(order, np.flatnonzero(np.diff(roots[order])) + 1) if len(run)]
+    return {
+        int(roots[run[0]]): _Part(places[free[run]], positions[free[run]])
+        for run in sorted(runs, key=lambda run: run[0])
+    }
 
 
-def _group(
-    roots: list[int],
-    places: dict[int, dict[Place, list[int]]],
-    counted: dict[int, dict[Place, list[int]]],
-    propagation: Propagation,
-) -> Group:
-    def member(place: Place, source: dict[int, dict[Place, list[int]]], length: int) -> Member:
-        return Member(place[0], place[1], torch.tensor([source[root][place] for root in roots]), length)
-
-    def length_of(name: str, dim: int) -> int:
-        axis = propagation.tensors[name][dim]
-        assert axis is not None
-        return len(axis)
-
-    members = tuple(member(place, places, length_of(*place)) for place in places[roots[0]])
-    counts = tuple(
-        member(place, counted, len(propagation.counts[place[0]]))
-        for place in counted.get(roots[0], {})
-        if all(len(counted.get(root, {}).get(place, ())) == len(counted[roots[0]][place]) for root in roots)
-    )
-    first: Axis = np.array(roots, dtype=np.int64)
-    return Group(len(roots), members, counts, bool(propagation.labels.is_normalized(first).any()))
+def _members(axes: Mapping[Place, Axis], parts: list[_Part]) -> tuple[Member, ...]:
+    """The places where each of several classes lies equally often."""
+    numbered, first = list(axes.items()), parts[0].places
+    if any(not np.array_equal(part.places, first) for part in parts):
+        return ()
+    table = torch.from_numpy(np.stack([part.positions for part in parts]))
+    found = []
+    for number in np.unique(first).tolist():
+        (name, dim), axis = numbered[number]
+        found.append(Member(name, dim, table[:, torch.from_numpy(first == number)], len(axis)))
+    return tuple(found)

@@ -50,10 +50,11 @@ class Propagation:
         note_widths(self.labels, self.tensors, program.graph_module.meta, self.counts)
 
     def _unused(self) -> list[str]:
-        """Names of parameters that no operator reads."""
+        """Names of parameters that no operator reads, by whichever name."""
         names = self.program.graph_signature.inputs_to_parameters
-        nodes = (node for node in self.program.graph.nodes if node.op == "placeholder" and not node.users)
-        return [names[node.name] for node in nodes if names.get(node.name) in self.tensors]
+        held = {node: name for node in self.axes if (name := names.get(node.name)) is not None}
+        read = {id(self.tensors[name]) for node, name in held.items() if node.users}
+        return [name for name in held.values() if id(self.tensors[name]) not in read]
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from lightning_optim.graph.labels import Axes, Axis, Labels
+from lightning_optim.graph.labels import Axes, Labels
 
 
 def tie_unused(labels: Labels, tensors: Mapping[str, Axes], unused: Iterable[str]) -> None:
-    """Tie the last axis of a parameter that the graph does not read.
+    """Tie the last axis of a parameter that the graph does not read, and freeze the others.
 
-    It goes with the channels of that width in its own module, if these are the same wherever they lie; it stays
-    alone otherwise.
+    It goes with the channels of that width in its own module that lie in most places, twice as many as any others
+    do: such a token enters the stream that runs through all layers. Where there are none, it stays.
 
     Args:
         labels: The union-find.
@@ -21,23 +22,23 @@ def tie_unused(labels: Labels, tensors: Mapping[str, Axes], unused: Iterable[str
         unused: Names of parameters that nothing in the graph reads.
     """
     names = set(unused)
-    for name in names:
-        axis = tensors[name][-1] if tensors[name] else None
+    for name in sorted(names):
+        axes = tensors[name]
+        axis = axes[-1] if axes else None
+        for other in axes[:-1]:
+            labels.freeze(other)
         owner = name.rpartition(".")[0]
         if axis is not None:
             others = [tensors[other] for other in tensors if other.startswith(owner) and other not in names]
-            streams = {labels.find(stream).tobytes() for stream in _free(labels, others, len(axis))}
-            if len(streams) == 1:
-                labels.unite(axis, np.frombuffer(streams.pop(), dtype=np.int64))
+            (stream, most), (_, next_most) = _streams(labels, others, len(axis))
+            if most > 2 * next_most:
+                labels.unite(axis, np.frombuffer(stream, dtype=np.int64))
+            else:
+                labels.freeze(axis)
 
 
-def _free(labels: Labels, tensors: Iterable[Axes], length: int) -> list[Axis]:
-    """Axes of this length whose channels can go one by one."""
-    return [
-        axis
-        for axes in tensors
-        for axis in axes
-        if axis is not None
-        and len(axis) == length == len(np.unique(labels.find(axis)))
-        and not labels.is_frozen(axis).any()
-    ]
+def _streams(labels: Labels, tensors: Iterable[Axes], length: int) -> list[tuple[bytes, int]]:
+    """The two most frequent classes along axes of this length, with their number."""
+    axes = [axis for axes in tensors for axis in axes if axis is not None and len(axis) == length]
+    found = Counter(labels.find(axis).tobytes() for axis in axes)
+    return [*found.most_common(2), (b"", 0), (b"", 0)][:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -72,7 +73,8 @@ def apply_cut(root: nn.Module, plan: CutPlan) -> Replaced:
         >>> layer.in_features, tuple(layer.weight.shape)
         (2, (2, 2))
     """
-    sites = {name: _find(root, name) for name in plan}
+    modules = {plain_name(name): module for name, module in root.named_modules(remove_duplicate=False)}
+    sites = {name: _find(root, modules, name) for name in plan}
     for name, site in sites.items():
         _check(name, site.held, plan[name])
     old_shapes = {site.module: _weight_shape(site.module) for site in sites.values()}
@@ -86,15 +88,12 @@ def apply_cut(root: nn.Module, plan: CutPlan) -> Replaced:
     return replaced
 
 
-def _find(root: nn.Module, name: str) -> _Site:
+def _find(root: nn.Module, modules: Mapping[str, nn.Module], name: str) -> _Site:
     path, _, key = name.rpartition(".")
-    for found, module in root.named_modules(remove_duplicate=False):
-        if plain_name(found) == path:
-            held = module._parameters.get(key)
-            if held is None:
-                held = module._buffers.get(key)
-            if held is None:
-                held = vars(module).get(key)
+    module = modules.get(path)
+    if module is not None:
+        for holder in (module._parameters, module._buffers, vars(module)):
+            held = holder.get(key)
             if held is not None:
                 return _Site(module, key, held)
     raise ShrinkError(f"{type(root).__name__} has no parameter, buffer or attribute {name!r}: is it another model?")

@@ -242,3 +242,25 @@ def test_a_token_that_only_training_reads_goes_with_its_stream():
 
     ((_, group),) = places(Masked(), torch.randn(2, 3)).items()
     assert next(member for member in group.members if member.name == "token").dim == 1
+
+
+def test_a_parameter_that_nothing_reads_stays():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spare, self.one, self.two = nn.Parameter(torch.randn(7)), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.two(self.one(x).relu())
+
+    assert [place for group in places(Spare(), torch.randn(2, 3)) for place in group if place[0] == "spare"] == []
+
+
+def test_a_weight_given_by_direction_and_length_is_cut_with_both():
+    net = nn.Sequential(nn.Linear(3, 6), nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Linear(4, 2))
+    coupling = couple(capture(net, (torch.randn(2, 3),)))
+    groups = {frozenset((member.name, member.dim) for member in group.members): group for group in coupling.groups}
+    inputs = {("0.weight", 0), ("0.bias", 0), ("1.parametrizations.weight.original1", 1)}
+    assert groups[frozenset(inputs)].is_normalized
+    outputs = {("1.parametrizations.weight.original0", 0), ("1.parametrizations.weight.original1", 0), ("1.bias", 0)}
+    assert not groups[frozenset(outputs | {("2.weight", 1)})].is_normalized

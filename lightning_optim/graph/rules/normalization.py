@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_optim.graph.labels import Axes
-from lightning_optim.graph.rules.base import Call, rule
+from lightning_optim.graph.rules.base import Call, Result, rule
 
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training")
@@ -60,3 +60,12 @@ def normalize_groups(call: Call) -> Axes:
     call.labels.unite_all(axes[1].reshape(groups, -1))
     call.normalize(axes[1])
     return axes
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def normalize_weight(call: Call) -> Result:
+    """Tie the lengths to the axis that they are given along; the weight's other axes enter the norm."""
+    axes, dim = call.axes(call["v"]), call["dim"] % len(call.shape(call["v"]))
+    axes[dim] = call.join(axes[dim], call.axes(call["g"])[dim])
+    call.normalize(*axes[:dim], *axes[dim + 1 :])
+    return axes if len(call.shape(call.node)) else [axes, call.axes(call["g"])]
