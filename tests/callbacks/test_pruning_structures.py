@@ -13,6 +13,7 @@ from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
 from lightning_optim.pruning.structure.block import Block
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.head import Head
+from lightning_optim.pruning.structure.layer import Layer
 from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.pruning.structure.semi_structured import SemiStructured
 from lightning_optim.schedule.steps import Steps
@@ -77,6 +78,12 @@ def test_heads_of_the_least_important_attention_go_first_and_the_count_is_of_all
             net.blocks[0].attention.qkv.weight.unflatten(0, (3, 4, 4))[:, head] *= factor
     net, _ = fit(net, [0.375, 0.5, 0.625], structure=Head(), allocation=GlobalThreshold())
     assert [block.attention.num_heads for block in net.blocks] == [1, 2]
+
+
+def test_layers_fall_whole_and_stay_so_through_training():
+    net, _ = fit(transformer(), [0.25, 0.75], structure=Layer())
+    ends = [block.get_submodule(name) for block in net.blocks for name in ("attention.proj", "fc2")]
+    assert sum(not bool(end.weight.any() or end.bias.any()) for end in ends) == 3
 
 
 def test_channels_go_until_one_is_left_of_the_only_group():

@@ -96,9 +96,21 @@ class AttentiveNet(Net):
         return self.head((tokens + self.out(mixed)).mean(1))
 
 
+class DeepNet(Net):
+    """The same with a second residual sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Sequential(nn.Conv2d(12, 6, 1), nn.ReLU(), nn.Conv2d(6, 12, 1))
+
+    def features(self, x):
+        x = super().features(x)
+        return x + self.more(x)
+
+
 # Leaves that need more than convolutions, and the layers that pruning takes from.
-NETWORKS = {"head": AttentiveNet}
-PRUNED = {"head": ("net.query", "net.key", "net.value")}
+NETWORKS = {"head": AttentiveNet, "layer": DeepNet}
+PRUNED = {"head": ("net.query", "net.key", "net.value"), "layer": ("net.mix.0", "net.more.0", "net.more.2")}
 
 
 class Module(LightningModule):

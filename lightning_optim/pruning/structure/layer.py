@@ -1,0 +1,85 @@
+"""Layers: the residual branches of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.errors import ShrinkError, TargetError
+from lightning_optim.graph.branches import Branch, residual_branches
+from lightning_optim.graph.coupling import Coupling
+from lightning_optim.pruning.structure.base import Shrink, Structure
+
+_AND = ", "
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer(Structure):
+    """Whole residual branches fall, so that a block hands on what came in (Fan et al., 2020; arXiv:1909.11556).
+
+    All parameters that serve a branch alone are masked, its norms included: it then adds exactly zero. A branch scores
+    the mean over its targeted weights, and competes with those of all depths, however the sparsity is spread: it
+    counts branches. One without any targeted layer is left alone, and does not count.
+    """
+
+    needs_coupling: ClassVar[bool] = True
+
+    @property
+    @override
+    def shrink(self) -> Shrink:
+        return "never"
+
+    @property
+    @override
+    def highest_sparsity(self) -> float:
+        return 1.0
+
+    @override
+    def pools(
+        self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
+    ) -> dict[str, Tensor]:
+        branches = _branches(coupling)
+        scored = {branch.name: [scores[name] for name in branch.parameters if name in scores] for branch in branches}
+        means = {name: _mean(found) for name, found in scored.items() if found}
+        if not means:
+            raise TargetError(
+                f"none of the {len(weights)} targeted layers lies in one of the {len(branches)} residual branches that "
+                "can fall: target others, or choose another structure"
+            )
+        return {_AND.join(means): torch.stack(list(means.values()))}
+
+    @override
+    def masks(
+        self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
+    ) -> dict[str, Tensor]:
+        stays = {
+            n: kept for pool, mask in keep.items() for n, kept in zip(pool.split(_AND), mask.tolist(), strict=True)
+        }
+        gone = [branch for branch in _branches(coupling) if not stays.get(branch.name, True)]
+        names = sorted({name for branch in gone for name in branch.parameters})
+        return {name: torch.zeros_like(weights[name], dtype=torch.bool) for name in names}
+
+    @override
+    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(keep)
+
+    @override
+    def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise ShrinkError("branches hold several layers: they cannot be read off a rank's part of the weights")
+
+
+def _branches(coupling: Coupling | None) -> tuple[Branch, ...]:
+    if coupling is None:
+        raise ShrinkError("layers need the network's coupling, which is not known yet")
+    return residual_branches(coupling)
+
+
+def _mean(scores: list[Tensor]) -> Tensor:
+    """Mean over all weights of several layers."""
+    return torch.stack([score.float().sum() for score in scores]).sum() / sum(score.numel() for score in scores)
