@@ -77,13 +77,16 @@ def drop_lowest(scores: Sequence[Tensor], drop: int, group: distributed.ProcessG
     total = int(_reduce(torch.tensor(sum(score.numel() for score in scores), device=device), group))
     if not 0 <= drop <= total:
         raise ValueError(f"cannot drop {drop} of {total} entries")
-    threshold, below, ties = _kth_lowest(scores, max(drop, 1), group)
+    threshold, below, ties, ties_of_parts = _kth_lowest(scores, max(drop, 1), group)
     if drop == 0:
         return [torch.ones(score.shape, dtype=torch.bool, device=score.device) for score in scores]
     if below + ties == drop:
         return [_compare(torch.gt, score, threshold) for score in scores]
     masks = [_compare(torch.ge, score, threshold) for score in scores]
-    _drop_ties(scores, masks, threshold, drop - below - _ties_on_lower_ranks(scores, threshold, group))
+    if ties_of_parts is None:
+        ties_of_parts = [int((part == threshold).count_nonzero()) for score in scores for part in _parts(score)]
+    mine = torch.tensor(sum(ties_of_parts), device=device)
+    _drop_ties(scores, masks, threshold, drop - below - _sum_of_lower_ranks(mine, group), ties_of_parts)
     return masks
 
 
@@ -94,23 +97,31 @@ def _compare(operator: Callable[..., Tensor], score: Tensor, threshold: float) -
     return mask
 
 
-def _drop_ties(scores: Sequence[Tensor], masks: Sequence[Tensor], threshold: float, ties: int) -> None:
+def _drop_ties(
+    scores: Sequence[Tensor], masks: Sequence[Tensor], threshold: float, ties: int, ties_of_parts: Sequence[int]
+) -> None:
     """Take the first ``ties`` of the entries at the threshold out of the masks."""
-    for score, mask in zip(scores, masks, strict=True):
-        for part, kept in zip(_parts(score), torch.split(mask.view(-1), _PART), strict=True):
-            if ties <= 0:
-                return
-            tied = part == threshold
-            found = int(tied.count_nonzero())
-            if found <= ties:
-                torch.gt(part, threshold, out=kept)
-            else:
-                kept[tied.nonzero().squeeze(1)[:ties]] = False
-            ties -= found
+    parts = (part for score in scores for part in _parts(score))
+    kepts = (kept for mask in masks for kept in torch.split(mask.view(-1), _PART))
+    for part, kept, found in zip(parts, kepts, ties_of_parts, strict=True):
+        if ties <= 0:
+            return
+        if found > ties:
+            kept[(part == threshold).nonzero().squeeze(1)[:ties]] = False
+        elif found:
+            torch.gt(part, threshold, out=kept)
+        ties -= found
 
 
-def _kth_lowest(scores: Sequence[Tensor], k: int, group: distributed.ProcessGroup | None) -> tuple[float, int, int]:
-    """The ``k``-th lowest entry over all tensors, from 1, the number of entries below it, and of those equal to it."""
+def _kth_lowest(
+    scores: Sequence[Tensor], k: int, group: distributed.ProcessGroup | None
+) -> tuple[float, int, int, list[int] | None]:
+    """The ``k``-th lowest entry over all tensors, from 1.
+
+    Returns:
+        Its value, the number of entries below it, of those equal to it, and of the latter in each of this rank's parts,
+        where that is known at no cost.
+    """
     counts = torch.zeros(_BUCKETS + 1, dtype=torch.int64, device=scores[0].device)
     for bits in _all_bits(scores):
         counts[:-1] += torch.bincount((bits >> _HALF).add_(_BUCKETS // 2), minlength=_BUCKETS)
@@ -120,13 +131,18 @@ def _kth_lowest(scores: Sequence[Tensor], k: int, group: distributed.ProcessGrou
     if int(counts[-1]):
         raise ValueError("a score is NaN; did training diverge?")
     bucket, below_bucket = _locate(counts[:-1], k)
-    high = bucket - _BUCKETS // 2
+    high, in_bucket = bucket - _BUCKETS // 2, int(counts[bucket])
     counts = torch.zeros(_BUCKETS, dtype=torch.int64, device=scores[0].device)
+    lows: list[Tensor] = []
     for bits in _all_bits(scores):
-        counts += torch.bincount(_with_high_half(bits, high) & (_BUCKETS - 1), minlength=_BUCKETS)
+        inside = _with_high_half(bits, high) & (_BUCKETS - 1)
+        counts += torch.bincount(inside, minlength=_BUCKETS)
+        if in_bucket <= _PART:
+            lows.append(inside)
     counts = _reduce(counts, group)
     low, below = _locate(counts, k - below_bucket)
-    return _float_of((high << _HALF) | low), below_bucket + below, int(counts[low])
+    ties_of_parts = [int((inside == low).count_nonzero()) for inside in lows] if in_bucket <= _PART else None
+    return _float_of((high << _HALF) | low), below_bucket + below, int(counts[low]), ties_of_parts
 
 
 def _parts(score: Tensor) -> Iterator[Tensor]:
@@ -165,11 +181,9 @@ def _locate(counts: Tensor, k: int) -> tuple[int, int]:
     return bucket, int(reached[bucket - 1]) if bucket else 0
 
 
-def _ties_on_lower_ranks(scores: Sequence[Tensor], threshold: float, group: distributed.ProcessGroup | None) -> int:
+def _sum_of_lower_ranks(mine: Tensor, group: distributed.ProcessGroup | None) -> int:
     if group is None:
         return 0
-    ties = sum(int((part == threshold).count_nonzero()) for score in scores for part in _parts(score))
-    mine = torch.tensor(ties, device=scores[0].device)
     everyone = [torch.zeros_like(mine) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(everyone, mine, group=group)
     return int(sum(int(other) for other in everyone[: distributed.get_rank(group)]))
