@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_optim.cost.base import Cost
+from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.prices import Prices
 from lightning_optim.errors import LightningOptimError, ShrinkError
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.structure.channel import targeted_groups
+from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.surgery.example import ExampleInputs
 
 
@@ -40,7 +40,7 @@ def agreed_prices(
     if trainer.is_global_zero:
         try:
             pools = targeted_groups(coupling, weights)
-            found = cost(network, coupling, pools, example.args, example.kwargs), ""
+            found = cost(Subject(network, coupling, pools, example.args, example.kwargs)), ""
         except LightningOptimError as error:  # raised on every rank: one alone would leave the others waiting
             found = None, str(error)
     prices, problem = trainer.strategy.broadcast(found)

@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from lightning_optim.atomic import write_atomic
 from lightning_optim.cli.build import ConfigError, build
 from lightning_optim.cli.compress import quieten
-from lightning_optim.export.atomic import write_atomic
 from lightning_optim.recipe.analysis import analyze_network
 from lightning_optim.recipe.determinism import seed_everything
 from lightning_optim.recipe.weights import load_trained

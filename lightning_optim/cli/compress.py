@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from lightning_optim.atomic import write_atomic
 from lightning_optim.cli.build import ConfigError, build, build_callbacks
-from lightning_optim.export.atomic import write_atomic
 from lightning_optim.recipe.rehearsal import rehearse
 from lightning_optim.recipe.run import Recipe, is_first_process
 from lightning_optim.recipe.stage import Artefacts, Stage

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, final
 
 from torch import nn
 
@@ -12,27 +13,29 @@ from lightning_optim.cost.prices import Prices
 from lightning_optim.graph.coupling import Coupling, Group
 
 
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """What is priced.
+
+    Args:
+        network: The network; left untouched.
+        coupling: Its coupled channels.
+        pools: Groups whose channels may go, by the name of their pool.
+        args: Positional inputs that were captured.
+        kwargs: Keyword inputs that were captured.
+    """
+
+    network: nn.Module
+    coupling: Coupling
+    pools: Mapping[str, Group]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Cost(ABC):
     """Prices a network for any number of channels, from one look at it."""
 
     @abstractmethod
-    def __call__(
-        self,
-        network: nn.Module,
-        coupling: Coupling,
-        pools: Mapping[str, Group],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Prices:
-        """Price a network.
-
-        Args:
-            network: The network; left untouched.
-            coupling: Its coupled channels.
-            pools: Groups whose channels may go, by the name of their pool.
-            args: Positional inputs that were captured.
-            kwargs: Keyword inputs that were captured.
-
-        Returns:
-            Its cost as a function of the channels of each pool.
-        """
+    def __call__(self, subject: Subject) -> Prices:
+        """Return the subject's cost as a function of the channels of each pool."""

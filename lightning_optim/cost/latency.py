@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from lightning_optim.cost.base import Cost
+from lightning_optim.atomic import write_atomic
+from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.engine import Eager, Engine
 from lightning_optim.cost.operators import TimedOperator, lengths_of, timed_operators
 from lightning_optim.cost.prices import Channels, Grid, Prices, Product, Term, prices_from_state
 from lightning_optim.cost.ruler import Ruler
 from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ArtefactError, LatencyError, LightningOptimError
-from lightning_optim.graph.coupling import Coupling, Group, keep_channels
+from lightning_optim.graph.coupling import keep_channels
 from lightning_optim.graph.rules.base import operator_name
 from lightning_optim.surgery.cut import apply_cut
 
@@ -69,50 +70,43 @@ class Latency(Cost):
             )
 
     @override
-    def __call__(
-        self,
-        network: nn.Module,
-        coupling: Coupling,
-        pools: Mapping[str, Group],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Prices:
-        ruler = Ruler(coupling, pools)
+    def __call__(self, subject: Subject) -> Prices:
+        ruler = Ruler(subject.coupling, subject.pools)
         if self.table is not None and Path(self.table).is_file():
             return _read(Path(self.table), ruler)
-        prices = self._measure(network, coupling, pools, args, kwargs)
+        prices = self._measure(subject, ruler)
         if self.table is not None:
-            _write(Path(self.table), prices)
+            write_atomic(self.table, json.dumps(prices.state_dict()).encode())
         return prices
 
-    def _measure(
-        self,
-        network: nn.Module,
-        coupling: Coupling,
-        pools: Mapping[str, Group],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Prices:
-        ruler = Ruler(coupling, pools)
-        rows = next(len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+    def _measure(self, subject: Subject, ruler: Ruler) -> Prices:
+        rows = next(
+            len(leaf)
+            for leaf in pytree.tree_leaves((subject.args, subject.kwargs))
+            if isinstance(leaf, Tensor) and leaf.dim()
+        )
         known: dict[str, float] = {}
         kinds: tuple[list[Term], list[Term]] = ([], [])
-        for operator in timed_operators(coupling, ruler, self.batch_size / rows):
+        for operator in timed_operators(subject.coupling, ruler, self.batch_size / rows):
             is_product = operator_name(operator.node.target).startswith(_PRODUCTS)
             kinds[is_product].append(_table(operator, ruler.sizes, self.points, known))
         tables = [Prices("seconds", ruler.pools, tuple(terms)) for terms in kinds]
-        inputs = pytree.tree_map(lambda leaf: _resized(leaf, rows, self.batch_size), (args, dict(kwargs)))
+        inputs = pytree.tree_map(
+            lambda leaf: _resized(leaf, rows, self.batch_size), (subject.args, dict(subject.kwargs))
+        )
         sizes = [_shares_of(ruler.sizes, shares) for shares in _WHOLE]
-        measured = [self._whole(network, pools, channels, inputs) for channels in sizes]
+        measured = [self._whole(subject, channels, inputs) for channels in sizes]
         rest, products, constant = _fit([[*(table(channels) for table in tables), 1.0] for channels in sizes], measured)
         scaled = [term.times(factor) for terms, factor in zip(kinds, (rest, products), strict=True) for term in terms]
         return Prices("seconds", ruler.pools, (*scaled, Product("calls", constant, ())))
 
-    def _whole(self, network: nn.Module, pools: Mapping[str, Group], channels: Channels, inputs: Any) -> float | None:
+    def _whole(self, subject: Subject, channels: Channels, inputs: Any) -> float | None:
         """CPU seconds of the network with so many channels; ``None`` if it cannot be cut like that."""
-        small = copy.deepcopy(network).eval()
+        small = copy.deepcopy(subject.network).eval()
         try:
-            apply_cut(small, keep_channels((group, torch.arange(channels[pool])) for pool, group in pools.items()))
+            apply_cut(
+                small, keep_channels((group, torch.arange(channels[pool])) for pool, group in subject.pools.items())
+            )
             with torch.no_grad():
                 small(*inputs[0], **inputs[1])
         except (LightningOptimError, RuntimeError):  # code that derives a size from another has its own errors
@@ -129,14 +123,6 @@ def _read(path: Path, ruler: Ruler) -> Prices:
     if sizes.keys() != ruler.sizes.keys() or any(size > sizes[pool] for pool, size in ruler.sizes.items()):
         raise ArtefactError(f"{path} is the latency table of another network; remove it, or name another file")
     return Prices(prices.unit, ruler.pools, prices.terms)  # fewer channels are in the table too
-
-
-def _write(path: Path, prices: Prices) -> None:
-    """Write a table, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(prices.state_dict()))
-    unfinished.replace(path)
 
 
 def _table(operator: TimedOperator, sizes: Mapping[str, int], points: int, known: dict[str, float]) -> Term:

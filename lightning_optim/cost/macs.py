@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-from torch import fx, nn
+from torch import fx
 from typing_extensions import override
 
-from lightning_optim.cost.base import Cost
+from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.count import count_macs
 from lightning_optim.cost.prices import Prices, Product, Term, Width
 from lightning_optim.cost.ruler import Ruler, is_tensor
-from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.graph.rules.base import operator_name
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
@@ -31,21 +29,14 @@ class Macs(Cost):
     """
 
     @override
-    def __call__(
-        self,
-        network: nn.Module,
-        coupling: Coupling,
-        pools: Mapping[str, Group],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Prices:
-        ruler = Ruler(coupling, pools)
+    def __call__(self, subject: Subject) -> Prices:
+        ruler = Ruler(subject.coupling, subject.pools)
         terms: list[Term] = []
-        for node in coupling.propagation.program.graph.nodes:
+        for node in subject.coupling.propagation.program.graph.nodes:
             if node.op == "call_function" and is_tensor(node):
                 terms += _terms(node, ruler)
         counted = sum(term.at(ruler.sizes) for term in terms)
-        rest = count_macs(network, args, kwargs) - counted
+        rest = count_macs(subject.network, subject.args, subject.kwargs) - counted
         if rest > 0:
             terms.append(Product("other operators", rest, ()))
         return Prices("MACs", ruler.pools, tuple(terms))

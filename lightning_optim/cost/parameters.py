@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-from torch import nn
 from typing_extensions import override
 
-from lightning_optim.cost.base import Cost
+from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.prices import Prices, Product
 from lightning_optim.cost.ruler import Ruler
-from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.surgery.select import plain_name
 
 
@@ -22,15 +19,8 @@ class Parameters(Cost):
     """Every parameter counts once, a shared one too."""
 
     @override
-    def __call__(
-        self,
-        network: nn.Module,
-        coupling: Coupling,
-        pools: Mapping[str, Group],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Prices:
-        ruler = Ruler(coupling, pools)
-        named = {plain_name(name): tuple(tensor.shape) for name, tensor in network.named_parameters()}
+    def __call__(self, subject: Subject) -> Prices:
+        ruler = Ruler(subject.coupling, subject.pools)
+        named = {plain_name(name): tuple(tensor.shape) for name, tensor in subject.network.named_parameters()}
         terms = (Product(name, 1.0, ruler.of_tensor(name, shape)) for name, shape in named.items())
         return Prices("parameters", ruler.pools, tuple(terms))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError
-from lightning_optim.export.atomic import write_atomic
 from lightning_optim.export.dependency import require
 from lightning_optim.export.strip import strip_model
 

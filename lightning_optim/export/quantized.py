@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
+from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError
-from lightning_optim.export.atomic import write_atomic
 from lightning_optim.export.dependency import require
 from lightning_optim.export.kernels import Kernels, inspect_kernels
 from lightning_optim.export.onnx import export_onnx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -105,25 +106,21 @@ def _last_layer(node: fx.Node, inside: set[fx.Node], propagation: Propagation) -
 
 def _after(start: fx.Node) -> set[fx.Node]:
     """Every node that is computed from ``start``."""
-    found: set[fx.Node] = set()
-    waiting = [*start.users]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.users
-    return found
+    return _reached([*start.users], lambda node: node.users)
 
 
 def _before(end: fx.Node) -> set[fx.Node]:
     """Every node that ``end`` is computed from, and itself."""
+    return _reached([end], lambda node: node.all_input_nodes)
+
+
+def _reached(waiting: list[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
     found: set[fx.Node] = set()
-    waiting = [end]
     while waiting:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting += node.all_input_nodes
+            waiting += neighbours(node)
     return found
 
 

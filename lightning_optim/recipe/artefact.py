@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.atomic import write_atomic
 from lightning_optim.surgery.cut import CutPlan
 
 

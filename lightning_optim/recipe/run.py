@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from torch import distributed, nn
 
+from lightning_optim.atomic import write_atomic
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.errors import ArtefactError, OrderError
-from lightning_optim.export.atomic import write_atomic
 from lightning_optim.recipe.artefact import check_checkpoint, load_cut, load_weights, save_cut, save_weights, write_json
 from lightning_optim.recipe.determinism import EpochSeed, seed_everything
 from lightning_optim.recipe.evaluate import Metrics, evaluate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lightning_optim.export.atomic import write_atomic
+from lightning_optim.atomic import write_atomic
 from lightning_optim.report.page import render_page
 from lightning_optim.report.result import Report
 

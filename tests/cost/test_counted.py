@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_optim.cost.base import Subject
 from lightning_optim.cost.count import count_macs, count_parameters
 from lightning_optim.cost.macs import Macs
 from lightning_optim.cost.parameters import Parameters
@@ -69,7 +70,7 @@ def bytes_of(network):
 )
 def test_the_price_of_fewer_channels_is_the_cost_of_the_cut_network(priced, cost, count):
     network, batch, coupling, pools = priced
-    prices = cost(network, coupling, pools, (batch,), {})
+    prices = cost(Subject(network, coupling, pools, (batch,)))
     assert prices.full == count(network, batch)
     for share in (0.75, 0.5):
         kept = {name: max(1, round(share * group.size)) for name, group in pools.items()}
@@ -81,7 +82,7 @@ def test_the_price_of_fewer_channels_is_the_cost_of_the_cut_network(priced, cost
 def test_a_pool_counts_the_weights_that_make_and_read_it():
     network, batch = ResidualNet(widths=(8, 16)), torch.randn(2, 1, 16, 16)
     coupling = couple(capture(network, (batch,)))
-    prices = Parameters()(network, coupling, {group.name: group for group in coupling.groups}, (batch,), {})
+    prices = Parameters()(Subject(network, coupling, {group.name: group for group in coupling.groups}, (batch,)))
     assert {name: pool.uses for name, pool in prices.pools.items()} == {
         "stem.weight": 5,
         "layers.0.conv1.weight": 2,
@@ -102,6 +103,6 @@ def test_what_has_no_rule_of_its_own_is_counted_as_fixed():
     network, batch = Recurrent(), torch.randn(2, 5, 4)
     coupling = couple(capture(network, (batch,)))
     pools = {group.name: group for group in coupling.groups if group.name == "head.weight"}
-    prices = Macs()(network, coupling, pools, (batch,), {})
+    prices = Macs()(Subject(network, coupling, pools, (batch,)))
     assert prices.full == count_macs(network, (batch,))
     assert prices.full - prices({"head.weight": 4}) == 2 * 5 * 4 * (6 + 2)

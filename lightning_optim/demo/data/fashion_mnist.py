@@ -13,12 +13,12 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.atomic import write_atomic
 from lightning_optim.demo.data.base import ImageData
 from lightning_optim.demo.data.functional import stratified_indices
 from lightning_optim.demo.data.idx import find_idx, read_idx
 from lightning_optim.demo.data.tensors import Augmentation, Split
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.atomic import write_atomic
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from lightning_optim.export.atomic import write_atomic
+from lightning_optim.atomic import write_atomic
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
