@@ -19,7 +19,7 @@ from lightning_optim.graph.coupling import Coupling, couple
 from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.shrink import Choice, shrink
-from lightning_optim.pruning.structure.channel import targeted_groups
+from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.output_layers import output_layers

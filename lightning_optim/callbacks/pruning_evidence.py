@@ -17,7 +17,7 @@ from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, Seen, Statistic, Tally, measure, merge_ranks
 from lightning_optim.pruning.structure.base import Structure
-from lightning_optim.pruning.structure.channel import activations_as_read
+from lightning_optim.pruning.structure.coupled import activations_as_read
 from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.followers import Followers

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_optim.callbacks.pruning_evidence import LAYERS
+from lightning_optim.cost.base import Subject
 from lightning_optim.cost.macs import Macs
 from lightning_optim.cost.parameters import Parameters
 from lightning_optim.errors import ArtefactError, TargetError
@@ -19,7 +20,8 @@ from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, Group, couple
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.sensitivity import Sensitivity, check_sparsities, sweep
-from lightning_optim.pruning.structure.channel import Channel, targeted_groups
+from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.pruning.structure.weight import Weight
 from lightning_optim.recipe.evaluate import metric_of
 from lightning_optim.report.analysis import Analysis, CoupledGroup
@@ -119,7 +121,7 @@ def _describe(
     inputs: Any,
 ) -> Analysis:
     rows = next(len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim())
-    parameters, macs = (cost(live, coupling, pools, *inputs) for cost in (Parameters(), Macs()))
+    parameters, macs = (cost(Subject(live, coupling, pools, *inputs)) for cost in (Parameters(), Macs()))
     groups = tuple(
         CoupledGroup(
             name=pool,

@@ -19,14 +19,14 @@ class Structure(ABC):
     needs_coupling: ClassVar[bool]
 
     @property
-    @abstractmethod
     def shrink(self) -> Shrink:
         """When masked channels are physically removed: ``"never"``, at the window's ``"end"``, at each ``"update"``."""
+        return "never"
 
     @property
-    @abstractmethod
     def highest_sparsity(self) -> float:
         """The sparsity at which nothing more can fall; 1 where there is no such limit."""
+        return 1.0
 
     @abstractmethod
     def pools(
@@ -52,9 +52,9 @@ class Structure(ABC):
             coupling: As for ``pools``.
         """
 
-    @abstractmethod
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bend an allocation to what the structure allows, such as at least one channel."""
+        return dict(keep)
 
     @abstractmethod
     def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

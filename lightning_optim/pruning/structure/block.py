@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.structure.base import Shrink, Structure
+from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.functional import block_means, block_of_each, spread
 
 
@@ -40,16 +40,6 @@ class Block(Structure):
         if self.rows < 1 or self.columns < 1:
             raise ValueError(f"a block needs at least 1 row and 1 column, got {self.rows} x {self.columns}")
 
-    @property
-    @override
-    def shrink(self) -> Shrink:
-        return "never"
-
-    @property
-    @override
-    def highest_sparsity(self) -> float:
-        return 1.0
-
     @override
     def pools(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None
@@ -68,10 +58,6 @@ class Block(Structure):
             pairs = blocks.flatten()[block_of_each(weight, self.rows, self.columns)]
             masks[name] = pairs.view(*pairs.shape, *[1] * (weight.dim() - 2)).expand_as(weight)
         return masks
-
-    @override
-    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(keep)
 
     @override
     def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

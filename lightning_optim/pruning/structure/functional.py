@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,16 @@ def spare_best(scores: Tensor, gone: Tensor) -> Tensor:
     stays = torch.zeros_like(gone)
     stays[candidates.argmax()] = True
     return must_stay(scores, stays)
+
+
+def with_those_that_stay(keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring back what must stay, wherever an allocation that ran out of other entries has dropped it.
+
+    Example:
+        >>> with_those_that_stay({"a": torch.tensor([False, False])}, {"a": torch.tensor([1.0, torch.inf])})
+        {'a': tensor([False,  True])}
+    """
+    return {name: mask | scores[name].isposinf() for name, mask in keep.items()}
 
 
 def block_means(scores: Tensor, rows: int, columns: int) -> Tensor:

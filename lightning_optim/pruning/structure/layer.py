@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.branches import Branch, residual_branches
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.structure.base import Shrink, Structure
+from lightning_optim.pruning.structure.base import Structure
 
 _AND = ", "
 
@@ -29,16 +29,6 @@ class Layer(Structure):
     """
 
     needs_coupling: ClassVar[bool] = True
-
-    @property
-    @override
-    def shrink(self) -> Shrink:
-        return "never"
-
-    @property
-    @override
-    def highest_sparsity(self) -> float:
-        return 1.0
 
     @override
     def pools(
@@ -64,10 +54,6 @@ class Layer(Structure):
         gone = [branch for branch in _branches(coupling) if not stays.get(branch.name, True)]
         names = sorted({name for branch in gone for name in branch.parameters})
         return {name: torch.zeros_like(weights[name], dtype=torch.bool) for name in names}
-
-    @override
-    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(keep)
 
     @override
     def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.structure.base import Shrink, Structure
-from lightning_optim.pruning.structure.functional import spare_best
+from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.structure.functional import spare_best, with_those_that_stay
 
 
 @final
@@ -25,16 +25,6 @@ class Neuron(Structure):
     """
 
     needs_coupling: ClassVar[bool] = False
-
-    @property
-    @override
-    def shrink(self) -> Shrink:
-        return "never"
-
-    @property
-    @override
-    def highest_sparsity(self) -> float:
-        return 1.0
 
     @override
     def pools(
@@ -61,7 +51,7 @@ class Neuron(Structure):
 
     @override
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: mask | scores[name].isposinf() for name, mask in keep.items()}
+        return with_those_that_stay(keep, scores)
 
     @override
     def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

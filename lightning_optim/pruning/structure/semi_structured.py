@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from lightning_optim.errors import TargetError
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.structure.base import Shrink, Structure
-from lightning_optim.pruning.structure.functional import lowest_of_each, must_stay, spread
+from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.structure.functional import lowest_of_each, must_stay, spread, with_those_that_stay
 
 
 @final
@@ -43,11 +43,6 @@ class SemiStructured(Structure):
     def __post_init__(self) -> None:
         if not 1 <= self.keep < self.out_of:
             raise ValueError(f"a pattern keeps at least 1 and fewer than out_of, got {self.keep}:{self.out_of}")
-
-    @property
-    @override
-    def shrink(self) -> Shrink:
-        return "never"
 
     @property
     @override
@@ -89,7 +84,7 @@ class SemiStructured(Structure):
 
     @override
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: mask | scores[name].isposinf() for name, mask in keep.items()}
+        return with_those_that_stay(keep, scores)
 
     @override
     def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

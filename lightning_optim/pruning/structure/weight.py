@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.structure.base import Shrink, Structure
+from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.functional import spread
 
 
@@ -20,16 +20,6 @@ class Weight(Structure):
     """Every weight falls by itself: the highest accuracy per zero, and no speed on dense hardware."""
 
     needs_coupling: ClassVar[bool] = False
-
-    @property
-    @override
-    def shrink(self) -> Shrink:
-        return "never"
-
-    @property
-    @override
-    def highest_sparsity(self) -> float:
-        return 1.0
 
     @override
     def pools(
@@ -41,10 +31,6 @@ class Weight(Structure):
     def masks(
         self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
-        return dict(keep)
-
-    @override
-    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(keep)
 
     @override

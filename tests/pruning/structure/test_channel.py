@@ -5,7 +5,8 @@ from torch import nn
 from lightning_optim.errors import TargetError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.structure.channel import Channel, activations_as_read
+from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.pruning.structure.coupled import activations_as_read
 
 
 @pytest.fixture

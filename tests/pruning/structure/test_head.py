@@ -9,7 +9,7 @@ from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.shrink import shrink
-from lightning_optim.pruning.structure.channel import targeted_groups
+from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.pruning.structure.head import Head
 
 HEADS, SHARED, WIDTH = 6, 3, 4
