@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,6 +20,7 @@ from lightning_optim.distillation.teacher.module import ModuleTeacher
 from lightning_optim.errors import ArtefactError, TapError, TargetError
 from lightning_optim.schedule.linear import Linear
 from lightning_optim.window import Window
+from support import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -88,17 +89,7 @@ def data(n=32):
 
 def fit(module, *callbacks, ckpt_path=None, max_epochs=2, validate=False, **settings):
     torch.manual_seed(7)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=max_epochs,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+    trainer = quiet(*callbacks, max_epochs=max_epochs, **settings)
     trainer.fit(module, data(), data() if validate else None, ckpt_path=ckpt_path)
     return trainer
 
@@ -452,10 +443,7 @@ def test_example_input_finds_a_wrong_teacher_before_any_data_is_read():
     student = Student()
     student.example_input_array = torch.randn(4, 6)
     before = copy.deepcopy(student)
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[distil(make_teacher(classes=7))], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet(distil(make_teacher(classes=7)), max_epochs=1)
     with pytest.raises(ValueError, match="7 and 5 classes"):
         trainer.fit(student, NoData())
     assert_same_weights(student, before)

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -20,6 +20,7 @@ from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.space.elastic_width import ElasticWidth
 from lightning_optim.nas.space.operation_choice import OperationChoice
 from lightning_optim.surgery.select import Targets
+from support import quiet
 
 
 def network():
@@ -94,12 +95,11 @@ def searcher(**settings):
 
 
 def trainer(*callbacks, **settings):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(**{"accelerator": "cpu", "max_epochs": 2, "callbacks": list(callbacks)} | quiet | settings)
+    return quiet(*callbacks, **{"max_epochs": 2} | settings)
 
 
 def fit(module, callback, **settings):
-    made = trainer(callback, **{"enable_checkpointing": False} | settings)
+    made = trainer(callback, **settings)
     made.fit(module, loader(), loader())
     return made
 
@@ -136,7 +136,7 @@ def test_search_keeps_the_bound_and_the_pick_is_extracted_bit_for_bit():
     assert not any("_candidates" in key for key in subnet.state_dict())
     checked = trainer().validate(subnet, loader(), verbose=False)[0]["val/accuracy"]
     assert checked == pytest.approx(findings.pick.score)
-    trainer(enable_checkpointing=False, max_epochs=1).fit(subnet, loader(), loader())
+    trainer(max_epochs=1).fit(subnet, loader(), loader())
 
 
 def test_search_repeats_itself_and_a_score_of_the_users_own_is_taken(fitted):
@@ -162,7 +162,7 @@ def test_checkpointing_and_early_stopping_do_not_see_the_search(tmp_path):
     module, callback = User(), searcher()
     best = ModelCheckpoint(dirpath=tmp_path, monitor="val/loss")
     stopping = EarlyStopping("val/loss", patience=9)
-    made = trainer(callback, best, stopping)
+    made = trainer(callback, best, stopping, enable_checkpointing=True)
     made.fit(module, loader(), loader())
     before = sorted(tmp_path.iterdir()), best.best_model_score, stopping.best_score, stopping.wait_count
     callback.search(made, module)
@@ -176,7 +176,7 @@ def test_resume_draws_the_same_paths_and_ends_bit_equal(tmp_path):
     half, first = User(), searcher()
     fit(half, first, max_epochs=1).save_checkpoint(tmp_path / "half.ckpt")
     resumed, second = User(), searcher()
-    made = trainer(second, enable_checkpointing=False)
+    made = trainer(second)
     made.fit(resumed, loader(), loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert torch.equal(weights(resumed), weights(module))
     assert second.counts == callback.counts
@@ -257,7 +257,7 @@ def test_two_instances_share_a_module():
         searcher(space={"m": entries["mix"]}),
         searcher(space={"w": entries["width"]}, name="two"),
     )
-    made = trainer(one, two, enable_checkpointing=False)
+    made = trainer(one, two)
     made.fit(module, loader(), loader())
     assert one.state_key != two.state_key
     subnet, x = two.extract(module, {"net.0:width": 0}), torch.randn(3, 6)
@@ -336,7 +336,7 @@ _SCRIPT = """
     from lightning_optim.errors import RankMismatchError
 
     module, callback = cases.User(), cases.searcher()
-    made = cases.trainer(callback, enable_checkpointing=False, strategy="ddp", devices=2)
+    made = cases.trainer(callback, strategy="ddp", devices=2)
     made.fit(module, cases.loader(shuffle=True), cases.loader())
     findings = callback.search(made, module)
     digest = hashlib.sha256(cases.weights(module).numpy().tobytes()).hexdigest()
@@ -345,7 +345,7 @@ _SCRIPT = """
     assert everyone[0] == everyone[1], everyone
     odd = cases.searcher(seed=made.global_rank)
     try:
-        cases.trainer(odd, enable_checkpointing=False, strategy="ddp", devices=2).fit(cases.User(), cases.loader())
+        cases.trainer(odd, strategy="ddp", devices=2).fit(cases.User(), cases.loader())
     except RankMismatchError as error:
         assert "seed" in str(error)
         print("agreed", flush=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,6 +16,7 @@ from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.iterative import Iterative
 from lightning_optim.window import Window
+from support import quiet
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 
@@ -41,9 +42,7 @@ def loader():
 def fit(*callbacks, ckpt_path=None, **settings):
     torch.manual_seed(0)
     module = Module()
-    plain = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    Trainer(**plain | quiet | settings, callbacks=list(callbacks)).fit(module, loader(), ckpt_path=ckpt_path)
+    quiet(*callbacks, **{"max_epochs": 2} | settings).fit(module, loader(), ckpt_path=ckpt_path)
     return module
 
 

@@ -4,7 +4,7 @@ manual optimization and every stage after a fit over each callback; here stands 
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.iterative import Iterative
+from support import quiet
 
 STRUCTURES = {"weight": None, "shrink": Channel(), "mask": Channel(shrink="never")}
 
@@ -52,14 +53,7 @@ class Module(LightningModule):
 
 
 def trainer(*callbacks, **settings):
-    return Trainer(
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"enable_checkpointing": False, "max_epochs": 4} | settings,
-    )
+    return quiet(*callbacks, **{"max_epochs": 4} | settings)
 
 
 def loader():

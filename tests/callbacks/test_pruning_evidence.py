@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
@@ -28,6 +28,7 @@ from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.surgery.select import Targets
 from lightning_optim.window import Window
+from support import quiet
 
 STEP_SIZE, STEPS = 0.1, 3
 
@@ -104,9 +105,7 @@ def batches(number):
 
 def run(module, callback, number, **settings):
     data = DataLoader(TensorDataset(*(part.flatten(0, 1) for part in batches(number))), 6)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    trainer = Trainer(**quiet, enable_model_summary=False, callbacks=[callback], **{"max_epochs": 1, **settings})
-    trainer.fit(module, data)
+    quiet(callback, **{"max_epochs": 1} | settings).fit(module, data)
 
 
 def scheduler(criterion, structure=None):

@@ -19,6 +19,7 @@ from lightning_optim.pruning.structure.semi_structured import SemiStructured
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.iterative import Iterative
 from lightning_optim.surgery.select import Targets
+from support import quiet
 
 
 class Branching(nn.Module):
@@ -59,14 +60,7 @@ class Module(LightningModule):
 
 
 def fit(module, *callbacks, ckpt_path=None, **settings):
-    trainer = Trainer(
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"enable_checkpointing": False, "max_epochs": 2} | settings,
-    )
+    trainer = quiet(*callbacks, **{"max_epochs": 2} | settings)
     trainer.fit(module, DataLoader(torch.arange(4)), ckpt_path=ckpt_path)
     return trainer
 

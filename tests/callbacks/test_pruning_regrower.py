@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,6 +18,7 @@ from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.linear import Linear
 from lightning_optim.window import Window
+from support import quiet, same
 
 BATCHES, EVERY, END = 4, 2, 8
 KINDS = {"random": RandomRegrowth(fraction=0.4), "gradient": GradientRegrowth(fraction=0.4)}
@@ -81,27 +82,9 @@ def scheduler(regrow, schedule=None, **keywords):
 
 
 def fit(module, *callbacks, ckpt_path=None, **settings):
-    plain = {"max_epochs": 3, "enable_checkpointing": False}
-    trainer = Trainer(
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **plain | settings,
-    )
+    trainer = quiet(*callbacks, **{"max_epochs": 3} | settings)
     trainer.fit(module, DataLoader(torch.arange(BATCHES)), ckpt_path=ckpt_path)
     return trainer
-
-
-def same(left, right):
-    if isinstance(left, torch.Tensor):
-        return left.shape == right.shape and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(same(one, other) for one, other in zip(left, right, strict=True))
-    return left == right
 
 
 @pytest.mark.parametrize("regrow", KINDS.values(), ids=KINDS.keys())

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
@@ -14,6 +14,7 @@ from lightning_optim.pruning.rewind.weights import WeightRewind
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.window import Window
+from support import quiet, same
 
 BATCHES, FIRST, SECOND, K = 4, 8, 12, 2
 
@@ -66,26 +67,9 @@ def scheduler(rewind, structure=None, begin=FIRST):
 
 
 def fit(module, *callbacks, ckpt_path=None, **settings):
-    trainer = Trainer(
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"max_epochs": 5, "enable_checkpointing": False} | settings,
-    )
+    trainer = quiet(*callbacks, **{"max_epochs": 5} | settings)
     trainer.fit(module, DataLoader(torch.arange(BATCHES)), ckpt_path=ckpt_path)
     return trainer
-
-
-def same(left, right):
-    if isinstance(left, torch.Tensor):
-        return left.shape == right.shape and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(same(one, other) for one, other in zip(left, right, strict=True))
-    return left == right
 
 
 @pytest.mark.parametrize("step", [0, K])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +16,7 @@ from lightning_optim.schedule.iterative import Iterative
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.surgery.select import Targets
 from lightning_optim.window import Window
+from support import quiet
 
 PRUNABLE = ("net.0", "net.3", "net.7")
 
@@ -50,23 +51,10 @@ def loader():
     return DataLoader(TensorDataset(images, torch.arange(4).repeat(4) % 3), 4)
 
 
-def trainer(callbacks, epochs=2, **keywords):
-    settings = {"enable_checkpointing": False, **keywords}
-    return Trainer(
-        max_epochs=epochs,
-        callbacks=callbacks,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
-
-
 def fit(callbacks, epochs=2, ckpt_path=None, **keywords):
     torch.manual_seed(0)
     module = Small()
-    trainer(callbacks, epochs, **keywords).fit(module, loader(), loader(), ckpt_path=ckpt_path)
+    quiet(*callbacks, max_epochs=epochs, **keywords).fit(module, loader(), loader(), ckpt_path=ckpt_path)
     return module
 
 
@@ -170,7 +158,7 @@ def test_a_target_that_matches_nothing_is_refused_before_anything_changes():
     before = {name: value.clone() for name, value in module.state_dict().items()}
     pruning = PruningScheduler(schedule=Constant(value=0.5), targets=Targets(include=["nett.*"]))
     with pytest.raises(TargetError, match="did you mean"):
-        trainer([pruning]).fit(module, loader(), loader())
+        quiet(pruning, max_epochs=2).fit(module, loader(), loader())
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
@@ -180,4 +168,4 @@ def test_frozen_layers_alone_are_refused():
     module.net[3].requires_grad_(requires_grad=False)
     pruning = PruningScheduler(schedule=Constant(value=0.5), targets=Targets(include=["net.3"]))
     with pytest.raises(TargetError, match="frozen"):
-        trainer([pruning]).fit(module, loader(), loader())
+        quiet(pruning, max_epochs=2).fit(module, loader(), loader())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,6 +19,7 @@ from lightning_optim.pruning.structure.semi_structured import SemiStructured
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.surgery.select import Targets
 from lightning_optim.window import Window
+from support import quiet
 
 
 class Classifier(LightningModule):
@@ -41,15 +42,7 @@ def fit(net, values, **keywords):
     )
     window = Window(end=len(values), unit="step")
     pruning = PruningScheduler(schedule=Steps(values=values), window=window, **keywords)
-    Trainer(
-        max_epochs=1,
-        callbacks=[pruning],
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    ).fit(Classifier(net), data)
+    quiet(pruning, max_epochs=1).fit(Classifier(net), data)
     return net, pruning
 
 

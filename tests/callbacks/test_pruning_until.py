@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,6 +16,7 @@ from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.window import Window
+from support import quiet, same
 
 STRUCTURES = {"weight": None, "update": Channel(), "end": Channel(shrink="end"), "never": Channel(shrink="never")}
 BATCHES = 3
@@ -80,15 +81,7 @@ def scheduler(structure=None, values=(0.2, 0.4, 0.6, 0.8), **until):
 
 
 def fit(module, *callbacks, ckpt_path=None, **settings):
-    plain = {"max_epochs": 6, "num_sanity_val_steps": 0, "enable_checkpointing": False}
-    trainer = Trainer(
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **plain | settings,
-    )
+    trainer = quiet(*callbacks, **{"max_epochs": 6, "num_sanity_val_steps": 0} | settings)
     trainer.fit(module, DataLoader(torch.arange(BATCHES)), DataLoader(torch.arange(1)), ckpt_path=ckpt_path)
     return trainer
 
@@ -97,16 +90,6 @@ def module_for(structure):
     module = Scored()
     module.by_channel = structure is not None
     return module
-
-
-def same(left, right):
-    if isinstance(left, torch.Tensor):
-        return left.shape == right.shape and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(same(one, other) for one, other in zip(left, right, strict=True))
-    return left == right
 
 
 @pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())

@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
@@ -14,6 +14,7 @@ from lightning_optim.errors import ArtefactError, TargetError
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.surgery.select import Targets
 from lightning_optim.window import Window
+from support import quiet, same
 
 
 class Net(nn.Module):
@@ -96,19 +97,12 @@ def data(batches=4):
 
 
 def trainer(tmp_path, *callbacks, **settings):
-    defaults = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-    defaults |= {"enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
-    return Trainer(callbacks=list(callbacks), **(defaults | settings))
+    return quiet(*callbacks, **{"max_epochs": 2, "default_root_dir": tmp_path} | settings)
 
 
 def made(kind=Module, **settings):
     torch.manual_seed(0)
     return kind(**settings)
-
-
-def same(left, right):
-    assert left.keys() == right.keys()
-    return all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_keys_objects_and_forward_are_the_users_before_and_after(tmp_path):

@@ -146,7 +146,11 @@ def test_a_run_that_fails_does_not_end_the_sweep(call, tmp_path):
     assert [path.parent.name for path in tmp_path.rglob("report.json")] == ["1"]
 
 
-@pytest.mark.parametrize("content", [b"no gzip at all", gzip.compress(b"\0\0\x08\x03")[:-4], gzip.compress(b"no idx")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip at all", gzip.compress(b"\0\0\x08\x03")[:-4], gzip.compress(b"no idx")],
+    ids=["plain", "cut", "no idx"],
+)
 def test_corrupt_data_is_refused(refuses, tmp_path, content):
     for part in ("train", "t10k"):
         for kind in ("images-idx3", "labels-idx1"):

@@ -23,7 +23,7 @@ from lightning_optim.cost.prices import Prices
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.sensitivity import Curve, Sensitivity
-from lightning_optim.pruning.structure.channel import targeted_groups
+from lightning_optim.pruning.structure.coupled import targeted_groups
 
 CONF = Path(lightning_optim.conf.__path__[0])
 EPOCHS, BATCHES = 2, 4

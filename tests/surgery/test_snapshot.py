@@ -7,6 +7,7 @@ from torch import nn
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.rebind import rebind_optimizer
 from lightning_optim.surgery.snapshot import Snapshot
+from support import same
 
 
 def trained(steps=3, optimizer=torch.optim.AdamW):
@@ -23,10 +24,6 @@ def train(net, optimizer, steps):
         optimizer.zero_grad()
         net(torch.randn(8, 3, generator=generator)).pow(2).sum().backward()
         optimizer.step()
-
-
-def same(left, right):
-    return all(torch.equal(left[name], right[name]) for name in left) and left.keys() == right.keys()
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@ import zlib
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from typing_extensions import override
 
 from lightning_optim.demo.data.digits import Digits
 from lightning_optim.demo.model.classifier import Classifier
+from support import quiet
 
 
 class Recorder(Callback):
@@ -28,15 +29,7 @@ def train(folder, *, epochs, resume=None, every_step=False):
     recorder = Recorder()
     every = {"every_n_train_steps": 1} if every_step else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
     saver = ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, **every)
-    trainer = Trainer(
-        max_epochs=epochs,
-        callbacks=[recorder, saver],
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=1,
-    )
+    trainer = quiet(recorder, saver, max_epochs=epochs, limit_val_batches=1, enable_checkpointing=True)
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), warmup=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -27,7 +27,9 @@ def test_a_truncated_file_says_so_in_one_line(tmp_path, size):
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(FILE)[:-20], b"not a gzip file", gzip.compress(FILE)[:30] + b"\0" * 60]
+    "content",
+    [gzip.compress(FILE)[:-20], b"not a gzip file", gzip.compress(FILE)[:30] + b"\0" * 60],
+    ids=["cut", "plain", "zeros"],
 )
 def test_a_damaged_gzip_file_says_so_in_one_line(tmp_path, content):
     (tmp_path / "bad.gz").write_bytes(content)

@@ -2,24 +2,13 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_optim.demo.data.digits import Digits
 from lightning_optim.demo.data.tensors import Augmentation
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
-
-
-def quiet_trainer(**settings):
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+from support import quiet
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +18,7 @@ def trained():
         Classifier(ResidualNet(widths=(8, 16))),
         Digits(resolution=8, batch_size=60, augmentation=Augmentation(max_shift=1)),
     )
-    trainer = quiet_trainer(max_epochs=5)
+    trainer = quiet(max_epochs=5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(model, datamodule=data)
@@ -38,7 +27,7 @@ def trained():
 
 def test_it_learns_the_digits(trained):
     model, data, _ = trained
-    logged = quiet_trainer().test(model, datamodule=data, verbose=False)[0]
+    logged = quiet().test(model, datamodule=data, verbose=False)[0]
     images, labels = data.splits[2].images, data.splits[2].labels
     with torch.no_grad():
         expected = (model.eval()(images).argmax(1) == labels).float().mean().item()
@@ -69,9 +58,9 @@ def test_its_checkpoint_loads_safely_and_holds_the_network_alone(trained, tmp_pa
 @pytest.mark.filterwarnings("ignore")
 def test_a_fit_of_one_step_works_and_one_without_end_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    quiet_trainer(max_steps=1).fit(Classifier(net), datamodule=Digits(resolution=8))
+    quiet(max_steps=1).fit(Classifier(net), datamodule=Digits(resolution=8))
     with pytest.raises(ValueError, match="a fit with an end"):
-        quiet_trainer(max_epochs=-1).fit(Classifier(net), datamodule=Digits(resolution=8))
+        quiet(max_epochs=-1).fit(Classifier(net), datamodule=Digits(resolution=8))
 
 
 def test_settings_out_of_range_are_refused():

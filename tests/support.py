@@ -1,0 +1,22 @@
+"""What many tests need alike."""
+
+import torch
+from lightning import Trainer
+
+
+def quiet(*callbacks, **settings):
+    """A Trainer on one CPU that writes nothing anywhere, with settings of the test's own."""
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    plain = {"accelerator": "cpu", "devices": 1, "enable_model_summary": False}
+    return Trainer(callbacks=list(callbacks), **silent | plain | settings)
+
+
+def same(left, right):
+    """Whether two nested states are equal, tensors bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return left.shape == right.shape and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(same(one, other) for one, other in zip(left, right, strict=True))
+    return left == right
