@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 import lightning_optim.conf
 from lightning_optim.cli.build import build
+from lightning_optim.cost.base import Subject
 from lightning_optim.cost.macs import Macs
 from lightning_optim.cost.prices import Prices
 from lightning_optim.graph.capture import capture
@@ -271,7 +272,7 @@ def write_latency_table(folder: Path) -> None:
     network, batch = Net(), torch.zeros(2, 3, 6, 6)
     coupling = couple(capture(network, (batch,)))
     weights = {name: weight for name, weight in network.named_parameters() if weight.dim() > 1}
-    prices = Macs()(network, coupling, targeted_groups(coupling, weights), (batch,), {})
+    prices = Macs()(Subject(network, coupling, targeted_groups(coupling, weights), (batch,)))
     seconds = Prices("seconds", prices.pools, prices.terms)
     (folder / "latency.json").write_text(json.dumps(seconds.state_dict()))
 
