@@ -169,3 +169,15 @@ def test_a_damaged_file_of_a_run_is_named_and_left_as_it_is(tmp_path, name):
     with pytest.raises(ArtefactError, match=name):
         recipe(tmp_path, stages=only_base).run()
     assert path.read_bytes() == b"{ broken"
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_left_as_it_is(tmp_path):
+    only_base = recipe(tmp_path, ("base", Stopper("train", 1))).stages[:1]
+    with pytest.raises(StoppedError):
+        recipe(tmp_path, stages=only_base).run()
+    path = tmp_path / "stages" / "0-base" / "last.ckpt"
+    before = path.read_bytes()
+    other = partial(Classifier, ResidualNet(widths=(4, 12)), memory_format="contiguous")
+    with pytest.raises(ArtefactError, match=r"last\.ckpt is of another model; remove it"):
+        recipe(tmp_path, stages=recipe(tmp_path).stages[:1], make_module=other).run()
+    assert path.read_bytes() == before
