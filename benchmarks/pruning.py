@@ -125,7 +125,7 @@ def lightning_masks(sparsity: float = 0.8) -> Callback:
 
 
 def measure_masks() -> Figures:
-    """A small net, where fixed costs show: ResNet-20 at 16 x 16, batches of 4; after an epoch, when all masks are on."""
+    """A small net, where fixed costs show: ResNet-20 at 16 x 16, batches of 4, after an epoch, with all masks on."""
     variants: dict[str, Callable[[], Callback] | None] = {
         "plain": None,
         "control": None,
