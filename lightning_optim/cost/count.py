@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +30,8 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """Multiply-accumulates of one forward pass (FLOPs are twice as many).
 
     The count runs on a copy on the meta device: on a CPU, attention and LSTM kernels hide from the
-    counter. Convolutions, linears, matrix products and attention count; norms, activations and pools do not.
+    counter. A model whose code reads values (is anything padded?) is computed once instead, with neither kernel.
+    Convolutions, linears, matrix products and attention count; norms, activations and pools do not.
 
     Args:
         model: The model; left untouched.
@@ -41,11 +45,35 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         >>> count_macs(nn.Linear(3, 2), (torch.ones(1, 3),))
         6
     """
-    shadow = copy.deepcopy(model).to("meta").eval()
     to_meta = lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731  # one use, below
+    inputs = (args, dict(kwargs or {}))
+    try:
+        return _count(copy.deepcopy(model).to("meta"), *tree_map(to_meta, inputs))
+    except Exception:  # whatever a model raises that asks a tensor without values for its values
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise
+        with torch.random.fork_rng(devices=[]), _plain_kernels():
+            return _count(copy.deepcopy(model), *inputs)
+
+
+def _count(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(*tree_map(to_meta, args), **tree_map(to_meta, dict(kwargs or {})))
+        model.eval()(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Compute attention and recurrent layers by matrix products, which the counter sees."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")  # of Intel GPUs, by the switch itself
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def count_bytes(path: str | Path) -> int:
