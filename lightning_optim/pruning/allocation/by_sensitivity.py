@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 from typing_extensions import override
 
 from lightning_optim.pruning.allocation.base import Allocation
+from lightning_optim.pruning.allocation.functional import sum_over_ranks
 from lightning_optim.pruning.functional import drop_lowest
 from lightning_optim.pruning.sensitivity import Curve, Sensitivity, read_sensitivity
 
@@ -44,8 +45,8 @@ class BySensitivity(Allocation):
     def __call__(
         self, scores: Mapping[str, Tensor], sparsity: float, group: distributed.ProcessGroup | None = None
     ) -> dict[str, Tensor]:
-        sizes = _over_ranks([score.numel() for score in scores.values()], scores, group)
-        gone = _over_ranks([int((score == -torch.inf).sum()) for score in scores.values()], scores, group)
+        sizes = sum_over_ranks([score.numel() for score in scores.values()], scores, group)
+        gone = sum_over_ranks([int((score == -torch.inf).sum()) for score in scores.values()], scores, group)
         curves = [_curve_of(self._sensitivity, pool, size) for pool, size in zip(scores, sizes, strict=True)]
         drops = equal_losses(self._sensitivity, curves, round(sparsity * sum(sizes)), gone)
         return {
@@ -109,12 +110,3 @@ def _curve_of(table: Sensitivity, pool: str, size: int) -> Curve:
         f"the sensitivity table has no {pool!r} with {size} entries: analyze the network that is pruned, "
         "with the same targets"
     )
-
-
-def _over_ranks(
-    counts: Sequence[int], scores: Mapping[str, Tensor], group: distributed.ProcessGroup | None
-) -> list[int]:
-    total = torch.tensor(counts, device=next(iter(scores.values())).device)
-    if group is not None:
-        distributed.all_reduce(total, group=group)
-    return [int(count) for count in total.tolist()]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 def share_out(total: int, wishes: Sequence[float], bounds: Sequence[tuple[int, int]]) -> list[int]:
@@ -73,3 +73,19 @@ def lamp(scores: Tensor) -> Tensor:
     relative = (squares / squares.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)).float()
     result = torch.empty_like(relative).index_copy_(0, order, relative)
     return torch.where(flat.isinf(), flat.float(), result).view(scores.shape)
+
+
+def sum_over_ranks(
+    counts: Sequence[int], scores: Mapping[str, Tensor], group: distributed.ProcessGroup | None
+) -> list[int]:
+    """Counts of whole pools from those of each rank's part.
+
+    Args:
+        counts: This rank's.
+        scores: What was counted, whose device serves.
+        group: Process group over which each pool is sharded; ``None`` if each rank sees all of it.
+    """
+    total = torch.tensor(counts, device=next(iter(scores.values())).device)
+    if group is not None:
+        distributed.all_reduce(total, group=group)
+    return [int(count) for count in total]

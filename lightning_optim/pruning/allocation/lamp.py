@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from typing_extensions import override
 
 from lightning_optim.pruning.allocation.base import Allocation
-from lightning_optim.pruning.allocation.functional import lamp
+from lightning_optim.pruning.allocation.functional import lamp, sum_over_ranks
 from lightning_optim.pruning.functional import drop_lowest
 
 
@@ -35,9 +35,9 @@ class Lamp(Allocation):
         self, scores: Mapping[str, Tensor], sparsity: float, group: distributed.ProcessGroup | None = None
     ) -> dict[str, Tensor]:
         relative = {name: _of_whole_pool(name, score, group) for name, score in scores.items()}
-        sizes = _sum_over_ranks([score.numel() for score in scores.values()], scores, group)
+        sizes = sum_over_ranks([score.numel() for score in scores.values()], scores, group)
         masks = drop_lowest(list(relative.values()), round(sparsity * sum(sizes)), group)
-        drops = _sum_over_ranks([int((~mask).sum()) for mask in masks], scores, group)
+        drops = sum_over_ranks([int((~mask).sum()) for mask in masks], scores, group)
         # Relative scores of one layer may tie where the scores themselves do not.
         return {
             name: drop_lowest([score], drop, group)[0]
@@ -68,13 +68,3 @@ def _gathered(flat: Tensor, group: distributed.ProcessGroup) -> list[Tensor]:
     parts = [flat.new_empty(longest) for _ in range(ranks)]
     distributed.all_gather(parts, torch.cat([flat, flat.new_zeros(longest - len(flat))]), group=group)
     return [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
-
-
-def _sum_over_ranks(
-    counts: list[int], scores: Mapping[str, Tensor], group: distributed.ProcessGroup | None
-) -> list[int]:
-    if group is None:
-        return counts
-    table = torch.tensor(counts, device=next(iter(scores.values())).device)
-    distributed.all_reduce(table, group=group)
-    return [int(count) for count in table]
