@@ -19,7 +19,6 @@ from lightning_optim.graph.coupling import Coupling, couple
 from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.shrink import Choice, shrink
-from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.output_layers import output_layers
@@ -178,7 +177,7 @@ class PrunedNetwork:
         losing = {pool: mask for pool, mask in self._pruner.kept_of_present(keep).items() if not mask.all()}
         if not losing:
             return {}
-        groups = targeted_groups(coupling, {name: parameters[name] for name in losing})
+        groups = self._pruner.groups(coupling, {name: parameters[name] for name in losing})
         wanted = [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in losing.items()]
         network = self.live(pl_module)
         plan, refused, error = trainer.strategy.broadcast(self._plan(trainer, network, coupling, wanted))
@@ -186,8 +185,9 @@ class PrunedNetwork:
             raise ShrinkError(error)
         for name, reason in refused.items():
             warnings.warn(f"{name} keeps its channels: {reason}", stacklevel=2)
-        stays = [group for group in groups.values() if group.name in refused]
-        self.refused |= {member.name for group in stays for member in group.members if member.dim == 0}
+        stays = {pool: group for pool, group in groups.items() if group.name in refused}
+        self.refused |= stays.keys()
+        self.refused |= {member.name for group in stays.values() for member in group.members if member.dim == 0}
         return dict(plan)
 
     def _plan(

@@ -310,7 +310,7 @@ class PruningScheduler(Callback):
         found = {
             name: seen
             for name, seen in self._evidence.seen(trainer, weights, coupling).items()
-            if name not in self._pruned.refused and (coupling is None or coupling.group_of(name, 0) is not None)
+            if name not in self._pruned.refused and (coupling is None or self.structure.concerns(name, coupling))
         }
         if not found and not self._reached:
             raise TargetError(f"none of the {len(weights)} targeted layers can lose channels; target others")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_optim.errors import CaptureError
 from lightning_optim.graph.skeleton import SKELETON, Skeleton
+from lightning_optim.surgery.attention import free_heads, plain_attentions
 from lightning_optim.surgery.select import plain_name
 
 ATTRIBUTES = "integer_attributes"
@@ -79,6 +80,8 @@ def capture(
     """
     try:
         shadow = eval_view(model)
+        for attention in plain_attentions(shadow):
+            free_heads(attention)  # as it would be after a cut
         with _quiet(), torch.enable_grad():
             program = torch.export.export(shadow, args, dict(kwargs or {}), strict=False)
     except Exception as error:

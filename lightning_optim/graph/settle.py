@@ -60,6 +60,8 @@ def _tied(groups: list[Group], propagation: Propagation, search: _Search) -> lis
     concerned = [group for group in groups if any(group in (heads, width) for heads, width, _, _ in found)]
     if not concerned or search.objection(concerned) is None:
         return groups
+    if search.objection([group for group in groups if any(group is heads for heads, _, _, _ in found)]) is None:
+        return groups  # heads can go alone: whatever the code cannot follow is not theirs
     for _, _, inner, outer in found:
         propagation.labels.unite(inner, outer)
     return gather(propagation)

@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 from lightning_optim.cost.prices import Prices, prices_from_state
 from lightning_optim.errors import ShrinkError, TargetError
-from lightning_optim.graph.coupling import Coupling
+from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.priced import PricedAllocation
 from lightning_optim.pruning.criterion.base import Criterion
@@ -18,6 +18,7 @@ from lightning_optim.pruning.evidence import Evidence, Seen, Statistic
 from lightning_optim.pruning.masks import pack, unpack
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.pruning.structure.coupled import CoupledStructure
 from lightning_optim.pruning.structure.neuron import Neuron
 
 
@@ -110,6 +111,11 @@ class Pruner:
     ) -> dict[str, Tensor]:
         """Masks over ``weights`` as they are now, for a decision."""
         return self._structure.masks(self.kept_of_present(keep), weights, coupling)
+
+    def groups(self, coupling: Coupling, weights: Mapping[str, Tensor]) -> dict[str, Group]:
+        """The coupled channels of each pool, which is named after one of ``weights``."""
+        assert isinstance(self._structure, CoupledStructure)
+        return self._structure.groups(coupling, weights)
 
     def kept_of_present(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A decision, restricted to what is still physically there."""

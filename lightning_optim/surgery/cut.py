@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim.errors import ShrinkError
+from lightning_optim.surgery.attention import free_cut_heads
 from lightning_optim.surgery.attributes import refresh_attributes
 from lightning_optim.surgery.select import plain_name
 
@@ -85,6 +86,7 @@ def apply_cut(root: nn.Module, plan: CutPlan) -> Replaced:
         old_shapes.setdefault(owner, _weight_shape(owner))
     for module, shape in old_shapes.items():
         refresh_attributes(module, shape)
+    free_cut_heads(root)
     return replaced
 
 

@@ -210,7 +210,7 @@ def test_a_rule_that_fails_or_answers_wrongly_freezes_what_it_met(monkeypatch):
         assert coupling.unknown == {"tanh": 1}
 
 
-def test_packed_queries_keys_and_values_are_no_heads():
+def test_heads_of_packed_queries_keys_and_values_are_apart_from_the_width_of_their_input():
     layer = nn.MultiheadAttention(12, 3, batch_first=True)
 
     class Attend(nn.Module):
@@ -223,11 +223,13 @@ def test_packed_queries_keys_and_values_are_no_heads():
             return self.leave(self.attention(x, x, x, need_weights=False)[0])
 
     for examples in (1, 2):
-        (group,) = couple(capture(Attend(), (torch.randn(examples, 5, 3),))).groups
-        assert group.size == 3
-        assert {count.name for count in group.counts} >= {"attention.num_heads", "attention.embed_dim"}
-        enter = next(member for member in group.members if (member.name, member.dim) == ("enter.weight", 0))
-        assert torch.equal(enter.index, torch.arange(12).view(3, 4))
+        coupling = couple(capture(Attend(), (torch.randn(examples, 5, 3),)))
+        heads = coupling.group_of("attention.out_proj.weight", 1)
+        assert heads.size == 3
+        assert {count.name for count in heads.counts} == {"attention.num_heads"}
+        packed = next(member for member in heads.members if member.name == "attention.in_proj_weight")
+        assert torch.equal(packed.index, torch.arange(36).view(3, 3, 4).transpose(0, 1).flatten(1))
+        assert coupling.group_of("enter.weight").size == coupling.group_of("leave.weight", 1).size == 12
 
 
 def test_a_token_that_only_training_reads_goes_with_its_stream():

@@ -28,6 +28,10 @@ class Structure(ABC):
         """The sparsity at which nothing more can fall; 1 where there is no such limit."""
         return 1.0
 
+    def concerns(self, name: str, coupling: Coupling) -> bool:
+        """Whether anything of a targeted weight can fall, in a network whose coupling is known."""
+        return coupling.group_of(name, 0) is not None
+
     @abstractmethod
     def pools(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None

@@ -118,6 +118,8 @@ def activations_as_read(
 def channel_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
     """Importance of each channel of a group: the mean over the layers that make it, each scaled to a mean of one.
 
+    Where none of these is scored, those that read it have a say.
+
     Args:
         group: Coupled channels.
         scores: What a criterion said of the layers, by the name of their weight: as the weight, or ``[channels]``.
@@ -125,14 +127,24 @@ def channel_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
     Returns:
         ``[size]``.
     """
+    return torch.stack(_votes(group, scores, 0) or _votes(group, scores, 1)).mean(0)
+
+
+def _votes(group: Group, scores: Mapping[str, Tensor], dim: int) -> list[Tensor]:
+    """What each scored layer says of the channels that it has along ``dim``."""
     votes = []
     for member in group.members:
-        if member.dim == 0 and member.name in scores:
+        if member.dim == dim and member.name in scores:
             score = scores[member.name].to(torch.float32)
-            per_position = score if score.dim() == 1 else score.flatten(1).sum(1)
+            if score.dim() == 1 and dim == 1:
+                raise TargetError(
+                    f"{member.name} reads the channels of {group.name}, but its scores are of what it writes: "
+                    "choose a criterion that scores single weights"
+                )
+            per_position = score if score.dim() == 1 else score.transpose(0, dim).flatten(1).sum(1)
             vote = per_position[member.index.to(per_position.device)].mean(1)
             votes.append(vote / vote.mean().clamp_min(torch.finfo(vote.dtype).tiny))
-    return torch.stack(votes).mean(0)
+    return votes
 
 
 def channel_masks(
