@@ -10,11 +10,12 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError
@@ -71,8 +72,13 @@ def export_onnx(
         shapes = None
         if dynamic_batch:
             inputs, named = _at_least_two((inputs, named))
+        input_names = None
+        if _collects_keywords(frozen, inputs, named):
+            input_names = _names_by_position(inputs, named)
+            frozen, inputs, named = _ByPosition(frozen, len(inputs), tuple(named)), (*inputs, *named.values()), {}
+        if dynamic_batch:
             shapes = _open_batch(frozen, inputs, named)
-        proto = _translate(frozen, inputs, named, shapes, opset, translations)
+        proto = _translate(frozen, inputs, named, shapes, opset, translations, input_names)
     except Exception as error:  # an exporter raises whatever its many layers raise
         raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_first_line(error)}") from error
     strip_model(proto)
@@ -88,6 +94,7 @@ def _translate(
     shapes: dict[str, Any] | None,
     opset: int,
     translations: Mapping[Any, Callable[..., Any]] | None,
+    input_names: list[str] | None,
 ) -> Any:
     with _silence(), torch.no_grad():
         names = _output_names(model(*args, **kwargs))
@@ -98,6 +105,7 @@ def _translate(
             dynamic_shapes=shapes,  # names the open dimensions
             dynamo=True,
             opset_version=opset,
+            input_names=input_names,
             output_names=names,
             custom_translation_table=dict(translations or {}),
             external_data=False,
@@ -105,6 +113,40 @@ def _translate(
         )
     assert program is not None  # dynamo=True always gives a program
     return program.model_proto
+
+
+@final
+class _ByPosition(nn.Module):
+    """Takes by position what a model collects in ``**kwargs``, where ``torch.export`` cannot open a dimension.
+
+    Args:
+        model: The model.
+        num_positional: How many of the values it takes by position.
+        names: Names of the others.
+    """
+
+    def __init__(self, model: nn.Module, num_positional: int, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self._num_positional, self._names = model, num_positional, names
+
+    @override
+    def forward(self, *values: Any) -> Any:
+        """Run the model."""
+        named = dict(zip(self._names, values[self._num_positional :], strict=True))
+        return self.model(*values[: self._num_positional], **named)
+
+
+def _collects_keywords(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    signature = inspect.signature(model.forward)
+    collected = {name for name, kind in signature.parameters.items() if kind.kind is inspect.Parameter.VAR_KEYWORD}
+    return bool(collected & signature.bind(*args, **kwargs).arguments.keys())
+
+
+def _names_by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str] | None:
+    """Keywords keep their names; a nested input has several, which only the exporter knows."""
+    if not all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        return None
+    return [*(f"args_{place}" for place in range(len(args))), *kwargs]
 
 
 def _set_row_major(model: nn.Module) -> None:

@@ -233,7 +233,7 @@ def export_quantized(
     part = Path(path).with_name(f".{Path(path).name}.unchecked")
     try:
         export_onnx(deployed, inputs[0], part, kwargs=inputs[1], translations=translations())
-        _name_inputs(part, network, *inputs)
+        _name_inputs(part, network, inputs[0])
         kernels = inspect_kernels(part)
         _check_kernels(kernels, simulator, allow_float)
         part.replace(path)
@@ -242,17 +242,15 @@ def export_quantized(
     return QuantizedExport(path=Path(path), num_bytes=Path(path).stat().st_size, kernels=kernels)
 
 
-def _name_inputs(path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Call the file's inputs what the network's own forward calls them; a nested input keeps its generic name."""
+def _name_inputs(path: Path, network: nn.Module, args: tuple[Any, ...]) -> None:
+    """Call the file's positional inputs what the network's own forward calls them; a nested one keeps its name."""
     onnx = require("onnx")
-    bound = inspect.signature(type(network).forward).bind(network, *args, **kwargs).arguments
     model = onnx.load(path)
-    tensors = [name for name, value in list(bound.items())[1:] if isinstance(value, Tensor)]
-    if len(tensors) != len(model.graph.input):
-        return
-    names = {value.name: name for value, name in zip(model.graph.input, tensors, strict=True)}
+    parameters = list(inspect.signature(type(network).forward).parameters.values())[1:]
+    named = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
+    names = {f"args_{place}": name for place, (name, _) in enumerate(zip(named, args, strict=False))}
     for value in model.graph.input:
-        value.name = names[value.name]
+        value.name = names.get(value.name, value.name)
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
     write_atomic(path, model.SerializeToString(deterministic=True))

@@ -139,3 +139,24 @@ def test_a_channels_last_model_gives_the_file_of_a_row_major_one(tmp_path):
     channels_last = x.to(memory_format=torch.channels_last)
     assert export_onnx(twin, (channels_last,), tmp_path / "channels_last.onnx").read_bytes() == row_major
     assert twin[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class CollectsKeywords(nn.Module):
+    """As wrappers do that pass on whatever they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, *args, **kwargs):
+        return {"logits": self.layer(args[0] - kwargs["shift"]) * kwargs["scale"]}
+
+
+def test_collected_keywords_have_an_open_batch_and_their_names(tmp_path):
+    net = CollectsKeywords()
+    named = {"scale": torch.rand(1, 3), "shift": torch.rand(1, 4)}
+    session = load(export_onnx(net, (torch.rand(1, 4),), tmp_path / "net.onnx", kwargs=named))
+    assert session.input_names == ("args_0", "scale", "shift")
+    x, scale, shift = torch.rand(5, 4), torch.rand(5, 3), torch.rand(5, 4)
+    expected = net(x, scale=scale, shift=shift)["logits"].detach().numpy()
+    np.testing.assert_allclose(session.run(x, scale, shift)[0], expected, atol=1e-6)

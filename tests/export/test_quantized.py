@@ -226,3 +226,27 @@ def test_a_mean_over_tokens_runs_in_integers(tmp_path):
         x, _ = images(200)
         deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
         assert (simulator.forward_of(net)(x).argmax(1) == deployed.argmax(1)).float().mean() >= 0.99
+
+
+def test_keyword_inputs_keep_their_names_in_whatever_order(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 3), nn.Linear(6, 3)
+
+        def forward(self, left, right):
+            return {"logits": self.one(left) + self.two(right)}
+
+    net, simulator = Pair(), Simulator(Symmetric(), Affine(), MovingAverage())
+    named = {"right": torch.randn(8, 6), "left": torch.randn(8, 4)}
+    simulator.is_observing = True
+    for _ in range(3):
+        simulator.run(net, net.forward, (), named)
+        simulator.finish_batch()
+    simulator.is_observing = False
+    session = load(export_quantized(simulator, net, tmp_path / "model.onnx").path)
+    assert session.input_names == ("right", "left")
+    simulated = simulator.forward_of(net)(**{name: value[:3] for name, value in named.items()})["logits"]
+    deployed = torch.as_tensor(session.run(named["right"][:3], named["left"][:3])[0])
+    scale = max(simulator.ranges.qparams(key, torch.device("cpu"))[0] for key in simulator.ranges.keys)
+    assert (simulated - deployed).abs().max() <= 1.01 * scale
