@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.demo.model.vit import VisionTransformer
 from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
+from lightning_optim.pruning.load import load_pruned
 from lightning_optim.pruning.structure.block import Block
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.head import Head
@@ -62,6 +63,38 @@ def test_heads_go_until_one_is_left_in_each_attention(shrink):
     assert alive == [1, 1]
     assert [attention.num_heads for attention in attentions] == ([4, 4] if shrink == "never" else [1, 1])
     assert net.blocks[0].fc1.out_features == 32
+
+
+class Sequence(nn.Module):
+    """Rows of an image, through PyTorch's own encoder and decoder layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Linear(16, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 16, batch_first=True), 2)
+        self.decoder = nn.TransformerDecoderLayer(8, 4, 16, batch_first=True)
+        self.leave = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.enter(x.squeeze(1))
+        return self.leave(self.decoder(x, self.encoder(x)).mean(1))
+
+
+@pytest.mark.parametrize("shrink", ["update", "never"])
+def test_heads_of_pytorchs_own_attention_go_in_encoders_and_decoders(shrink, tmp_path):
+    torch.manual_seed(0)
+    net, pruning = fit(Sequence(), [0.25, 0.5], structure=Head(shrink=shrink), allocation=GlobalThreshold())
+    assert pruning.sparsity == 0.5
+    attentions = [module for module in net.modules() if isinstance(module, nn.MultiheadAttention)]
+    alive = [
+        int(module.out_proj.weight.unflatten(1, (-1, 2)).abs().sum((0, 2)).count_nonzero()) for module in attentions
+    ]
+    assert sum(alive) == 8
+    assert [module.num_heads for module in attentions] == (alive if shrink == "update" else [4] * 4)
+    images = torch.randn(2, 1, 16, 16)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    loaded = load_pruned(Sequence(), tmp_path / "net.pt", cut=pruning.cut)
+    torch.testing.assert_close(loaded(images), net.eval()(images))
 
 
 def test_heads_of_the_least_important_attention_go_first_and_the_count_is_of_all_original_ones():

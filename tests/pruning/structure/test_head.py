@@ -100,6 +100,34 @@ def test_removed_heads_take_no_part(network, coupling, batch):
     torch.testing.assert_close(small(batch), expected)
 
 
+class Packed(nn.Module):
+    """PyTorch's attention, whose heads are no layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Linear(5, 12), nn.Linear(12, 7)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.out(self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_heads_that_no_layer_makes_are_scored_by_the_layer_that_reads_them(batch):
+    torch.manual_seed(0)
+    net = Packed()
+    coupling = couple(capture(net, (batch,)))
+    weights = {name: weight.detach() for name, weight in net.named_parameters() if name.endswith(".weight")}
+    structure = Head()
+    assert [name for name in weights if structure.concerns(name, coupling)] == ["attention.out_proj.weight"]
+    pools = structure.pools(weights, {name: weight.abs() for name, weight in weights.items()}, coupling)
+    assert list(pools) == ["attention.out_proj.weight"]
+    columns = net.attention.out_proj.weight.detach().abs().view(12, 3, 4).sum((0, 2))
+    torch.testing.assert_close(pools["attention.out_proj.weight"], columns / columns.mean())
+    with pytest.raises(TargetError, match="its scores are of what it writes"):
+        structure.pools(weights, {name: weight.abs().sum(1) for name, weight in weights.items()}, coupling)
+
+
 def test_one_head_always_stays():
     settled = Head().settle({"a": torch.zeros(3, dtype=torch.bool)}, {"a": torch.tensor([0.1, 0.3, 0.2])})
     assert settled["a"].tolist() == [False, True, False]
