@@ -19,6 +19,7 @@ from lightning_optim.callbacks.pricing import agreed_prices
 from lightning_optim.callbacks.pruned_network import PrunedNetwork
 from lightning_optim.callbacks.pruning_evidence import LAYERS, PruningEvidence
 from lightning_optim.callbacks.pruning_lookout import Lookout
+from lightning_optim.callbacks.pruning_neighbours import Neighbours
 from lightning_optim.callbacks.pruning_regrower import Regrower
 from lightning_optim.callbacks.pruning_rewinder import Rewinder
 from lightning_optim.errors import TargetError
@@ -100,6 +101,7 @@ class PruningScheduler(Callback):
         _check_schedule(schedule, self.structure)
         self.allocation = allocation or Uniform()
         self._gate = CheckpointGate()
+        self._neighbours = Neighbours(self)
         self._seen_step: int | None = None
         self._owner: LightningModule | None = None
         self._start_afresh()
@@ -149,7 +151,8 @@ class PruningScheduler(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pruned.name, network = find_network(pl_module, self.network)
-        layers = self._layers(pl_module)
+        layers = self.layers(pl_module)
+        self._neighbours.check_targets(trainer, pl_module)
         check_ranks_agree(
             trainer,
             (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window),
@@ -232,6 +235,8 @@ class PruningScheduler(Callback):
         reshard(pl_module)
         parameters = pruned.parameters(pl_module)
         coupling = pruned.couple(pl_module) if self.structure.needs_coupling else None
+        if coupling is not None:
+            self._neighbours.check_coupling(trainer, pl_module, coupling, parameters)
         seen = self._seen(trainer, pl_module, parameters, coupling)
         if coupling is not None and isinstance(self.allocation, PricedAllocation) and self._pruner.wants_prices:
             weights = {name: layer.weight for name, layer in seen.items()}
@@ -277,7 +282,7 @@ class PruningScheduler(Callback):
 
     # What is pruned, and what is seen of it.
 
-    def _layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+    def layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Targeted layers by their name in the network, without those that are frozen or share another's weight.
 
         Of layers that share one weight the first stands for all, if all are targeted.
@@ -306,7 +311,7 @@ class PruningScheduler(Callback):
         parameters: dict[str, nn.Parameter],
         coupling: Coupling | None,
     ) -> dict[str, Seen]:
-        weights = {f"{name}.weight": parameters[f"{name}.weight"] for name in self._layers(pl_module)}
+        weights = {f"{name}.weight": parameters[f"{name}.weight"] for name in self.layers(pl_module)}
         found = {
             name: seen
             for name, seen in self._evidence.seen(trainer, weights, coupling).items()

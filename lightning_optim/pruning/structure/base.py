@@ -32,6 +32,10 @@ class Structure(ABC):
         """Whether anything of a targeted weight can fall, in a network whose coupling is known."""
         return coupling.group_of(name, 0) is not None
 
+    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[str]:
+        """Names of all tensors that pruning ``weights`` masks or cuts."""
+        return set(weights)
+
     @abstractmethod
     def pools(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], coupling: Coupling | None

@@ -45,6 +45,10 @@ class CoupledStructure(Structure):
         return channel_masks(self.groups(coupling, {name: weights[name] for name in losing}), losing, weights)
 
     @override
+    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[str]:
+        return {member.name for group in self.groups(coupling, weights).values() for member in group.members}
+
+    @override
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: round_up(mask, scores[name], self.kept_multiple) for name, mask in keep.items()}
 

@@ -1,0 +1,106 @@
+"""Several pruning callbacks in one Trainer: what one cuts, the others must not know the shape of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol, final
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from lightning_optim.errors import ShrinkError
+from lightning_optim.graph.coupling import Coupling
+from lightning_optim.pruning.rewind.base import Rewind
+from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.until.metric_drop import MetricDrop
+from lightning_optim.surgery.select import find_network
+
+
+class Pruning(Protocol):
+    """What a pruning callback was told, and which layers that chooses."""
+
+    structure: Structure
+    until: MetricDrop | None
+    rewind: Rewind | None
+    network: str | None
+
+    def layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
+        """Targeted layers by their name in the network."""
+
+
+@final
+class Neighbours:
+    """Refuses what would leave one callback with shapes from before another one's cut.
+
+    Masks are of a shape, and cuts are recorded one callback at a time: a resumed fit would cut in another order. So
+    where one callback removes channels, no other may touch the tensors that it cuts. Callbacks that only mask may
+    share layers.
+    """
+
+    def __init__(self, me: Pruning) -> None:
+        self._me = me
+        self._is_checked = False
+
+    def check_targets(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare targets and settings at the beginning of a fit.
+
+        Raises:
+            ShrinkError: If a layer that one callback shrinks is another one's target, or is held for going back.
+        """
+        self._is_checked = False
+        mine = {id(layer): name for name, layer in self._me.layers(pl_module).items()}
+        for other in self._others(trainer):
+            for one, held in ((self._me, other), (other, self._me)):
+                if one.structure.shrink != "never" and (held.until or held.rewind) is not None:
+                    raise ShrinkError(
+                        "one PruningScheduler shrinks the network while another one holds earlier states of it (until, "
+                        "rewind): use one of the two, or structure.shrink='never'"
+                    )
+            shared = [mine[id(layer)] for layer in other.layers(pl_module).values() if id(layer) in mine]
+            if shared:
+                raise ShrinkError(_refusal(shared))
+
+    def check_coupling(
+        self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Compare what falls together, before the first cut of a fit.
+
+        Raises:
+            ShrinkError: If a tensor is cut by one callback and touched by another.
+        """
+        if self._is_checked or self._me.structure.shrink == "never":
+            return
+        mine = self._touched(self._me, pl_module, coupling, parameters)
+        others = [self._touched(other, pl_module, coupling, parameters) for other in self._others(trainer)]
+        shared = mine.intersection(set().union(*others))
+        if shared:
+            raise ShrinkError(_refusal(sorted(shared)))
+        self._is_checked = True
+
+    def _touched(
+        self, one: Pruning, pl_module: LightningModule, coupling: Coupling, parameters: Mapping[str, nn.Parameter]
+    ) -> set[str]:
+        if find_network(pl_module, one.network) != find_network(pl_module, self._me.network):
+            return set()
+        names = [f"{name}.weight" for name in one.layers(pl_module)]
+        return one.structure.touched({name: parameters[name] for name in names}, coupling)
+
+    def _others(self, trainer: Trainer) -> list[Pruning]:
+        """The other callbacks of this kind, where one of the two shrinks."""
+        shrinks = self._me.structure.shrink != "never"
+        callbacks: Iterable[Pruning] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        return [
+            other
+            for other in callbacks
+            if type(other) is type(self._me)
+            and other is not self._me
+            and (shrinks or other.structure.shrink != "never")
+        ]
+
+
+def _refusal(shared: list[str]) -> str:
+    more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+    return (
+        f"two PruningSchedulers prune {shared[0]!r}{more}, and one of them removes channels there: exclude it, and "
+        "what is coupled to it, in the targets of one; or use one callback, or structure.shrink='never' in both"
+    )
