@@ -19,9 +19,9 @@ class Backend(ABC):
     def activation(self, tensor: Tensor, key: str) -> Tensor:
         """Return the quantized activation."""
 
-    @abstractmethod
     def moved(self, tensor: Tensor, key: str) -> Tensor:
         """Return an activation whose quantized values were moved, such as by a view."""
+        return tensor
 
     @abstractmethod
     def weight(
@@ -33,15 +33,20 @@ class Backend(ABC):
     def folds(self, norm: _BatchNorm) -> bool:
         """Whether a batch norm is folded in this pass; if not, it runs by itself."""
 
-    @abstractmethod
     def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
         """Run a linear layer on its input, weight and bias, all quantized already."""
+        return functional.linear(*inputs)
 
-    @abstractmethod
+    def clip(self, tensor: Tensor, key: str, upper: float) -> Tensor:
+        """Return an activation between zero and ``upper``; its quantizer ``key`` sees it afterwards."""
+        return functional.hardtanh(tensor, 0.0, upper)
+
     def pool(
         self, function: Callable[..., Any], tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """Run an average pooling."""
+        out: Tensor = function(tensor, *args, **kwargs)
+        return out
 
 
 @final
@@ -53,10 +58,6 @@ class FloatBackend(Backend):
         return tensor
 
     @override
-    def moved(self, tensor: Tensor, key: str) -> Tensor:
-        return tensor
-
-    @override
     def weight(
         self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -65,14 +66,3 @@ class FloatBackend(Backend):
     @override
     def folds(self, norm: _BatchNorm) -> bool:
         return False
-
-    @override
-    def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
-        return functional.linear(*inputs)
-
-    @override
-    def pool(
-        self, function: Callable[..., Any], tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        out: Tensor = function(tensor, *args, **kwargs)
-        return out

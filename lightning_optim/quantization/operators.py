@@ -39,7 +39,7 @@ _NAMES: dict[Role, str] = {
     Role.ADD: "add add_ __add__ __radd__ __iadd__",
     Role.POOL: "adaptive_avg_pool2d avg_pool2d mean",
     Role.CONCATENATE: "cat concat concatenate",
-    Role.RELU: "relu relu_",
+    Role.RELU: "relu relu_ relu6 hardtanh hardtanh_",
     Role.NORM: "batch_norm",
     Role.MOVE: (
         "flatten unflatten view view_as reshape reshape_as permute transpose swapaxes movedim t T mT H mH contiguous "
@@ -112,9 +112,28 @@ def why_float(name: str, role: Role, args: Sequence[Any], kwargs: dict[str, Any]
         return "its windows are not of one size"
     if role in WEIGHTED_ROLES and not (args and is_real(args[0])):
         return "its input is not a real tensor"
+    if role is Role.RELU and name.startswith("hardtanh") and _bounds(args, kwargs)[0] != 0:
+        return "it does not begin at zero"
     if role is Role.CONCATENATE and not all(is_real(part) for part in args[0]):
         return "its parts are not real tensors"
     return ""
+
+
+def upper_bound(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
+    """Return where a call of the role ``RELU`` levels off; ``None`` if it does not.
+
+    Example:
+        >>> upper_bound("relu6", (), {}), upper_bound("hardtanh", (), {"min_val": 0.0, "max_val": 4.0})
+        (6.0, 4.0)
+    """
+    if name.startswith("hardtanh"):
+        return _bounds(args, kwargs)[1]
+    return 6.0 if name == "relu6" else None
+
+
+def _bounds(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, float]:
+    low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
+    return float(low), float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
 
 
 def _pools_integers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

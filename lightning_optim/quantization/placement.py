@@ -22,6 +22,7 @@ from lightning_optim.quantization.operators import (
     describe_function,
     is_in_place,
     is_real,
+    upper_bound,
     why_float,
 )
 from lightning_optim.quantization.plan import Operator, Plan, Record
@@ -158,12 +159,15 @@ class Placement(TorchFunctionMode):
         return out
 
     def _relu(self, call: Call) -> Any:
-        tag = self._tags.get(call.args[0])
+        tag, upper = self._tags.get(call.args[0]), upper_bound(call.name, call.args, call.kwargs)
         if tag is None or not (tag.is_pending or tag.is_quantized):
             return self._give(call, call.run(), Tag(call.key, call.key))
         if tag.is_pending and not tag.is_quantized and tag.origin not in self._plan.shared:
             self._saw(tag, call.key)
-            return self._give(call, call.run(), Tag(tag.key, call.key, is_pending=True))
+            out = call.run() if upper is None else self._backend.clip(call.args[0], tag.key, upper)
+            return self._give(call, out, Tag(tag.key, call.key, is_pending=True))
+        if upper is not None:
+            return self._other(call, NO_KERNEL)  # the bound lies between two values of the grid
         out = torch.relu(self._read(call.args[0], call.key, 0)[0])  # what is on the grid stays on it
         return self._give(call, self._backend.moved(out, tag.key), Tag(tag.key, call.key, is_quantized=True))
 

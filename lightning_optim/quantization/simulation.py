@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
@@ -72,10 +70,6 @@ class SimulationBackend(Backend):
         return fake_quantize(tensor, *qparams, scheme.qmin, scheme.qmax)
 
     @override
-    def moved(self, tensor: Tensor, key: str) -> Tensor:
-        return tensor
-
-    @override
     def folds(self, norm: _BatchNorm) -> bool:
         return self._folds_all or uses_running_statistics(norm)
 
@@ -94,17 +88,6 @@ class SimulationBackend(Backend):
         if bias is not None and input_scale is not None:
             bias = round_bias(bias, input_scale * scale)
         return self._round(weight, scale), bias
-
-    @override
-    def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
-        return functional.linear(*inputs)
-
-    @override
-    def pool(
-        self, function: Callable[..., Any], tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        out: Tensor = function(tensor, *args, **kwargs)
-        return out
 
     def _unfolded(self, weight: Tensor, norm: _BatchNorm) -> Tensor:
         if self._weights.scheme.granularity == "channel":

@@ -3,52 +3,38 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.distillation.teacher.base import Teacher
-from lightning_optim.distillation.teacher.weights import existing_file, filled
+from lightning_optim.distillation.teacher.file import FileTeacher
 from lightning_optim.errors import ArtefactError
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint(Teacher):
+class Checkpoint(FileTeacher):
     """Load a ``.ckpt`` of Lightning or a saved ``state_dict``. Code in the file is never run.
 
-    Args:
-        precision: Number format of the teacher; see ``Teacher``.
-        path: The file.
-        architecture: The module that the weights belong to; ``None`` takes a copy of the student's network.
-        prefix: What stands before the network's names in the file, such as ``"net."``; ``None`` finds it.
+    Arguments are ``FileTeacher``'s.
     """
 
-    path: str | Path
-    architecture: nn.Module | None = None
-    prefix: str | None = None
-
     @override
-    def load(self, student: Callable[[], nn.Module]) -> nn.Module:
-        path = existing_file(self.path)
-        return filled(self.architecture, student, _weights(path), self.prefix, path)
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    content = _read(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ArtefactError(
-            f"{path} holds neither a 'state_dict' nor weights by name, but a {type(content).__name__}; "
-            "save the teacher's state_dict"
-        )
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    def read(self, path: Path) -> Mapping[str, Tensor]:
+        content = _read(path)
+        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+            content = content["state_dict"]
+        if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+            raise ArtefactError(
+                f"{path} holds neither a 'state_dict' nor weights by name, but a {type(content).__name__}; "
+                "save the teacher's state_dict"
+            )
+        return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _read(path: Path) -> Any:
