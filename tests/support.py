@@ -1,7 +1,11 @@
 """What many tests need alike."""
 
+import os
+import subprocess
+import sys
+
 import torch
-from lightning import Trainer
+from lightning.pytorch import Trainer
 
 
 def quiet(*callbacks, **settings):
@@ -20,3 +24,18 @@ def same(left, right):
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(same(one, other) for one, other in zip(left, right, strict=True))
     return left == right
+
+
+def run_script(name, *arguments, cwd, timeout=280):
+    """Run a Python file in a process of its own, as ``torchrun`` would be: one thread, the same import path."""
+    done = subprocess.run(
+        [sys.executable, str(name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done

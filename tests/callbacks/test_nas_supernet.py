@@ -1,7 +1,4 @@
 import copy
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -20,7 +17,7 @@ from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.space.elastic_width import ElasticWidth
 from lightning_optim.nas.space.operation_choice import OperationChoice
 from lightning_optim.surgery.select import Targets
-from support import quiet
+from support import quiet, run_script
 
 
 def network():
@@ -355,10 +352,4 @@ _SCRIPT = """
 def test_two_ranks_end_equal_and_pick_the_same_and_a_mismatch_is_caught(tmp_path):
     script = tmp_path / "two_ranks.py"
     script.write_text(textwrap.dedent(_SCRIPT.format(path=__file__)))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "agreed" in done.stdout
+    assert "agreed" in run_script(script, cwd=tmp_path).stdout

@@ -1,8 +1,5 @@
 """What a criterion is shown, held to a training loop written by hand."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +25,7 @@ from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.surgery.select import Targets
 from lightning_optim.window import Window
-from support import quiet
+from support import quiet, run_script
 
 STEP_SIZE, STEPS = 0.1, 3
 
@@ -347,15 +344,5 @@ def test_scores_that_are_not_numbers_are_named():
 
 
 def test_a_checkpoint_in_the_middle_of_a_window_holds_what_each_rank_saw(tmp_path):
-    script = Path(__file__).with_name("two_ranks_resume.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(Path(__file__).with_name("two_ranks_resume.py"), tmp_path, cwd=tmp_path)
     assert done.stdout.count("resumed equal") == 2, done.stdout

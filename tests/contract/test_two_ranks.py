@@ -1,25 +1,14 @@
 """Two ranks end equal, whatever the callback did to the model; or it says that it cannot."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from support import run_script
+
 
 def launch(kind, folder, labels):
-    script = Path(__file__).with_name("two_ranks.py")
-    done = subprocess.run(
-        [sys.executable, str(script), kind, str(folder), *labels],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(Path(__file__).with_name("two_ranks.py"), kind, folder, *labels, cwd=folder, timeout=560)
     said = {}
     for line in done.stdout.splitlines():
         label, _, verdict = line.partition(" ")
