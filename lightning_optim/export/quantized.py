@@ -74,6 +74,7 @@ class ConstantBackend(Backend, nn.Module):
         super().__init__()
         self._ranges, self._weights = simulator.ranges, simulator.weight_quantizer
         self._names: dict[str, str] = {}
+        self._saturating: dict[str, bool] = {}
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
@@ -113,6 +114,14 @@ class ConstantBackend(Backend, nn.Module):
         flat = self.moved(x.flatten(0, -2), input_key)
         out = self.activation(functional.linear(flat, weight, bias), key)
         return out.view(*x.shape[:-1], out.shape[-1])
+
+    @override
+    def clip(self, tensor: Tensor, key: str, upper: float) -> Tensor:
+        if key not in self._saturating:
+            highest = self._ranges.range_of(key)[1] if self._ranges.has(key) else float("inf")
+            self._saturating[key] = highest <= upper * (1.0 + 1e-6)
+        # The largest integer is the bound then, and a kernel takes a ReLU in.
+        return functional.relu(tensor) if self._saturating[key] else functional.hardtanh(tensor, 0.0, upper)
 
     @override
     def pool(

@@ -112,11 +112,10 @@ def why_float(name: str, role: Role, args: Sequence[Any], kwargs: dict[str, Any]
         return "its windows are not of one size"
     if role in WEIGHTED_ROLES and not (args and is_real(args[0])):
         return "its input is not a real tensor"
-    if role is Role.RELU and name.startswith("hardtanh") and _bounds(args, kwargs)[0] != 0:
-        return "it does not begin at zero"
     if role is Role.CONCATENATE and not all(is_real(part) for part in args[0]):
         return "its parts are not real tensors"
-    return ""
+    is_two_sided = role is Role.RELU and name.startswith("hardtanh") and _bounds(args, kwargs)[0] != 0
+    return "it does not begin at zero" if is_two_sided else ""
 
 
 def upper_bound(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:

@@ -250,3 +250,24 @@ def test_keyword_inputs_keep_their_names_in_whatever_order(tmp_path):
     deployed = torch.as_tensor(session.run(named["right"][:3], named["left"][:3])[0])
     scale = max(simulator.ranges.qparams(key, torch.device("cpu"))[0] for key in simulator.ranges.keys)
     assert (simulated - deployed).abs().max() <= 1.01 * scale
+
+
+@pytest.mark.parametrize(
+    "bound", [nn.ReLU6(inplace=True), nn.Hardtanh(0.0, 6.0), nn.Sequential(nn.ReLU6(), nn.ReLU6())]
+)
+def test_a_relu_with_a_bound_is_part_of_the_layer_before_it(tmp_path, bound):
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), bound, nn.Conv2d(4, 4, 3), nn.Flatten())
+    simulator = Simulator(Symmetric(), Affine(), MovingAverage())
+    batch = 30 * torch.randn(16, 4, 6, 6)
+    simulator.is_observing = True
+    for _ in range(3):
+        simulator.run(net, net.forward, (batch,), {})
+        simulator.finish_batch()
+    simulator.is_observing = False
+    assert simulator.ranges.range_of("0:conv2d") == (0.0, 6.0)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert written.kernels.counts["QuantizeLinear"] == 1  # of the input; nothing is read as a float in between
+    assert not written.kernels.floating
+    deployed = torch.as_tensor(load(written.path).run(batch.numpy())[0])
+    scale, _ = simulator.ranges.qparams("2:conv2d", torch.device("cpu"))
+    assert (simulator.forward_of(net)(batch) - deployed).abs().max() <= 1.01 * scale

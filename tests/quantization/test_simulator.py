@@ -297,3 +297,17 @@ def test_simulated_forward_leaves_the_network_alone():
 def test_without_ranges_nothing_can_be_simulated():
     with pytest.raises(RuntimeError, match="train at least two batches"):
         Simulator(Symmetric(), Affine(), MinMax()).forward_of(nn.Linear(1, 1))
+
+
+def test_a_bound_beside_another_reader_has_a_range_of_its_own():
+    net = Net(lambda net, x: F.relu6(y := net.conv(x)) + y, conv=conv())
+    simulator = learned(net, 20 * torch.randn(4, 3, 8, 8))
+    assert simulator.ranges.range_of(":relu6") == (0.0, 6.0)
+    assert simulator.ranges.range_of("conv:conv2d")[0] < 0.0
+
+
+def test_a_bound_on_both_sides_is_no_relu():
+    net = Net(lambda net, x: net.conv(F.hardtanh(net.stem(x))), stem=conv(outputs=3), conv=conv())
+    simulator = learned(net, 20 * torch.randn(4, 3, 8, 8))
+    assert rows(simulator)[":hardtanh"].note == "it does not begin at zero"
+    assert simulator.ranges.range_of(":hardtanh") == (-1.0, 1.0)
