@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from lightning_optim.graph.norm_shapes import NormShapes
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 
 SKELETON = "skeleton"
@@ -114,7 +115,7 @@ class Skeleton:
 
     def _run(self, model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]]) -> _Shapes:
         args, kwargs = batch
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode, NormShapes():
             outputs = model(*args, **kwargs)
         return [tuple(leaf.shape) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
