@@ -32,6 +32,7 @@ from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.functional import bias_floor, per_channel, quantize, quantize_bias
 from lightning_optim.quantization.operators import Role
 from lightning_optim.quantization.placement import EXCLUDED
+from lightning_optim.quantization.plan import Operator
 from lightning_optim.quantization.simulation import weight_scale
 from lightning_optim.quantization.simulator import Simulator
 
@@ -42,6 +43,8 @@ _FLOAT_KERNELS: dict[tuple[Role, ...], frozenset[str]] = {
     (Role.ADD,): frozenset({"Add"}),
     (Role.POOL,): frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "MaxPool"}),
 }
+# What stays in floating point as a whole -> how many of these it holds: both products, and the mask that is added.
+_FLOAT_PARTS: dict[str, dict[Role, int]] = {"scaled_dot_product_attention": {Role.MATMUL: 2, Role.ADD: 1}}
 
 
 @final
@@ -281,7 +284,7 @@ def _check_kernels(kernels: Kernels, simulator: Simulator, allow_float: Sequence
     operators = simulator.plan.operators.values() if simulator.plan is not None else ()
     floating = {}
     for roles, names in _FLOAT_KERNELS.items():
-        excluded = sum(op.note == EXCLUDED and op.role in roles for op in operators)
+        excluded = sum(_num_float(op, role) for op in operators for role in roles)
         found = {name: kernels.floating[name] for name in names if name in kernels.floating and name not in allow_float}
         if sum(found.values()) > excluded:
             floating.update(found)
@@ -291,3 +294,9 @@ def _check_kernels(kernels: Kernels, simulator: Simulator, allow_float: Sequence
             f"{listed} would run in floating point; leave the layers out with targets.exclude, "
             f"or allow it with allow_float={sorted(floating)}"
         )
+
+
+def _num_float(operator: Operator, role: Role) -> int:
+    """How many kernels of a role an operator may leave in floating point: as the user, or the table, says."""
+    parts = _FLOAT_PARTS.get(operator.name, {}).get(role, 0)
+    return parts + int(operator.note == EXCLUDED and operator.role is role)

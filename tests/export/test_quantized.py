@@ -271,3 +271,23 @@ def test_a_relu_with_a_bound_is_part_of_the_layer_before_it(tmp_path, bound):
     deployed = torch.as_tensor(load(written.path).run(batch.numpy())[0])
     scale, _ = simulator.ranges.qparams("2:conv2d", torch.device("cpu"))
     assert (simulator.forward_of(net)(batch) - deployed).abs().max() <= 1.01 * scale
+
+
+def test_a_fused_attention_stays_in_floating_point_as_the_table_says(tmp_path):
+    class Fused(Attention):
+        def forward(self, image):
+            x = self.patch(image).flatten(2).transpose(1, 2) + self.position
+            q, k, v = (part.unflatten(2, (4, 4)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1))
+            seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            return self.fc((x + self.out(mixed.transpose(1, 2).flatten(2)))[:, 0])
+
+    net = Fused()
+    simulator = trained(net, steps=4)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert sum(count for name, count in written.kernels.floating.items() if "MatMul" in name) == 2
+    assert written.kernels.integer["QGemm"] == 3
+    x, _ = images(50)
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
+    assert (simulated - deployed).abs().max() <= 2.01 * scale
