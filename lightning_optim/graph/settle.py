@@ -57,8 +57,10 @@ def settle(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:
 def _tied(groups: list[Group], propagation: Propagation, search: _Search) -> list[Group]:
     """Groups with heads tied to the channels of their input, if the code cannot follow them apart."""
     found = list(_derived(groups, propagation))
-    concerned = [group for group in groups if any(group in (heads, width) for heads, width, _, _ in found)]
-    if not concerned or search.objection(concerned) is None:
+    widths = [group for group in groups if any(group is width for _, width, _, _ in found)]
+    concerned = [group for group in groups if group in widths or any(group is heads for heads, _, _, _ in found)]
+    # Where the widths can go without the heads, none is derived from the other: it is the heads that must stay.
+    if not found or search.objection(concerned) is None or search.objection(widths) is None:
         return groups
     if search.objection([group for group in groups if any(group is heads for heads, _, _, _ in found)]) is None:
         return groups  # heads can go alone: whatever the code cannot follow is not theirs

@@ -69,6 +69,23 @@ def test_heads_of_a_written_width_stay_apart_from_their_input():
     assert sorted(group.size for group in couple(capture(net, (batch,))).groups) == [3, 12, 12]
 
 
+def test_a_width_goes_where_heads_are_written_in_a_shape():
+    class Shaped(Written):
+        def __init__(self):
+            super().__init__()
+            self.shape, self.bias = (3, 1, 1), nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            query, key, value = self.qkv(x).unflatten(-1, (3, -1, self.width)).permute(2, 0, 3, 1, 4).unbind()
+            bias = self.bias.view(self.shape)
+            return self.out((query @ key.transpose(-2, -1) + bias).softmax(-1).matmul(value).transpose(1, 2).flatten(2))
+
+    net, batch = around(Shaped())
+    coupling = couple(capture(net, (batch,)))
+    assert [group.name for group in coupling.groups] == ["0.weight", "1.out.weight"]
+    assert list(coupling.whole) == ["1.bias"]
+
+
 def test_a_perceptron_as_wide_as_merged_patches_is_not_tied_to_them():
     class Merging(nn.Module):
         def __init__(self):
