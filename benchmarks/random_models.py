@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
 
 HIERARCHY: dict[str, Any] = {
     "depths": [2, 2],
-    "num_stages": 2,
+    **dict.fromkeys(("num_stages", "num_encoder_blocks"), 2),
     "num_heads": [2, 4],
     "hidden_sizes": [32, 64],
     "window_size": 4,
