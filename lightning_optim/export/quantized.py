@@ -32,7 +32,7 @@ from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.functional import bias_floor, per_channel, quantize, quantize_bias
 from lightning_optim.quantization.operators import Role
 from lightning_optim.quantization.placement import EXCLUDED
-from lightning_optim.quantization.plan import Operator
+from lightning_optim.quantization.plan import BEFORE_SOFTMAX, Operator
 from lightning_optim.quantization.simulation import weight_scale
 from lightning_optim.quantization.simulator import Simulator
 
@@ -299,4 +299,4 @@ def _check_kernels(kernels: Kernels, simulator: Simulator, allow_float: Sequence
 def _num_float(operator: Operator, role: Role) -> int:
     """How many kernels of a role an operator may leave in floating point: as the user, or the table, says."""
     parts = _FLOAT_PARTS.get(operator.name, {}).get(role, 0)
-    return parts + int(operator.note == EXCLUDED and operator.role is role)
+    return parts + int(operator.note in (EXCLUDED, BEFORE_SOFTMAX) and operator.role is role)

@@ -25,7 +25,7 @@ from lightning_optim.quantization.operators import (
     upper_bound,
     why_float,
 )
-from lightning_optim.quantization.plan import Operator, Plan, Record
+from lightning_optim.quantization.plan import BEFORE_SOFTMAX, Operator, Plan, Record
 from lightning_optim.quantization.tag import Tag, TagBook
 
 Function = Callable[..., Any]
@@ -109,6 +109,8 @@ class Placement(TorchFunctionMode):
         if not note and role in INTEGER_ROLES and self._path.current in self._excluded:
             note = EXCLUDED
         call = Call(func, self._key(name), name, role, args, kwargs)
+        if not note and self._plan.may_be_masked(call.key):
+            note = BEFORE_SOFTMAX
         if note:
             return self._other(call, note)
         self._note(call, "")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from lightning_optim.quantization.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
+
+BEFORE_SOFTMAX = "what a softmax alone reads may be masked"
+"""Why a sum is computed in floating point: with the huge numbers of a mask in it, one scale would leave nothing."""
 
 
 @final
@@ -63,7 +66,21 @@ class Record:
             if reader is not None and reader.role is Role.NORM and reader.path in foldable:
                 norms[key] = reader.path
         shared = frozenset(key for key, readers in self.readers.items() if len(readers) > 1)
-        return Plan(operators=dict(self.operators), norms=norms, shared=shared)
+        operators = {
+            key: replace(operator, note=BEFORE_SOFTMAX)
+            if operator.role is Role.ADD and operator.is_integer and self._goes_to_softmax(key)
+            else operator
+            for key, operator in self.operators.items()
+        }
+        return Plan(operators=operators, norms=norms, shared=shared)
+
+    def _goes_to_softmax(self, key: str) -> bool:
+        readers = {reader: self.operators.get(reader) for reader in self.readers.get(key, ())}
+        return bool(readers) and all(
+            operator is not None
+            and (operator.name == "softmax" or (operator.role is Role.MOVE and self._goes_to_softmax(reader)))
+            for reader, operator in readers.items()
+        )
 
 
 @final
@@ -80,6 +97,10 @@ class Plan:
     operators: Mapping[str, Operator] = field(default_factory=dict)
     norms: Mapping[str, str] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
+
+    def may_be_masked(self, key: str) -> bool:
+        """Whether an operator's output goes to a softmax alone."""
+        return key in self.operators and self.operators[key].note == BEFORE_SOFTMAX
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan as primitives."""

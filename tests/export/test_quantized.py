@@ -291,3 +291,22 @@ def test_a_fused_attention_stays_in_floating_point_as_the_table_says(tmp_path):
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 2.01 * scale
+
+
+def test_a_masked_sum_before_softmax_stays_in_floating_point(tmp_path):
+    class Masked(Attention):
+        def forward(self, image):
+            x = self.patch(image).flatten(2).transpose(1, 2) + self.position
+            q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+            unseen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+            scores = q @ k.transpose(1, 2) * 0.25 + torch.zeros(unseen.shape).masked_fill(unseen, -1e30)
+            return self.fc((x + self.out(scores.softmax(-1) @ v))[:, -1])
+
+    net = Masked()
+    simulator = trained(net, steps=4)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert written.kernels.floating["Add"] == 1
+    x, _ = images(50)
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
+    assert (simulated - deployed).abs().max() <= 2.01 * scale

@@ -311,3 +311,24 @@ def test_a_bound_on_both_sides_is_no_relu():
     simulator = learned(net, 20 * torch.randn(4, 3, 8, 8))
     assert rows(simulator)[":hardtanh"].note == "it does not begin at zero"
     assert simulator.ranges.range_of(":hardtanh") == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("low", [torch.finfo(torch.float32).min, -1e4, -100.0, 0.0])
+def test_a_mask_leaves_the_scores_as_they_are(low):
+    def attend(net, x, keep):
+        scores = net.query(x) @ net.key(x).transpose(1, 2) + torch.zeros(4, 1, 6).masked_fill(~keep, low)
+        return scores.reshape(4, 1, 6, 6).softmax(-1).flatten(1, 2) @ net.value(x)
+
+    net = Net(attend, **{name: nn.Linear(8, 8) for name in ("query", "key", "value")})
+    x, keep = torch.randn(4, 6, 8), torch.ones(4, 1, 6, dtype=torch.bool)
+    keep[:, :, 4:] = False
+    simulator = learned(net, x, keep)
+    assert rows(simulator)[":add"].computes == "float"
+    expected = net(x, keep)
+    error = (simulator.forward_of(net)(x, keep) - expected).abs().max() / expected.abs().max()
+    assert error < 0.1  # with the mask in the range, only an average would be left: 0.4
+
+
+def test_a_sum_that_others_read_beside_softmax_is_an_integer():
+    net = Net(lambda net, x: (y := net.one(x) + net.two(x)).softmax(-1) + y, one=nn.Linear(4, 4), two=nn.Linear(4, 4))
+    assert rows(learned(net, torch.randn(8, 4)))[":add"].computes == "integer"
