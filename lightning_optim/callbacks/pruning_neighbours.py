@@ -10,8 +10,10 @@ from torch import nn
 
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.coupling import Coupling
+from lightning_optim.pruning.criterion.base import Criterion
+from lightning_optim.pruning.evidence import Evidence, Statistic
 from lightning_optim.pruning.rewind.base import Rewind
-from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.structure.base import Place, Structure
 from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.surgery.select import find_network
 
@@ -19,6 +21,7 @@ from lightning_optim.surgery.select import find_network
 class Pruning(Protocol):
     """What a pruning callback was told, and which layers that chooses."""
 
+    criterion: Criterion
     structure: Structure
     until: MetricDrop | None
     rewind: Rewind | None
@@ -33,8 +36,8 @@ class Neighbours:
     """Refuses what would leave one callback with shapes from before another one's cut.
 
     Masks are of a shape, and cuts are recorded one callback at a time: a resumed fit would cut in another order. So
-    where one callback removes channels, no other may touch the tensors that it cuts. Callbacks that only mask may
-    share layers.
+    where one callback removes channels, no other may touch the same dimension of the tensors that it cuts, nor hold
+    anything of their shape. Callbacks that only mask may share layers.
     """
 
     def __init__(self, me: Pruning) -> None:
@@ -71,19 +74,22 @@ class Neighbours:
         if self._is_checked or self._me.structure.shrink == "never":
             return
         mine = self._touched(self._me, pl_module, coupling, parameters)
-        others = [self._touched(other, pl_module, coupling, parameters) for other in self._others(trainer)]
-        shared = mine.intersection(set().union(*others))
-        if shared:
-            raise ShrinkError(_refusal(sorted(shared)))
+        for other in self._others(trainer):
+            shared = _shared(mine, self._touched(other, pl_module, coupling, parameters))
+            if shared:
+                raise ShrinkError(_refusal(shared))
         self._is_checked = True
 
     def _touched(
         self, one: Pruning, pl_module: LightningModule, coupling: Coupling, parameters: Mapping[str, nn.Parameter]
-    ) -> set[str]:
+    ) -> set[Place]:
         if find_network(pl_module, one.network) != find_network(pl_module, self._me.network):
             return set()
-        names = [f"{name}.weight" for name in one.layers(pl_module)]
-        return one.structure.touched({name: parameters[name] for name in names}, coupling)
+        weights = {name: parameters[name] for name in (f"{layer}.weight" for layer in one.layers(pl_module))}
+        places = one.structure.touched(weights, coupling)
+        if any(isinstance(need, Statistic) and need.of is Evidence.GRADIENT for need in one.criterion.needs):
+            places |= {(name, None) for name in weights}  # what is gathered has the shape of the weights
+        return places
 
     def _others(self, trainer: Trainer) -> list[Pruning]:
         """The other callbacks of this kind, where one of the two shrinks."""
@@ -96,6 +102,12 @@ class Neighbours:
             and other is not self._me
             and (shrinks or other.structure.shrink != "never")
         ]
+
+
+def _shared(mine: set[Place], others: set[Place]) -> list[str]:
+    """Tensors of which both need the same dimension, or one needs the whole."""
+    pairs = ((name, dim, other) for name, dim in mine for same, other in others if name == same)
+    return sorted({name for name, dim, other in pairs if dim == other or dim is None or other is None})
 
 
 def _refusal(shared: list[str]) -> str:

@@ -6,18 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.errors import ShrinkError
+from lightning_optim.pruning.criterion.taylor import Taylor
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.head import Head
 from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.surgery.select import Targets
 from lightning_optim.window import Window
-from support import quiet
+from support import quiet, same
 
 
 class Module(LightningModule):
@@ -27,7 +29,8 @@ class Module(LightningModule):
         super().__init__()
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(8, 4, 16, dropout=0.0, batch_first=True)
-        self.net = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(24, 6), nn.Linear(6, 3))
+        last = [nn.Linear(24, 6), nn.Linear(6, 4), nn.Linear(4, 3)]
+        self.net = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.Flatten(), *last)
 
     def training_step(self, batch, batch_idx):
         x = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(batch_idx))
@@ -42,9 +45,9 @@ def pruning(name, *include, **settings):
     return PruningScheduler(name=name, targets=Targets(include=include), **plain | settings)
 
 
-def fit(module, *callbacks, batches=4, **settings):
+def fit(module, *callbacks, batches=4, ckpt_path=None, **settings):
     trainer = quiet(*callbacks, max_epochs=1, **settings)
-    trainer.fit(module, DataLoader(torch.arange(batches)))
+    trainer.fit(module, DataLoader(torch.arange(batches)), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -62,6 +65,27 @@ def test_heads_and_channels_that_share_no_tensor_shrink_side_by_side():
     fit(module, heads, pruning("channels", "*.linear1"))
     layers = module.net[0].layers
     assert [(layer.self_attn.num_heads, layer.linear1.out_features) for layer in layers] == [(2, 8), (2, 8)]
+
+
+def test_a_weight_may_lose_rows_to_one_and_columns_to_another_and_resumes_bit_equal(tmp_path):
+    def callbacks():
+        return pruning("columns", "net.2"), pruning("rows", "net.3")
+
+    whole = Module()
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(whole, *callbacks(), saver, enable_checkpointing=True)
+    assert [tuple(layer.weight.shape) for layer in whole.net[2:]] == [(3, 24), (2, 3), (3, 2)]
+    for step in (1, 2, 3):
+        resumed = Module()
+        fit(resumed, *callbacks(), ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert same(resumed.state_dict(), whole.state_dict()), step
+
+
+def test_what_is_gathered_of_a_weight_needs_it_whole():
+    module = Module()
+    with pytest.raises(ShrinkError, match=r"two PruningSchedulers prune '3\.weight'"):
+        fit(module, pruning("columns", "net.2"), pruning("rows", "net.3", criterion=Taylor()))
+    assert module.net[2].out_features == 6
 
 
 @pytest.mark.parametrize("shrink", ["update", "never"])

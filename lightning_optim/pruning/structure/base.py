@@ -11,6 +11,8 @@ from torch import Tensor
 from lightning_optim.graph.coupling import Coupling
 
 Shrink = Literal["never", "end", "update"]
+Place = tuple[str, int | None]
+"""A tensor's name and one of its dimensions, or ``None`` for all of them."""
 
 
 class Structure(ABC):
@@ -32,9 +34,12 @@ class Structure(ABC):
         """Whether anything of a targeted weight can fall, in a network whose coupling is known."""
         return coupling.group_of(name, 0) is not None
 
-    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[str]:
-        """Names of all tensors that pruning ``weights`` masks or cuts."""
-        return set(weights)
+    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[Place]:
+        """All tensors that pruning ``weights`` masks or cuts.
+
+        A cut that leaves no mask behind needs one dimension for itself; a mask needs the whole tensor to stay.
+        """
+        return {(name, None) for name in weights}
 
     @abstractmethod
     def pools(

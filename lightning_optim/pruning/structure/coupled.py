@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.coupling import Coupling, Group
-from lightning_optim.pruning.structure.base import Shrink, Structure
+from lightning_optim.pruning.structure.base import Place, Shrink, Structure
 
 
 class CoupledStructure(Structure):
@@ -45,8 +45,9 @@ class CoupledStructure(Structure):
         return channel_masks(self.groups(coupling, {name: weights[name] for name in losing}), losing, weights)
 
     @override
-    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[str]:
-        return {member.name for group in self.groups(coupling, weights).values() for member in group.members}
+    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[Place]:
+        members = [member for group in self.groups(coupling, weights).values() for member in group.members]
+        return {(member.name, member.dim if self.shrink == "update" else None) for member in members}
 
     @override
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
