@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, final
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +16,7 @@ from lightning_optim.callbacks.reshape import Reshaper, averaged_copies
 from lightning_optim.errors import CaptureError, ShrinkError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, couple
+from lightning_optim.pruning.bypass import plan_bypass
 from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.shrink import Choice, shrink
@@ -141,6 +142,10 @@ class PrunedNetwork:
         Raises:
             ShrinkError: On every rank, if nothing can be cut.
         """
+        if self._pruner.gone_branches(keep, coupling) is not None:
+            self.mask_before_shrink(trainer, pl_module, coupling, keep)  # what cannot go stays masked
+            self.settle(trainer, pl_module)
+            return
         self._due = self._verified(trainer, pl_module, coupling, keep)
         self._masks.clear()
         self._pruner.remember({pool: mask for pool, mask in keep.items() if pool not in self.refused})
@@ -165,7 +170,7 @@ class PrunedNetwork:
         for follower in self.followers:
             follower.cut(self._due, f"{self.name}." if self.name else "")
         self._due = {}
-        self._masks.clear()
+        self._masks.follow(self.parameters(pl_module))
         self._pruner.remember_removed(self._pruner.alive)
         self.watch(trainer)
 
@@ -173,34 +178,30 @@ class PrunedNetwork:
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
     ) -> CutPlan:
         """The cut that removes what is not kept; notes and reports what it must leave."""
+        network, example = self.live(pl_module), self.example
+        gone = self._pruner.gone_branches(keep, coupling)
+        if gone is not None:
+            plan, refused = _of_rank_zero(trainer, lambda: plan_bypass(network, gone, example.args, example.kwargs))
+            for name, reason in refused.items():
+                warnings.warn(f"the branch of {name} stays, masked: {reason}", stacklevel=2)
+            return plan
         parameters = self.parameters(pl_module)
         losing = {pool: mask for pool, mask in self._pruner.kept_of_present(keep).items() if not mask.all()}
         if not losing:
             return {}
         groups = self._pruner.groups(coupling, {name: parameters[name] for name in losing})
         wanted = [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in losing.items()]
-        network = self.live(pl_module)
-        plan, refused, error = trainer.strategy.broadcast(self._plan(trainer, network, coupling, wanted))
-        if error:
-            raise ShrinkError(error)
+        plan, refused = _of_rank_zero(trainer, lambda: self._plan(network, coupling, wanted))
         for name, reason in refused.items():
             warnings.warn(f"{name} keeps its channels: {reason}", stacklevel=2)
         stays = {pool: group for pool, group in groups.items() if group.name in refused}
         self.refused |= stays.keys()
         self.refused |= {member.name for group in stays.values() for member in group.members if member.dim == 0}
-        return dict(plan)
+        return plan
 
-    def _plan(
-        self, trainer: Trainer, network: nn.Module, coupling: Coupling, wanted: list[Choice]
-    ) -> tuple[CutPlan, dict[str, str], str]:
-        """The verified plan of rank 0: batches differ between ranks, and so might what can be verified."""
-        if not trainer.is_global_zero:
-            return {}, {}, ""
-        try:
-            done = shrink(copy.deepcopy(network), coupling, wanted, self.example.args, self.example.kwargs)
-        except ShrinkError as error:  # raised on every rank: one alone would leave the others waiting
-            return {}, {}, str(error)
-        return done.plan, done.refused, ""
+    def _plan(self, network: nn.Module, coupling: Coupling, wanted: list[Choice]) -> tuple[CutPlan, dict[str, str]]:
+        done = shrink(copy.deepcopy(network), coupling, wanted, self.example.args, self.example.kwargs)
+        return done.plan, done.refused
 
     def enforce(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hold what is masked at zero, here and in averaged copies, and let no moment push it about."""
@@ -258,3 +259,19 @@ class PrunedNetwork:
         self._hooks = []
         self.example.release()
         self.reshaper.release()
+
+
+def _of_rank_zero(
+    trainer: Trainer, plan: Callable[[], tuple[CutPlan, dict[str, str]]]
+) -> tuple[CutPlan, dict[str, str]]:
+    """A verified plan and what it refuses: batches differ between ranks, and so might what can be verified."""
+    found: tuple[CutPlan, dict[str, str], str] = ({}, {}, "")
+    if trainer.is_global_zero:
+        try:
+            found = (*plan(), "")
+        except ShrinkError as error:  # raised on every rank: one alone would leave the others waiting
+            found = ({}, {}, str(error))
+    due, refused, reason = trainer.strategy.broadcast(found)
+    if reason:
+        raise ShrinkError(reason)
+    return dict(due), refused

@@ -232,6 +232,14 @@ class PruningEvidence:
             plan: What is kept of the network's tensors.
             prefix: The network's place in the LightningModule; names here are those of the network.
         """
+        gone = tuple(f"{name}." for name, cuts in plan.items() if any(not len(kept) for _, kept in cuts))
+        if gone:  # layers were taken out, and nothing goes through them any more
+            self._layers = {name: layer for name, layer in self._layers.items() if not f"{name}.".startswith(gone)}
+            self._watched = {name: layer for name, layer in self._watched.items() if not f"{name}.".startswith(gone)}
+            is_watching = self._taps.is_attached
+            self._taps.remove()
+            if is_watching:
+                self._taps.attach(self._watched)
         for tally in self._activations.values():
             tally.reset()
         for tally in self._gradients.values():

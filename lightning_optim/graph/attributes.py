@@ -83,6 +83,14 @@ def _note(labels: Labels, name: str, axis: Axis, counts: dict[str, Axis]) -> Non
     counts.setdefault(name, axis)
 
 
+def calling_modules(meta: Mapping[str, Any]) -> list[str]:
+    """Return the plain names of all modules below the root in whose forward a node was recorded, outer ones first."""
+    names = (str(entry[0]) for entry in (meta.get("nn_module_stack") or {}).values())
+    # A module's second call is named ``layer@1``.
+    found = [name.removeprefix("L['self']").removeprefix("L__self__").strip(".").split("@")[0] for name in names]
+    return [plain_name(name) for name in found if name]
+
+
 def calling_module(meta: Mapping[str, Any]) -> str:
     """Return the plain name of the module in whose forward a node was recorded."""
     stack = list((meta.get("nn_module_stack") or {"": ("", None)}).values())

@@ -8,6 +8,7 @@ from typing import final
 
 from torch import fx
 
+from lightning_optim.graph.attributes import calling_modules
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.graph.propagate import Propagation
 from lightning_optim.graph.rules.base import Call, operator_name
@@ -27,10 +28,12 @@ class Branch:
     Args:
         name: Name of the weight of its last layer.
         parameters: Names of all parameters that serve this branch alone; its last layer's are among them.
+        modules: Names of all modules that are called in this branch alone, outer ones first.
     """
 
     name: str
     parameters: tuple[str, ...]
+    modules: tuple[str, ...] = ()
 
 
 def residual_branches(coupling: Coupling) -> tuple[Branch, ...]:
@@ -87,7 +90,15 @@ def _droppable(end: fx.Node, inside: set[fx.Node], propagation: Propagation) -> 
     last = _last_layer(end, inside, propagation)
     if not last or not own.keys() >= set(last):
         return None
-    return Branch(own[last[0]], tuple(sorted(own.values())))
+    return Branch(own[last[0]], tuple(sorted(own.values())), tuple(_called_in(inside, propagation)))
+
+
+def _called_in(inside: set[fx.Node], propagation: Propagation) -> list[str]:
+    within: dict[str, bool] = {}
+    for node in propagation.program.graph.nodes:
+        for name in calling_modules(node.meta):
+            within[name] = within.get(name, True) and node in inside
+    return sorted((name for name, is_within in within.items() if is_within), key=lambda name: (name.count("."), name))
 
 
 def _last_layer(node: fx.Node, inside: set[fx.Node], propagation: Propagation) -> list[fx.Node]:

@@ -55,8 +55,12 @@ def load_pruned(
     weights = _weights(content, path)
     cuts = _cuts_of(content) if cut is None else [cut if isinstance(cut, Mapping) else _read(Path(cut))]
     loaded = copy.deepcopy(model)
-    weights = _renamed(loaded, weights, path)
     try:
+        for one in cuts:  # modules that were taken out have no names in the file
+            taken_out = {name: cut for name, cut in one.items() if any(not len(kept) for _, kept, _ in cut)}
+            if taken_out:
+                resize(_cut_network(loaded, taken_out, {}, path), taken_out)
+        weights = _renamed(loaded, weights, path)
         for one in cuts:
             resize(_cut_network(loaded, one, weights, path), one)
         if not cuts and example is not None:

@@ -47,6 +47,11 @@ class Masks:
         """Every mask as booleans, ``True`` where the weight is left."""
         return {name: mask != 0 for name, mask in self._masks.items()}
 
+    def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Forget the masks of parameters that are no longer there."""
+        left = {name: held for name, held in self._parameters.items() if parameters.get(name) is held}
+        self._parameters, self._masks = left, {name: self._masks[name] for name in left}
+
     def clear(self) -> None:
         """Forget every mask; the weights stay as they are."""
         self._parameters, self._masks = {}, {}

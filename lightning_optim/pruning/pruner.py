@@ -10,6 +10,7 @@ from torch import Tensor, distributed
 
 from lightning_optim.cost.prices import Prices, prices_from_state
 from lightning_optim.errors import ShrinkError, TargetError
+from lightning_optim.graph.branches import Branch
 from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.priced import PricedAllocation
@@ -19,6 +20,7 @@ from lightning_optim.pruning.masks import pack, unpack
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.coupled import CoupledStructure
+from lightning_optim.pruning.structure.layer import Layer
 from lightning_optim.pruning.structure.neuron import Neuron
 
 
@@ -116,6 +118,10 @@ class Pruner:
         """The coupled channels of each pool, which is named after one of ``weights``."""
         assert isinstance(self._structure, CoupledStructure)
         return self._structure.groups(coupling, weights)
+
+    def gone_branches(self, keep: Mapping[str, Tensor], coupling: Coupling) -> list[Branch] | None:
+        """The residual branches that a decision removes; ``None`` where it removes channels."""
+        return self._structure.gone(keep, coupling) if isinstance(self._structure, Layer) else None
 
     def kept_of_present(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A decision, restricted to what is still physically there."""

@@ -49,7 +49,7 @@ class Trial:
     ) -> None:
         self._coupling, self._args, self._kwargs, self._tolerance = coupling, args, dict(kwargs or {}), tolerance
         self._true = eval_view(model)
-        self._disturbed = _disturb(eval_copy(model))
+        self._disturbed = disturb(eval_copy(model))
         size = sum(parameter.numel() for parameter in model.parameters())
         self._trials = self._left = max(10, min(200, PARAMETERS // max(1, size)))
         self.error = 0.0
@@ -100,10 +100,10 @@ class Trial:
         with torch.no_grad():
             outputs = cut(*self._args, **self._kwargs)
         shrunk = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        return _difference(shrunk, masked)
+        return difference(shrunk, masked)
 
 
-def _difference(found: list[Tensor], wanted: list[Tensor]) -> float:
+def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
     """Largest difference, relative to the largest value; infinite where shapes differ, NaN where values are."""
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in wanted]:
         return float("inf")
@@ -116,7 +116,7 @@ def _difference(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 
 @torch.no_grad()
-def _disturb(model: nn.Module) -> nn.Module:
+def disturb(model: nn.Module) -> nn.Module:
     """Add seeded noise to every parameter: a tenth of its root mean square, or a hundredth where it is all zero."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

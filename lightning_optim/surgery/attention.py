@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_optim.surgery.bypass import Bypass
+
 
 @final
 class PrunedMultiheadAttention(nn.MultiheadAttention):
@@ -134,8 +136,6 @@ def free_heads(attention: nn.MultiheadAttention) -> None:
         del vars(attention)[name]
     attention.__class__ = PrunedMultiheadAttention
     attention.scale = scale
-    # Kernels of nn.TransformerEncoderLayer that compute such a layer at once ask for this, and know PyTorch's alone.
-    attention._qkv_same_embed_dim = False
 
 
 def plain_attentions(root: nn.Module) -> list[nn.MultiheadAttention]:
@@ -148,11 +148,21 @@ def free_cut_heads(root: nn.Module) -> None:
     for attention in plain_attentions(root):
         if not _is_whole(attention):
             free_heads(attention)
-    for encoder in root.modules():
-        if isinstance(encoder, nn.TransformerEncoder) and any(
-            isinstance(module, PrunedMultiheadAttention) for module in encoder.modules()
+
+
+def leave_fast_paths(root: nn.Module) -> None:
+    """Let PyTorch's encoders evaluate as they train, where one of their modules is no longer PyTorch's.
+
+    Their kernels compute a whole layer at once from the tensors of its modules, and know no other modules.
+    """
+    for module in root.modules():
+        if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer) and any(
+            isinstance(part, PrunedMultiheadAttention | Bypass) for part in module.modules()
         ):
-            encoder.use_nested_tensor = False  # nested batches are for those kernels alone
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+            else:
+                module.activation_relu_or_gelu = 0
 
 
 def _is_whole(attention: nn.MultiheadAttention) -> bool:

@@ -10,16 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim.errors import ShrinkError
-from lightning_optim.surgery.attention import free_cut_heads
+from lightning_optim.surgery.attention import free_cut_heads, leave_fast_paths
 from lightning_optim.surgery.attributes import refresh_attributes
+from lightning_optim.surgery.bypass import bypass_of
 from lightning_optim.surgery.select import plain_name
 
 Cuts = list[tuple[int, Tensor]]
 """Kept positions by dimension."""
 CutPlan = dict[str, Cuts]
-"""Name of a parameter, buffer or integer attribute -> what is kept of it; loads with ``weights_only=True``."""
-Replaced = dict[nn.Parameter, tuple[nn.Parameter, Cuts]]
-"""Old parameter -> the one in its place, and how it was cut."""
+"""Name of a parameter, buffer or integer attribute -> what is kept of it; loads with ``weights_only=True``.
+
+Of a module nothing is kept: it is taken out, and zeros stand in for what it returned.
+"""
+Replaced = dict[nn.Parameter, tuple[nn.Parameter | None, Cuts]]
+"""Old parameter -> the one in its place, and how it was cut; ``None`` if its module was taken out."""
 
 
 def cut_tensor(tensor: Tensor, cuts: Cuts) -> Tensor:
@@ -78,15 +82,17 @@ def apply_cut(root: nn.Module, plan: CutPlan) -> Replaced:
     sites = {name: _find(root, modules, name) for name in plan}
     for name, site in sites.items():
         _check(name, site.held, plan[name])
-    old_shapes = {site.module: _weight_shape(site.module) for site in sites.values()}
-    replaced: Replaced = {}
-    for name, site in sites.items():
+    replaced = _take_out(root, [site for site in sites.values() if isinstance(site.held, nn.Module)])
+    cut = {name: site for name, site in sites.items() if not isinstance(site.held, nn.Module)}
+    old_shapes = {site.module: _weight_shape(site.module) for site in cut.values()}
+    for name, site in cut.items():
         _cut_site(site, plan[name], replaced)
     for owner in _share(root, replaced):
         old_shapes.setdefault(owner, _weight_shape(owner))
     for module, shape in old_shapes.items():
         refresh_attributes(module, shape)
     free_cut_heads(root)
+    leave_fast_paths(root)
     return replaced
 
 
@@ -94,14 +100,32 @@ def _find(root: nn.Module, modules: Mapping[str, nn.Module], name: str) -> _Site
     path, _, key = name.rpartition(".")
     module = modules.get(path)
     if module is not None:
-        for holder in (module._parameters, module._buffers, vars(module)):
+        for holder in (module._parameters, module._buffers, module._modules, vars(module)):
             held = holder.get(key)
             if held is not None:
                 return _Site(module, key, held)
-    raise ShrinkError(f"{type(root).__name__} has no parameter, buffer or attribute {name!r}: is it another model?")
+    raise ShrinkError(
+        f"{type(root).__name__} has no parameter, buffer, module or attribute {name!r}: is it another model?"
+    )
+
+
+def _take_out(root: nn.Module, sites: list[_Site]) -> Replaced:
+    """Put zeros in place of modules, wherever they are registered; return the parameters that are gone with them."""
+    before = list(root.parameters()) if sites else []
+    stand_ins = {site.held: bypass_of(site.held).train(site.held.training) for site in sites}
+    for module in [*root.modules()] if sites else []:
+        for key, child in module._modules.items():
+            if child in stand_ins:
+                module._modules[key] = stand_ins[child]
+    left = set(root.parameters())
+    return {parameter: (None, []) for parameter in before if parameter not in left}
 
 
 def _check(name: str, held: Any, cuts: Cuts) -> None:
+    if isinstance(held, nn.Module):
+        if any(len(kept) for _, kept in cuts):
+            raise ShrinkError(f"{name!r} is a module: it can be taken out, but not in part; name its tensors")
+        return
     if not isinstance(held, Tensor) and type(held) is not int:
         raise ShrinkError(f"{name!r} must be a tensor or an integer to be cut, got {type(held).__name__}")
     shape = tuple(held.shape) if isinstance(held, Tensor) else (held,)

@@ -38,10 +38,13 @@ def rebind_optimizer(optimizer: torch.optim.Optimizer, replaced: Replaced) -> No
         if old in optimizer.state
     }
     for group in optimizer.param_groups:
-        group["params"][:] = [replaced[old][0] if old in replaced else old for old in group["params"]]
+        successors = [replaced[old][0] if old in replaced else old for old in group["params"]]
+        group["params"][:] = [parameter for parameter in successors if parameter is not None]
     for old, state in states.items():
         del optimizer.state[old]
-        optimizer.state[replaced[old][0]] = state
+        successor = replaced[old][0]
+        if successor is not None:
+            optimizer.state[successor] = state
 
 
 def rebind_module(twin: nn.Module, plan: CutPlan) -> None:

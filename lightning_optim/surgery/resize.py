@@ -8,16 +8,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_optim.errors import ArtefactError
+from lightning_optim.surgery.bypass import Bypass
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.select import submodule
 
 
 def sizes_of(network: nn.Module, name: str) -> tuple[int, ...]:
-    """Shape of a tensor, or the value of an integer attribute, which counts as one dimension; empty for nothing."""
+    """Shape of a tensor, or the value of an integer attribute, which counts as one dimension; empty for nothing.
+
+    A module is one of one, and none where zeros stand in for it.
+    """
     path, _, key = name.rpartition(".")
     held = getattr(submodule(network, path), key, None)
     if isinstance(held, Tensor):
         return tuple(held.shape)
+    if isinstance(held, nn.Module):
+        return (int(not isinstance(held, Bypass)),)
     return (held,) if isinstance(held, int) else ()
 
 

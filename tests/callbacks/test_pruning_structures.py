@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim.cost.count import count_macs
 from lightning_optim.demo.model.vit import VisionTransformer
 from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
 from lightning_optim.pruning.load import load_pruned
@@ -106,10 +107,25 @@ def test_heads_of_the_least_important_attention_go_first_and_the_count_is_of_all
     assert [block.attention.num_heads for block in net.blocks] == [1, 2]
 
 
-def test_layers_fall_whole_and_stay_so_through_training():
-    net, _ = fit(transformer(), [0.25, 0.75], structure=Layer())
+def test_masked_layers_fall_whole_and_stay_so_through_training():
+    net, _ = fit(transformer(), [0.25, 0.75], structure=Layer(shrink="never"))
     ends = [block.get_submodule(name) for block in net.blocks for name in ("attention.proj", "fc2")]
     assert sum(not bool(end.weight.any() or end.bias.any()) for end in ends) == 3
+
+
+@pytest.mark.parametrize("make", [transformer, Sequence])
+def test_layers_are_taken_out_at_the_end(make, tmp_path):
+    torch.manual_seed(0)
+    full, images = make(), torch.randn(2, 1, 16, 16)
+    macs, parameters = count_macs(full, (images,)), sum(p.numel() for p in full.parameters())
+    net, pruning = fit(full, [0.25, 0.75], structure=Layer())
+    assert pruning.sparsity == 0.75
+    assert count_macs(net, (images,)) < 0.5 * macs
+    assert sum(p.numel() for p in net.parameters()) < 0.5 * parameters
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    loaded = load_pruned(make(), tmp_path / "net.pt", cut=pruning.cut)
+    torch.testing.assert_close(loaded(images), net.eval()(images))
+    assert list(loaded.state_dict()) == list(net.state_dict())
 
 
 def test_channels_go_until_one_is_left_of_the_only_group():

@@ -200,7 +200,9 @@ class Case:
         """Weights that are left of those that pruning takes from, given a state dict."""
         names = [f"{name}.weight" for name in PRUNED.get(self.leaf, ("net.stem.0", "net.mix.0", "net.top"))]
         plain = self.module().state_dict()
-        return sum(int(weights[n].count_nonzero()) for n in names) / sum(plain[n].numel() for n in names)
+        return sum(int(weights[n].count_nonzero()) for n in names if n in weights) / sum(
+            plain[n].numel() for n in names
+        )
 
 
 def slots() -> dict[str, list[tuple[str, str, str]]]:

@@ -119,7 +119,8 @@ def test_exception_leaves_no_patch_and_no_hook(case, kit):
     assert kit.traces(module) == at_rest(case, kit)
     module = case.module()
     kit.fit(module, case.make())
-    assert kit.traces(module) == at_rest(case, kit)
+    left = kit.traces(module)  # a shrink may have taken modules out
+    assert left == {name: found for name, found in at_rest(case, kit).items() if name in left}
 
 
 def test_copy_made_during_the_fit_is_independent_and_usable(case, kit):

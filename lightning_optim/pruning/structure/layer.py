@@ -13,8 +13,10 @@ from typing_extensions import override
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.branches import Branch, residual_branches
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.structure.base import Place, Shrink, Structure
 
+# All branches compete, so they are entries of one pool; an allocation hands back masks by pool, and what else a
+# structure is given later does not say which branches were targeted. The pool's name does: it lists its entries.
 _AND = ", "
 
 
@@ -26,9 +28,25 @@ class Layer(Structure):
     All parameters that serve a branch alone are masked, its norms included: it then adds exactly zero. A branch scores
     the mean over its targeted weights, and competes with those of all depths, however the sparsity is spread: it
     counts branches. One without any targeted layer is left alone, and does not count.
+
+    Args:
+        shrink: ``"end"`` takes the modules of fallen branches out of the network when the schedule's final sparsity is
+            reached, ``"never"`` only masks.
+
+    Raises:
+        ValueError: If ``shrink`` is neither.
     """
 
     needs_coupling: ClassVar[bool] = True
+
+    shrink: Shrink = "end"
+
+    def __post_init__(self) -> None:
+        if self.shrink not in ("never", "end"):
+            raise ValueError(
+                f"shrink must be 'never' or 'end' for layers, got {self.shrink!r}: until the end, those that are there "
+                "compete with those that have gone"
+            )
 
     @override
     def pools(
@@ -48,12 +66,24 @@ class Layer(Structure):
     def masks(
         self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
+        names = sorted({name for branch in self.gone(keep, coupling) for name in branch.parameters})
+        return {name: torch.zeros_like(weights[name], dtype=torch.bool) for name in names}
+
+    def gone(self, keep: Mapping[str, Tensor], coupling: Coupling | None) -> list[Branch]:
+        """The branches that are not kept."""
         stays = {
             n: kept for pool, mask in keep.items() for n, kept in zip(pool.split(_AND), mask.tolist(), strict=True)
         }
-        gone = [branch for branch in _branches(coupling) if not stays.get(branch.name, True)]
-        names = sorted({name for branch in gone for name in branch.parameters})
-        return {name: torch.zeros_like(weights[name], dtype=torch.bool) for name in names}
+        return [branch for branch in _branches(coupling) if not stays.get(branch.name, True)]
+
+    @override
+    def concerns(self, name: str, coupling: Coupling) -> bool:
+        return any(name in branch.parameters for branch in _branches(coupling))
+
+    @override
+    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[Place]:
+        targeted = [branch for branch in _branches(coupling) if not weights.keys().isdisjoint(branch.parameters)]
+        return {(name, None) for branch in targeted for name in branch.parameters}
 
     @override
     def entries(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
