@@ -27,6 +27,8 @@ def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
         module.num_features = len(known) if known is not None else module.num_features
     elif isinstance(module, nn.GroupNorm):
         _refresh_group_norm(module)
+    elif isinstance(module, nn.RNNBase):
+        _refresh_recurrent(module)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
     if weight is not None and getattr(module, "normalized_shape", None) == old_shape:
@@ -50,3 +52,12 @@ def _refresh_group_norm(module: nn.GroupNorm) -> None:
     if module.num_groups == module.num_channels:
         module.num_groups = len(module.weight)
     module.num_channels = len(module.weight)
+
+
+def _refresh_recurrent(module: nn.RNNBase) -> None:
+    """Units and inputs as the first layer's weights say; the layer holds its weights in a list, too."""
+    inputs, states = module.all_weights[0][:2]
+    module.input_size = inputs.shape[1]
+    if not module.proj_size:
+        module.hidden_size = states.shape[1]
+    module._init_flat_weights()

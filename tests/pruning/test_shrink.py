@@ -142,6 +142,55 @@ class Vit(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
+class Recurrent(nn.Module):
+    """Columns of an image, one after the other."""
+
+    def __init__(self, kind, **settings):
+        super().__init__()
+        self.enter = nn.Linear(24, 6)
+        self.layers = kind(6, 4, batch_first=True, **settings)
+        self.leave = nn.Linear(4 * (1 + self.layers.bidirectional), 3)
+
+    def forward(self, x):
+        return self.leave(self.layers(torch.tanh(self.enter(x.flatten(1, 2).transpose(1, 2))))[0])
+
+
+class Gated(nn.Module):
+    """A gate from the second half of the channels, and a product of two chunks."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(6, 8, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        left, right = self.two(F.glu(self.one(x), 1)).chunk(2, 1)
+        return self.head(left * F.silu(right)).mean((2, 3))
+
+
+class Rotary(nn.Module):
+    """Rotated queries and keys, and a word matrix that is also the head."""
+
+    def __init__(self, dim=12, num_heads=3):
+        super().__init__()
+        self.num_heads, self.enter = num_heads, nn.Conv2d(3, dim, 8, 4, 2)
+        self.qkv, self.out, self.word = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Embedding(5, dim)
+        self.head = nn.Linear(dim, 5, bias=False)
+        self.head.weight = self.word.weight
+        self.register_buffer("angle", torch.randn(4, dim // num_heads // 2))
+
+    def rotate(self, x):
+        one, two = x.chunk(2, -1)
+        angle = torch.cat([self.angle, self.angle], -1)
+        return x * angle.cos() + torch.cat([-two, one], -1) * angle.sin()
+
+    def forward(self, x):
+        x = self.enter(x).flatten(2).transpose(1, 2) + self.word(torch.arange(4, device=x.device))
+        batch, length, _ = x.shape
+        query, key, value = self.qkv(x).view(batch, length, 3, self.num_heads, 4).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(self.rotate(query), self.rotate(key), value)
+        return self.head(x + self.out(mixed.transpose(1, 2).reshape(batch, length, -1)))
+
+
 def image():
     return torch.randn(2, 3, 8, 8)
 
@@ -170,6 +219,19 @@ ZOO = {
     ),
     "group-norm": lambda: convolutions(nn.Conv2d(3, 8, 3), nn.GroupNorm(8, 8), nn.ReLU(), nn.Conv2d(8, 4, 3)),
     "tied": Tied,
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "lstm-deep": lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+    "gru": lambda: Recurrent(nn.GRU, num_layers=2, bias=False),
+    "rnn": lambda: Recurrent(nn.RNN, bidirectional=True, nonlinearity="relu"),
+    "gated": Gated,
+    "rotary-tied": Rotary,
+    "pixels": lambda: convolutions(
+        nn.Conv2d(3, 16, 3), nn.PixelShuffle(2), nn.Conv2d(4, 6, 1), nn.PixelUnshuffle(2), nn.Conv2d(24, 8, 1),
+        nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1),
+    ),
+    "grouped-transposed": lambda: convolutions(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.ConvTranspose2d(12, 8, 2, stride=2, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ),
     "vit": Vit,
     "vit-matmul": lambda: Vit(fused=False),
 }  # fmt: skip
@@ -231,6 +293,21 @@ def test_every_group_can_go_on_its_own_and_twice(name):
         choices = [(group, half(group)) for group in coupling.groups if group.size > 1]
         if choices:
             shrink(net, coupling, choices, (batch,))
+
+
+def test_a_weight_given_by_direction_and_length_equals_the_plain_one_without_its_rows():
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 6)), nn.ReLU())
+    net.append(nn.Linear(6, 2))
+    batch, kept = torch.randn(4, 3), torch.tensor([0, 2, 5])
+    with torch.no_grad():
+        weight, reader = net[2].weight.clone(), net[4].weight.clone()
+        reader[:, [1, 3, 4]] = 0
+        wanted = F.linear(net[1](net[0](batch)), weight, net[2].bias).relu() @ reader.T + net[4].bias
+    coupling = couple(capture(net, (batch,)))
+    (group,) = (group for group in coupling.groups if group.size == 6)
+    assert not shrink(net, coupling, [(group, kept)], (batch,)).refused
+    assert net[2].weight.shape == (3, 8)
+    torch.testing.assert_close(net(batch), wanted)
 
 
 class Baked(nn.Module):

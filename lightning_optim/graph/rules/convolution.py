@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from lightning_optim.graph.labels import Axes, Axis
 from lightning_optim.graph.rules.base import Call, rule
 
@@ -27,15 +29,15 @@ def convolve(call: Call) -> Axes:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transpose_convolve(call: Call) -> Axes:
-    """Tie C to the weight's axis 0 and the bias to axis 1, which is O in each group."""
+    """Tie C to the weight's axis 0 and the bias to axis 1, which is O / G: all groups have the same outputs."""
     weight, groups = call.axes(call["weight"]), int(call["groups"])
     inputs, outputs = call.axes(call["input"])[-len(weight) + 1], weight[1]
     channels = call.join(inputs, weight[0])
     if groups > 1 and call.shape(call["weight"])[1] == 1:
         outputs = channels
     elif groups > 1:
-        call.freeze(channels, outputs)
-        outputs = None
+        _tie_across(call, channels, groups)
+        outputs = None if outputs is None else np.tile(outputs, groups)
     return _finish(call, outputs, weight[2:])
 
 
