@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,6 +23,8 @@ from lightning_optim.schedule.steps import Steps
 from lightning_optim.surgery.select import Targets
 from lightning_optim.window import Window
 from support import quiet
+
+LABELS = torch.arange(4).repeat(4)
 
 
 class Classifier(LightningModule):
@@ -96,6 +99,28 @@ def test_heads_of_pytorchs_own_attention_go_in_encoders_and_decoders(shrink, tmp
     torch.save(net.state_dict(), tmp_path / "net.pt")
     loaded = load_pruned(Sequence(), tmp_path / "net.pt", cut=pruning.cut)
     torch.testing.assert_close(loaded(images), net.eval()(images))
+
+
+def test_a_fit_with_pytorchs_own_attention_goes_on_bit_equal(tmp_path):
+    ends = []
+    for ckpt_path in (None, tmp_path / "step=2.ckpt"):
+        torch.manual_seed(len(ends))
+        net = Sequence()
+        for module in net.modules():
+            if isinstance(module, nn.Dropout | nn.MultiheadAttention):
+                setattr(module, "p" if isinstance(module, nn.Dropout) else "dropout", 0.0)
+        saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        pruning = PruningScheduler(
+            schedule=Steps(values=[0.25, 0.5, 0.5, 0.5]), window=Window(end=4, unit="step"), structure=Head()
+        )
+        images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        data = DataLoader(TensorDataset(images.repeat(4, 1, 1, 1), LABELS), 4)  # Lightning replays batches
+        trainer = quiet(pruning, saver, max_epochs=1, enable_checkpointing=True)
+        trainer.fit(Classifier(net), data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        ends.append(net)
+    assert ends[1].decoder.self_attn.num_heads == 2
+    for (name, one), other in zip(ends[0].state_dict().items(), ends[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_heads_of_the_least_important_attention_go_first_and_the_count_is_of_all_original_ones():

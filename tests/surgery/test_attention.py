@@ -2,6 +2,7 @@ import copy
 import io
 import itertools
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -192,6 +193,17 @@ def test_it_is_saved_copied_and_exported_as_any_module():
     program = torch.export.export(twin, batch)
     for found, wanted in zip(program.module()(*batch), small(*batch), strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", [KINDS["packed"], KINDS["both"]], ids=["packed", "both"])
+def test_onnx_runtime_computes_the_same(kind, tmp_path):
+    settings = {**kind, "batch_first": True}
+    small, batch = cut(attention(**settings)), inputs(settings)
+    torch.onnx.export(small, batch, tmp_path / "small.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    feeds = {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), batch, strict=True)}
+    for found, wanted in zip(session.run(None, feeds), small(*batch), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_subclasses_and_whole_attentions_are_left_alone():
