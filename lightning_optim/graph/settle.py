@@ -23,7 +23,7 @@ def settle(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:
 
     Code that derives a head's width from the width of its input cannot lose a head alone: such heads are tied to the
     channels of their input, a head with as many channels as it is wide. Groups that the code still cannot follow
-    are found by halving, and stay whole.
+    are found by halving, and stay whole, unless it follows where they go with the input of the layer that writes them.
 
     Args:
         propagation: Labels of the graph; heads are tied in it.
@@ -49,6 +49,11 @@ def settle(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:
     if search.objection(groups) is not None:
         groups = _tied(groups, propagation, search)
         whole = search.faulty(groups)
+        if _tie_squares(whole, propagation):
+            names = {group.name for group in groups if group not in whole}
+            groups = gather(propagation)
+            sound = [group for group in groups if group.name in names]
+            whole = search.faulty([group for group in groups if group not in sound], sound)
     groups = [group for group in groups if group not in whole]
     whole |= _Search(skeleton.objection_in_training, trials).faulty(groups)
     return [group for group in groups if group not in whole], {group.name: reason for group, reason in whole.items()}
@@ -82,9 +87,9 @@ class _Search:
         cuts = [(group, _all_but(1 + place % 3, group)) for place, group in enumerate(groups) if group.size > 1]
         return self._judge(keep_channels(cuts))
 
-    def faulty(self, groups: list[Group]) -> dict[Group, str]:
-        """The groups that must stay whole, with the reason."""
-        sound: list[Group] = []
+    def faulty(self, groups: list[Group], known: Iterable[Group] = ()) -> dict[Group, str]:
+        """The groups that must stay whole beside others that are known to go, with the reason."""
+        sound = list(known)
         whole: dict[Group, str] = {}
         waiting = [groups] if groups else []
         while waiting:
@@ -120,6 +125,23 @@ def _derived(groups: list[Group], propagation: Propagation) -> Iterator[tuple[Gr
             for outer in _axis(propagation, maker, 1):
                 if width is not None and width is not heads and heads.size < width.size == len(outer) == len(axis):
                     yield heads, width, axis, outer
+
+
+def _tie_squares(whole: Iterable[Group], propagation: Propagation) -> bool:
+    """Tie what square layers write to what they read, where both must stay otherwise; tell whether there were any.
+
+    ``layer(x).reshape(x.shape)`` holds the two together. Groups that stay anyway have nothing to lose.
+    """
+    by_place = {(member.name, member.dim): group for group in whole for member in group.members}
+    found = False
+    for (name, dim), written in by_place.items():
+        read = by_place.get((name, 1))
+        if dim == 0 and read is not None and read is not written and read.size == written.size:
+            outer, inner = _axis(propagation, name, 0), _axis(propagation, name, 1)
+            if len(outer[0]) == len(inner[0]) == read.size:
+                propagation.labels.unite(outer[0], inner[0])
+                found = True
+    return found
 
 
 def _axis(propagation: Propagation, name: str, dim: int) -> list[Axis]:

@@ -103,6 +103,27 @@ def test_a_perceptron_as_wide_as_merged_patches_is_not_tied_to_them():
     assert sorted(group.size for group in coupling.groups) == [3, 6, 48]
 
 
+def test_a_layer_whose_output_is_shaped_as_its_input_is_tied_to_it():
+    class Reduced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reduce, self.leave = nn.Conv1d(6, 6, 2, stride=2), nn.Linear(6, 6)
+
+        def forward(self, x):
+            batch, _, width = x.shape
+            return self.leave(self.reduce(x.transpose(1, 2)).reshape(batch, width, -1).transpose(1, 2))
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), Reduced(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    batch = torch.randn(2, 4, 3)
+    coupling = couple(capture(net, (batch,)))
+    assert not coupling.whole
+    assert [group.name for group in coupling.groups] == ["0.weight", "1.leave.weight", "2.weight"]
+    done = shrink(net, coupling, [(coupling.groups[0], torch.tensor([0, 2, 5]))], (batch,))
+    assert not done.refused
+    assert net[1].reduce.weight.shape == (3, 3, 2)
+
+
 def test_groups_that_the_code_cannot_lose_are_named_and_the_others_stay():
     class Baked(nn.Module):
         def __init__(self):
