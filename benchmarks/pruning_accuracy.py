@@ -45,7 +45,7 @@ from lightning_optim.demo.data.tensors import Split
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.pruning.allocation.lamp import Lamp
-from lightning_optim.pruning.criterion.magnitude import Magnitude
+from lightning_optim.pruning.criterion.batch_norm_scale import BatchNormScale
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.cubic import Cubic
 from lightning_optim.window import Window
@@ -129,10 +129,13 @@ def ours(sparsity: float, network: nn.Module, training: Training) -> Callback:
 
 
 def our_channels(sparsity: float, network: nn.Module, training: Training) -> Callback:
-    """Channels, an equal share of each group, on the cubic schedule."""
+    """Channels, an equal share of each group, on the cubic schedule.
+
+    A batch norm makes the scale of the convolution before it meaningless: its own scale says what passes.
+    """
     return PruningScheduler(
         schedule=Cubic(end=ROUNDED_AS_TORCH_PRUNING[sparsity]),
-        criterion=Magnitude(p=2.0),
+        criterion=BatchNormScale(),
         structure=Channel(shrink="update"),
         window=Window(end=CHANNELS_UNTIL, every=CHANNELS_UNTIL / 10),
     )
