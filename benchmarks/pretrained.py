@@ -80,8 +80,9 @@ class Run:
     def fit(
         self, module: FineTuning, callbacks: list[Callback], *, epochs: int = 1, batches: int | None = None
     ) -> Trainer:
-        """Train."""
+        """Train, or only let callbacks look at some batches: then dropout and batch-norm statistics rest."""
         torch.manual_seed(0)
+        module.train(batches is None)  # a Trainer trains in the mode that it finds, and an export leaves eval behind
         trainer = _trainer(callbacks, max_epochs=epochs, limit_train_batches=batches)
         trainer.fit(module, self.task.batches("train"))
         return trainer
