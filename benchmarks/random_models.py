@@ -25,6 +25,8 @@ TINY: dict[str, Any] = {
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
     "head_dim": 16,
     "d_kv": 16,
+    "rotary_dim": 8,
+    "attention_types": [[["global", "local"], 1]],
     "vocab_size": 99,
     "max_position_embeddings": 64,
     "image_size": 64,
