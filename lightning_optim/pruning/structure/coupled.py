@@ -121,9 +121,10 @@ def activations_as_read(
 
 
 def channel_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
-    """Importance of each channel of a group: the mean over the layers that make it, each scaled to a mean of one.
+    """Importance of each channel of a group: the mean over the layers that make or read it, each scaled to a mean of 1.
 
-    Where none of these is scored, those that read it have a say.
+    A channel falls with the weights that make it and with those that read it, so both have a vote. What a criterion
+    says of whole output channels, such as a mean activation, is a vote on those that a layer makes.
 
     Args:
         group: Coupled channels.
@@ -131,25 +132,23 @@ def channel_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
 
     Returns:
         ``[size]``.
+
+    Raises:
+        TargetError: If no layer makes the channels, and scores of those that read them are of what these write.
     """
-    return torch.stack(_votes(group, scores, 0) or _votes(group, scores, 1)).mean(0)
-
-
-def _votes(group: Group, scores: Mapping[str, Tensor], dim: int) -> list[Tensor]:
-    """What each scored layer says of the channels that it has along ``dim``."""
+    scored = [(member, scores[member.name].to(torch.float32)) for member in group.members if member.name in scores]
     votes = []
-    for member in group.members:
-        if member.dim == dim and member.name in scores:
-            score = scores[member.name].to(torch.float32)
-            if score.dim() == 1 and dim == 1:
-                raise TargetError(
-                    f"{member.name} reads the channels of {group.name}, but its scores are of what it writes: "
-                    "choose a criterion that scores single weights"
-                )
-            per_position = score if score.dim() == 1 else score.transpose(0, dim).flatten(1).sum(1)
+    for member, score in scored:
+        if member.dim < min(score.dim(), 2):
+            per_position = score if score.dim() == 1 else score.transpose(0, member.dim).flatten(1).sum(1)
             vote = per_position[member.index.to(per_position.device)].mean(1)
             votes.append(vote / vote.mean().clamp_min(torch.finfo(vote.dtype).tiny))
-    return votes
+    if not votes:
+        raise TargetError(
+            f"{scored[0][0].name} reads the channels of {group.name}, but its scores are of what it writes: "
+            "choose a criterion that scores single weights"
+        )
+    return torch.stack(votes).mean(0)
 
 
 def channel_masks(

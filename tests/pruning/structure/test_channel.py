@@ -25,6 +25,16 @@ def test_a_channel_scores_its_weights_scaled_to_a_mean_of_one(network, coupling)
     assert Channel().pools(weights, scores, coupling)["0.weight"].tolist() == [1.5, 0.5]
 
 
+def test_the_layer_that_reads_a_channel_has_a_vote(network, coupling):
+    weights = {"0.weight": network[0].weight, "3.weight": network[3].weight}
+    makes = torch.tensor([3.0, 1.0]).view(2, 1, 1, 1)
+    reads = torch.tensor([0.0] * 4 + [1.0] * 4).expand(network[3].weight.shape)  # four positions of each channel
+    found = Channel().pools(weights, {"0.weight": makes, "3.weight": reads}, coupling)["0.weight"]
+    assert found.tolist() == [(1.5 + 0.0) / 2, (0.5 + 2.0) / 2]
+    per_channel = {"0.weight": makes.flatten(), "3.weight": reads.sum(1)}
+    assert Channel().pools(weights, per_channel, coupling)["0.weight"].tolist() == [1.5, 0.5]
+
+
 def test_a_masked_channel_is_zero_in_all_that_makes_and_reads_it(network, coupling):
     parameters = dict(network.named_parameters())
     masks = Channel().masks({"0.weight": torch.tensor([False, True])}, parameters, coupling)

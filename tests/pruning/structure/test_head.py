@@ -74,6 +74,8 @@ def test_heads_that_share_a_key_are_scored_together_and_other_channels_are_left_
     for name in ("query", "key", "value"):
         per_head = weights[f"{name}.weight"].abs().view(SHARED, -1).mean(1)
         votes.append(per_head / per_head.mean())
+    per_head = weights["out.weight"].abs().T.reshape(SHARED, -1).mean(1)
+    votes.append(per_head / per_head.mean())
     torch.testing.assert_close(pools["query.weight"], torch.stack(votes).mean(0))
 
 
