@@ -106,9 +106,11 @@ class Placement(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         args, kwargs = _with_leading_input(args, dict(kwargs or {}))
         note = NO_KERNEL if role is Role.OTHER else why_float(name, role, args, kwargs)
+        # Numbered apart: noise that is drawn in training alone must not shift the numbers of what is quantized.
+        key = self._key(f"float {name}" if note and role in INTEGER_ROLES else name)
         if not note and role in INTEGER_ROLES and self._path.current in self._excluded:
             note = EXCLUDED
-        call = Call(func, self._key(name), name, role, args, kwargs)
+        call = Call(func, key, name, role, args, kwargs)
         if not note and self._plan.may_be_masked(call.key):
             note = BEFORE_SOFTMAX
         if note:

@@ -332,3 +332,20 @@ def test_a_mask_leaves_the_scores_as_they_are(low):
 def test_a_sum_that_others_read_beside_softmax_is_an_integer():
     net = Net(lambda net, x: (y := net.one(x) + net.two(x)).softmax(-1) + y, one=nn.Linear(4, 4), two=nn.Linear(4, 4))
     assert rows(learned(net, torch.randn(8, 4)))[":add"].computes == "integer"
+
+
+def test_noise_that_is_drawn_in_training_alone_shifts_no_range():
+    def block(net, x):
+        y = net.conv(x)
+        if net.training:  # stochastic depth, as EfficientNet's code writes it
+            y = y / 0.8 * (0.8 + torch.rand(len(x), 1, 1, 1)).floor()
+        return y + x
+
+    net = Net(block, conv=conv(outputs=3))
+    x = torch.randn(4, 3, 8, 8)
+    simulator = learned(net.train(), x)
+    low, high = simulator.ranges.range_of(":add")
+    assert low < -1.0
+    assert high > 1.0
+    out = simulator.forward_of(net.eval())(x)
+    assert (out - net(x)).abs().median() < 0.03  # the range of noise, 0.8 to 1.8, would cut most values off
