@@ -12,7 +12,6 @@ trainable if a backward pass in training mode then gives a gradient to every par
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from benchmarks.common import parser_for
 from benchmarks.random_models import build, twice
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, Group, couple
@@ -170,7 +170,7 @@ def package_of(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run a list, print one line per model and, as the last line, one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for(__doc__)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--list", type=Path, help="file of module:factory lines")
     chosen.add_argument("--model", help="one module:factory, in this process")

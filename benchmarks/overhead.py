@@ -10,13 +10,10 @@ plain step once more: how far it lies from 1 is the noise.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
+from benchmarks.common import parser_for, quiet, quiet_trainer
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
 
@@ -121,16 +119,7 @@ def take_turn(build: Callable[[int], Callback] | None, batch_size: int, steps: i
     images = torch.randn(batch_size * (WARMUP + steps), 1, SIDE, SIDE)
     labels = torch.randint(0, CLASSES, (len(images),))
     stopwatch = Stopwatch()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        callbacks=[stopwatch] if build is None else [stopwatch, build(batch_size)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer([stopwatch] if build is None else [stopwatch, build(batch_size)], max_epochs=1)
     trainer.fit(Classifier(ResidualNet()), DataLoader(TensorDataset(images, labels), batch_size))
     return stopwatch.seconds
 
@@ -185,15 +174,12 @@ def show(figures: dict[str, dict[str, float]], skipped: dict[str, str]) -> None:
 
 def main() -> None:
     """Measure, print a table and, as the last line, one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for(__doc__)
     parser.add_argument("--batch-size", type=int, default=64, help="images of a step")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a turn")
     parser.add_argument("--rounds", type=int, default=10, help="turns of each variant")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    quiet()
     seconds, skipped = measure(options.batch_size, options.steps, options.rounds)
     figures = summarize(seconds)
     show(figures, skipped)

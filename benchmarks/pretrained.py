@@ -15,13 +15,10 @@ on one thread, all files taking turns.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.common import parser_for, quiet, quiet_trainer
 from benchmarks.pretrained_tasks import FineTuning, Task, cnn, transformer
 from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
@@ -83,7 +81,7 @@ class Run:
         """Train, or only let callbacks look at some batches: then dropout and batch-norm statistics rest."""
         torch.manual_seed(0)
         module.train(batches is None)  # a Trainer trains in the mode that it finds, and an export leaves eval behind
-        trainer = _trainer(callbacks, max_epochs=epochs, limit_train_batches=batches)
+        trainer = quiet_trainer(callbacks, max_epochs=epochs, limit_train_batches=batches)
         trainer.fit(module, self.task.batches("train"))
         return trainer
 
@@ -124,19 +122,6 @@ class Run:
             right += int((session.run(*self.task.inputs(batch))[0].argmax(1) == labels.numpy()).sum())
             total += len(labels)
         return right / total
-
-
-def _trainer(callbacks: list[Callback], **settings: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
 
 
 def restored(full: nn.Module, small: nn.Module, callbacks: list[PruningScheduler]) -> nn.Module:
@@ -241,14 +226,11 @@ NETWORKS: dict[str, tuple[Callable[[int, int], Task], tuple[int, int], int]] = {
 
 def main() -> None:
     """Compress, print a table for each network and, as the last line, one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="which network")
     parser.add_argument("--small", action="store_true", help="a few batches: does every step work?")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    quiet()
     figures: Figures = {}
     for name in options.only:
         make, sizes, epochs = NETWORKS[name]

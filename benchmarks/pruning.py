@@ -11,16 +11,13 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import logging
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
+from benchmarks.common import parser_for, quiet, quiet_trainer
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.graph.capture import capture
@@ -98,16 +96,7 @@ def fit(
     """Train on random images for some steps an epoch."""
     torch.manual_seed(0)
     images, labels = torch.randn(batch * steps, channels, side, side), torch.randint(0, CLASSES, (batch * steps,))
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(callbacks, max_epochs=epochs)
     trainer.fit(Task(net), DataLoader(TensorDataset(images, labels), batch))
     return trainer
 
@@ -330,13 +319,10 @@ def show(figures: Figures) -> None:
 
 def main() -> None:
     """Measure, print a table and, as the last line, one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    quiet()
     figures: Figures = {}
     for name in options.only:
         figures |= PARTS[name]()

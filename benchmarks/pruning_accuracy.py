@@ -18,13 +18,10 @@ keeps what is done, and a second call goes on from there. Channels need Torch-Pr
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +35,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from typing_extensions import override
 
+from benchmarks.common import add_study, parser_for, quiet, quiet_trainer
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.cost.count import count_macs, count_parameters
 from lightning_optim.demo.data.fashion_mnist import FashionMNIST
@@ -84,17 +82,7 @@ def fit(network: nn.Module, callbacks: Sequence[Callback], training: Training, d
     # Torch's threshold over several weights fails where they are in channels-last layout.
     is_plain = any(isinstance(callback, ModelPruning) for callback in callbacks)
     module = Classifier(network, lr=training.lr, memory_format="contiguous" if is_plain else "channels_last")
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=training.epochs,
-        limit_train_batches=training.batches,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(callbacks, max_epochs=training.epochs, limit_train_batches=training.batches)
     trainer.fit(module, FashionMNIST(seed=data_seed).train_dataloader())
     return module
 
@@ -319,22 +307,12 @@ def show(cells: Mapping[str, Mapping[str, Any]]) -> None:
     Console(width=120).print(table)
 
 
-def quiet() -> None:
-    """One thread; no word of what Lightning finds odd about short fits."""
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-
-
 def main() -> None:
     """Measure, print a table and, as the last line, one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to measure")
     parser.add_argument("--without", nargs="+", default=[], metavar="METHOD", help="what to leave out")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of bases and of batches")
-    parser.add_argument("--out", type=Path, help="JSON file of what is done; bases lie beside it")
-    parser.add_argument("--quick", action="store_true", help="less than an eighth of the training")
+    add_study(parser)
     options = parser.parse_args()
     quiet()
     study = Study(options.out, *((QUICK_BASE, QUICK_PRUNE) if options.quick else (BASE, PRUNE)))

@@ -14,7 +14,6 @@ The file is run by ONNX Runtime on the 10,000 test images, and the integers of e
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import tempfile
@@ -29,6 +28,7 @@ from lightning.pytorch import Callback
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from benchmarks.common import add_study, parser_for, quiet
 from benchmarks.pruning_accuracy import (
     BASE,
     IMAGE,
@@ -40,7 +40,6 @@ from benchmarks.pruning_accuracy import (
     accuracy,
     fit,
     layers_of,
-    quiet,
     show,
     sparsity_of,
     summarize,
@@ -150,10 +149,8 @@ def measure(study: Study, way: str, seed: int) -> None:
 
 def main() -> None:
     """Measure, print a table and, as the last line, one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of bases and of batches")
-    parser.add_argument("--out", type=Path, help="JSON file of what is done; bases lie beside it")
-    parser.add_argument("--quick", action="store_true", help="less than an eighth of the training")
+    parser = parser_for(__doc__)
+    add_study(parser)
     options = parser.parse_args()
     quiet()
     study = Study(options.out, *((QUICK_BASE, QUICK_PRUNE) if options.quick else (BASE, PRUNE)))

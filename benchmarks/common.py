@@ -1,0 +1,47 @@
+"""What the benchmarks have alike."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+
+def parser_for(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that shows a module's text as it stands."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what trains for several seeds, and can go on where it was stopped."""
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of bases and of batches")
+    parser.add_argument("--out", type=Path, help="JSON file of what is done; bases lie beside it")
+    parser.add_argument("--quick", action="store_true", help="less than an eighth of the training")
+
+
+def quiet() -> None:
+    """One thread; no word of what Lightning finds odd about short fits."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+
+
+def quiet_trainer(callbacks: Sequence[Callback], **settings: Any) -> Trainer:
+    """Return a Trainer on one CPU that writes nothing anywhere."""
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
