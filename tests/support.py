@@ -1,11 +1,17 @@
 """What many tests need alike."""
 
+import copy
 import os
 import subprocess
 import sys
 
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
+
+from lightning_optim.graph.branches import residual_branches
+from lightning_optim.graph.capture import capture
+from lightning_optim.graph.coupling import couple
 
 
 def quiet(*callbacks, **settings):
@@ -39,3 +45,27 @@ def run_script(name, *arguments, cwd, timeout=280):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+class ReadsItsWeight(nn.Module):
+    """A residual block whose code reads a weight of its branch: the branch cannot be taken out."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.layer(x.to(self.layer.weight.dtype))
+
+
+def branches_of(net, batch):
+    return residual_branches(couple(capture(net, (batch,))))
+
+
+def without(net, branch):
+    """The network with all of a branch's parameters zeroed."""
+    twin = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        for name in branch.parameters:
+            twin.get_parameter(name).zero_()
+    return twin

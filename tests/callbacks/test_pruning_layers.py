@@ -17,7 +17,7 @@ from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.surgery.bypass import Bypass
 from lightning_optim.window import Window
-from support import quiet
+from support import ReadsItsWeight, quiet
 
 
 class Module(LightningModule):
@@ -112,18 +112,9 @@ def test_branches_that_went_too_far_come_back_whole():
     assert all(parameter.any() for name, parameter in module.named_parameters() if name.endswith("weight"))
 
 
-class Reads(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return x + self.layer(x.to(self.layer.weight.dtype))
-
-
 def test_a_branch_that_cannot_be_taken_out_stays_masked_with_a_warning():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), Reads(), Reads(), nn.Linear(8, 4))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), ReadsItsWeight(8), ReadsItsWeight(8), nn.Linear(8, 4))
     module = Module(net)
     with pytest.warns(UserWarning, match=r"the branch of 2\.layer\.weight stays, masked|the branch of 3\.layer"):
         fit(module, pruning())

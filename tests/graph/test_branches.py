@@ -5,9 +5,7 @@ import torch
 from torch import nn
 
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.graph.branches import residual_branches
-from lightning_optim.graph.capture import capture
-from lightning_optim.graph.coupling import couple
+from support import branches_of, without
 
 IMAGES = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 
@@ -67,19 +65,6 @@ def convolution():
     return nn.Conv2d(4, 4, 3, padding=1)
 
 
-def branches_of(net, batch=IMAGES):
-    return residual_branches(couple(capture(net, (batch,))))
-
-
-def without(net, branch):
-    """The network with all of a branch's parameters zeroed."""
-    cut = copy.deepcopy(net).eval()
-    with torch.no_grad():
-        for name in branch.parameters:
-            cut.get_parameter(name).zero_()
-    return cut
-
-
 @pytest.mark.parametrize(
     "branch",
     [
@@ -97,7 +82,11 @@ def test_a_branch_of_zeros_is_no_branch(branch):
     net = nn.Sequential(convolution(), Sum(branch), nn.ReLU(), convolution()).eval()
     for parameter in net.parameters():  # norms that start at one and zero would hide a forgotten bias
         nn.init.normal_(parameter)
-    found = [entry for entry in branches_of(net) if entry.name.startswith("1.branch") and ".1.branch" not in entry.name]
+    found = [
+        entry
+        for entry in branches_of(net, IMAGES)
+        if entry.name.startswith("1.branch") and ".1.branch" not in entry.name
+    ]
     bypassed = copy.deepcopy(net)
     bypassed[1].branch = Nothing()
     if isinstance(branch, nn.Sequential) and isinstance(branch[-1], Sum):
@@ -136,4 +125,4 @@ def test_every_attention_and_perceptron_of_a_transformer_is_a_branch():
     ids=["projected skip", "sigmoid", "norm without weights", "pool", "read midway", "shared", "no sum"],
 )
 def test_what_zeros_would_not_make_a_plain_skip_is_no_branch(net):
-    assert branches_of(nn.Sequential(nn.Conv2d(4, 4, 1), net)) == ()
+    assert branches_of(nn.Sequential(nn.Conv2d(4, 4, 1), net), IMAGES) == ()

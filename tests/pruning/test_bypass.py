@@ -8,11 +8,9 @@ from torch.nn import functional as F
 
 from lightning_optim.cost.count import count_macs
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.graph.branches import residual_branches
-from lightning_optim.graph.capture import capture
-from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.bypass import plan_bypass
 from lightning_optim.surgery.cut import apply_cut
+from support import ReadsItsWeight, branches_of, without
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -33,32 +31,9 @@ class BasicBlock(nn.Module):
         return self.relu(out)
 
 
-class Reads(nn.Module):
-    """A block whose code reads a weight of its branch."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-
-    def forward(self, x):
-        return x + self.layer(x.to(self.layer.weight.dtype))
-
-
 def resnet():
     stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
     return nn.Sequential(stem, BasicBlock(), BasicBlock(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
-
-
-def branches_of(net, batch):
-    return residual_branches(couple(capture(net, (batch,))))
-
-
-def masked(net, branch):
-    twin = copy.deepcopy(net).eval()
-    with torch.no_grad():
-        for name in branch.parameters:
-            twin.get_parameter(name).zero_()
-    return twin
 
 
 def onnx_nodes(net, batch):
@@ -90,7 +65,7 @@ def test_a_branch_that_is_taken_out_is_one_of_zeros_and_is_not_computed(make, ba
     assert (plan.keys(), refused) == (gone, {})
     small = copy.deepcopy(net)
     apply_cut(small, plan)
-    torch.testing.assert_close(small(batch), masked(net, branch)(batch))
+    torch.testing.assert_close(small(batch), without(net, branch)(batch))
     own = sum(net.get_parameter(name).numel() for name in branch.parameters)
     assert sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in small.parameters()) == own
     assert count_macs(small, (batch,)) < 0.75 * count_macs(net, (batch,))
@@ -101,14 +76,18 @@ def test_a_branch_that_is_taken_out_is_one_of_zeros_and_is_not_computed(make, ba
 
 def test_a_branch_that_the_code_asks_for_stays_and_the_others_go():
     torch.manual_seed(0)
-    net, batch = nn.Sequential(nn.Linear(6, 6), Reads(), nn.Linear(6, 6), Residual()), torch.randn(3, 6)
+    net, batch = nn.Sequential(nn.Linear(6, 6), ReadsItsWeight(6), nn.Linear(6, 6), Residual()), torch.randn(3, 6)
     branches = branches_of(net, batch)
     plan, refused = plan_bypass(net, branches, (batch,))
     assert plan.keys() == {"3.layer"}
     assert refused == {"1.layer.weight": "'Bypass' object has no attribute 'weight'"}
 
 
-class Residual(Reads):
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
     def forward(self, x):
         return x + F.dropout(self.layer(x), 0.5, self.training)
 
