@@ -19,7 +19,7 @@ from lightning_optim.pruning.evidence import Evidence, Seen, Statistic, Tally, m
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.coupled import activations_as_read
 from lightning_optim.pruning.structure.neuron import Neuron
-from lightning_optim.surgery.cut import CutPlan
+from lightning_optim.surgery.cut import CutPlan, taken_out
 from lightning_optim.surgery.followers import Followers
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.shard import is_sharded, local, part_of_rank
@@ -232,8 +232,8 @@ class PruningEvidence:
             plan: What is kept of the network's tensors.
             prefix: The network's place in the LightningModule; names here are those of the network.
         """
-        gone = tuple(f"{name}." for name, cuts in plan.items() if any(not len(kept) for _, kept in cuts))
-        if gone:  # layers were taken out, and nothing goes through them any more
+        gone = tuple(f"{name}." for name in taken_out(plan))
+        if gone:  # nothing goes through their layers any more
             self._layers = {name: layer for name, layer in self._layers.items() if not f"{name}.".startswith(gone)}
             self._watched = {name: layer for name, layer in self._watched.items() if not f"{name}.".startswith(gone)}
             is_watching = self._taps.is_attached

@@ -92,7 +92,5 @@ def calling_modules(meta: Mapping[str, Any]) -> list[str]:
 
 
 def calling_module(meta: Mapping[str, Any]) -> str:
-    """Return the plain name of the module in whose forward a node was recorded."""
-    stack = list((meta.get("nn_module_stack") or {"": ("", None)}).values())
-    name = str(stack[-1][0]).removeprefix("L['self']").removeprefix("L__self__").strip(".")
-    return plain_name(name)
+    """Return the plain name of the innermost module in whose forward a node was recorded; the root's is empty."""
+    return next(reversed(calling_modules(meta)), "")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_optim.errors import ArtefactError, CaptureError, LightningOptimError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Group, couple, keep_channels
-from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.cut import apply_cut, taken_out
 from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import named_modules, plain_name, submodule
 
@@ -57,9 +57,9 @@ def load_pruned(
     loaded = copy.deepcopy(model)
     try:
         for one in cuts:  # modules that were taken out have no names in the file
-            taken_out = {name: cut for name, cut in one.items() if any(not len(kept) for _, kept, _ in cut)}
-            if taken_out:
-                resize(_cut_network(loaded, taken_out, {}, path), taken_out)
+            gone = {name: one[name] for name in taken_out(one)}
+            if gone:
+                resize(_cut_network(loaded, gone, {}, path), gone)
         weights = _renamed(loaded, weights, path)
         for one in cuts:
             resize(_cut_network(loaded, one, weights, path), one)

@@ -20,7 +20,6 @@ from lightning_optim.pruning.masks import pack, unpack
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.coupled import CoupledStructure
-from lightning_optim.pruning.structure.layer import Layer
 from lightning_optim.pruning.structure.neuron import Neuron
 
 
@@ -121,7 +120,7 @@ class Pruner:
 
     def gone_branches(self, keep: Mapping[str, Tensor], coupling: Coupling) -> list[Branch] | None:
         """The residual branches that a decision removes; ``None`` where it removes channels."""
-        return self._structure.gone(keep, coupling) if isinstance(self._structure, Layer) else None
+        return self._structure.gone_branches(keep, coupling)
 
     def kept_of_present(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A decision, restricted to what is still physically there."""

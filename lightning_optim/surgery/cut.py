@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -94,6 +94,19 @@ def apply_cut(root: nn.Module, plan: CutPlan) -> Replaced:
     free_cut_heads(root)
     leave_fast_paths(root)
     return replaced
+
+
+def taken_out(plan: Mapping[str, Sequence[tuple[Any, ...]]]) -> list[str]:
+    """Names of the modules that a plan takes out, of which nothing is kept.
+
+    Args:
+        plan: A ``CutPlan``, or one whose cuts say more behind the dimension and what is kept of it.
+
+    Example:
+        >>> taken_out({"conv.weight": [(0, torch.tensor([1]))], "block.branch": [(0, torch.tensor([]))]})
+        ['block.branch']
+    """
+    return [name for name, cuts in plan.items() if any(not len(cut[1]) for cut in cuts)]
 
 
 def _find(root: nn.Module, modules: Mapping[str, nn.Module], name: str) -> _Site:

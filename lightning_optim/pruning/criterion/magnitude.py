@@ -18,7 +18,7 @@ from lightning_optim.pruning.functional import magnitude
 class Magnitude(Criterion):
     """Score a weight by ``|w| ** p`` (Han et al., 2015; arXiv:1506.02626).
 
-    Meant for single weights. Of whole channels it says little where a batch norm follows, which undoes the scale of the
+    Meant for single weights. Of whole channels it says less where a batch norm follows, which undoes the scale of the
     layer before it: ``BatchNormScale`` tells more there.
 
     Args:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from lightning_optim.graph.branches import Branch
 from lightning_optim.graph.coupling import Coupling
 
 Shrink = Literal["never", "end", "update"]
@@ -64,6 +65,10 @@ class Structure(ABC):
             weights: Every parameter of the network by name.
             coupling: As for ``pools``.
         """
+
+    def gone_branches(self, keep: Mapping[str, Tensor], coupling: Coupling | None) -> list[Branch] | None:
+        """The residual branches that are not kept; ``None`` if what falls here is no branches."""
+        return None
 
     def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bend an allocation to what the structure allows, such as at least one channel."""

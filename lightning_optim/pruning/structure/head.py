@@ -23,7 +23,7 @@ class Head(CoupledStructure):
 
     The rows of query, key and value that make a head go with the columns of the output projection that read it;
     where several queries share a key, they go together. Other channels are left alone. A head's score is the mean over
-    the targeted layers that make it, each first scaled to a mean of one. One head of each attention stays.
+    the targeted layers that make or read it, each first scaled to a mean of one. One head of each attention stays.
     ``nn.MultiheadAttention`` has no layers that make its heads: they are targeted, and scored, by its ``out_proj``.
 
     Args:

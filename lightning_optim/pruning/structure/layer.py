@@ -66,11 +66,11 @@ class Layer(Structure):
     def masks(
         self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, Tensor]:
-        names = sorted({name for branch in self.gone(keep, coupling) for name in branch.parameters})
+        names = sorted({name for branch in self.gone_branches(keep, coupling) for name in branch.parameters})
         return {name: torch.zeros_like(weights[name], dtype=torch.bool) for name in names}
 
-    def gone(self, keep: Mapping[str, Tensor], coupling: Coupling | None) -> list[Branch]:
-        """The branches that are not kept."""
+    @override
+    def gone_branches(self, keep: Mapping[str, Tensor], coupling: Coupling | None) -> list[Branch]:
         stays = {
             n: kept for pool, mask in keep.items() for n, kept in zip(pool.split(_AND), mask.tolist(), strict=True)
         }
