@@ -1,0 +1,27 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=250, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_overhead_measures_every_callback():
+    printed = run("-m", "benchmarks.overhead", "--steps", "2", "--rounds", "1")
+    found = json.loads(printed.splitlines()[-1])["variants"]
+    assert {"plain", "control", "pruning masks", "quantization simulated", "supernet"} < found.keys()
+    assert all(row["ms"] > 0.0 for row in found.values())
+
+
+def test_all_others_can_be_imported():
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
+    assert "pruning_accuracy" in names
+    run("-c", "import " + ", ".join(f"benchmarks.{name}" for name in names))
