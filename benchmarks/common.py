@@ -7,10 +7,12 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
 
 
 def parser_for(description: str | None) -> argparse.ArgumentParser:
@@ -35,6 +37,9 @@ def quiet() -> None:
 
 def quiet_trainer(callbacks: Sequence[Callback], **settings: Any) -> Trainer:
     """Return a Trainer on one CPU that writes nothing anywhere."""
+    # Lightning imports torchvision, which ``random_models`` must be the first to do.
+    from lightning.pytorch import Trainer
+
     return Trainer(
         accelerator="cpu",
         devices=1,

@@ -25,3 +25,7 @@ def test_all_others_can_be_imported():
     names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
     assert "pruning_accuracy" in names
     run("-c", "import " + ", ".join(f"benchmarks.{name}" for name in names))
+
+
+def test_coverage_leaves_lightning_and_with_it_torchvision_unimported():
+    run("-c", "import sys, benchmarks.coverage; assert not {'lightning', 'torchvision'} & sys.modules.keys()")
