@@ -67,25 +67,51 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Quantize and dequantize in one node; the gradient passes where the value was not clipped."""
+    """Quantize and dequantize in one node; the gradient passes where the value was not clipped.
+
+    Few passes over memory: the zero point moves the bounds instead of the values, and all but the first pass, or the
+    first two, work in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
-        whole = (x.float() / scale).round_().add_(zero_point)
-        ctx.save_for_backward(whole)
-        ctx.bounds = (qmin - 0.5, qmax + 0.5)
-        return whole.clamp(qmin, qmax).sub_(zero_point).mul_(scale).to(x.dtype)
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, is_within: bool
+    ) -> Tensor:
+        steps = (x.float() / scale).round_()
+        low, high = _bounds(zero_point, qmin, qmax)
+        if is_within:
+            return steps.clamp_(low, high).mul_(scale).to(x.dtype)  # type: ignore[arg-type]  # both of one kind
+        ctx.save_for_backward(steps)
+        ctx.bounds = low, high
+        return steps.clamp(low, high).mul_(scale).to(x.dtype)  # type: ignore[arg-type]  # both of one kind
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (whole,) = ctx.saved_tensors
         (gradient,) = gradients
-        # The kernel lets pass what lies strictly between its bounds; whole numbers keep half a step away from them.
-        passed = torch.ops.aten.hardtanh_backward(gradient, whole.to(gradient.dtype), *ctx.bounds)
-        return passed, None, None, None, None
+        if not ctx.saved_tensors:
+            return gradient, None, None, None, None, None
+        (steps,) = ctx.saved_tensors
+        low, high = ctx.bounds
+        if isinstance(low, Tensor):
+            passed = gradient.masked_fill((steps < low) | (steps > high), 0.0)
+        else:
+            # The kernel lets pass what lies strictly between its bounds; whole numbers keep half a step away from them.
+            passed = torch.ops.aten.hardtanh_backward(gradient, steps.to(gradient.dtype), low - 0.5, high + 0.5)
+        return passed, None, None, None, None, None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+def _bounds(zero_point: Tensor | None, qmin: int, qmax: int) -> tuple[Tensor | float, Tensor | float]:
+    """How many steps from 0 the smallest and the largest integer lie."""
+    if zero_point is None:
+        return float(qmin), float(qmax)
+    is_known = zero_point.dim() == 0 and zero_point.device.type == "cpu" and not torch.compiler.is_compiling()
+    zero = float(zero_point) if is_known else zero_point  # as plain numbers they are many times as fast on a CPU
+    return qmin - zero, qmax - zero
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, *, is_within: bool = False
+) -> Tensor:
     """Round ``x`` to the values that integers can stand for, with a straight-through gradient.
 
     The gradient is 1 where ``x`` lies within the integers' range, ends included, and 0 where it was clipped
@@ -94,9 +120,10 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax:
     Args:
         x: Values; any shape and floating dtype. The arithmetic is in float32.
         scale: Step between two integers, > 0; broadcasts against ``x``.
-        zero_point: Integer that stands for 0; broadcasts against ``x``.
+        zero_point: Integer that stands for 0; broadcasts against ``x``. ``None`` is 0 everywhere, and faster.
         qmin: Smallest integer.
         qmax: Largest integer.
+        is_within: The caller knows that every value is within the range: the gradient then needs no memory of ``x``.
 
     Returns:
         ``(quantize(x) - zero_point) * scale``, shaped and typed as ``x``.
@@ -108,7 +135,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax:
         >>> y.tolist(), x.grad.tolist()
         ([0.0, 0.5, 3.5], [0.0, 1.0, 0.0])
     """
-    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax)  # type: ignore[no-untyped-call]  # torch's own
+    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, is_within)  # type: ignore[no-untyped-call]  # torch's own
     return out
 
 
@@ -161,8 +188,19 @@ def channel_range(weight: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def pair_range(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the range of every output channel, with neighbours of one sign counted as one value.
+def channel_extreme(weight: Tensor) -> Tensor:
+    """Return the largest absolute value of every output channel (dimension 0).
+
+    Example:
+        >>> channel_extreme(torch.tensor([[1.0, -2.0], [0.0, 3.0]]))
+        tensor([2., 3.])
+    """
+    extreme: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), torch.inf, dim=1)
+    return extreme
+
+
+def pair_extreme(weight: Tensor) -> Tensor:
+    """Return the largest absolute value of every output channel, with neighbours of one sign counted as one value.
 
     Processors without VNNI multiply uint8 by int8 in pairs and add the two products in 16 bits, where
     ``255 * 127 + 255 * 127`` saturates. With a scale that maps each sum of a pair into ``[-127, 127]``, no sum of two
@@ -173,19 +211,21 @@ def pair_range(weight: Tensor) -> tuple[Tensor, Tensor]:
         weight: ``[O, I, ...]``.
 
     Returns:
-        The lowest sum of the negative parts of two neighbours and the highest of the positive parts, each ``[O]``.
+        ``[O]``.
 
     Example:
-        >>> pair_range(torch.tensor([[1.0, -2.0, 3.0, 2.0], [4.0, -1.0, 0.0, 2.0]]))
-        (tensor([-2., -1.]), tensor([5., 4.]))
+        >>> pair_extreme(torch.tensor([[1.0, -2.0, 3.0, 2.0], [4.0, -1.0, 0.0, -5.0]]))
+        tensor([5., 5.])
     """
-    rows = weight.detach().movedim(1, -1).flatten(1)
-    if rows.shape[1] % 2:
-        rows = torch.nn.functional.pad(rows, (0, 1))
-    first, second = rows[:, ::2], rows[:, 1::2]
-    low = (first.clamp(max=0.0) + second.clamp(max=0.0)).amin(1)
-    high = (first.clamp(min=0.0) + second.clamp(min=0.0)).amax(1)
-    return low, high
+    weight = weight.detach()
+    if weight.shape[1] % 2:
+        rows = weight.movedim(1, -1).flatten(1)
+        rows = torch.nn.functional.pad(rows, (0, rows.shape[1] % 2))
+        sums = rows[:, ::2] + rows[:, 1::2]
+    else:
+        sums = weight[:, ::2] + weight[:, 1::2]
+    # Of two values of one sign their sum is the outermost, of two signs one of the values is.
+    return torch.maximum(channel_extreme(sums), channel_extreme(weight))
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:

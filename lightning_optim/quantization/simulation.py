@@ -23,12 +23,10 @@ from lightning_optim.quantization.ranges import Ranges
 
 def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None) -> Tensor:
     """Return the scale of a weight, ``[O]`` or a scalar; no smaller than ``floor``."""
-    low, high = quantizer.weight_range(weight)
-    if quantizer.scheme.granularity == "tensor":
-        low, high = low.min(), high.max()
-        floor = None if floor is None else floor.max()
-    scale, _ = quantizer.qparams(low.float(), high.float())
-    return scale if floor is None else torch.maximum(scale, floor.to(scale.dtype))
+    scale = quantizer.weight_scale(weight)
+    if floor is None:
+        return scale
+    return torch.maximum(scale, (floor if scale.dim() else floor.max()).to(scale.dtype))
 
 
 @final
@@ -101,5 +99,4 @@ class SimulationBackend(Backend):
 
     def _round(self, weight: Tensor, scale: Tensor) -> Tensor:
         scheme = self._weights.scheme
-        scale = per_channel(scale, weight)
-        return fake_quantize(weight, scale, torch.zeros_like(scale), scheme.qmin, scheme.qmax)
+        return fake_quantize(weight, per_channel(scale, weight), None, scheme.qmin, scheme.qmax, is_within=True)

@@ -20,9 +20,12 @@ class Quantizer(ABC):
     def scheme(self) -> Scheme:
         """The integers in use."""
 
-    def weight_range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ends of the range of every output channel, each ``[O]``, to be passed to ``qparams``."""
-        return channel_range(weight)
+    def weight_scale(self, weight: Tensor) -> Tensor:
+        """Return the scale of a weight ``[O, ...]``, so large that no value is clipped: ``[O]``, or a scalar."""
+        low, high = channel_range(weight)
+        if self.scheme.granularity == "tensor":
+            low, high = low.min(), high.max()
+        return self.qparams(low.float(), high.float())[0]
 
     @abstractmethod
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import channel_range, pair_range, symmetric_scale
+from lightning_optim.quantization.functional import channel_extreme, pair_extreme, symmetric_scale
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
@@ -25,7 +25,7 @@ class Symmetric(Quantizer):
         bits: Width of an integer, 2 to 8.
         granularity: ``"tensor"`` or ``"channel"``.
         portable: Keep 8-bit weights free of the saturation that processors without VNNI add, at the price of up to one
-            bit; see ``lightning_optim.quantization.functional.pair_range``. Fewer bits never saturate.
+            bit; see ``lightning_optim.quantization.functional.pair_extreme``. Fewer bits never saturate.
 
     Example:
         >>> Symmetric().qparams(torch.tensor([-1.27]), torch.tensor([0.5]))
@@ -45,8 +45,9 @@ class Symmetric(Quantizer):
         return Scheme(bits=self.bits, signed="int", symmetric=True, granularity=self.granularity)
 
     @override
-    def weight_range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return pair_range(weight) if self.portable and self.bits == 8 else channel_range(weight)
+    def weight_scale(self, weight: Tensor) -> Tensor:
+        extreme = (pair_extreme if self.portable and self.bits == 8 else channel_extreme)(weight)
+        return symmetric_scale((extreme if self.granularity == "channel" else extreme.max()).float(), self.scheme.qmax)
 
     @override
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
