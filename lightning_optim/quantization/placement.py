@@ -79,7 +79,8 @@ class Placement(TorchFunctionMode):
         super().__init__()
         self._backend, self._plan, self._modules, self._excluded = backend, plan, modules, excluded
         self._path, self._record = path, record
-        self._tags, self._counts = TagBook(), Counter[str]()
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._tags, self._counts = TagBook(rewrapped=is_distributed), Counter[str]()
         self._handlers: dict[Role, Callable[[Call], Any]] = {
             Role.CONVOLUTION: self._weighted,
             Role.LINEAR: self._weighted,
@@ -205,9 +206,10 @@ class Placement(TorchFunctionMode):
         return out
 
     def _other(self, call: Call, note: str) -> Any:
-        if any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
+        if self._record is not None and any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
             self._note(call, note)
-        args, kwargs = pytree.tree_map(lambda leaf: self._settle(leaf, call.key), (call.args, call.kwargs))
+        args = [self._settle_all(value, call.key) for value in call.args]
+        kwargs = {name: self._settle_all(value, call.key) for name, value in call.kwargs.items()}
         out = call.func(*args, **kwargs)
         return self._give(call, out, Tag(call.key, call.key)) if is_real(out) else out
 
@@ -250,6 +252,12 @@ class Placement(TorchFunctionMode):
             return self._read(leaf, reader, 0)[0]
         self._saw(tag, reader)
         return leaf
+
+    def _settle_all(self, value: Any, reader: str) -> Any:
+        """Settle an argument; few are more than one leaf."""
+        if isinstance(value, (list, tuple, dict)):
+            return pytree.tree_map(lambda leaf: self._settle(leaf, reader), value)
+        return self._settle(value, reader)
 
     def _saw(self, tag: Tag, reader: str) -> None:
         if tag.is_normalized:

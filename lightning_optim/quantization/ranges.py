@@ -41,15 +41,16 @@ class Ranges:
         """Activations seen in this batch for the first time, in order of their names."""
         return tuple(sorted(self._batch.keys() - self._places.keys()))
 
-    def observe(self, key: str, tensor: Tensor) -> None:
-        """Widen this batch's range of one activation by what a tensor holds."""
+    def observe(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Widen this batch's range of one activation by what a tensor holds, and return the tensor's own range."""
         if not tensor.numel():
-            return
-        low, high = torch.aminmax(tensor.detach())
+            return None
+        ends = low, high = torch.aminmax(tensor.detach())
         if key in self._batch:
             seen = self._batch[key]
             low, high = torch.minimum(low, seen[0]), torch.maximum(high, seen[1])
         self._batch[key] = (low.float(), high.float())
+        return ends
 
     def register(self, keys: tuple[str, ...]) -> None:
         """Give activations a place in the flat message; the same keys in the same order on every process."""

@@ -19,6 +19,7 @@ from lightning_optim.quantization.functional import (
 )
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.scheme import Scheme
 
 
 def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None) -> Tensor:
@@ -27,6 +28,13 @@ def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None) -> 
     if floor is None:
         return scale
     return torch.maximum(scale, (floor if scale.dim() else floor.max()).to(scale.dtype))
+
+
+def _covers(qparams: tuple[Tensor, Tensor], scheme: Scheme, ends: tuple[Tensor, Tensor]) -> bool:
+    """Whether values between two ends are all rounded to integers of the scheme, one step from its ends or less."""
+    scale, zero_point = map(float, qparams)
+    low, high = map(float, ends)
+    return (scheme.qmin - zero_point) * scale <= low and high <= (scheme.qmax - zero_point) * scale
 
 
 @final
@@ -59,13 +67,15 @@ class SimulationBackend(Backend):
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
-        if self._observes:
-            self._ranges.observe(key, tensor)
+        ends = self._ranges.observe(key, tensor) if self._observes else None
         qparams = self._ranges.qparams(key, tensor.device)
         if qparams is None:
             return tensor
         scheme = self._activations.scheme
-        return fake_quantize(tensor, *qparams, scheme.qmin, scheme.qmax)
+        # A processor knows at once that nothing is clipped; an accelerator would have to be waited for.
+        is_known = tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+        is_within = is_known and ends is not None and _covers(qparams, scheme, ends)
+        return fake_quantize(tensor, *qparams, scheme.qmin, scheme.qmax, is_within=is_within)
 
     @override
     def folds(self, norm: _BatchNorm) -> bool:

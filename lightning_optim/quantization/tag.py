@@ -38,10 +38,14 @@ class TagBook:
 
     Hooks of FSDP wrap a tensor anew between two operators; it is then recognized by its memory and shape. This is safe
     only while the first tensor is kept alive: in training, where autograd keeps most of them anyway, and where alone
-    those hooks run. Without gradients a tag dies with its tensor.
+    those hooks run. Otherwise a tag dies with its tensor.
+
+    Args:
+        rewrapped: Whether tensors may come back wrapped anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, rewrapped: bool) -> None:
+        self._rewrapped = rewrapped
         self._tags: dict[int, tuple[weakref.ref[Tensor], Tag]] = {}
         self._places: dict[tuple[int, torch.Size], Tag] = {}
         self._kept: list[Tensor] = []
@@ -49,7 +53,7 @@ class TagBook:
     def set(self, tensor: Tensor, tag: Tag) -> None:
         """Tag a tensor; an older tag of it is dropped."""
         identity = id(tensor)
-        if torch.is_grad_enabled():
+        if self._rewrapped and torch.is_grad_enabled():
             self._kept.append(tensor)
             self._tags[identity] = (weakref.ref(tensor), tag)
             place = _place(tensor)
