@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +18,9 @@ from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.quantized import QuantizedExport, export_quantized
+from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
+from lightning_optim.export.target.base import Target
+from lightning_optim.export.target.find import find_target
 from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -180,21 +182,35 @@ class QATFakeQuant(Callback):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         allow_float: Sequence[str] = (),
+        target: Target | str = "onnxruntime",
+        batches: Iterable[Any] = (),
+        min_agreement: float = 0.8,
     ) -> QuantizedExport:
-        """Write the network as an ONNX file whose layers run as integer kernels; the live model stays as it is.
+        """Write the network as a file whose layers run as integer kernels; the live model stays as it is.
+
+        The file is loaded in its runtime before it is placed, and compared with the simulation.
 
         Args:
             path: The file to write.
             model: The LightningModule or its network; ``None`` is the one that was trained.
             args: Example positional inputs of the network; without any, those of the first batch in the window.
             kwargs: Example keyword inputs.
-            allow_float: ONNX operators that may stay in floating point besides those of excluded layers.
+            allow_float: Kernels that may stay in floating point besides those of excluded layers.
+            target: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
+            batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
+                positional input, or a mapping of keyword inputs; without any, the example inputs.
+            min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.
 
         Raises:
-            ExportError: If the network can't be exported, or if a layer would stay in floating point.
+            ExportError: If the network can't be exported, if a layer would stay in floating point, or if too few
+                answers agree.
             RuntimeError: If no model was trained or given.
         """
-        return export_quantized(self._simulator, self._network_of(model), path, args, kwargs, allow_float)
+        acceptance = Acceptance(allow_float=allow_float, batches=batches, min_agreement=min_agreement)
+        network = self._network_of(model)
+        return export_quantized(
+            self._simulator, network, path, args, kwargs, target=find_target(target), acceptance=acceptance
+        )
 
     def _network_of(self, model: nn.Module | None) -> nn.Module:
         if model is None:

@@ -1,4 +1,4 @@
-"""Packages of the ``export`` extra, imported when first needed."""
+"""Packages of the extras for exports, imported when first needed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from types import ModuleType
 from lightning_optim.errors import ExportError
 
 
-def require(name: str) -> ModuleType:
-    """Import a package of the ``export`` extra.
+def require(name: str, extra: str = "export") -> ModuleType:
+    """Import a package, or a module of it, that an extra of this one installs.
+
+    Args:
+        name: The module.
+        extra: The extra.
 
     Raises:
         ExportError: If it is not installed.
@@ -22,4 +26,5 @@ def require(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ExportError(f"export needs {name}: pip install 'lightning-optim[export]'") from error
+        package = name.partition(".")[0]
+        raise ExportError(f"export needs {package}: pip install 'lightning-optim[{extra}]'") from error

@@ -34,6 +34,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     opset: int = 21,
     translations: Mapping[Any, Callable[..., Any]] | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write a model to one ONNX file, without exporter metadata; equal weights give equal bytes.
 
@@ -48,6 +49,7 @@ def export_onnx(
             first one. Otherwise the file takes the example's batch alone.
         opset: ONNX operator set.
         translations: Custom operator -> onnxscript function, for operators that ONNX does not know.
+        name: What errors call the model; without one, its class.
 
     Returns:
         ``path``.
@@ -64,6 +66,7 @@ def export_onnx(
     """
     require("onnx")
     require("onnxscript")
+    name = name or type(model).__name__
     named = dict(kwargs or {})
     try:
         frozen = copy.deepcopy(model).cpu().eval()
@@ -80,10 +83,10 @@ def export_onnx(
             shapes = _open_batch(frozen, inputs, named)
         proto = _translate(frozen, inputs, named, shapes, opset, translations, input_names)
     except Exception as error:  # an exporter raises whatever its many layers raise
-        raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_first_line(error)}") from error
+        raise ExportError(f"{name} cannot be exported to ONNX: {_first_line(error)}") from error
     strip_model(proto)
     if proto.ByteSize() > _LARGEST:
-        raise ExportError(f"{type(model).__name__} takes {proto.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2 GB")
+        raise ExportError(f"{name} takes {proto.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2 GB")
     return write_atomic(path, proto.SerializeToString(deterministic=True))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.runtime import Session, load
+from lightning_optim.export.runtime import load
 
 
 @final
@@ -35,13 +35,17 @@ class Parity:
 
 
 @torch.no_grad()
-def check_parity(model_forward: Callable[..., Any], path: str | Path, batches: Iterable[Any]) -> Parity:
+def check_parity(
+    model_forward: Callable[..., Any], exported: str | Path | Callable[..., Any], batches: Iterable[Any]
+) -> Parity:
     """Run both models over the same batches and compare what they say.
 
     Args:
         model_forward: The trained model in eval mode; called with a batch's tensors.
-        path: The exported ONNX file.
-        batches: Each a tensor, or a sequence with one tensor per input; labels not included.
+        exported: The exported ONNX file; or a function of one tensor per input, in the order in which the batch holds
+            them, that returns an array for each output.
+        batches: Each a tensor, a sequence with one tensor per input, or a pair of positional (a tuple) and keyword
+            inputs (a dict); labels not included.
 
     Raises:
         ExportError: If there is no batch, or the outputs differ in number or shape.
@@ -56,18 +60,17 @@ def check_parity(model_forward: Callable[..., Any], path: str | Path, batches: I
         ...     check_parity(model, path, [batch]).top1_agreement
         1.0
     """
-    session = load(path)
+    run = exported if callable(exported) else load(exported).run
     agreed = exact = values = samples = 0
     errors = [torch.zeros(())]
     for batch in batches:
-        args = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
-        for position, (trained, exported) in enumerate(_outputs(model_forward, session, args)):
+        for position, (trained, answer) in enumerate(_outputs(model_forward, run, *_as_call(batch))):
             if position == 0:
-                agreed += int((_top1(trained) == _top1(exported)).sum())
+                agreed += int((_top1(trained) == _top1(answer)).sum())
                 samples += _top1(trained).numel()
-            exact += int((trained == exported).sum())
+            exact += int((trained == answer).sum())
             values += trained.numel()
-            errors.append((trained.double() - exported.double()).abs().amax().float())
+            errors.append((trained.double() - answer.double()).abs().amax().float())
     if not samples:
         raise ExportError("parity needs at least one batch to compare, got none")
     return Parity(
@@ -78,9 +81,18 @@ def check_parity(model_forward: Callable[..., Any], path: str | Path, batches: I
     )
 
 
-def _outputs(model_forward: Callable[..., Any], session: Session, args: tuple[Any, ...]) -> list[tuple[Tensor, Tensor]]:
-    trained = [leaf.cpu() for leaf in pytree.tree_leaves(model_forward(*args)) if isinstance(leaf, Tensor)]
-    exported = [torch.from_numpy(array) for array in session.run(*(arg.cpu() for arg in args))]
+def _as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], dict):
+        return batch
+    return tuple(batch) if isinstance(batch, (list, tuple)) else (batch,), {}
+
+
+def _outputs(
+    model_forward: Callable[..., Any], run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[Tensor, Tensor]]:
+    trained = [leaf.cpu() for leaf in pytree.tree_leaves(model_forward(*args, **kwargs)) if isinstance(leaf, Tensor)]
+    inputs = [leaf.cpu() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    exported = [torch.from_numpy(array) for array in run(*inputs)]
     shapes = [tuple(leaf.shape) for leaf in trained], [tuple(leaf.shape) for leaf in exported]
     if shapes[0] != shapes[1]:
         raise ExportError(f"the trained model gives outputs of shape {shapes[0]}, the exported one {shapes[1]}")

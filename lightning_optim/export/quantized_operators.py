@@ -17,15 +17,14 @@ from lightning_optim.quantization.functional import per_channel
 
 
 @torch.library.custom_op("lightning_optim::quantize_dequantize", mutates_args=())
-def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Round ``x`` to the values of 8-bit integers; ``zero_point`` has their type."""
-    limits = torch.iinfo(zero_point.dtype)
+def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Round ``x`` to the values of the integers from ``qmin`` to ``qmax``; ``zero_point`` has their type."""
     zero = zero_point.float()
-    return ((x / scale).round_().add_(zero).clamp_(limits.min, limits.max) - zero) * scale
+    return ((x / scale).round_().add_(zero).clamp_(qmin, qmax) - zero) * scale
 
 
 @quantize_dequantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -55,8 +54,12 @@ def translations() -> dict[Any, Callable[..., Any]]:
     """Custom operator -> function that writes it in ONNX."""
     op = require("onnxscript").opset21
 
-    def translate_activation(x: Any, scale: Any, zero_point: Any) -> Any:
-        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
+    def translate_activation(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
+        whole = op.QuantizeLinear(x, scale, zero_point)
+        if (qmin, qmax) not in ((0, 255), (-128, 127)):
+            # Among integers, so that the layer before still puts out integers.
+            whole = op.Clip(whole, op.CastLike(qmin, zero_point), op.CastLike(qmax, zero_point))
+        return op.DequantizeLinear(whole, scale, zero_point)
 
     def translate_constant(whole: Any, scale: Any, zero_point: Any) -> Any:
         return op.DequantizeLinear(whole, scale, zero_point, axis=0)

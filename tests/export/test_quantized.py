@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.quantized import export_quantized
+from lightning_optim.export.quantized import Acceptance, export_quantized
 from lightning_optim.export.runtime import load
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
@@ -168,7 +168,7 @@ def test_a_float_layer_that_nobody_asked_for_is_refused_and_nothing_written(tmp_
     with pytest.raises(ExportError, match=r"1 Add would run in floating point.*allow_float=\['Add'\]"):
         export_quantized(simulator, net, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
-    export_quantized(simulator, net, tmp_path / "model.onnx", allow_float=("Add",))
+    export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(allow_float=("Add",)))
 
 
 def test_what_the_runtime_cannot_hold_is_refused(tmp_path):

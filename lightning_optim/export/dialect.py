@@ -1,0 +1,79 @@
+"""How an exported graph says that a value is an integer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.export.quantized_operators import dequantize_constant, global_average_pool, quantize_dequantize
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values that an activation is rounded to.
+
+    Args:
+        scale: Step between two of them, a scalar.
+        zero_point: Integer that stands for 0, a scalar of the type that the integers are stored in.
+        step: ``scale`` as a number.
+        zero: ``zero_point`` as a number.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    step: float
+    zero: int
+    qmin: int
+    qmax: int
+
+
+class Dialect(ABC):
+    """Writes what a placement asks for in the words of one family of runtimes."""
+
+    @abstractmethod
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        """Round an activation to its grid."""
+
+    @abstractmethod
+    def weight(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Return the weight that stored integers stand for."""
+
+    @abstractmethod
+    def bias(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Return the bias that stored integers stand for."""
+
+    @abstractmethod
+    def average(self, x: Tensor) -> Tensor:
+        """Average an image over its height and width, ``[N, C, H, W]`` to ``[N, C, 1, 1]``."""
+
+
+@final
+class AffineDialect(Dialect):
+    """ONNX's QuantizeLinear and DequantizeLinear as processors want them: explicit zero points, int32 biases."""
+
+    @override
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        out: Tensor = quantize_dequantize(x, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
+        return out
+
+    @override
+    def weight(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        out: Tensor = dequantize_constant(whole, scale, zero_point)
+        return out
+
+    @override
+    def bias(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        out: Tensor = dequantize_constant(whole, scale, zero_point)
+        return out
+
+    @override
+    def average(self, x: Tensor) -> Tensor:
+        out: Tensor = global_average_pool(x)
+        return out

@@ -1,0 +1,69 @@
+"""Weights of few bits, stored in few bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_optim.export.dependency import require
+
+_OVERHEAD = 64  # bytes that a node costs; below, packing saves nothing
+_INT2_OPSET, _INT2_IR = 25, 13
+
+
+def pack_weights(model: Any) -> None:
+    """Store int8 weights whose integers fit into 4 or 2 bits so, in place.
+
+    A runtime's integer kernels read 8 bits: a ``Cast`` in front of the ``DequantizeLinear`` widens the weight, and a
+    runtime folds it when it loads the file. (ONNX Runtime computes a narrow weight without one in floating point, or
+    refuses it.) Two bits hold binary, ternary and 2-bit weights; they need operator set 25.
+
+    Args:
+        model: An ``onnx.ModelProto``.
+    """
+    onnx = require("onnx")
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    casts = []
+    for weight in model.graph.initializer:
+        found = readers.get(weight.name, [])
+        is_read_as_integer = all(node.op_type == "DequantizeLinear" and node.input[0] == weight.name for node in found)
+        if weight.data_type != onnx.TensorProto.INT8 or not found or not is_read_as_integer:
+            continue
+        whole = onnx.numpy_helper.to_array(weight)
+        bits = _bits_for(int(whole.min(initial=0)), int(whole.max(initial=0)))
+        if bits == 8 or whole.size * (8 - bits) / 8 < _OVERHEAD:
+            continue
+        casts.append(_pack(weight, whole, bits, found))
+    for position, cast in enumerate(casts):
+        model.graph.node.insert(position, cast)
+    if any(weight.data_type == onnx.TensorProto.INT2 for weight in model.graph.initializer):
+        _raise_opset(model)
+
+
+def _bits_for(low: int, high: int) -> int:
+    """Fewest bits of a type that holds two's complement integers from ``low`` to ``high``."""
+    return next(bits for bits in (2, 4, 8) if -(1 << (bits - 1)) <= low and high < 1 << (bits - 1))
+
+
+def _pack(weight: Any, whole: Any, bits: int, readers: list[Any]) -> Any:
+    """Replace an initializer's content, let its readers read it through a ``Cast``, and return that."""
+    onnx = require("onnx")
+    kind = onnx.TensorProto.INT4 if bits == 4 else onnx.TensorProto.INT2
+    packed = onnx.helper.make_tensor(weight.name, kind, whole.shape, whole.flatten().tolist())
+    widened = f"{weight.name}_int8"
+    for node in readers:
+        node.input[0] = widened
+    cast = onnx.helper.make_node("Cast", [weight.name], [widened], to=onnx.TensorProto.INT8)
+    raw = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(packed), weight.name)
+    weight.CopyFrom(raw)
+    return cast
+
+
+def _raise_opset(model: Any) -> None:
+    """Name an operator set that knows 2-bit integers; up to it, the operators in use gained types, not meanings."""
+    for entry in model.opset_import:
+        if entry.domain == "":
+            entry.version = max(entry.version, _INT2_OPSET)
+    model.ir_version = max(model.ir_version, _INT2_IR)

@@ -1,0 +1,69 @@
+"""A quantized network as an ONNX file of QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_optim.atomic import write_atomic
+from lightning_optim.export.dependency import require
+from lightning_optim.export.deployed import DeployedNetwork
+from lightning_optim.export.dialect import Dialect
+from lightning_optim.export.onnx import export_onnx
+from lightning_optim.export.pack import pack_weights
+from lightning_optim.export.quantized_operators import translations
+from lightning_optim.quantization.simulator import Simulator
+
+
+def write_qdq(
+    simulator: Simulator,
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    path: Path,
+    dialect: Dialect,
+    *,
+    packed: bool,
+) -> None:
+    """Write a network with integer constants to an ONNX file.
+
+    Batch norms are folded, average pooling over the whole image becomes ``GlobalAveragePool``, and positional inputs
+    are called what the network's own forward calls them.
+
+    Args:
+        simulator: What training learned.
+        network: The trained network; it stays as it is.
+        args: Example positional inputs, on the CPU.
+        kwargs: Example keyword inputs.
+        path: The file.
+        dialect: The words of the runtime.
+        packed: Store weights of few bits in 4 or 2 bits each.
+
+    Raises:
+        ExportError: If the network can't be exported.
+    """
+    deployed = DeployedNetwork(network, simulator, dialect)
+    with torch.no_grad():
+        deployed(*args, **kwargs)
+    export_onnx(deployed, args, path, kwargs=kwargs, translations=translations(), name=type(network).__name__)
+    model = require("onnx").load(path)
+    _name_inputs(model, network, args)
+    if packed:
+        pack_weights(model)
+    write_atomic(path, model.SerializeToString(deterministic=True))
+
+
+def _name_inputs(model: Any, network: nn.Module, args: tuple[Any, ...]) -> None:
+    """Call positional inputs what the network's own forward calls them; a nested one keeps its name."""
+    parameters = list(inspect.signature(type(network).forward).parameters.values())[1:]
+    named = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
+    names = {f"args_{place}": name for place, (name, _) in enumerate(zip(named, args, strict=False))}
+    for value in model.graph.input:
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]

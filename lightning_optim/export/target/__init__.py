@@ -1,0 +1,1 @@
+"""Runtimes that an exported network can be for."""

@@ -1,0 +1,71 @@
+"""ONNX Runtime's integer kernels on processors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.export.dialect import AffineDialect
+from lightning_optim.export.kernels import Kernels, inspect_kernels
+from lightning_optim.export.qdq import write_qdq
+from lightning_optim.export.runtime import load
+from lightning_optim.export.target.base import Runner, Target, check_activations, check_weights
+from lightning_optim.quantization.operators import Role
+from lightning_optim.quantization.simulator import Simulator
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntime(Target):
+    """An ONNX file that ONNX Runtime runs in integers: uint8 activations, int8 weights, int32 biases.
+
+    Args:
+        packed: Store weights whose integers fit into 4 or 2 bits so; the runtime widens them when it loads the file.
+    """
+
+    promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]] = {
+        (Role.CONVOLUTION,): frozenset({"Conv", "FusedConv", "ConvTranspose"}),
+        (Role.LINEAR, Role.MATMUL): frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul"}),
+        (Role.ADD,): frozenset({"Add"}),
+        (Role.POOL,): frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "MaxPool"}),
+    }
+
+    packed: bool = True
+
+    @override
+    def check(self, simulator: Simulator) -> None:
+        check_affine(simulator, "ONNX Runtime")
+
+    @override
+    def write(
+        self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
+    ) -> None:
+        write_qdq(simulator, network, args, kwargs, path, AffineDialect(), packed=self.packed)
+
+    @override
+    def inspect(self, path: Path) -> Kernels:
+        return inspect_kernels(path)
+
+    @override
+    def load(self, path: Path) -> Runner:
+        return load(path).run
+
+
+def check_affine(simulator: Simulator, runtime: str) -> None:
+    """Refuse what is no uint8 activation with one scale and no int8 weight.
+
+    Raises:
+        ExportError: If there is something.
+    """
+    check_activations(
+        simulator,
+        runtime,
+        "uint8 activations of one scale per tensor",
+        lambda scheme: scheme.signed == "uint" and scheme.granularity == "tensor",
+    )
+    check_weights(simulator, runtime)
