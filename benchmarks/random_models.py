@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,11 @@ HIERARCHY: dict[str, Any] = {
 }
 """What is said by stage in a pyramid."""
 
+COUNTED = frozenset(
+    {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "vocab_size"}
+    | {"max_position_embeddings", "image_size", "num_labels", "pad_token_id", "use_cache"}
+)
+"""What can be made smaller without regard to anything else."""
 
 _STAND_IN: list[torch.library.Library] = []
 
@@ -97,14 +102,31 @@ def _import_torchvision() -> None:
 
 
 def _transformer(cls: Any) -> Built:
+    """Build the first of ever larger configurations that runs."""
+    failed: list[Exception] = []
+    for settings in _configurations(cls):
+        try:
+            model = cls(cls.config_class(**settings)).eval()
+            inputs = _inputs(model)
+            with torch.no_grad():
+                model(**inputs)
+            return model, (), inputs
+        except Exception as error:
+            failed.append(error)
+    raise failed[0]
+
+
+def _configurations(cls: Any) -> Iterator[dict[str, Any]]:
+    """Tiny in all that the configuration has words for; tiny in what it counts; all but as it comes."""
     known = cls.config_class().to_dict()
     stages = HIERARCHY if isinstance(known.get("depths"), list) else {}
     settings = {key: value for key, value in {**TINY, **stages}.items() if _fits(value, known.get(key, ...))}
     for aliased, own in getattr(cls.config_class, "attribute_map", {}).items():
         if aliased in TINY and own not in settings and not stages:
             settings[own] = TINY[aliased]
-    model = cls(cls.config_class(**settings))
-    return model, (), _inputs(model)
+    yield settings
+    yield {key: value for key, value in settings.items() if key in COUNTED}
+    yield {key: value for key, value in settings.items() if key in ("use_cache", "pad_token_id")}
 
 
 def _fits(value: Any, default: Any) -> bool:
@@ -113,18 +135,25 @@ def _fits(value: Any, default: Any) -> bool:
 
 
 def _inputs(model: Any) -> dict[str, Tensor]:
-    main = model.main_input_name
+    main, config = model.main_input_name, model.config
     parameters: Mapping[str, Any] = inspect.signature(model.forward).parameters
     if main == "pixel_values" and "input_ids" not in parameters:
-        size = getattr(model.config, "image_size", 64)
-        return {main: torch.randn(1, 3, size, size)}
+        frames = [config.num_frames] if "num_frames" in config else []
+        return {main: torch.randn(1, *frames, 3, *_image_size(config))}
     if main == "input_values":
-        return {main: torch.randn(1, 4000)}
+        is_spectrum = "num_mel_bins" in config
+        return {main: torch.randn(1, config.max_length, config.num_mel_bins) if is_spectrum else torch.randn(1, 4000)}
     tokens = torch.randint(3, 99, (2, 12))
     inputs = {"input_ids": tokens}
+    if main == "input_features":
+        inputs = {main: torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions)}
     if main == "pixel_values" or "pixel_values" in parameters:
-        size = getattr(getattr(model.config, "vision_config", model.config), "image_size", 64)
-        inputs["pixel_values"] = torch.randn(2, 3, size, size)
+        inputs["pixel_values"] = torch.randn(2, 3, *_image_size(getattr(config, "vision_config", config)))
     if "decoder_input_ids" in parameters:
         inputs["decoder_input_ids"] = tokens[:, :7]
     return inputs
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    size = getattr(config, "image_size", 64)
+    return (size, size) if isinstance(size, int) else tuple(size)
