@@ -1,0 +1,168 @@
+"""The arithmetic of ONNX Runtime's integer kernels, to the bit.
+
+Accumulators are exact, so that only what follows them can differ between two ways to compute one formula:
+
+- Products (``QLinearConv``, ``QGemm``, ``QLinearMatMul``) and the average of a whole image: the accumulator becomes a
+  float32, is multiplied by one float32 (a product with ``1 / scale`` would be another), clamped, rounded half to even,
+  and **then** the zero point is added.
+- Sums (``QLinearAdd``): the zero points are part of a constant that enters **before** rounding, so ties fall otherwise
+  than above if the zero point is odd; and each of the two products is fused with the addition that follows it, rounded
+  once instead of twice. So is the first product of the constant itself. Separate roundings give another integer in
+  about two of a million sums, which a net may or may not meet.
+- Windows (``QLinearAveragePool``): averaged in float32, value by value, and rounded with the zero point added before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_optim.quantization.functional import quantize
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values that integers stand for.
+
+    Args:
+        scale: Step between two integers, float32; a scalar, or broadcastable against the integers.
+        zero_point: Integer that stands for 0, a float32 shaped as ``scale``.
+        low: Smallest integer.
+        high: Largest integer.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: int
+    high: int
+
+    def quantize(self, x: Tensor) -> Integers:
+        """Round values as ``QuantizeLinear`` does."""
+        return Integers(quantize(x, self.scale, self.zero_point, self.low, self.high), self)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """Whole numbers and what they stand for.
+
+    Args:
+        whole: The numbers, as floats; any shape.
+        grid: What they stand for.
+
+    Example:
+        >>> grid = Grid(torch.tensor(0.5), torch.tensor(3.0), 0, 255)
+        >>> Integers(torch.tensor([3.0, 5.0]), grid).values()
+        tensor([0., 1.])
+    """
+
+    whole: Tensor
+    grid: Grid
+
+    def values(self) -> Tensor:
+        """Return the values as ``DequantizeLinear`` does."""
+        return (self.whole - self.grid.zero_point) * self.grid.scale
+
+    def centred(self) -> Tensor:
+        """Return the integers less the zero point in float64, where sums of their products are exact."""
+        return (self.whole - self.grid.zero_point).double()
+
+
+def requantize(accumulator: Tensor, multiplier: Tensor, grid: Grid) -> Integers:
+    """Bring an accumulator onto a grid: scale, clamp, round, and only then add the zero point.
+
+    Args:
+        accumulator: Exact sums of products in float64; any shape.
+        multiplier: Accumulator's scale over the grid's, float32; broadcasts against ``accumulator``.
+        grid: Of the output, one scale for all.
+
+    Example:
+        >>> grid = Grid(torch.tensor(1.0), torch.tensor(3.0), 0, 255)
+        >>> requantize(torch.tensor([1.0, 3.0, 1e6]).double(), torch.tensor(0.5), grid).whole
+        tensor([  3.,   5., 255.])
+    """
+    steps = accumulator.float() * multiplier
+    clamped = torch.minimum(torch.maximum(steps, grid.low - grid.zero_point), grid.high - grid.zero_point)
+    return Integers(clamped.round_() + grid.zero_point, grid)
+
+
+def output_multiplier(left_scale: Tensor, right_scale: Tensor, grid: Grid) -> Tensor:
+    """Return what takes an accumulator of products onto a grid: ``(left * right) / output``, in float32."""
+    return (left_scale * right_scale) / grid.scale
+
+
+def add(left: Integers, right: Integers, grid: Grid) -> Integers:
+    """Add two integer tensors with fused multiply-adds, as ``QLinearAdd`` does on processors with AVX2.
+
+    ``fma(a, r_a, fma(b, r_b, c))`` with ``r_a = s_a / s``, ``r_b = s_b / s`` and
+    ``c = z - fma(r_a, z_a, r_b * z_b)``, rounded half to even.
+
+    Args:
+        left: First summand, one scale for all.
+        right: Second summand; broadcasts.
+        grid: Of the output.
+
+    Example:
+        >>> grid = Grid(torch.tensor(1.0), torch.tensor(1.0), 0, 255)
+        >>> half = Integers(torch.tensor([1.0, 2.0]), Grid(torch.tensor(0.5), torch.tensor(0.0), 0, 255))
+        >>> add(half, Integers(torch.tensor([1.0]), grid), grid).whole  # 0.5 + 1 is even before rounding, 1 + 1 is 2
+        tensor([2., 2.])
+    """
+    left_ratio, right_ratio = left.grid.scale / grid.scale, right.grid.scale / grid.scale
+    offset = _fused(left_ratio, left.grid.zero_point, right_ratio * right.grid.zero_point)
+    inner = _fused(right.whole, right_ratio, grid.zero_point - offset)
+    return Integers(_fused(left.whole, left_ratio, inner).round_().clamp_(grid.low, grid.high), grid)
+
+
+def average_image(x: Integers, grid: Grid) -> Integers:
+    """Average over height and width as ``QLinearGlobalAveragePool`` does, ``[N, C, H, W]`` to ``[N, C, 1, 1]``.
+
+    Args:
+        x: One scale for all.
+        grid: Of the output.
+    """
+    size = x.whole.shape[2:].numel()
+    total = x.centred().sum(tuple(range(2, x.whole.dim())), keepdim=True)
+    return requantize(total, x.grid.scale / (grid.scale * float(size)), grid)
+
+
+def average_windows(
+    x: Integers,
+    grid: Grid,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    *,
+    counts_padding: bool,
+) -> Integers:
+    """Average windows as ``QLinearAveragePool`` does.
+
+    Args:
+        x: ``[N, C, H, W]``, one scale for all.
+        grid: Of the output.
+        kernel: Height and width of a window.
+        stride: Steps between windows.
+        padding: Rows above and columns left of the image, rows below and columns right of it.
+        counts_padding: Whether a window is divided by its size even where it leaves the image.
+    """
+    top, left, bottom, right = padding
+    sides = (left, right, top, bottom)
+    windows = functional.pad(x.values(), sides).unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
+    total = torch.zeros_like(windows[..., 0, 0])
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            total = total + windows[..., row, column]  # in the kernel's order: sums of floats depend on it
+    inside = functional.pad(torch.ones_like(x.whole[:1, :1]), sides, value=float(counts_padding))
+    counts = inside.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).sum((-1, -2))
+    steps = (total / counts) / grid.scale + grid.zero_point
+    return Integers(steps.round_().clamp_(grid.low, grid.high), grid)
+
+
+def _fused(factor: Tensor, other: Tensor, summand: Tensor) -> Tensor:
+    """``factor * other + summand`` of float32, rounded once: products of two float32 are exact in float64."""
+    return (factor.double() * other.double() + summand.double()).float()
