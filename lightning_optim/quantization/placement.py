@@ -169,7 +169,11 @@ class Placement(TorchFunctionMode):
             return self._give(call, call.run(), Tag(call.key, call.key))
         if tag.is_pending and not tag.is_quantized and tag.origin not in self._plan.shared:
             self._saw(tag, call.key)
-            out = call.run() if upper is None else self._backend.clip(call.args[0], tag.key, upper)
+            if upper is None:
+                return self._give(call, call.run(), Tag(tag.key, call.key, is_pending=True))
+            # The clip's gradient needs what is overwritten with its result.
+            x = call.args[0].clone() if is_in_place(call.name, call.kwargs) else call.args[0]
+            out = self._backend.clip(x, tag.key, upper)
             return self._give(call, out, Tag(tag.key, call.key, is_pending=True))
         if upper is not None:
             return self._other(call, NO_KERNEL)  # the bound lies between two values of the grid
