@@ -21,6 +21,7 @@ from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
 from lightning_optim.export.target.base import Target
 from lightning_optim.export.target.find import find_target
+from lightning_optim.export.verify import Verification, verify
 from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -211,6 +212,16 @@ class QATFakeQuant(Callback):
         return export_quantized(
             self._simulator, network, path, args, kwargs, target=find_target(target), acceptance=acceptance
         )
+
+    @staticmethod
+    def verify(path: str | Path, batches: Iterable[Any]) -> Verification:
+        """Compare an exported file in ONNX Runtime with an emulation of its integer kernels, value by value.
+
+        Args:
+            path: The file, exported for ONNX Runtime.
+            batches: Each a tensor, or a sequence with one per input; labels not included.
+        """
+        return verify(path, batches)
 
     def _network_of(self, model: nn.Module | None) -> nn.Module:
         if model is None:
