@@ -1,0 +1,235 @@
+"""What does a training step with simulated int8 cost, beside the plain step, and how soon does it begin?
+
+    python -m benchmarks.quantization_step [--steps 12] [--rounds 8]
+
+A residual net (widths 16, 32, 64, images of 32 x 32) and a vision transformer (three blocks of width 128 whose
+attention is written out, 64 tokens) train on batches of 32 random images, in turns within one process on one thread. A
+step is timed in CPU time, from the end of one batch to the end of the next; ratios are of medians.
+
+- points: activations are quantized where a convolution or a linear reads them, weights everywhere, as other libraries
+  do it; ranges are observed at every step.
+- all: everything that the deployed network rounds, with batch norms on their batch's statistics, and ``folded``.
+
+``attach_seconds`` is the time from the beginning of a fit to the end of its first simulated step, over that of the
+plain fit; ``ranks_worst_error`` the largest relative difference between the scales that two processes with different
+data agree on and those of one process with all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
+
+from benchmarks.common import parser_for, quiet, quiet_trainer
+from benchmarks.overhead import WARMUP, Stopwatch
+from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim.demo.model.classifier import Classifier
+from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.quantization.merge import merge_ranges
+from lightning_optim.quantization.observer.moving_average import MovingAverage
+from lightning_optim.quantization.placement import Placement
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.surgery.select import Targets
+
+BATCH, SIDE = 32, 32
+
+
+class Block(nn.Module):
+    """A transformer's block whose attention is made of single functions."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    @override
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, length, width = tokens.shape
+        depth = width // self.heads
+        packed = self.qkv(self.norm1(tokens)).reshape(batch, length, 3, self.heads, depth)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = ((query @ key.transpose(-1, -2)) * depth**-0.5).softmax(-1)
+        tokens = tokens + self.out((weights @ value).transpose(1, 2).reshape(batch, length, width))
+        return tokens + self.down(functional.gelu(self.up(self.norm2(tokens))))
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 4 x 4, three blocks, mean over the tokens."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 4, 4)
+        self.position = nn.Parameter(0.02 * torch.randn(1, (SIDE // 4) ** 2, width))
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(3)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "cnn": lambda: ResidualNet(widths=(16, 32, 64)),
+    "vit": VisionTransformer,
+}
+
+
+@contextlib.contextmanager
+def at_points_of_peers() -> Iterator[None]:
+    """Leave what a layer puts out as it is until a convolution or a linear reads it."""
+    with (
+        mock.patch.object(Placement, "_settle", lambda self, leaf, reader: leaf),
+        mock.patch.object(Placement, "_move", lambda self, call: call.run()),
+    ):
+        yield
+
+
+def quantize(*, points: bool = False, folded: bool = False) -> QATFakeQuant:
+    """The callback, with ranges observed to the end."""
+    weighted = Targets(types=("Conv2d", "Linear")) if points else None
+    return QATFakeQuant(targets=weighted, freeze={"observer": 1.0, "batch_norm": 0.0 if folded else 1.0})
+
+
+VARIANTS: dict[str, Callable[[], list[QATFakeQuant]]] = {
+    "plain": list,
+    "control": list,
+    "points": lambda: [quantize(points=True)],
+    "all": lambda: [quantize()],
+    "folded": lambda: [quantize(folded=True)],
+}
+
+
+def take_turn(net: str, variant: str, steps: int) -> list[float]:
+    """Train a fresh net for a few steps and return the CPU seconds of each."""
+    torch.manual_seed(0)
+    images = torch.randn(BATCH * (WARMUP + steps), 1, SIDE, SIDE)
+    labels = torch.randint(0, 10, (len(images),))
+    stopwatch = Stopwatch()
+    trainer = quiet_trainer([stopwatch, *VARIANTS[variant]()], max_epochs=1)
+    with at_points_of_peers() if variant == "points" else contextlib.nullcontext():
+        trainer.fit(Classifier(NETS[net]()), DataLoader(TensorDataset(images, labels), BATCH))
+    return stopwatch.seconds
+
+
+def measure_steps(steps: int, rounds: int) -> dict[str, float]:
+    """Ratios to the plain step."""
+    found = {}
+    for net in NETS:
+        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+        for turn in range(rounds):
+            for variant in list(VARIANTS) if turn % 2 == 0 else list(reversed(VARIANTS)):
+                seconds[variant] += take_turn(net, variant, steps)
+        medians = {variant: statistics.median(times) for variant, times in seconds.items()}
+        names = {"points": "", "all": "_all", "folded": "_folded", "control": "_control"}
+        found |= {f"qat_step_ratio_{net}{end}": medians[name] / medians["plain"] for name, end in names.items()}
+    return found
+
+
+class FirstSteps(Stopwatch):
+    """Seconds from the beginning of the fit to the end of the third step, the first that is simulated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = self.took = 0.0
+
+    @override
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self.began = time.process_time()
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == 3:
+            self.took = time.process_time() - self.began
+
+
+def measure_attach() -> dict[str, float]:
+    """Seconds that the callback adds until it simulates."""
+    batches = DataLoader(TensorDataset(torch.randn(3 * BATCH, 1, SIDE, SIDE), torch.zeros(3 * BATCH).long()), BATCH)
+    took = {}
+    for variant in ("plain", "all"):
+        watch = FirstSteps()
+        quiet_trainer([watch, *VARIANTS[variant]()], max_epochs=1).fit(Classifier(NETS["cnn"]()), batches)
+        took[variant] = watch.took
+    return {"attach_seconds": took["all"] - took["plain"]}
+
+
+def _batches(rank: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return [(1.0 + 9.0 * rank) * torch.randn(64, generator=generator) for _ in range(5)]
+
+
+def _observe(rank: int, folder: str) -> None:
+    """One of two processes, whose values are ten times as large as the other's."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    ranges = Ranges(Affine(), MovingAverage())
+    for batch in _batches(rank):
+        ranges.observe("layer", batch)
+        merge_ranges(ranges, torch.device("cpu"))
+    torch.save(ranges.qparams("layer", torch.device("cpu")), Path(folder, f"{rank}.pt"))
+    distributed.destroy_process_group()
+
+
+def measure_ranks() -> dict[str, float]:
+    """Two processes beside one on all of their data."""
+    alone = Ranges(Affine(), MovingAverage())
+    for both in zip(_batches(0), _batches(1), strict=True):
+        alone.observe("layer", torch.cat(both))
+        merge_ranges(alone, torch.device("cpu"))
+    expected = alone.qparams("layer", torch.device("cpu"))
+    assert expected is not None
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_observe, (folder,), nprocs=2)  # type: ignore[no-untyped-call]  # torch's own
+        seen = [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in (0, 1)]
+    worst = max(float(abs(scale / expected[0] - 1.0)) for scale, _ in seen)
+    return {"ranks_worst_error": worst}
+
+
+def measure(steps: int = 12, rounds: int = 8) -> dict[str, float]:
+    """All figures."""
+    return {**measure_steps(steps, rounds), **measure_attach(), **measure_ranks()}
+
+
+def show(title: str, figures: dict[str, Any]) -> None:
+    """Print the table."""
+    table = Table(title=title)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, "not measured" if value is None else f"{value:.4g}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure, print a table and, as the last line, one JSON object."""
+    parser = parser_for(__doc__)
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of a turn")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each variant")
+    options = parser.parse_args()
+    quiet()
+    figures = measure(options.steps, options.rounds)
+    show("Training with simulated int8", figures)
+    print(json.dumps({"benchmark": "quantization_step", "torch": torch.__version__, **figures}))
+
+
+if __name__ == "__main__":
+    main()
