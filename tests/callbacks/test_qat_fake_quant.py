@@ -323,3 +323,11 @@ def test_ranges_of_another_model_are_refused(tmp_path):
 def test_evaluation_without_ranges_warns(tmp_path):
     with pytest.warns(UserWarning, match="has no ranges"):
         trainer(tmp_path, QATFakeQuant(activation_quantizer=Affine())).validate(made(), data())
+
+
+def test_what_was_exported_is_verified_to_the_bit(tmp_path):
+    module, callback = made(), QATFakeQuant()
+    trainer(tmp_path, callback).fit(module, data())
+    exported = callback.export(tmp_path / "model.onnx")
+    found = callback.verify(exported.path, [x for x, _ in data()])
+    assert (found.compared, found.exact_fraction) == (64, 1.0)
