@@ -9,7 +9,7 @@ from lightning_optim.quantization.ranges import Ranges
 
 
 def merge_ranges(ranges: Ranges, device: torch.device) -> None:
-    """End a batch: fold its ranges in, joined over all processes by one flat message.
+    """End a batch: fold its ranges in, joined over all processes by one flat message, and by a second for histograms.
 
     Every process ends with the ranges that a single one would have found on all of their data. Names of activations
     travel only in a batch in which some process saw a new one.
@@ -29,7 +29,12 @@ def merge_ranges(ranges: Ranges, device: torch.device) -> None:
         distributed.all_gather_object(everyone, ranges.new_keys)
         ranges.register(tuple(sorted(set().union(*everyone))))
         message = _maximum(torch.cat([count, ranges.message(device)]))
-    ranges.merge(message[1:])
+    ranges.merge(message[1:], _sum)
+
+
+def _sum(counts: Tensor) -> Tensor:
+    distributed.all_reduce(counts)
+    return counts
 
 
 def _maximum(message: Tensor) -> Tensor:

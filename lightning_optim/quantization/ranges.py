@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from lightning_optim.quantization.observer.base import Observer
+from lightning_optim.quantization.observer.base import Evidence, Observer
+from lightning_optim.quantization.observer.functional import NUM_BINS, count_values, exponent_of, widen_bins
 from lightning_optim.quantization.quantizer.base import Quantizer
 
 
@@ -16,19 +17,22 @@ from lightning_optim.quantization.quantizer.base import Quantizer
 class Ranges:
     """What the observers of all activations have seen, and the scales that follow.
 
-    Within a batch, ranges are only collected. ``merge`` folds them in at its end: until then every process of a job
-    quantizes alike.
+    Within a batch, ranges, and histograms if the observer needs them, are only collected. ``merge`` folds them in at
+    its end: until then every process of a job quantizes alike.
 
     Args:
         quantizer: Turns a range into a scale and a zero point.
-        observer: Turns the ranges of many batches into one.
+        observer: Turns what many batches show into one range.
     """
 
     def __init__(self, quantizer: Quantizer, observer: Observer) -> None:
         self._quantizer, self._state = quantizer, observer.start()
         self._places: dict[str, int] = {}
+        self._counts_values = observer.needs is Evidence.HISTOGRAM
         self._batch: dict[str, tuple[Tensor, Tensor]] = {}
+        self._counts: dict[str, tuple[Tensor, Tensor]] = {}
         self._qparams: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self._clipped: tuple[Tensor, Tensor] | None = None
         self._ranged: set[str] = set()
 
     @property
@@ -50,7 +54,17 @@ class Ranges:
             seen = self._batch[key]
             low, high = torch.minimum(low, seen[0]), torch.maximum(high, seen[1])
         self._batch[key] = (low.float(), high.float())
+        if self._counts_values:
+            self._count(key, tensor)
         return ends
+
+    def _count(self, key: str, tensor: Tensor) -> None:
+        exponent = exponent_of(*self._batch[key])
+        counts = count_values(tensor, exponent)
+        if key in self._counts:
+            past, past_exponent = self._counts[key]
+            counts = counts + widen_bins(past.unsqueeze(0), past_exponent.unsqueeze(0), exponent.unsqueeze(0))[0]
+        self._counts[key] = (counts, exponent)
 
     def register(self, keys: tuple[str, ...]) -> None:
         """Give activations a place in the flat message; the same keys in the same order on every process."""
@@ -72,19 +86,39 @@ class Ranges:
         vector = torch.stack(flat) if flat else torch.empty(0, device=device)
         return torch.where(vector.isfinite(), vector, unseen)
 
-    def merge(self, message: Tensor) -> None:
-        """Fold in the ranges of a batch, as ``message`` gave them, and forget the batch."""
-        self._batch = {}
-        if not self._places:
-            return
-        negated, high = message.chunk(2)
-        unseen = torch.isinf(negated) | torch.isinf(high)
-        self._state.update((-negated).masked_fill(unseen, torch.inf), high.masked_fill(unseen, -torch.inf))
-        self._qparams = {}
+    def merge(self, message: Tensor, add: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Fold in a batch, and forget it.
+
+        Args:
+            message: Its ranges, as ``message`` gave them.
+            add: Sums a tensor over all processes; for histograms, which travel in one flat message of their own.
+        """
+        if self._places:
+            negated, high = message.chunk(2)
+            unseen = torch.isinf(negated) | torch.isinf(high)
+            low, high = (-negated).masked_fill(unseen, torch.inf), high.masked_fill(unseen, -torch.inf)
+            counts = self._histograms(low, high) if self._counts_values else None
+            self._state.update(low, high, counts if counts is None or add is None else add(counts))
+            self._qparams, self._clipped = {}, None
+        self.discard()
+
+    def _histograms(self, low: Tensor, high: Tensor) -> Tensor:
+        """This batch's histograms, ``[N, B]``, over the spans of the ranges that all processes saw.
+
+        What is not finite here has none, whatever the others saw.
+        """
+        zero = torch.zeros((), dtype=torch.long, device=low.device)
+        counts, exponents = [], []
+        for key in self._places:
+            held, exponent = self._counts.get(key, (zero.expand(NUM_BINS), zero))
+            is_finite = torch.stack(self._batch[key]).isfinite().all() if key in self._batch else zero
+            counts.append((held * is_finite).to(low.device))
+            exponents.append(exponent.to(low.device))
+        return widen_bins(torch.stack(counts), torch.stack(exponents), exponent_of(low, high))
 
     def discard(self) -> None:
         """Forget what this batch showed."""
-        self._batch = {}
+        self._batch, self._counts = {}, {}
 
     def has(self, key: str) -> bool:
         """Whether an activation has a range."""
@@ -99,9 +133,15 @@ class Ranges:
         return self._qparams.get((key, device))
 
     def range_of(self, key: str) -> tuple[float, float]:
-        """Return the range of an activation."""
+        """Return the range that an activation's integers are to cover."""
         place = self._places[key]
-        return float(self._state.low[place]), float(self._state.high[place])
+        low, high = self._find_clipped()
+        return float(low[place]), float(high[place])
+
+    def _find_clipped(self) -> tuple[Tensor, Tensor]:
+        if self._clipped is None:
+            self._clipped = self._state.clipped(self._quantizer)
+        return self._clipped
 
     def _find_ranged(self) -> set[str]:
         if len(self._ranged) < len(
@@ -112,7 +152,7 @@ class Ranges:
         return self._ranged
 
     def _refresh(self, device: torch.device) -> None:
-        low, high = self._state.low.to(device), self._state.high.to(device)
+        low, high = (end.to(device) for end in self._find_clipped())
         scales, zero_points = self._quantizer.qparams(low, high)
         seen = self._find_ranged()
         pairs = zip(self._places, scales.unbind(), zero_points.unbind(), strict=True)
@@ -127,4 +167,5 @@ class Ranges:
         """Take over what ``state_dict`` returned."""
         self._places = {key: place for place, key in enumerate(state["keys"])}
         self._state.load_state_dict(dict(state["observer"]))
-        self._batch, self._qparams, self._ranged = {}, {}, set()
+        self._qparams, self._clipped, self._ranged = {}, None, set()
+        self.discard()

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import Enum
+from typing import ClassVar
 
 from torch import Tensor
 
+from lightning_optim.quantization.quantizer.base import Quantizer
+
+
+class Evidence(Enum):
+    """What an observer may want to know of a tensor."""
+
+    RANGE = "range"
+    HISTOGRAM = "histogram"
+
 
 class ObserverState(ABC):
-    """Ranges of many tensors, kept as two flat vectors so that ranks merge them in one message."""
+    """What was seen of many tensors, kept in flat tensors so that ranks merge them in one message."""
 
     __slots__ = ()
 
@@ -22,13 +33,24 @@ class ObserverState(ABC):
     def high(self) -> Tensor:
         """Largest value of every tensor, ``[N]``; ``-inf`` where none was seen."""
 
+    def clipped(self, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+        """Return the ranges that a quantizer is to cover, ``[N]`` each; what lies outside is clipped."""
+        return self.low, self.high
+
     @abstractmethod
     def grow(self, count: int) -> None:
         """Make room for ``count`` tensors in all."""
 
     @abstractmethod
-    def update(self, low: Tensor, high: Tensor) -> None:
-        """Take in the ranges of one batch, ``[N]`` each; ``inf`` and ``-inf`` mark what the batch did not show."""
+    def update(self, low: Tensor, high: Tensor, counts: Tensor | None = None) -> None:
+        """Take in one batch.
+
+        Args:
+            low: Smallest values, ``[N]``; ``inf`` marks what the batch did not show.
+            high: Largest values, ``[N]``; ``-inf`` marks the same.
+            counts: Histograms, ``[N, B]``, over the spans that ``observer.functional.exponent_of`` gives for these
+                ranges; ``None`` unless the observer needs them.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
@@ -40,9 +62,15 @@ class ObserverState(ABC):
 
 
 class Observer(ABC):
-    """A rule that turns the ranges of many batches into one range."""
+    """A rule that turns what many batches show into one range.
+
+    Attributes:
+        needs: What it is to be told of a batch.
+    """
 
     __slots__ = ()
+
+    needs: ClassVar[Evidence] = Evidence.RANGE
 
     @abstractmethod
     def start(self) -> ObserverState:

@@ -39,6 +39,6 @@ class MinMaxState(RunningRange):
     __slots__ = ()
 
     @override
-    def update(self, low: Tensor, high: Tensor) -> None:
+    def update(self, low: Tensor, high: Tensor, counts: Tensor | None = None) -> None:
         self._low = torch.minimum(self._low.to(low.device), low)
         self._high = torch.maximum(self._high.to(high.device), high)

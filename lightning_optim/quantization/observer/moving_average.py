@@ -52,7 +52,7 @@ class MovingAverageState(RunningRange):
         self._decay = decay
 
     @override
-    def update(self, low: Tensor, high: Tensor) -> None:
+    def update(self, low: Tensor, high: Tensor, counts: Tensor | None = None) -> None:
         self._low = self._average(self._low.to(low.device), low)
         self._high = self._average(self._high.to(high.device), high)
 

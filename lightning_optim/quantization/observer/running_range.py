@@ -38,7 +38,7 @@ class RunningRange(ObserverState):
 
     @abstractmethod
     @override
-    def update(self, low: Tensor, high: Tensor) -> None: ...
+    def update(self, low: Tensor, high: Tensor, counts: Tensor | None = None) -> None: ...
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
