@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SMALLEST_SCALE = 1e-12
+SMALLEST_SCALE = 1e-12
 _LARGEST_BIAS = 2.0**30  # of the 2 ** 31 of an int32 accumulator, one half is left to the products
 
 
@@ -32,7 +32,7 @@ def affine_qparams(low: Tensor, high: Tensor, qmin: int, qmax: int) -> tuple[Ten
         (0.015686, 64.0)
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = ((high - low) / (qmax - qmin)).clamp(min=_SMALLEST_SCALE)
+    scale = ((high - low) / (qmax - qmin)).clamp(min=SMALLEST_SCALE)
     return scale, torch.clamp(torch.round(qmin - low / scale), qmin, qmax)
 
 
@@ -43,7 +43,7 @@ def symmetric_scale(max_abs: Tensor, qmax: int) -> Tensor:
         >>> symmetric_scale(torch.tensor([1.27, 2.54]), 127)
         tensor([0.0100, 0.0200])
     """
-    return (max_abs / qmax).clamp(min=_SMALLEST_SCALE)
+    return (max_abs / qmax).clamp(min=SMALLEST_SCALE)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -231,8 +231,13 @@ def pair_extreme(weight: Tensor) -> Tensor:
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
     """View ``[O]`` values so that they broadcast along dimension 0 of ``like``; a scalar stays one.
 
+    Values ``[O, G]`` of groups are repeated along dimension 1, ``I / G`` times each.
+
     Example:
         >>> per_channel(torch.ones(4), torch.ones(4, 3, 2, 2)).shape
         torch.Size([4, 1, 1, 1])
     """
+    if values.dim() == 2:
+        values = values.repeat_interleave(like.shape[1] // values.shape[1], 1)
+        return values.view(*values.shape, *[1] * (like.dim() - 2))
     return values.view(-1, *[1] * (like.dim() - 1)) if values.dim() else values

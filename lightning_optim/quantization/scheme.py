@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-Granularity = Literal["tensor", "channel"]
+Granularity = Literal["tensor", "channel", "group", "token"]
+_GRANULARITIES = ("tensor", "channel", "group", "token")
 
 
 @final
@@ -14,11 +15,14 @@ class Scheme:
     """A set of integers and a granularity.
 
     Args:
-        bits: Width of an integer, 2 to 8.
+        bits: How many values there are, as a width: 1 to 8.
         signed: Whether integers are signed; ``"int"`` or ``"uint"``.
         symmetric: Whether 0 is always represented by the integer 0. A signed symmetric scheme leaves the most negative
             integer out, so that a weight and its negative are equally exact.
-        granularity: ``"tensor"``: one scale; ``"channel"``: one for each entry of dimension 0.
+        granularity: ``"tensor"``: one scale; ``"channel"``: one for each entry of dimension 0; ``"group"``: one for some
+            input channels of an output channel; ``"token"``: one for each row of an activation's last dimension, found
+            anew at every pass.
+        limit: Largest integer, where values lie further apart than 1, as powers of two do; 0 follows from the width.
 
     Raises:
         ValueError: If a value is out of range.
@@ -33,23 +37,28 @@ class Scheme:
     signed: Literal["int", "uint"]
     symmetric: bool
     granularity: Granularity
+    limit: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be a whole number from 2 to 8, got {self.bits!r}")
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+            raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
         if self.signed not in ("int", "uint"):
             raise ValueError(f"signed must be 'int' or 'uint', got {self.signed!r}")
-        if self.granularity not in ("tensor", "channel"):
-            raise ValueError(f"granularity must be 'tensor' or 'channel', got {self.granularity!r}")
+        if self.granularity not in _GRANULARITIES:
+            raise ValueError(f"granularity must be one of {', '.join(_GRANULARITIES)}, got {self.granularity!r}")
 
     @property
     def qmin(self) -> int:
         """Smallest integer."""
         if self.signed == "uint":
             return 0
-        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
+        return -self.qmax if self.symmetric else -(1 << (self.bits - 1))
 
     @property
     def qmax(self) -> int:
         """Largest integer."""
-        return (1 << self.bits) - 1 if self.signed == "uint" else (1 << (self.bits - 1)) - 1
+        if self.limit:
+            return self.limit
+        if self.signed == "uint":
+            return (1 << self.bits) - 1
+        return max((1 << (self.bits - 1)) - 1, int(self.symmetric))  # of one bit and around 0: -1 and 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -12,8 +13,8 @@ from typing_extensions import override
 from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import fold_batch_norm, uses_running_statistics
 from lightning_optim.quantization.functional import (
+    SMALLEST_SCALE,
     bias_floor,
-    fake_quantize,
     per_channel,
     round_bias,
 )
@@ -22,12 +23,28 @@ from lightning_optim.quantization.ranges import Ranges
 from lightning_optim.quantization.scheme import Scheme
 
 
-def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None) -> Tensor:
-    """Return the scale of a weight, ``[O]`` or a scalar; no smaller than ``floor``."""
+def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, norm: _BatchNorm | None = None) -> Tensor:
+    """Return the scale of a weight: ``[O]``, a scalar, or ``[O, G]`` for groups.
+
+    Args:
+        weight: The weight, with its batch norm folded in.
+        quantizer: Its quantizer.
+        floor: The scale is no smaller, ``[O]``; groups have none.
+        norm: The batch norm that was folded in.
+    """
     scale = quantizer.weight_scale(weight)
-    if floor is None:
+    if norm is not None and quantizer.is_absolute:
+        factor = norm_factor(norm, weight).abs().clamp(min=SMALLEST_SCALE)
+        scale = scale * (factor if scale.dim() < 2 else factor.unsqueeze(1))
+    if floor is None or scale.dim() == 2:
         return scale
     return torch.maximum(scale, (floor if scale.dim() else floor.max()).to(scale.dtype))
+
+
+def norm_factor(norm: _BatchNorm, weight: Tensor) -> Tensor:
+    """Return what a folded batch norm multiplies every output channel by, ``[O]``, without gradient."""
+    factor, _ = fold_batch_norm(weight.new_ones(weight.shape[0], 1), None, norm)
+    return factor.detach().flatten()
 
 
 def _covers(qparams: tuple[Tensor, Tensor], scheme: Scheme, ends: tuple[Tensor, Tensor]) -> bool:
@@ -47,8 +64,8 @@ class SimulationBackend(Backend):
 
     Args:
         ranges: Ranges of the activations.
-        weight_quantizer: Quantizer of every weight.
-        activation_quantizer: Quantizer of every activation.
+        weight_quantizer_of: Key of a layer -> quantizer of its weight.
+        activation_quantizer_of: Key of an activation -> its quantizer.
         observes: Whether activations widen the batch's ranges.
         folds_all: Whether every batch norm is folded, even one that would use its batch's statistics.
     """
@@ -56,13 +73,13 @@ class SimulationBackend(Backend):
     def __init__(
         self,
         ranges: Ranges,
-        weight_quantizer: Quantizer,
-        activation_quantizer: Quantizer,
+        weight_quantizer_of: Callable[[str], Quantizer],
+        activation_quantizer_of: Callable[[str], Quantizer],
         *,
         observes: bool,
         folds_all: bool,
     ) -> None:
-        self._ranges, self._weights, self._activations = ranges, weight_quantizer, activation_quantizer
+        self._ranges, self._weights, self._activations = ranges, weight_quantizer_of, activation_quantizer_of
         self._observes, self._folds_all = observes, folds_all
 
     @override
@@ -71,11 +88,11 @@ class SimulationBackend(Backend):
         qparams = self._ranges.qparams(key, tensor.device)
         if qparams is None:
             return tensor
-        scheme = self._activations.scheme
+        quantizer = self._activations(key)
         # A processor knows at once that nothing is clipped; an accelerator would have to be waited for.
         is_known = tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-        is_within = is_known and ends is not None and _covers(qparams, scheme, ends)
-        return fake_quantize(tensor, *qparams, scheme.qmin, scheme.qmax, is_within=is_within)
+        is_within = is_known and ends is not None and _covers(qparams, quantizer.scheme, ends)
+        return quantizer.fake(tensor, *qparams, is_within=is_within)
 
     @override
     def folds(self, norm: _BatchNorm) -> bool:
@@ -85,28 +102,27 @@ class SimulationBackend(Backend):
     def weight(
         self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
-        qparams = self._ranges.qparams(input_key, weight.device)
+        quantizer, qparams = self._weights(key), self._ranges.qparams(input_key, weight.device)
         if norm is not None and not self.folds(norm):
-            return self._unfolded(weight, norm), bias
+            return _round_unfolded(weight, quantizer, norm), bias
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)
         input_scale = None if qparams is None else qparams[0]
         floor = None if bias is None or input_scale is None else bias_floor(bias, input_scale)
-        scale = weight_scale(weight, self._weights, floor)
-        if bias is not None and input_scale is not None:
+        scale = weight_scale(weight, quantizer, floor, norm)
+        if bias is not None and input_scale is not None and scale.dim() < 2:  # groups have no common accumulator
             bias = round_bias(bias, input_scale * scale)
-        return self._round(weight, scale), bias
+        return _round(weight, quantizer, scale), bias
 
-    def _unfolded(self, weight: Tensor, norm: _BatchNorm) -> Tensor:
-        if self._weights.scheme.granularity == "channel":
-            return self._round(weight, weight_scale(weight, self._weights, None))
-        ones = weight.new_ones(weight.shape[0], 1)
-        factor, _ = fold_batch_norm(ones, None, norm)
-        factor = factor.detach()
-        factor = per_channel(torch.where(factor == 0, torch.ones_like(factor), factor).flatten(), weight)
-        scaled = weight * factor
-        return self._round(scaled, weight_scale(scaled, self._weights, None)) / factor
 
-    def _round(self, weight: Tensor, scale: Tensor) -> Tensor:
-        scheme = self._weights.scheme
-        return fake_quantize(weight, per_channel(scale, weight), None, scheme.qmin, scheme.qmax, is_within=True)
+def _round(weight: Tensor, quantizer: Quantizer, scale: Tensor) -> Tensor:
+    return quantizer.fake(weight, per_channel(scale, weight), None, is_within=True)
+
+
+def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm: _BatchNorm) -> Tensor:
+    if quantizer.scheme.granularity != "tensor" or quantizer.is_absolute:
+        return _round(weight, quantizer, weight_scale(weight, quantizer, None))
+    factor = norm_factor(norm, weight)
+    factor = per_channel(torch.where(factor == 0, torch.ones_like(factor), factor), weight)
+    scaled = weight * factor
+    return _round(scaled, quantizer, weight_scale(scaled, quantizer, None)) / factor

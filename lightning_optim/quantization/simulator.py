@@ -63,6 +63,14 @@ class Simulator:
         """Whether operators and ranges are known, so that the network is simulated."""
         return self.plan is not None and bool(self.ranges.keys)
 
+    def weight_quantizer_of(self, key: str) -> Quantizer:
+        """Return the quantizer of a layer's weight, by the key of the layer's operator."""
+        return self.weight_quantizer
+
+    def activation_quantizer_of(self, key: str) -> Quantizer:
+        """Return the quantizer of an activation, by its key."""
+        return self.activation_quantizer
+
     def run(self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a network's own ``forward``, simulated as far as the simulator knows it.
 
@@ -78,8 +86,8 @@ class Simulator:
             return forward(*args, **kwargs)
         backend = SimulationBackend(
             self.ranges,
-            self.weight_quantizer,
-            self.activation_quantizer,
+            self.weight_quantizer_of,
+            self.activation_quantizer_of,
             observes=self.is_observing,
             folds_all=self.folds_batch_norm,
         )

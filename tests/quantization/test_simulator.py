@@ -266,7 +266,11 @@ def test_zeros_stay_zeros():
     x = torch.randn(4, 3, 4, 4)
     simulator = learned(net, x)
     backend = SimulationBackend(
-        simulator.ranges, simulator.weight_quantizer, simulator.activation_quantizer, observes=False, folds_all=True
+        simulator.ranges,
+        simulator.weight_quantizer_of,
+        simulator.activation_quantizer_of,
+        observes=False,
+        folds_all=True,
     )
     weight, bias = backend.weight(net.conv.weight, net.conv.bias, "conv:conv2d", "conv:conv2d<0", net.norm)
     assert weight[0].abs().max() == 0

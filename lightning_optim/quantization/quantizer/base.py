@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import Enum
+from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_optim.quantization.functional import channel_range
+from lightning_optim.quantization.functional import channel_range, fake_quantize, quantize
 from lightning_optim.quantization.scheme import Scheme
 
 
+class Operand(Enum):
+    """What a quantizer is made for."""
+
+    WEIGHT = "weight"
+    ACTIVATION = "activation"
+
+
 class Quantizer(ABC):
-    """A rule that turns the range of some values into a scale and a zero point."""
+    """A rule that turns values into integers, and their range into a scale and a zero point.
+
+    Attributes:
+        serves: What it can quantize.
+        is_absolute: Whether the scale of a weight does not grow with the weight. A batch norm that is folded in then
+            multiplies the scale as well.
+    """
 
     __slots__ = ()
+
+    serves: ClassVar[frozenset[Operand]] = frozenset(Operand)
+    is_absolute: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -21,7 +39,7 @@ class Quantizer(ABC):
         """The integers in use."""
 
     def weight_scale(self, weight: Tensor) -> Tensor:
-        """Return the scale of a weight ``[O, ...]``, so large that no value is clipped: ``[O]``, or a scalar."""
+        """Return the scale of a weight ``[O, I, ...]``: ``[O]``, a scalar, or ``[O, G]`` for groups of input channels."""
         low, high = channel_range(weight)
         if self.scheme.granularity == "tensor":
             low, high = low.min(), high.max()
@@ -30,3 +48,18 @@ class Quantizer(ABC):
     @abstractmethod
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero point for values in ``[low, high]``, shaped as ``low``."""
+
+    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Return the whole numbers that stand for ``x``, as floats; scale and zero point broadcast against it."""
+        return quantize(x, scale, zero_point, self.scheme.qmin, self.scheme.qmax)
+
+    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
+        """Return ``(integers - zero_point) * scale``, with a gradient for ``x``.
+
+        Args:
+            x: Values; any shape and floating dtype. The arithmetic is in float32.
+            scale: Step between two integers; broadcasts against ``x``.
+            zero_point: Integer that stands for 0; ``None`` is 0, and faster.
+            is_within: The caller knows that nothing is clipped.
+        """
+        return fake_quantize(x, scale, zero_point, self.scheme.qmin, self.scheme.qmax, is_within=is_within)
