@@ -15,6 +15,7 @@ from torch._dynamo import OptimizedModule
 from typing_extensions import override
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
+from lightning_optim.callbacks.calibration import calibrate_module
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
 from lightning_optim.errors import ArtefactError
@@ -22,6 +23,7 @@ from lightning_optim.export.quantized import Acceptance, QuantizedExport, export
 from lightning_optim.export.target.base import Target
 from lightning_optim.export.target.find import find_target
 from lightning_optim.export.verify import Verification, verify
+from lightning_optim.quantization.calibration import calibrate
 from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -160,6 +162,31 @@ class QATFakeQuant(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._simulator.load_state_dict(state_dict)
+
+    def calibrate(self, model: nn.Module, data: Any, *, num_batches: int = 32) -> None:
+        """Learn operators and ranges of a trained model without training it (post-training quantization).
+
+        It can then be simulated, exported, or trained on under this callback; weights stay as they are.
+
+        Args:
+            model: The trained LightningModule, whose own validation calls the network, or a network alone.
+            data: For a LightningModule, loaders of validation batches or a data module. For a network, batches: a
+                mapping holds its keyword inputs, a tuple or list its positional ones, all else is its only input.
+            num_batches: How many batches to take at most, at least 1.
+
+        Raises:
+            ValueError: If there is no batch, or one holds NaN or infinities; what was learned before stays.
+        """
+        network, simulator = self._network_of(model), Simulator(*self._settings)
+        if isinstance(model, LightningModule):
+            name = find_network(model, self.network)[0]
+            simulator.excluded = _excluded_modules(model, name, network, self.targets)
+            calibrate_module(simulator, model, network, data, num_batches=num_batches)
+        else:
+            simulator.excluded = _excluded_modules(network, "", network, self.targets)
+            calibrate(simulator, network, data, num_batches=num_batches)
+        self._simulator, self._live = simulator, network
+        self._owner = model if isinstance(model, LightningModule) else None
 
     def describe(self) -> str:
         """Return the placement as a table: every operator, whether it computes in integers, and its range."""

@@ -45,6 +45,11 @@ class Ranges:
         """Activations seen in this batch for the first time, in order of their names."""
         return tuple(sorted(self._batch.keys() - self._places.keys()))
 
+    @property
+    def broken_keys(self) -> tuple[str, ...]:
+        """Activations that held NaN or infinities in this batch, in the order of the forward pass."""
+        return tuple(key for key, ends in self._batch.items() if not torch.stack(ends).isfinite().all())
+
     def observe(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
         """Widen this batch's range of one activation by what a tensor holds, and return the tensor's own range."""
         if not tensor.numel():

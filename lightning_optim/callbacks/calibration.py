@@ -1,0 +1,61 @@
+"""Calibrate on what a module's own validation feeds its network."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.quantization.calibration import Calibration, check_num_batches
+from lightning_optim.quantization.simulator import Simulator
+
+
+@final
+class _BatchEnds(Callback):
+    """Tells a calibration where batches end."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
+
+    @override
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._calibration.end_batch()
+
+
+def calibrate_module(
+    simulator: Simulator, module: LightningModule, network: nn.Module, data: Any, *, num_batches: int
+) -> None:
+    """Let a simulator learn operators and ranges from the module's own validation, on one device.
+
+    Args:
+        simulator: Learns; must know nothing yet.
+        module: The trained module; its ``validation_step`` calls the network as it likes.
+        network: The network in it.
+        data: Loaders of validation batches, or a data module.
+        num_batches: How many of each loader to take at most, at least 1.
+
+    Raises:
+        ValueError: If there is no batch, or one holds NaN or infinities.
+    """
+    check_num_batches(num_batches)
+    calibration = Calibration(simulator, network)
+    source = {"datamodule" if isinstance(data, LightningDataModule) else "dataloaders": data}
+    with calibration.watching():
+        for limit in (1, num_batches):  # the first batch shows the operators, and then its ranges too
+            _trainer(limit, _BatchEnds(calibration)).validate(module, **source, verbose=False)
+    calibration.check()
+
+
+def _trainer(limit: int, callback: Callback) -> Trainer:
+    return Trainer(
+        devices=1,
+        limit_val_batches=limit,
+        callbacks=callback,
+        inference_mode=False,  # what is kept goes on into training and export
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

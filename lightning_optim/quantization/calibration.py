@@ -1,0 +1,163 @@
+"""Find operators and ranges on a trained network, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from lightning_optim.quantization.backend import Backend
+from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.simulator import Forward, Simulator
+from lightning_optim.surgery.patch import Patches
+
+
+@final
+class WatchingBackend(Backend):
+    """Leaves everything as it is, and shows activations to their ranges."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+
+    @override
+    def activation(self, tensor: Tensor, key: str) -> Tensor:
+        self._ranges.observe(key, tensor)
+        return tensor
+
+    @override
+    def weight(
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return weight, bias
+
+    @override
+    def folds(self, norm: _BatchNorm) -> bool:
+        return False
+
+
+@final
+class Calibration:
+    """Shows a simulator the forward passes of a network, all of them in floating point.
+
+    The first batch shows the operators, the others their ranges.
+
+    Args:
+        simulator: Learns; must know nothing yet.
+        network: The network, in evaluation.
+    """
+
+    def __init__(self, simulator: Simulator, network: nn.Module) -> None:
+        self._simulator, self._network = simulator, network
+        self.num_batches = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the network's forward passes, whoever runs them."""
+        patches = Patches()
+        patches.wrap(self._network, "forward", self._run)
+        try:
+            yield
+        finally:
+            patches.undo()
+            self._simulator.is_observing = False
+
+    def _run(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        self._simulator.is_observing = True
+        if self._simulator.plan is None:
+            return self._simulator.run(self._network, forward, args, kwargs)
+        with self._simulator.placed(self._network, WatchingBackend(self._simulator.ranges)) as placement:
+            output = forward(*args, **kwargs)
+        return placement.finish(output)
+
+    def end_batch(self) -> None:
+        """Take in what one batch showed.
+
+        Raises:
+            ValueError: If it holds NaN or infinities.
+        """
+        broken = self._simulator.ranges.broken_keys
+        if broken:
+            raise ValueError(
+                f"batch {self.num_batches} gives NaN or infinities at {broken[0]!r}: calibrate on finite data, "
+                "with finite weights"
+            )
+        self.num_batches += self._simulator.plan is not None
+        self._simulator.finish_batch()
+
+    def check(self) -> None:
+        """Refuse a calibration that showed nothing.
+
+        Raises:
+            ValueError: Saying what was missing.
+        """
+        if self._simulator.plan is None:
+            raise ValueError("calibration never called the network: the data has no batch, or its step calls another")
+        if not self._simulator.is_ready:
+            raise ValueError("calibration found no operator that computes in integers: see describe(), and targets")
+
+
+def calibrate(simulator: Simulator, network: nn.Module, batches: Iterable[Any], *, num_batches: int = 32) -> None:
+    """Run a network on some batches, so that a simulator learns its operators and ranges. The network stays as it is.
+
+    Args:
+        simulator: Learns; must know nothing yet.
+        network: The trained network.
+        batches: A mapping holds keyword inputs of the network, a tuple or list its positional ones, all else is the
+            only input.
+        num_batches: How many to take at most, at least 1.
+
+    Raises:
+        ValueError: If there is no batch, or one holds NaN or infinities.
+
+    Example:
+        >>> from lightning_optim.quantization.observer.min_max import MinMax
+        >>> from lightning_optim.quantization.quantizer.affine import Affine
+        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> simulator = Simulator(Symmetric(), Affine(), MinMax())
+        >>> calibrate(simulator, nn.Linear(2, 1), [torch.tensor([[0.0, 3.0]])])
+        >>> simulator.ranges.range_of(":linear<0")
+        (0.0, 3.0)
+    """
+    check_num_batches(num_batches)
+    calibration = Calibration(simulator, network)
+    with evaluating(network), calibration.watching():
+        for index, batch in enumerate(islice(batches, num_batches)):
+            for _ in range(1 if index else 2):  # the first shows its operators, then its ranges
+                _call(network, batch)
+                calibration.end_batch()
+    calibration.check()
+
+
+def check_num_batches(num_batches: int) -> None:
+    """Refuse a number of batches that shows nothing.
+
+    Raises:
+        ValueError: Saying so.
+    """
+    if num_batches < 1:
+        raise ValueError(f"num_batches must be at least 1, got {num_batches}")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation, without gradients, and every module back to its own mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _call(network: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return network(**batch)
+    return network(*batch) if isinstance(batch, (tuple, list)) else network(batch)
