@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -128,8 +130,13 @@ def test_a_convolution_clamps_and_rounds_its_exact_accumulator(generator):
 
 def test_ties_of_a_product_go_to_the_even_number_of_steps():
     x = torch.arange(256.0).view(1, 1, 16, 16)
-    for zero in (0, 3, 64):
-        x_grid, grid, scales = grid_of(1.0, 128), grid_of(2.0, zero), torch.ones(1)
+    # Half of each of these scales is no product with the rounded inverse.
+    for zero, scale in itertools.product((0, 3, 64), (1.0, 0.011, 0.037, 0.041, 0.049, 0.083)):
+        x_grid, grid, scales = (
+            grid_of(scale, 128),
+            Grid(2 * torch.tensor(scale), torch.tensor(float(zero)), 0, 255),
+            torch.ones(1),
+        )
         expected = convolved(x, x_grid, torch.ones(1, 1, 1, 1), scales, torch.zeros(1, dtype=torch.int32), grid)
         accumulator = Integers(x, x_grid).centred()
         found = requantize(accumulator, output_multiplier(x_grid.scale, scales, grid).view(-1, 1, 1), grid).whole
@@ -138,9 +145,8 @@ def test_ties_of_a_product_go_to_the_even_number_of_steps():
 
 def test_an_accumulator_beyond_24_bits_is_rounded_to_a_float_first():
     grid = grid_of(1.0, 0)
-    accumulator = torch.tensor([2.0**24 + 1, 2.0**24 + 3], dtype=torch.float64)
-    multiplier = torch.tensor(0.5 / 2.0**22)
-    assert torch.equal(requantize(accumulator, multiplier, grid).whole, torch.tensor([2.0, 2.0]))
+    accumulator = torch.tensor([2.0**24 + 1], dtype=torch.float64)
+    assert requantize(accumulator, torch.tensor(2.5 / 2.0**24), grid).whole.item() == 2.0
 
 
 def test_an_average_over_the_image_is_the_runtimes(generator):
@@ -161,6 +167,16 @@ def test_averages_over_windows_are_the_runtimes(generator, counts_padding):
         found = average_windows(
             Integers(x, x_grid), grid, (3, 2), (2, 1), (1, 0, 1, 1), counts_padding=counts_padding
         ).whole
+        assert torch.equal(found, expected)
+
+
+def test_ties_of_an_average_fall_as_the_zero_point_says():
+    x = torch.arange(256.0).view(1, 1, 16, 16)
+    for zero in (0, 3):
+        x_grid, grid = grid_of(1.0, 0), grid_of(1.0, zero)
+        arrays = as_arrays(x.byte().numpy(), *parts_of(x_grid), *parts_of(grid))
+        expected = run("QLinearAveragePool", arrays, 4, kernel_shape=[1, 2])
+        found = average_windows(Integers(x, x_grid), grid, (1, 2), (1, 1), (0, 0, 0, 0), counts_padding=False).whole
         assert torch.equal(found, expected)
 
 
