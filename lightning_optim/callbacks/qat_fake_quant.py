@@ -29,7 +29,7 @@ from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.plan import Plan
 from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulator import Simulator
 from lightning_optim.quantization.table import placement_table
@@ -85,6 +85,8 @@ class QATFakeQuant(Callback):
             observer or MovingAverage(),
         )
         _check_kinds(*self._settings)
+        self._settings[0].check(Operand.WEIGHT)
+        self._settings[1].check(Operand.ACTIVATION)
         self._simulator = Simulator(*self._settings)
         self._patches, self._gate = Patches(), CheckpointGate()
         self._owner: LightningModule | None = None

@@ -85,10 +85,12 @@ class SimulationBackend(Backend):
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
         ends = self._ranges.observe(key, tensor) if self._observes else None
-        qparams = self._ranges.qparams(key, tensor.device)
+        quantizer, qparams = self._activations(key), self._ranges.qparams(key, tensor.device)
         if qparams is None:
             return tensor
-        quantizer = self._activations(key)
+        dynamic = quantizer.dynamic_qparams(tensor)
+        if dynamic is not None:
+            return quantizer.fake(tensor, *dynamic)
         # A processor knows at once that nothing is clipped; an accelerator would have to be waited for.
         is_known = tensor.device.type == "cpu" and not torch.compiler.is_compiling()
         is_within = is_known and ends is not None and _covers(qparams, quantizer.scheme, ends)
@@ -102,17 +104,22 @@ class SimulationBackend(Backend):
     def weight(
         self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
-        quantizer, qparams = self._weights(key), self._ranges.qparams(input_key, weight.device)
+        quantizer, input_scale = self._weights(key), self._input_scale(input_key, weight.device)
         if norm is not None and not self.folds(norm):
             return _round_unfolded(weight, quantizer, norm), bias
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)
-        input_scale = None if qparams is None else qparams[0]
         floor = None if bias is None or input_scale is None else bias_floor(bias, input_scale)
         scale = weight_scale(weight, quantizer, floor, norm)
         if bias is not None and input_scale is not None and scale.dim() < 2:  # groups have no common accumulator
             bias = round_bias(bias, input_scale * scale)
         return _round(weight, quantizer, scale), bias
+
+    def _input_scale(self, key: str, device: torch.device) -> Tensor | None:
+        if self._activations(key).scheme.granularity == "token":
+            return None  # each row has its own
+        qparams = self._ranges.qparams(key, device)
+        return None if qparams is None else qparams[0]
 
 
 def _round(weight: Tensor, quantizer: Quantizer, scale: Tensor) -> Tensor:

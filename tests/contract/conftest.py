@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -35,7 +36,7 @@ INNER = {"lightning_optim/cost": "pruning_scheduler.allocation.cost"}
 _BUDGET = "lightning_optim/pruning/allocation@callbacks.pruning_scheduler.allocation=budget"
 # Families of the command line, which callbacks do not take.
 ELSEWHERE = {"lightning_optim", "lightning_optim/data", "lightning_optim/model", "lightning_optim/recipe"}
-ELSEWHERE |= {"lightning_optim/task"}
+ELSEWHERE |= {"lightning_optim/task", "lightning_optim/export/target"}
 
 _LINEAR_TEACHER = (
     "{_target_: torch.nn.Sequential, _args_: [{_target_: torch.nn.Flatten},"
@@ -59,6 +60,9 @@ VALUES = {
         "lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel",
         "callbacks.pruning_scheduler.targets.include=[net.stem.*,net.mix.*]",
     ],
+    "power_of_two": ["callbacks.qat_fake_quant.activation_quantizer.granularity=tensor"],
+    "additive_power_of_two": ["callbacks.qat_fake_quant.activation_quantizer.granularity=tensor"],
+    "symmetric": ["callbacks.qat_fake_quant.activation_quantizer.granularity=tensor"],
     "magnitude": [],
 }
 
@@ -233,9 +237,16 @@ def cases() -> list[Case]:
         found.append(_case(path.stem, "", "", "default"))
     for group, places in slots().items():
         for callback, package, default in places:
-            options = sorted(leaf.stem for leaf in (CONF / group).glob("*.yaml") if leaf.stem != default)
+            found_here = [leaf for leaf in (CONF / group).glob("*.yaml") if leaf.stem != default]
+            options = sorted(leaf.stem for leaf in found_here if fits(leaf, package))
             found += [_case(callback, group, package, option) for option in options]
     return found
+
+
+def fits(leaf: Path, package: str) -> bool:
+    """Whether an option may stand there: some quantizers are for weights alone, some for activations."""
+    serves = getattr(get_object(OmegaConf.load(leaf)["_target_"]), "serves", None)
+    return serves is None or any(operand.value in package for operand in serves)
 
 
 def _case(callback: str, group: str, package: str, option: str) -> Case:

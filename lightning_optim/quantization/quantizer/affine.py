@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import affine_qparams
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
 
@@ -21,14 +21,17 @@ class Affine(Quantizer):
     After a ReLU the zero point is 0, which lets integer runtimes absorb the ReLU.
 
     Args:
-        bits: Width of an integer, 2 to 8.
-        granularity: ``"tensor"`` or ``"channel"``.
+        bits: Width of an integer, 1 to 8.
+        granularity: ``"tensor"``, or ``"token"``.
 
     Example:
         >>> import torch
         >>> Affine().qparams(torch.tensor(0.0), torch.tensor(2.55))
         (tensor(0.0100), tensor(0.))
     """
+
+    # A zero point of weights would cost integer kernels a sum over every input.
+    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
 
     bits: int = 8
     granularity: Granularity = "tensor"

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from enum import Enum
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lightning_optim.quantization.functional import channel_range, fake_quantize, quantize
@@ -17,6 +18,9 @@ class Operand(Enum):
 
     WEIGHT = "weight"
     ACTIVATION = "activation"
+
+
+_GRANULARITIES = {Operand.WEIGHT: ("tensor", "channel", "group"), Operand.ACTIVATION: ("tensor", "token")}
 
 
 class Quantizer(ABC):
@@ -39,7 +43,7 @@ class Quantizer(ABC):
         """The integers in use."""
 
     def weight_scale(self, weight: Tensor) -> Tensor:
-        """Return the scale of a weight ``[O, I, ...]``: ``[O]``, a scalar, or ``[O, G]`` for groups of input channels."""
+        """Return the scale of a weight ``[O, I, ...]``: ``[O]``, a scalar, or ``[O, G]`` for groups of inputs."""
         low, high = channel_range(weight)
         if self.scheme.granularity == "tensor":
             low, high = low.min(), high.max()
@@ -49,9 +53,34 @@ class Quantizer(ABC):
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero point for values in ``[low, high]``, shaped as ``low``."""
 
+    def check(self, operand: Operand) -> None:
+        """Refuse to quantize what the rule is not made for.
+
+        Raises:
+            ValueError: If it can't quantize weights, or activations, at all or at this granularity.
+        """
+        if operand not in self.serves:
+            other = next(iter(self.serves)).value
+            raise ValueError(
+                f"{type(self).__name__} quantizes {other}s, not {operand.value}s: choose another quantizer"
+            )
+        allowed = _GRANULARITIES[operand]
+        if self.scheme.granularity not in allowed:
+            raise ValueError(
+                f"granularity of {operand.value}s must be one of {', '.join(allowed)}, "
+                f"got {self.scheme.granularity!r} in {type(self).__name__}"
+            )
+
+    def dynamic_qparams(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return scale and zero point of an activation as it is, or ``None`` if they follow from what was observed."""
+        if self.scheme.granularity != "token":
+            return None
+        low, high = torch.aminmax(x.detach().float(), dim=-1, keepdim=True)
+        return self.qparams(low, high)
+
     def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Return the whole numbers that stand for ``x``, as floats; scale and zero point broadcast against it."""
-        return quantize(x, scale, zero_point, self.scheme.qmin, self.scheme.qmax)
+        return quantize(x.float(), scale, zero_point, self.scheme.qmin, self.scheme.qmax)
 
     def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
         """Return ``(integers - zero_point) * scale``, with a gradient for ``x``.

@@ -1,0 +1,62 @@
+"""Minus one, zero and one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.quantization.functional import SMALLEST_SCALE
+from lightning_optim.quantization.levels import straight_through, ternarize, ternary_scale
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.scheme import Granularity, Scheme
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ternary(Quantizer):
+    """Weights -1, 0 and 1 times a scale (ternary weight networks; Li et al., 2016; arXiv:1605.04711, eq. 3 and 6).
+
+    What is below 0.7 times the mean magnitude becomes 0; the scale is the mean magnitude of the rest. The gradient
+    passes straight through.
+
+    Args:
+        granularity: ``"tensor"`` or ``"channel"``.
+
+    Example:
+        >>> Ternary().weight_scale(torch.tensor([[1.0, -2.0, 0.1]]))
+        tensor([1.5000])
+    """
+
+    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.WEIGHT})
+
+    granularity: Granularity = "channel"
+
+    def __post_init__(self) -> None:
+        if self.granularity not in ("tensor", "channel"):
+            raise ValueError(f"granularity must be 'tensor' or 'channel', got {self.granularity!r}")
+
+    @property
+    @override
+    def scheme(self) -> Scheme:
+        return Scheme(bits=2, signed="int", symmetric=True, granularity=self.granularity)
+
+    @override
+    def weight_scale(self, weight: Tensor) -> Tensor:
+        return ternary_scale(weight, self.granularity).clamp(min=SMALLEST_SCALE)
+
+    @override
+    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        scale = torch.maximum(-low, high).clamp(min=SMALLEST_SCALE)
+        return scale, torch.zeros_like(scale)
+
+    @override
+    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return ternarize(x.float() / scale, self.granularity)
+
+    @override
+    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
+        return straight_through(x, self.integers(x.detach(), scale, torch.zeros_like(scale)), scale)

@@ -1,0 +1,44 @@
+"""Values between zero and one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.scheme import Scheme
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitInterval(Quantizer):
+    """Activations clipped to ``[0, 1]``, in equal steps (Zhou et al., 2016; arXiv:1606.06160, eq. 5 and 11).
+
+    Args:
+        bits: Width of an integer, 1 to 8.
+
+    Example:
+        >>> UnitInterval(bits=2).qparams(torch.tensor(-1.0), torch.tensor(6.0))
+        (tensor(0.3333), tensor(0.))
+    """
+
+    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        _ = self.scheme  # checks the settings
+
+    @property
+    @override
+    def scheme(self) -> Scheme:
+        return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity="tensor")
+
+    @override
+    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        scale = torch.full_like(low, 1.0 / self.scheme.qmax)
+        return scale, torch.zeros_like(scale)
