@@ -16,7 +16,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export.dialect import Dialect, Grid
 from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import fold_batch_norm
-from lightning_optim.quantization.functional import bias_floor, per_channel, quantize, quantize_bias
+from lightning_optim.quantization.functional import bias_floor, per_channel, quantize_bias
 from lightning_optim.quantization.simulation import weight_scale
 from lightning_optim.quantization.simulator import Simulator
 
@@ -57,10 +57,12 @@ class ConstantBackend(Backend, nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         if f"{key}/weight" not in self._names:
             self._make_constants(weight, bias, key, input_key, norm)
-        values = self._dialect.weight(*self._constants(f"{key}/weight"))
+        values = self._dialect.constant(*self._constants(f"{key}/weight"))
+        if f"{key}/float_bias" in self._names:
+            return values, self._constant(f"{key}/float_bias")
         if f"{key}/bias" not in self._names:
             return values, None
-        return values, self._dialect.bias(*self._constants(f"{key}/bias"))
+        return values, self._dialect.constant(*self._constants(f"{key}/bias"))
 
     @override
     def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
@@ -101,22 +103,28 @@ class ConstantBackend(Backend, nn.Module):
     ) -> None:
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)
-        input_scale, quantizer = self._grid(input_key).scale, self._simulator.weight_quantizer
+        input_scale, quantizer = self._grid(input_key).scale, self._simulator.weight_quantizer_of(key)
         floor = None if bias is None else bias_floor(bias, input_scale)
-        scale, scheme = weight_scale(weight, quantizer, floor), quantizer.scheme
+        scale = weight_scale(weight, quantizer, floor, norm)
         spread = per_channel(scale, weight)
-        whole = quantize(weight.detach(), spread, torch.zeros_like(spread), scheme.qmin, scheme.qmax)
+        whole = quantizer.integers(weight.detach(), spread, torch.zeros_like(spread))
         self._keep(f"{key}/weight", whole.to(torch.int8))
         self._keep(f"{key}/weight_scale", scale)
-        self._keep(f"{key}/weight_zero_point", torch.zeros_like(scale, dtype=torch.int8))
+        self._keep(f"{key}/weight_zero_point", torch.zeros_like(scale, dtype=self._dialect.zero_type))
         if bias is not None:
-            bias_scale = (input_scale * scale).expand(bias.shape).clone()
-            self._keep(f"{key}/bias", quantize_bias(bias.detach(), bias_scale))
-            self._keep(f"{key}/bias_scale", bias_scale)
-            self._keep(f"{key}/bias_zero_point", torch.zeros_like(bias_scale, dtype=torch.int32))
+            self._make_bias(bias.detach(), (input_scale * scale).expand(bias.shape).clone(), key)
+
+    def _make_bias(self, bias: Tensor, scale: Tensor, key: str) -> None:
+        whole = quantize_bias(bias, scale)
+        if self._dialect.has_float_bias:
+            self._keep(f"{key}/float_bias", whole.to(scale.dtype) * scale)
+            return
+        self._keep(f"{key}/bias", whole)
+        self._keep(f"{key}/bias_scale", scale)
+        self._keep(f"{key}/bias_zero_point", torch.zeros_like(scale, dtype=torch.int32))
 
     def _grid(self, key: str) -> Grid:
-        scheme = self._simulator.activation_quantizer.scheme
+        scheme = self._simulator.activation_quantizer_of(key).scheme
         if key not in self._numbers:
             found = self._ranges.qparams(key, torch.device("cpu"))
             if found is None:

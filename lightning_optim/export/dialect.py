@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.export.quantized_operators import dequantize_constant, global_average_pool, quantize_dequantize
+from lightning_optim.export.quantized_operators import (
+    dequantize_constant,
+    dequantize_symmetric,
+    global_average_pool,
+    quantize_dequantize,
+)
 
 
 @final
@@ -37,17 +43,19 @@ class Grid:
 class Dialect(ABC):
     """Writes what a placement asks for in the words of one family of runtimes."""
 
+    zero_type: ClassVar[torch.dtype] = torch.int8
+    """Type of the zero points of weights."""
+
+    has_float_bias: ClassVar[bool]
+    """Whether biases are stored as the floats that their int32 values stand for: some runtimes round by themselves."""
+
     @abstractmethod
     def activation(self, x: Tensor, grid: Grid) -> Tensor:
         """Round an activation to its grid."""
 
     @abstractmethod
-    def weight(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Return the weight that stored integers stand for."""
-
-    @abstractmethod
-    def bias(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Return the bias that stored integers stand for."""
+    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Return the weight or bias that stored integers stand for."""
 
     @abstractmethod
     def average(self, x: Tensor) -> Tensor:
@@ -58,19 +66,39 @@ class Dialect(ABC):
 class AffineDialect(Dialect):
     """ONNX's QuantizeLinear and DequantizeLinear as processors want them: explicit zero points, int32 biases."""
 
+    has_float_bias: ClassVar[bool] = False
+
     @override
     def activation(self, x: Tensor, grid: Grid) -> Tensor:
         out: Tensor = quantize_dequantize(x, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
         return out
 
     @override
-    def weight(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         out: Tensor = dequantize_constant(whole, scale, zero_point)
         return out
 
     @override
-    def bias(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        out: Tensor = dequantize_constant(whole, scale, zero_point)
+    def average(self, x: Tensor) -> Tensor:
+        out: Tensor = global_average_pool(x)
+        return out
+
+
+@final
+class SymmetricDialect(Dialect):
+    """ONNX's QuantizeLinear and DequantizeLinear as TensorRT wants them: int8 around 0, floating-point biases."""
+
+    has_float_bias: ClassVar[bool] = True
+
+    @override
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        limits = torch.iinfo(grid.zero_point.dtype)
+        out: Tensor = quantize_dequantize(x, grid.scale, grid.zero_point, limits.min, limits.max)
+        return out
+
+    @override
+    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        out: Tensor = dequantize_symmetric(whole, scale)
         return out
 
     @override

@@ -14,8 +14,8 @@ from lightning_optim.export.runtime import open_session
 _INTEGER = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
 _CONVERT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
 _PICK = frozenset({"MaxPool", "NhwcMaxPool"})  # takes integers or floats as they come
-# Moves values and computes nothing.
-_MOVE = frozenset(
+# Move values and compute nothing.
+MOVES = frozenset(
     {"Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Pad", "ReorderInput"}
     | {"ReorderOutput", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
@@ -58,11 +58,11 @@ def inspect_kernels(path: str | Path) -> Kernels:
     for node in nodes:
         kind = node.op_type
         fed = bool(node.input) and node.input[0] in integers
-        if kind == "QuantizeLinear" or kind.startswith(_INTEGER) or (kind in _MOVE | _PICK and fed):
+        if kind == "QuantizeLinear" or kind.startswith(_INTEGER) or (kind in MOVES | _PICK and fed):
             integers.update(node.output)
         if (kind.startswith(_INTEGER) and kind not in _CONVERT) or (kind in _PICK and fed):
             integer[kind] += 1
-        elif kind not in _CONVERT | _MOVE:
+        elif kind not in _CONVERT | MOVES:
             floating[kind] += 1
     counts = Counter(node.op_type for node in nodes)
     return Kernels(counts=dict(counts), integer=dict(integer), floating=dict(floating))

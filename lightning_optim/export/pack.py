@@ -10,7 +10,7 @@ _OVERHEAD = 64  # bytes that a node costs; below, packing saves nothing
 _INT2_OPSET, _INT2_IR = 25, 13
 
 
-def pack_weights(model: Any) -> None:
+def pack_weights(model: Any, narrowest: int = 2) -> None:
     """Store int8 weights whose integers fit into 4 or 2 bits so, in place.
 
     A runtime's integer kernels read 8 bits: a ``Cast`` in front of the ``DequantizeLinear`` widens the weight, and a
@@ -19,6 +19,7 @@ def pack_weights(model: Any) -> None:
 
     Args:
         model: An ``onnx.ModelProto``.
+        narrowest: Fewest bits that the runtime knows: 2, 4 or 8.
     """
     onnx = require("onnx")
     readers: dict[str, list[Any]] = {}
@@ -32,7 +33,7 @@ def pack_weights(model: Any) -> None:
         if weight.data_type != onnx.TensorProto.INT8 or not found or not is_read_as_integer:
             continue
         whole = onnx.numpy_helper.to_array(weight)
-        bits = _bits_for(int(whole.min(initial=0)), int(whole.max(initial=0)))
+        bits = max(narrowest, _bits_for(int(whole.min(initial=0)), int(whole.max(initial=0))))
         if bits == 8 or whole.size * (8 - bits) / 8 < _OVERHEAD:
             continue
         casts.append(_pack(weight, whole, bits, found))

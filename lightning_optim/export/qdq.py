@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +29,7 @@ def write_qdq(
     path: Path,
     dialect: Dialect,
     *,
-    packed: bool,
+    narrowest: int,
 ) -> None:
     """Write a network with integer constants to an ONNX file.
 
@@ -42,7 +43,7 @@ def write_qdq(
         kwargs: Example keyword inputs.
         path: The file.
         dialect: The words of the runtime.
-        packed: Store weights of few bits in 4 or 2 bits each.
+        narrowest: Fewest bits that a weight may be stored in: 2, 4 or 8.
 
     Raises:
         ExportError: If the network can't be exported.
@@ -53,8 +54,8 @@ def write_qdq(
     export_onnx(deployed, args, path, kwargs=kwargs, translations=translations(), name=type(network).__name__)
     model = require("onnx").load(path)
     _name_inputs(model, network, args)
-    if packed:
-        pack_weights(model)
+    _store_constants(model)
+    pack_weights(model, narrowest)
     write_atomic(path, model.SerializeToString(deterministic=True))
 
 
@@ -67,3 +68,18 @@ def _name_inputs(model: Any, network: nn.Module, args: tuple[Any, ...]) -> None:
         value.name = names.get(value.name, value.name)
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def _store_constants(model: Any) -> None:
+    """Quantize what does not depend on the inputs, such as an embedding of positions: some runtimes can't."""
+    numpy_helper = require("onnx").numpy_helper
+    constants = {each.name: each for each in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] in constants]:
+        values, scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input)
+        limits = np.iinfo(zero.dtype)
+        whole = np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(zero.dtype)
+        model.graph.initializer.append(numpy_helper.from_array(whole, node.output[0]))
+        model.graph.node.remove(node)
+    read = {name for node in model.graph.node for name in node.input}
+    for each in [each for each in model.graph.initializer if each.name not in read]:
+        model.graph.initializer.remove(each)

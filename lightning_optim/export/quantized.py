@@ -112,8 +112,7 @@ def export_quantized(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.unchecked")
     try:
-        target.write(simulator, network, *example, part)
-        kernels = target.inspect(part)
+        kernels = target.write(simulator, network, *example, part)
         _check_kernels(kernels, target, simulator, acceptance.allow_float)
         runner = target.load(part)
         parity = _check_agreement(simulator, network, runner, example, acceptance)

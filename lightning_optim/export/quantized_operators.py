@@ -39,6 +39,17 @@ def _(whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return torch.empty_like(whole, dtype=torch.float32)
 
 
+@torch.library.custom_op("lightning_optim::dequantize_symmetric", mutates_args=())
+def dequantize_symmetric(whole: Tensor, scale: Tensor) -> Tensor:
+    """Return the values that stored integers around 0 stand for, with a scale per channel or one for all."""
+    return whole.float() * per_channel(scale, whole)
+
+
+@dequantize_symmetric.register_fake
+def _(whole: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(whole, dtype=torch.float32)
+
+
 @torch.library.custom_op("lightning_optim::global_average_pool", mutates_args=())
 def global_average_pool(x: Tensor) -> Tensor:
     """Average an image over its height and width, ``[N, C, H, W]`` to ``[N, C, 1, 1]``."""
@@ -64,6 +75,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def translate_constant(whole: Any, scale: Any, zero_point: Any) -> Any:
         return op.DequantizeLinear(whole, scale, zero_point, axis=0)
 
+    def translate_symmetric(whole: Any, scale: Any) -> Any:
+        return op.DequantizeLinear(whole, scale, axis=0)
+
     def translate_pool(x: Any) -> Any:
         return op.GlobalAveragePool(x)
 
@@ -71,5 +85,6 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {
         operators.quantize_dequantize.default: translate_activation,
         operators.dequantize_constant.default: translate_constant,
+        operators.dequantize_symmetric.default: translate_symmetric,
         operators.global_average_pool.default: translate_pool,
     }

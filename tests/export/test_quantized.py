@@ -310,3 +310,79 @@ def test_a_masked_sum_before_softmax_stays_in_floating_point(tmp_path):
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 2.01 * scale
+
+
+def test_the_runtime_is_compared_with_the_simulation_before_a_file_is_placed(tmp_path):
+    net = Residual()
+    simulator = trained(net)
+    path, x = tmp_path / "model.onnx", images(100)[0]
+    written = export_quantized(simulator, net, path, acceptance=Acceptance(batches=x.split(30), min_agreement=0.99))
+    assert written.parity.num_samples == 100
+    assert written.parity.top1_agreement >= 0.99
+    assert written.num_bytes == path.stat().st_size
+    assert written.latency_ms > 0.0
+    old = path.read_bytes()
+    flipped = copy.deepcopy(simulator)
+    flipped.forward_of = lambda twin: lambda image: -simulator.forward_of(twin)(image)
+    with pytest.raises(ExportError, match=r"agrees with the simulation on 0\.\d+ of 32 samples, min_agreement is 0.8"):
+        export_quantized(flipped, net, path)
+    assert path.read_bytes() == old
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_batches_may_be_mappings_of_keywords_in_any_order(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, left, right):
+            return self.one(left) - 2.0 * self.two(right)
+
+    net, simulator = Pair(), Simulator(Symmetric(), Affine(), MovingAverage())
+    named = {"right": torch.randn(8, 4), "left": torch.randn(8, 4)}
+    simulator.is_observing = True
+    for _ in range(3):
+        simulator.run(net, net.forward, (), named)
+        simulator.finish_batch()
+    simulator.is_observing = False
+    batches = [{"left": torch.randn(64, 4), "right": torch.randn(64, 4)}]
+    accept = Acceptance(batches=batches, allow_float=("Add", "Sub"), min_agreement=0.9)
+    assert export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept).parity.num_samples == 64
+    accept = Acceptance(batches=[{"left": torch.randn(2, 4)}])
+    with pytest.raises(ExportError, match=r"a batch has keywords \['left'\]"):
+        export_quantized(simulator, net, tmp_path / "other.onnx", acceptance=accept)
+
+
+def test_activations_of_few_bits_saturate_where_the_simulation_does(tmp_path):
+    net = Plain()
+    simulator = Simulator(Symmetric(), Affine(bits=4), MovingAverage())
+    simulator.is_observing = True
+    for batch in images(96)[0].split(32):
+        simulator.run(net, net.forward, (batch,), {})
+        simulator.finish_batch()
+    simulator.is_observing = False
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(allow_float=("Clip",)))
+    x = 3 * images(200)[0]
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
+    assert (simulated - deployed).abs().max() <= 1.01 * scale
+    assert (simulated == deployed).float().mean() >= 0.98
+
+
+def test_an_error_names_the_users_own_class(tmp_path):
+    class Unexportable(Plain):
+        def forward(self, image):
+            if float(image.sum()) > 1e9:
+                return image
+            return super().forward(image)
+
+    net = Unexportable()
+    with pytest.raises(ExportError, match=r"^Unexportable cannot be exported to ONNX"):
+        export_quantized(trained(net, steps=3), net, tmp_path / "model.onnx")
+
+
+def test_an_excluded_layer_is_a_named_fallback(tmp_path):
+    net = Residual()
+    written = export_quantized(trained(net, steps=4, excluded=("stem",)), net, tmp_path / "model.onnx")
+    assert written.fallbacks == {"stem:conv2d": "left out by targets"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.kernels import Kernels
-from lightning_optim.quantization.operators import Role
+from lightning_optim.quantization.operators import WEIGHTED_ROLES, Role
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulator import Simulator
 
@@ -38,8 +38,8 @@ class Target(ABC):
     @abstractmethod
     def write(
         self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
-    ) -> None:
-        """Write the network to ``path``.
+    ) -> Kernels:
+        """Write the network to ``path``, and return what the runtime makes of it.
 
         Args:
             simulator: What training learned.
@@ -53,31 +53,39 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def inspect(self, path: Path) -> Kernels:
-        """Return what the runtime makes of the file."""
-
-    @abstractmethod
     def load(self, path: Path) -> Runner:
         """Load the file into the runtime, on one thread of the CPU."""
 
 
 def check_weights(simulator: Simulator, runtime: str) -> None:
-    """Refuse weights that are no small integers around 0.
+    """Refuse weights that are no int8 around 0, of a scale per tensor or output channel.
 
     Raises:
-        ExportError: If there are some.
+        ExportError: If a layer has others; the message names it.
     """
-    scheme = simulator.weight_quantizer.scheme
-    if scheme.signed != "int" or not scheme.symmetric:
-        raise ExportError(f"{runtime}'s integer kernels need signed symmetric weights, got {scheme}")
+    for key in _integer_keys(simulator, WEIGHTED_ROLES):
+        scheme = simulator.weight_quantizer_of(key).scheme
+        if scheme.signed != "int" or not scheme.symmetric or not -128 <= scheme.qmin <= scheme.qmax <= 127:
+            raise ExportError(f"{runtime}'s integer kernels need signed symmetric weights in int8, {key} has {scheme}")
+        if scheme.granularity not in ("tensor", "channel"):
+            raise ExportError(
+                f"{runtime}'s integer kernels need a scale per tensor or per channel, {key} has {scheme}; "
+                "leave the layer out with targets.exclude"
+            )
 
 
 def check_activations(simulator: Simulator, runtime: str, needed: str, accepts: Callable[[Scheme], bool]) -> None:
     """Refuse activations of other integers than needed.
 
     Raises:
-        ExportError: If there are some.
+        ExportError: If an operator puts out others; the message names it.
     """
-    scheme = simulator.activation_quantizer.scheme
-    if not accepts(scheme):
-        raise ExportError(f"{runtime}'s integer kernels need {needed}, got {scheme}")
+    for key in simulator.ranges.keys:
+        scheme = simulator.activation_quantizer_of(key).scheme
+        if not accepts(scheme):
+            raise ExportError(f"{runtime}'s integer kernels need {needed}, {key} has {scheme}")
+
+
+def _integer_keys(simulator: Simulator, roles: Set[Role]) -> list[str]:
+    operators = simulator.plan.operators if simulator.plan is not None else {}
+    return [key for key, operator in operators.items() if operator.role in roles and operator.is_integer]

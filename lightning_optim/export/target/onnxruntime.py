@@ -44,11 +44,8 @@ class OnnxRuntime(Target):
     @override
     def write(
         self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
-    ) -> None:
-        write_qdq(simulator, network, args, kwargs, path, AffineDialect(), packed=self.packed)
-
-    @override
-    def inspect(self, path: Path) -> Kernels:
+    ) -> Kernels:
+        write_qdq(simulator, network, args, kwargs, path, AffineDialect(), narrowest=2 if self.packed else 8)
         return inspect_kernels(path)
 
     @override

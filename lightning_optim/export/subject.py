@@ -1,0 +1,128 @@
+"""A model and its inputs, made ready to be captured."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from typing_extensions import override
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What ``torch.export`` is to see.
+
+    Args:
+        model: A copy in eval mode on the CPU.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        shapes: The open dimensions; ``None`` if all are fixed.
+        input_names: Names of the inputs, where the capture would not know them.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: dict[str, Any] | None
+    input_names: list[str] | None
+
+
+def prepare_subject(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, *, batch: torch.export.Dim | None
+) -> Subject:
+    """Return a copy of a model, row-major and without gradients, with inputs of two samples or more.
+
+    Args:
+        model: The model; it stays as it is.
+        args: Example positional inputs.
+        kwargs: Example keyword inputs.
+        batch: The open dimension 0 of every input tensor that is as long there as the first one; ``None`` opens none.
+    """
+    frozen = copy.deepcopy(model).cpu().eval()
+    _set_row_major(frozen)
+    given = (tuple(args), dict(kwargs or {}))
+    inputs, named = pytree.tree_map_only(Tensor, lambda leaf: _row_major(leaf.detach().cpu()), given)
+    if batch is not None:
+        inputs, named = _at_least_two((inputs, named))
+    input_names = None
+    if _collects_keywords(frozen, inputs, named):
+        input_names = _names_by_position(inputs, named)
+        frozen, inputs, named = _ByPosition(frozen, len(inputs), tuple(named)), (*inputs, *named.values()), {}
+    shapes = None if batch is None else _open_batch(frozen, inputs, named, batch)
+    return Subject(frozen, inputs, named, shapes, input_names)
+
+
+@final
+class _ByPosition(nn.Module):
+    """Takes by position what a model collects in ``**kwargs``, where ``torch.export`` cannot open a dimension.
+
+    Args:
+        model: The model.
+        num_positional: How many of the values it takes by position.
+        names: Names of the others.
+    """
+
+    def __init__(self, model: nn.Module, num_positional: int, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self._num_positional, self._names = model, num_positional, names
+
+    @override
+    def forward(self, *values: Any) -> Any:
+        """Run the model."""
+        named = dict(zip(self._names, values[self._num_positional :], strict=True))
+        return self.model(*values[: self._num_positional], **named)
+
+
+def _collects_keywords(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    signature = inspect.signature(model.forward)
+    collected = {name for name, kind in signature.parameters.items() if kind.kind is inspect.Parameter.VAR_KEYWORD}
+    return bool(collected & signature.bind(*args, **kwargs).arguments.keys())
+
+
+def _names_by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str] | None:
+    """Keywords keep their names; a nested input has several, which only the exporter knows."""
+    if not all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        return None
+    return [*(f"args_{place}" for place in range(len(args))), *kwargs]
+
+
+def _set_row_major(model: nn.Module) -> None:
+    """Undo ``channels_last``: pooling would be traced with strides, and the file would gather element by element."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = _row_major(tensor.data)
+
+
+def _row_major(tensor: Tensor) -> Tensor:
+    """Copy a tensor; ``contiguous()`` would keep the strides of one that has a single channel."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _at_least_two(inputs: Any) -> Any:
+    """Double a batch of one: ``torch.export`` would bake a dimension of 1 in."""
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not leaves or len(leaves[0]) != 1:
+        return inputs
+    double = lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim and len(leaf) == 1 else leaf  # noqa: E731  # one use
+    return pytree.tree_map_only(Tensor, double, inputs)
+
+
+def _open_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: torch.export.Dim
+) -> dict[str, Any]:
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+    size = len(leaves[0]) if leaves else 0
+
+    def shape_of(leaf: Any) -> dict[int, Any] | None:
+        if not isinstance(leaf, Tensor):
+            return None
+        return {0: batch} if leaf.ndim and len(leaf) == size else {}
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return {name: pytree.tree_map(shape_of, value) for name, value in bound.items()}
