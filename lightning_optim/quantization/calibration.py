@@ -129,7 +129,7 @@ def calibrate(simulator: Simulator, network: nn.Module, batches: Iterable[Any], 
     with evaluating(network), calibration.watching():
         for index, batch in enumerate(islice(batches, num_batches)):
             for _ in range(1 if index else 2):  # the first shows its operators, then its ranges
-                _call(network, batch)
+                call_network(network, batch)
                 calibration.end_batch()
     calibration.check()
 
@@ -157,7 +157,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _call(network: nn.Module, batch: Any) -> Any:
+def call_network(network: Forward, batch: Any) -> Any:
+    """Call a network on a batch: a mapping's entries by name, a tuple's or list's by place, all else as one input."""
     if isinstance(batch, Mapping):
         return network(**batch)
     return network(*batch) if isinstance(batch, (tuple, list)) else network(batch)

@@ -178,7 +178,8 @@ def entropy_threshold(counts: Tensor, exponent: Tensor, gets_all: Tensor, num_in
     as many levels as there are integers for magnitudes, and each level is spread evenly over those of its bins that
     are not empty (Q). Of all ``i``, the one with the least ``KL(P || Q)`` gives ``i + 0.5`` bin widths. The slides
     leave open what happens if the last bin is empty, where the divergence would be infinite; the last that is not
-    takes its place.
+    takes its place. As in NVIDIA's pytorch-quantization, the first bin counts as the second: the zeros that a ReLU
+    leaves are exact whatever the range.
 
     Args:
         counts: ``[N, B]``, each row with a value.
@@ -193,6 +194,7 @@ def entropy_threshold(counts: Tensor, exponent: Tensor, gets_all: Tensor, num_in
     half, fewest = NUM_BINS // 2, (num_integers + 1) // 2
     num_levels = torch.where(gets_all, num_integers, fewest)
     magnitudes = (counts[:, half:] + counts[:, :half].flip(1)).double()
+    magnitudes[:, 0] = magnitudes[:, 1]
     best_loss = torch.full_like(exponent, torch.inf, dtype=torch.float64)
     best = torch.full_like(exponent, half)
     for kept in range(half, fewest - 1, -stride):

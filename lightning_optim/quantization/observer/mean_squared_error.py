@@ -8,7 +8,6 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import fake_quantize
 from lightning_optim.quantization.observer.base import Evidence, Observer
 from lightning_optim.quantization.observer.functional import least_squares_range
 from lightning_optim.quantization.observer.running_histogram import RunningHistogram, check_decay
@@ -54,10 +53,7 @@ class MeanSquaredError(Observer):
         return RunningHistogram(self._clip, self.decay)
 
     def _clip(self, seen: RunningHistogram, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-        scheme = quantizer.scheme
-
         def rounding(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-            scale, zero_point = quantizer.qparams(low, high)
-            return fake_quantize(x, scale, zero_point, scheme.qmin, scheme.qmax)
+            return quantizer.fake(x, *quantizer.qparams(low, high))
 
         return least_squares_range(seen.counts, seen.exponent, seen.low, seen.high, rounding, self.num_steps)

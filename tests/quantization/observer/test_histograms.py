@@ -120,6 +120,12 @@ def test_calls_within_a_batch_add_up():
     assert ranges.range_of("a") == observed(Percentile(percentile=50.0), [{"a": torch.cat(parts)}]).range_of("a")
 
 
+def test_the_zeros_of_a_relu_do_not_narrow_the_range():
+    x = torch.randn(20_000).relu()
+    for observer in OBSERVERS:
+        assert observed(observer, [{"a": x}], Affine(bits=3)).range_of("a")[1] > 1.0
+
+
 def test_decay_forgets():
     seen = [{"a": torch.full((100,), 8.0)}] + [{"a": torch.full((100,), 1.0)}] * 10
     assert observed(Percentile(percentile=90.0, decay=0.5), seen).range_of("a")[1] < 1.01

@@ -1,0 +1,1 @@
+"""How a trained network is made ready for few bits, without training."""
