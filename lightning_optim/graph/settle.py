@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import final
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from lightning_optim.graph.group import Group, gather, keep_channels
 from lightning_optim.graph.labels import Axis
 from lightning_optim.graph.propagate import Propagation
-from lightning_optim.graph.skeleton import SKELETON, Skeleton
+from lightning_optim.graph.skeleton import SKELETON, Objection, Skeleton
 from lightning_optim.surgery.cut import CutPlan
 
 OPERATORS = 40_000
@@ -23,7 +23,8 @@ def settle(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:
 
     Code that derives a head's width from the width of its input cannot lose a head alone: such heads are tied to the
     channels of their input, a head with as many channels as it is wide. Groups that the code still cannot follow
-    are found by halving, and stay whole, unless it follows where they go with the input of the layer that writes them.
+    are looked for around the module whose code failed, and by halving. They stay whole, unless the code follows where
+    they go with the input of the layer that writes them.
 
     Args:
         propagation: Labels of the graph; heads are tied in it.
@@ -78,10 +79,10 @@ def _tied(groups: list[Group], propagation: Propagation, search: _Search) -> lis
 class _Search:
     """Looks for groups whose cut the code cannot follow, in a limited number of trials."""
 
-    def __init__(self, judge: Callable[[CutPlan], str | None], trials: int) -> None:
+    def __init__(self, judge: Callable[[CutPlan], Objection | None], trials: int) -> None:
         self._judge, self._trials, self._left = judge, trials, trials
 
-    def objection(self, groups: Iterable[Group]) -> str | None:
+    def objection(self, groups: Iterable[Group]) -> Objection | None:
         """Why the code cannot follow a cut of these groups, each by another number of channels."""
         self._left -= 1
         cuts = [(group, _all_but(1 + place % 3, group)) for place, group in enumerate(groups) if group.size > 1]
@@ -90,21 +91,43 @@ class _Search:
     def faulty(self, groups: list[Group], known: Iterable[Group] = ()) -> dict[Group, str]:
         """The groups that must stay whole beside others that are known to go, with the reason."""
         sound = list(known)
+        suspects = self._suspects(groups, sound)
+        sound += [group for group in groups if group not in suspects]
         whole: dict[Group, str] = {}
-        waiting = [groups] if groups else []
+        waiting = [suspects] if suspects else []
         while waiting:
             part = waiting.pop()
             if self._left <= 0:
                 whole |= dict.fromkeys(part, f"{self._trials} trials did not find which channels the code can lose")
                 continue
-            reason = self.objection(sound + part)
-            if reason is None:
+            objection = self.objection(sound + part)
+            if objection is None:
                 sound += part
             elif len(part) == 1:
-                whole[part[0]] = reason
+                whole[part[0]] = objection.reason
             else:
                 waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
         return whole
+
+    def _suspects(self, groups: list[Group], known: Sequence[Group]) -> list[Group]:
+        """Groups without which the rest can go: those around the modules that fail, or all if these do not tell.
+
+        One trial for each failure, while halving takes one for each time that the groups are halved.
+        """
+        innocent = list(groups)
+        while innocent and self._left > 0:
+            objection = self.objection([*known, *innocent])
+            if objection is None:
+                return [group for group in groups if group not in innocent]
+            blamed = [group for group in innocent if _touches(group, objection.module)]
+            if not blamed or not objection.module:
+                break
+            innocent = [group for group in innocent if group not in blamed]
+        return list(groups)
+
+
+def _touches(group: Group, module: str) -> bool:
+    return any(member.name.startswith(f"{module}.") for member in group.members)
 
 
 def _all_but(number: int, group: Group) -> torch.Tensor:

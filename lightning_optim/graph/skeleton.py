@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
@@ -18,6 +19,21 @@ from lightning_optim.surgery.cut import CutPlan, apply_cut
 
 SKELETON = "skeleton"
 """Key in ``program.graph_module.meta`` of an exported program."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a model's code cannot follow a cut.
+
+    Args:
+        reason: In a line.
+        module: Name of the innermost module whose code failed; empty for the model's own.
+    """
+
+    reason: str
+    module: str
+
 
 _Shapes = list[tuple[int, ...]]
 _Run = Callable[[nn.Module], _Shapes]
@@ -37,8 +53,9 @@ class Skeleton:
 
     Example:
         >>> skeleton, kept = Skeleton(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (torch.ones(2, 3),), {}), [0, 2]
-        >>> skeleton.objection({"0.weight": [(0, torch.tensor(kept))], "0.bias": [(0, torch.tensor(kept))]})
-        'a and b must have same reduction dim, but got [2, 2] X [4, 2].'
+        >>> objection = skeleton.objection({"0.weight": [(0, torch.tensor(kept))], "0.bias": [(0, torch.tensor(kept))]})
+        >>> objection.reason, objection.module
+        ('a and b must have same reduction dim, but got [2, 2] X [4, 2].', '1')
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -64,7 +81,7 @@ class Skeleton:
         self._model = _with_tensors(model, hollow)
         self._batch = pytree.tree_map_only(Tensor, hollow, (args, kwargs))
 
-    def objection(self, plan: CutPlan) -> str | None:
+    def objection(self, plan: CutPlan) -> Objection | None:
         """Why the model cannot be evaluated after a cut; ``None`` if it can, or if that needs numbers.
 
         Raises:
@@ -72,7 +89,7 @@ class Skeleton:
         """
         return self._compare(plan, self._evaluated, self._evaluate)
 
-    def objection_in_training(self, plan: CutPlan) -> str | None:
+    def objection_in_training(self, plan: CutPlan) -> Objection | None:
         """Why the model cannot go through a training step after a cut; ``None`` if it can, or if that needs numbers.
 
         Raises:
@@ -95,7 +112,7 @@ class Skeleton:
         except Exception:
             return None
 
-    def _compare(self, plan: CutPlan, shapes: _Shapes | None, run: _Run) -> str | None:
+    def _compare(self, plan: CutPlan, shapes: _Shapes | None, run: _Run) -> Objection | None:
         if shapes is None:
             return None
         model = _with_tensors(self._model, lambda tensor: tensor)
@@ -103,8 +120,10 @@ class Skeleton:
         try:
             found = run(model)
         except Exception as error:
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
-        return None if found == shapes else f"the output's shape would change from {shapes} to {found}"
+            return Objection((str(error).strip() or type(error).__name__).splitlines()[0], _innermost(error, model))
+        if found == shapes:
+            return None
+        return Objection(f"the output's shape would change from {shapes} to {found}", "")
 
     def _evaluate(self, model: nn.Module) -> _Shapes:
         return self._run(model.eval(), self._batch)
@@ -118,6 +137,16 @@ class Skeleton:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode, NormShapes():
             outputs = model(*args, **kwargs)
         return [tuple(leaf.shape) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _innermost(error: BaseException, model: nn.Module) -> str:
+    """Name of the module whose method is the innermost that an error went through."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        found = names.get(id(trace.tb_frame.f_locals.get("self")), found)
+        trace = trace.tb_next
+    return found
 
 
 def _doubled(tensor: Tensor) -> Tensor:
