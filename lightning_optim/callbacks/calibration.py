@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.quantization.calibration import Calibration, check_num_batches
+from lightning_optim.quantization.calibration import Calibration, Inputs, check_num_batches
 from lightning_optim.quantization.simulator import Simulator
 
 
@@ -26,7 +26,7 @@ class _BatchEnds(Callback):
 
 def calibrate_module(
     simulator: Simulator, module: LightningModule, network: nn.Module, data: Any, *, num_batches: int
-) -> None:
+) -> list[Inputs]:
     """Let a simulator learn operators and ranges from the module's own validation, on one device.
 
     Args:
@@ -35,6 +35,9 @@ def calibrate_module(
         network: The network in it.
         data: Loaders of validation batches, or a data module.
         num_batches: How many of each loader to take at most, at least 1.
+
+    Returns:
+        What the network was called with.
 
     Raises:
         ValueError: If there is no batch, or one holds NaN or infinities.
@@ -46,6 +49,7 @@ def calibrate_module(
         for limit in (1, num_batches):  # the first batch shows the operators, and then its ranges too
             _trainer(limit, _BatchEnds(calibration)).validate(module, **source, verbose=False)
     calibration.check()
+    return calibration.inputs
 
 
 def _trainer(limit: int, callback: Callback) -> Trainer:

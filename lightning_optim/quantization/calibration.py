@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, final
 
@@ -42,6 +43,15 @@ class WatchingBackend(Backend):
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Arguments of one call of a network."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@final
 class Calibration:
     """Shows a simulator the forward passes of a network, all of them in floating point.
 
@@ -50,11 +60,15 @@ class Calibration:
     Args:
         simulator: Learns; must know nothing yet.
         network: The network, in evaluation.
+
+    Attributes:
+        inputs: What the network was called with, but for the first batch's first time.
     """
 
     def __init__(self, simulator: Simulator, network: nn.Module) -> None:
         self._simulator, self._network = simulator, network
-        self.num_batches = 0
+        self.inputs: list[Inputs] = []
+        self._num_batches = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -71,6 +85,7 @@ class Calibration:
         self._simulator.is_observing = True
         if self._simulator.plan is None:
             return self._simulator.run(self._network, forward, args, kwargs)
+        self.inputs.append(Inputs(args, kwargs))
         with self._simulator.placed(self._network, WatchingBackend(self._simulator.ranges)) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
@@ -84,10 +99,10 @@ class Calibration:
         broken = self._simulator.ranges.broken_keys
         if broken:
             raise ValueError(
-                f"batch {self.num_batches} gives NaN or infinities at {broken[0]!r}: calibrate on finite data, "
+                f"batch {self._num_batches} gives NaN or infinities at {broken[0]!r}: calibrate on finite data, "
                 "with finite weights"
             )
-        self.num_batches += self._simulator.plan is not None
+        self._num_batches += self._simulator.plan is not None
         self._simulator.finish_batch()
 
     def check(self) -> None:
@@ -159,6 +174,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 def call_network(network: Forward, batch: Any) -> Any:
     """Call a network on a batch: a mapping's entries by name, a tuple's or list's by place, all else as one input."""
+    if isinstance(batch, Inputs):
+        return network(*batch.args, **batch.kwargs)
     if isinstance(batch, Mapping):
         return network(**batch)
     return network(*batch) if isinstance(batch, (tuple, list)) else network(batch)

@@ -1,0 +1,38 @@
+"""One post-training method after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from lightning_optim.quantization.calibration import calibrate
+from lightning_optim.quantization.post_training.base import PostTraining
+from lightning_optim.quantization.simulator import Simulator
+
+
+def apply_methods(
+    network: nn.Module,
+    simulator: Simulator,
+    batches: Sequence[Any],
+    methods: Sequence[PostTraining],
+    start: Callable[[], Simulator],
+) -> Simulator:
+    """Change a network in place by each method in turn, and calibrate anew after each.
+
+    Args:
+        network: The trained network.
+        simulator: Calibrated on the network as it is.
+        batches: Inputs, as ``calibrate`` takes them.
+        methods: What to apply.
+        start: Returns a simulator that knows nothing yet.
+
+    Returns:
+        A simulator that is calibrated on the changed network.
+    """
+    for method in methods:
+        method.apply(network, simulator, batches)
+        simulator = start()
+        calibrate(simulator, network, batches, num_batches=len(batches))
+    return simulator
