@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 _SMALLEST = 1e-8
+
+Rounding = Callable[[Tensor], Tensor]
 
 
 def equalizing_factors(made: Tensor, read: Tensor) -> Tensor:
@@ -43,3 +47,34 @@ def smoothing_factors(activation: Tensor, weight: Tensor, strength: float) -> Te
     factors = activation**strength / weight ** (1.0 - strength)
     is_used = (activation > _SMALLEST) & (weight > _SMALLEST)
     return torch.where(is_used, factors, torch.ones_like(factors))
+
+
+def compensated_rounding(weight: Tensor, gram: Tensor, rounding: Rounding, pinned: Tensor, damping: float) -> Tensor:
+    """Round a weight column by column, each time letting the columns to come make up for the error: GPTQ.
+
+    Frantar et al., 2022 (arXiv:2210.17323, algorithm 1 without its blocks): with the upper Cholesky factor ``U`` of
+    ``(2 * X^T X + damping)^-1``, ``w_j -= (w_i - round(w_i)) / U_ii * U_ij`` for every ``j > i``.
+
+    Args:
+        weight: ``[O, I]``.
+        gram: ``X^T X`` of the inputs ``[N, I]``, ``[I, I]``.
+        rounding: Rounds one column ``[O, 1]``.
+        pinned: Weights that stay as they are, ``[O, I]``; they must be rounded already.
+        damping: Added to the diagonal, as a fraction of its mean, > 0.
+
+    Returns:
+        Rounded weights, shaped as ``weight``.
+    """
+    hessian = 2.0 * gram.double()
+    mean = hessian.diagonal().mean().clamp(min=_SMALLEST)
+    hessian = hessian + damping * mean * torch.eye(len(hessian), dtype=torch.float64, device=weight.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    left, rounded = weight.double(), torch.empty_like(weight)
+    for place in range(weight.shape[1]):
+        column = left[:, place : place + 1]
+        whole = torch.where(pinned[:, place : place + 1], weight[:, place : place + 1], rounding(column.to(weight)))
+        rounded[:, place : place + 1] = whole
+        error = (column - whole.double()) / upper[place, place]
+        left = left - error * upper[place]
+    return rounded
