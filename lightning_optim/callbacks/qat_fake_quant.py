@@ -24,6 +24,7 @@ from lightning_optim.export.target.base import Target
 from lightning_optim.export.target.find import find_target
 from lightning_optim.export.verify import Verification, verify
 from lightning_optim.quantization.calibration import calibrate
+from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
 from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -54,6 +55,7 @@ class QATFakeQuant(Callback):
         weight_quantizer: Quantizer of weights; ``None`` is int8, symmetric, with a scale per output channel.
         activation_quantizer: Quantizer of activations; ``None`` is uint8 with a zero point.
         observer: How ranges of batches become one; ``None`` averages them.
+        layers: Quantizers of some layers in place of these, by keys of your choice (mixed precision).
         freeze: Fractions of the window after which a part is frozen, in ``(0, 1]``: ``observer`` (0.9: ranges stay as
             they are) and ``batch_norm`` (0.5: running statistics are used in training too); 1 is never.
         name: Tells two instances in one Trainer apart.
@@ -64,7 +66,7 @@ class QATFakeQuant(Callback):
         'QATFakeQuant[net]'
     """
 
-    def __init__(  # one keyword for each question
+    def __init__(  # noqa: PLR0913  # one keyword for each question
         self,
         *,
         network: str | None = None,
@@ -73,6 +75,7 @@ class QATFakeQuant(Callback):
         weight_quantizer: Quantizer | None = None,
         activation_quantizer: Quantizer | None = None,
         observer: Observer | None = None,
+        layers: Mapping[str, LayerQuantizers] | None = None,
         freeze: Mapping[str, float] | None = None,
         name: str | None = None,
     ) -> None:
@@ -83,8 +86,9 @@ class QATFakeQuant(Callback):
             weight_quantizer or Symmetric(),
             activation_quantizer or Affine(),
             observer or MovingAverage(),
+            _checked_layers(layers or {}),
         )
-        _check_kinds(*self._settings)
+        _check_kinds(*self._settings[:3])
         self._settings[0].check(Operand.WEIGHT)
         self._settings[1].check(Operand.ACTIVATION)
         self._simulator = Simulator(*self._settings)
@@ -183,16 +187,18 @@ class QATFakeQuant(Callback):
         if isinstance(model, LightningModule):
             name = find_network(model, self.network)[0]
             simulator.excluded = _excluded_modules(model, name, network, self.targets)
+            simulator.assigned = assign_layers(model, network, self._settings[3])
             calibrate_module(simulator, model, network, data, num_batches=num_batches)
         else:
             simulator.excluded = _excluded_modules(network, "", network, self.targets)
+            simulator.assigned = assign_layers(network, network, self._settings[3])
             calibrate(simulator, network, data, num_batches=num_batches)
         self._simulator, self._live = simulator, network
         self._owner = model if isinstance(model, LightningModule) else None
 
     def describe(self) -> str:
-        """Return the placement as a table: every operator, whether it computes in integers, and its range."""
-        return placement_table(self._simulator.plan or Plan(), self._simulator.ranges)
+        """Return the placement as a table: every operator, whether it computes in integers, its bits and its range."""
+        return placement_table(self._simulator.plan or Plan(), self._simulator.ranges, self._simulator.bits_of)
 
     def simulated(self, model: nn.Module | None = None) -> Callable[..., Any]:
         """Return a function of the network's inputs that computes its output as deployed, on a copy.
@@ -264,9 +270,10 @@ class QATFakeQuant(Callback):
         name, network = find_network(pl_module, self.network)
         network = _uncompiled(network)
         excluded = _excluded_modules(pl_module, name, network, self.targets)
+        assigned = assign_layers(pl_module, network, self._settings[3])
         self._check_plan(network)
         self._detach()
-        self._simulator.excluded, self._live = excluded, network
+        self._simulator.excluded, self._simulator.assigned, self._live = excluded, assigned, network
         # A compiled model calls it between two graphs.
         run = torch.compiler.disable(self._simulator.run)  # type: ignore[no-untyped-call]  # torch's own
 
@@ -330,6 +337,13 @@ def _check_kinds(weight: object, activation: object, observer: object) -> None:
     for keyword, (value, kind) in {**kinds, "observer": (observer, Observer)}.items():
         if not isinstance(value, kind):
             raise TypeError(f"{keyword} must be of a class derived from {kind.__name__}, got {value!r}")
+
+
+def _checked_layers(layers: Mapping[str, LayerQuantizers]) -> dict[str, LayerQuantizers]:
+    for key, entry in layers.items():
+        if not isinstance(entry, LayerQuantizers):
+            raise TypeError(f"layers.{key} must be LayerQuantizers, got {entry!r}")
+    return {str(key): entry for key, entry in layers.items()}
 
 
 def _checked_freeze(freeze: Mapping[str, float]) -> dict[str, float]:

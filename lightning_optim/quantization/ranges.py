@@ -23,10 +23,14 @@ class Ranges:
     Args:
         quantizer: Turns a range into a scale and a zero point.
         observer: Turns what many batches show into one range.
+        quantizer_of: Key of an activation -> its quantizer, if they differ.
     """
 
-    def __init__(self, quantizer: Quantizer, observer: Observer) -> None:
-        self._quantizer, self._state = quantizer, observer.start()
+    def __init__(
+        self, quantizer: Quantizer, observer: Observer, quantizer_of: Callable[[str], Quantizer] | None = None
+    ) -> None:
+        self._quantizer_of = quantizer_of or (lambda _: quantizer)
+        self._state = observer.start()
         self._places: dict[str, int] = {}
         self._counts_values = observer.needs is Evidence.HISTOGRAM
         self._batch: dict[str, tuple[Tensor, Tensor]] = {}
@@ -145,8 +149,20 @@ class Ranges:
 
     def _find_clipped(self) -> tuple[Tensor, Tensor]:
         if self._clipped is None:
-            self._clipped = self._state.clipped(self._quantizer)
+            groups = self._places_by_quantizer()
+            low, high = self._state.clipped(next(iter(groups)))
+            for quantizer in list(groups)[1:]:
+                places, others = groups[quantizer], self._state.clipped(quantizer)
+                low, high = low.clone(), high.clone()
+                low[places], high[places] = others[0][places], others[1][places]
+            self._clipped = low, high
         return self._clipped
+
+    def _places_by_quantizer(self) -> dict[Quantizer, list[int]]:
+        places: dict[Quantizer, list[int]] = {}
+        for key, place in self._places.items():
+            places.setdefault(self._quantizer_of(key), []).append(place)
+        return places
 
     def _find_ranged(self) -> set[str]:
         if len(self._ranged) < len(
@@ -158,10 +174,11 @@ class Ranges:
 
     def _refresh(self, device: torch.device) -> None:
         low, high = (end.to(device) for end in self._find_clipped())
-        scales, zero_points = self._quantizer.qparams(low, high)
-        seen = self._find_ranged()
-        pairs = zip(self._places, scales.unbind(), zero_points.unbind(), strict=True)
-        self._qparams.update({(key, device): (scale, zero) for key, scale, zero in pairs if key in seen})
+        keys, seen = list(self._places), self._find_ranged()
+        for quantizer, places in self._places_by_quantizer().items():
+            scales, zero_points = (values.unbind() for values in quantizer.qparams(low, high))
+            known = (place for place in places if keys[place] in seen)
+            self._qparams.update({(keys[place], device): (scales[place], zero_points[place]) for place in known})
 
     def state_dict(self) -> dict[str, Any]:
         """Return keys and observers' state, as primitives and tensors on the CPU."""

@@ -19,9 +19,9 @@ class Scheme:
         signed: Whether integers are signed; ``"int"`` or ``"uint"``.
         symmetric: Whether 0 is always represented by the integer 0. A signed symmetric scheme leaves the most negative
             integer out, so that a weight and its negative are equally exact.
-        granularity: What shares one scale. ``"tensor"``: all; ``"channel"``: each entry of dimension 0; ``"group"``: some
-            input channels of an output; ``"token"``: each row of an activation's last dimension, whose scale is
-            found anew at every pass.
+        granularity: What shares one scale. ``"tensor"``: all; ``"channel"``: each entry of dimension 0; ``"group"``:
+            some input channels of an output; ``"token"``: each row of an activation's last dimension, found anew at
+            every pass.
         limit: Largest integer, where values lie further apart than 1, as powers of two do; 0 follows from the width.
 
     Raises:

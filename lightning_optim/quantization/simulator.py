@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_optim.quantization.backend import Backend, FloatBackend
 from lightning_optim.quantization.fold import is_foldable
+from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.module_path import ModulePath, module_names
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.placement import Placement
@@ -36,8 +37,10 @@ class Simulator:
         weight: Quantizer of weights.
         activation: Quantizer of activations.
         observer: Turns ranges of batches into one range.
+        layers: Quantizers of some layers in place of these, by key.
 
     Attributes:
+        assigned: Name of a module -> key of its entry in ``layers``.
         plan: What the recorded batch told; ``None`` before.
         ranges: Ranges of the activations.
         excluded: Names of the modules whose operators stay in floating point.
@@ -46,9 +49,16 @@ class Simulator:
         example: Arguments of a recorded forward pass, on the CPU; an export needs some.
     """
 
-    def __init__(self, weight: Quantizer, activation: Quantizer, observer: Observer) -> None:
+    def __init__(
+        self,
+        weight: Quantizer,
+        activation: Quantizer,
+        observer: Observer,
+        layers: Mapping[str, LayerQuantizers] | None = None,
+    ) -> None:
         self.weight_quantizer, self.activation_quantizer, self.observer = weight, activation, observer
-        self.ranges = Ranges(activation, observer)
+        self.layers, self.assigned = dict(layers or {}), dict[str, str]()
+        self.ranges = Ranges(activation, observer, self.activation_quantizer_of)
         self.plan: Plan | None = None
         self.excluded: frozenset[str] = frozenset()
         self.is_observing = False
@@ -65,11 +75,19 @@ class Simulator:
 
     def weight_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of a layer's weight, by the key of the layer's operator."""
-        return self.weight_quantizer
+        own = self._layer_of(key)
+        return self.weight_quantizer if own is None or own.weight_quantizer is None else own.weight_quantizer
 
     def activation_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of an activation, by its key."""
-        return self.activation_quantizer
+        own = self._layer_of(key)
+        return (
+            self.activation_quantizer if own is None or own.activation_quantizer is None else own.activation_quantizer
+        )
+
+    def bits_of(self, key: str) -> tuple[int, int]:
+        """Return the widths of an operator's weight, if it has one, and of its output."""
+        return self.weight_quantizer_of(key).scheme.bits, self.activation_quantizer_of(key).scheme.bits
 
     def run(self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a network's own ``forward``, simulated as far as the simulator knows it.
@@ -145,13 +163,19 @@ class Simulator:
     def state_dict(self) -> dict[str, Any]:
         """Return plan and ranges, as primitives and tensors."""
         plan = None if self.plan is None else self.plan.state_dict()
-        return {"plan": plan, "excluded": sorted(self.excluded), "ranges": self.ranges.state_dict()}
+        own = {"excluded": sorted(self.excluded), "assigned": dict(self.assigned)}
+        return {"plan": plan, **own, "ranges": self.ranges.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
         self.plan = None if state["plan"] is None else Plan.from_state_dict(state["plan"])
         self.excluded = frozenset(state["excluded"])
+        self.assigned = dict(state.get("assigned", {}))
         self.ranges.load_state_dict(state["ranges"])
+
+    def _layer_of(self, key: str) -> LayerQuantizers | None:
+        entry = self.assigned.get(key.partition(":")[0])
+        return None if entry is None else self.layers.get(entry)
 
     def _run_recorded(self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._record is None:
@@ -169,11 +193,13 @@ class Simulator:
         return self._names[1], self._names[2]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = (self.weight_quantizer, self.activation_quantizer, self.observer)
+        settings = (self.weight_quantizer, self.activation_quantizer, self.observer, self.layers)
         return _rebuild, (settings, self.state_dict(), self.example)
 
 
-def _rebuild(settings: tuple[Quantizer, Quantizer, Observer], state: dict[str, Any], example: Any) -> Simulator:
+def _rebuild(
+    settings: tuple[Quantizer, Quantizer, Observer, Mapping[str, LayerQuantizers]], state: dict[str, Any], example: Any
+) -> Simulator:
     simulator = Simulator(*settings)
     simulator.load_state_dict(state)
     simulator.example = example

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from lightning_optim.quantization.operators import INTEGER_ROLES, Role
+from lightning_optim.quantization.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
 from lightning_optim.quantization.plan import Plan
 from lightning_optim.quantization.ranges import Ranges
 
+BitsOf = Callable[[str], tuple[int | None, int | None]]
 _QUIET = frozenset({Role.MOVE, Role.WRITE})
 
 
@@ -21,6 +23,7 @@ class Row:
         key: Names the operator: module path, torch function, and the number of the call if it is not the first.
         kind: What it is.
         computes: ``"integer"`` or ``"float"``.
+        bits: Widths of its weight and of its output, such as ``"w4 a8"``; empty if it has neither.
         note: The folded batch norm, or why it computes in floating point.
         low: Smallest value of its output's range; ``None`` if the output has no quantizer of its own.
         high: Largest value.
@@ -29,13 +32,20 @@ class Row:
     key: str
     kind: str
     computes: str
+    bits: str
     note: str
     low: float | None
     high: float | None
 
 
-def placement_rows(plan: Plan, ranges: Ranges) -> list[Row]:
-    """Return a row for every operator that computes, in the order of the forward pass."""
+def placement_rows(plan: Plan, ranges: Ranges, bits_of: BitsOf | None = None) -> list[Row]:
+    """Return a row for every operator that computes, in the order of the forward pass.
+
+    Args:
+        plan: The operators.
+        ranges: The ranges of their outputs.
+        bits_of: Key of an operator -> widths of its weight and its output.
+    """
     rows = []
     for key, operator in plan.operators.items():
         if operator.role in _QUIET or (operator.role is Role.NORM and operator.path in plan.norms.values()):
@@ -45,17 +55,21 @@ def placement_rows(plan: Plan, ranges: Ranges) -> list[Row]:
         note = operator.note or (f"with {plan.norms[key]}" if key in plan.norms else "")
         computes = "float" if is_float else "integer"
         kind = operator.name if operator.role is Role.OTHER else operator.role.value
-        rows.append(Row(key=key, kind=kind, computes=computes, note=note, low=low, high=high))
+        weight, output = (None, None) if bits_of is None else bits_of(key)
+        widths = [f"w{weight}"] if weight is not None and operator.role in WEIGHTED_ROLES and not is_float else []
+        widths += [f"a{output}"] if output is not None and low is not None else []
+        bits = " ".join(widths)
+        rows.append(Row(key=key, kind=kind, computes=computes, bits=bits, note=note, low=low, high=high))
     return rows
 
 
-def placement_table(plan: Plan, ranges: Ranges) -> str:
+def placement_table(plan: Plan, ranges: Ranges, bits_of: BitsOf | None = None) -> str:
     """Return the placement as a table of plain text."""
-    lines = [("operator", "kind", "computes", "range", "note")]
-    for row in placement_rows(plan, ranges):
+    lines = [("operator", "kind", "computes", "bits", "range", "note")]
+    for row in placement_rows(plan, ranges, bits_of):
         span = "" if row.low is None or row.high is None else f"[{row.low:.4g}, {row.high:.4g}]"
-        lines.append((row.key, row.kind, row.computes, span, row.note))
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+        lines.append((row.key, row.kind, row.computes, row.bits, span, row.note))
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )

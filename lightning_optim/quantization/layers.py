@@ -1,0 +1,88 @@
+"""Layers that are quantized otherwise than the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+
+from lightning_optim.errors import TargetError
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.surgery.select import Targets, named_modules
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerQuantizers:
+    """Quantizers of some layers, in place of those of the whole network (mixed precision).
+
+    Args:
+        targets: The modules whose operators are meant.
+        weight_quantizer: Quantizer of their weights; ``None`` is the network's.
+        activation_quantizer: Quantizer of what they put out, and of inputs that they are the first to read; ``None`` is
+            the network's.
+
+    Raises:
+        TypeError: If something is of another kind.
+        ValueError: If no quantizer is given, or one that can't quantize weights, or activations.
+
+    Example:
+        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> LayerQuantizers(targets=Targets(include=["net.head"]), weight_quantizer=Symmetric(bits=4)).weight_bits
+        4
+    """
+
+    targets: Targets
+    weight_quantizer: Quantizer | None = None
+    activation_quantizer: Quantizer | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.targets, Targets):
+            raise TypeError(f"targets of layers must be Targets, got {self.targets!r}")
+        given = {Operand.WEIGHT: self.weight_quantizer, Operand.ACTIVATION: self.activation_quantizer}
+        if not any(quantizer is not None for quantizer in given.values()):
+            raise ValueError("layers need a weight_quantizer or an activation_quantizer, got neither")
+        for operand, quantizer in given.items():
+            if not (quantizer is None or isinstance(quantizer, Quantizer)):
+                raise TypeError(
+                    f"{operand.value}_quantizer must be of a class derived from Quantizer, got {quantizer!r}"
+                )
+            if quantizer is not None:
+                quantizer.check(operand)
+
+    @property
+    def weight_bits(self) -> int | None:
+        """Width of the weights, or ``None`` if it is the network's."""
+        return None if self.weight_quantizer is None else self.weight_quantizer.scheme.bits
+
+
+def assign_layers(root: nn.Module, network: nn.Module, layers: Mapping[str, LayerQuantizers]) -> dict[str, str]:
+    """Find which entry each module of a network belongs to.
+
+    Args:
+        root: Where the names of targets begin.
+        network: The network, ``root`` or a module of it.
+        layers: Key -> entry.
+
+    Returns:
+        Plain name of a module, relative to the network -> key of its entry.
+
+    Raises:
+        TargetError: If an entry matches no module of the network.
+        ValueError: If two entries match one module.
+    """
+    own = {id(module): name for name, module in {"": network, **named_modules(network)}.items()}
+    assigned: dict[str, str] = {}
+    for key, entry in layers.items():
+        chosen = [own[id(module)] for module in entry.targets.select(root, (nn.Module,)).values() if id(module) in own]
+        if not chosen:
+            raise TargetError(f"layers.{key}: targets match no module of {type(network).__name__}")
+        taken = next((name for name in chosen if name in assigned), None)
+        if taken is not None:
+            raise ValueError(
+                f"layers.{assigned[taken]} and layers.{key} both match {taken!r}; exclude it from one of them"
+            )
+        assigned.update(dict.fromkeys(chosen, key))
+    return assigned
