@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -50,3 +52,14 @@ def quiet_trainer(callbacks: Sequence[Callback], **settings: Any) -> Trainer:
         enable_model_summary=False,
         **settings,
     )
+
+
+def show_figures(title: str, figures: Mapping[str, Any]) -> None:
+    """Print figures as a table."""
+    table = Table(title=title)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        is_number = isinstance(value, float) and not isinstance(value, bool)
+        table.add_row(name, "not measured" if value is None else f"{value:.4g}" if is_number else str(value))
+    Console().print(table)

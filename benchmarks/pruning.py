@@ -25,15 +25,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelPruning
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-from benchmarks.common import parser_for, quiet, quiet_trainer
+from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.graph.capture import capture
@@ -307,16 +305,6 @@ PARTS: dict[str, Callable[[], Figures]] = {
 }
 
 
-def show(figures: Figures) -> None:
-    """Print the table."""
-    table = Table(title="Pruning")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.4g}")
-    Console().print(table)
-
-
 def main() -> None:
     """Measure, print a table and, as the last line, one JSON object."""
     parser = parser_for(__doc__)
@@ -326,7 +314,7 @@ def main() -> None:
     figures: Figures = {}
     for name in options.only:
         figures |= PARTS[name]()
-    show(figures)
+    show_figures("Pruning", figures)
     print(json.dumps({"benchmark": "pruning", "torch": torch.__version__} | figures))
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common import parser_for, quiet
+from benchmarks.common import parser_for, quiet, show_figures
 from lightning_optim.export.onnx import export_onnx
 from lightning_optim.export.quantized import Acceptance, export_quantized
 from lightning_optim.export.runtime import load, time_models
@@ -197,7 +197,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="to spend on each comparison")
     options = parser.parse_args()
     quiet()
-    print(json.dumps(measure(options.seconds)))
+    figures = measure(options.seconds)
+    show_figures("Deployed int8", figures)
+    print(json.dumps({"benchmark": "quantization_speed", **figures}))
 
 
 if __name__ == "__main__":

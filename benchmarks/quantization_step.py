@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantization_step [--steps 12] [--rounds 8]
 
-A residual net (widths 16, 32, 64, images of 32 x 32) and a vision transformer (three blocks of width 128 whose
-attention is written out, 64 tokens) train on batches of 32 random images, in turns within one process on one thread. A
-step is timed in CPU time, from the end of one batch to the end of the next; ratios are of medians.
+The residual net and the vision transformer of ``quantization_speed`` train on batches of 32 random images, in turns
+within one process on one thread. A step is timed in CPU time, from the end of one batch to the end of the next; ratios
+are of medians.
 
 - points: activations are quantized where a convolution or a linear reads them, weights everywhere, as other libraries
   do it; ranges are observed at every step.
@@ -28,18 +28,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-from benchmarks.common import parser_for, quiet, quiet_trainer
+from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
 from benchmarks.overhead import WARMUP, Stopwatch
+from benchmarks.quantization_speed import ResNet, ViT
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.placement import Placement
@@ -50,47 +47,7 @@ from lightning_optim.surgery.select import Targets
 BATCH, SIDE = 32, 32
 
 
-class Block(nn.Module):
-    """A transformer's block whose attention is made of single functions."""
-
-    def __init__(self, width: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    @override
-    def forward(self, tokens: Tensor) -> Tensor:
-        batch, length, width = tokens.shape
-        depth = width // self.heads
-        packed = self.qkv(self.norm1(tokens)).reshape(batch, length, 3, self.heads, depth)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        weights = ((query @ key.transpose(-1, -2)) * depth**-0.5).softmax(-1)
-        tokens = tokens + self.out((weights @ value).transpose(1, 2).reshape(batch, length, width))
-        return tokens + self.down(functional.gelu(self.up(self.norm2(tokens))))
-
-
-class VisionTransformer(nn.Module):
-    """Patches of 4 x 4, three blocks, mean over the tokens."""
-
-    def __init__(self, width: int = 128) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(1, width, 4, 4)
-        self.position = nn.Parameter(0.02 * torch.randn(1, (SIDE // 4) ** 2, width))
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(3)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
-
-    @override
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.position
-        return self.head(self.norm(self.blocks(tokens)).mean(1))
-
-
-NETS: dict[str, Callable[[], nn.Module]] = {
-    "cnn": lambda: ResidualNet(widths=(16, 32, 64)),
-    "vit": VisionTransformer,
-}
+NETS: dict[str, Callable[[], nn.Module]] = {"cnn": ResNet, "vit": ViT}
 
 
 @contextlib.contextmanager
@@ -121,7 +78,7 @@ VARIANTS: dict[str, Callable[[], list[QATFakeQuant]]] = {
 def take_turn(net: str, variant: str, steps: int) -> list[float]:
     """Train a fresh net for a few steps and return the CPU seconds of each."""
     torch.manual_seed(0)
-    images = torch.randn(BATCH * (WARMUP + steps), 1, SIDE, SIDE)
+    images = torch.randn(BATCH * (WARMUP + steps), 3, SIDE, SIDE)
     labels = torch.randint(0, 10, (len(images),))
     stopwatch = Stopwatch()
     trainer = quiet_trainer([stopwatch, *VARIANTS[variant]()], max_epochs=1)
@@ -163,7 +120,7 @@ class FirstSteps(Stopwatch):
 
 def measure_attach() -> dict[str, float]:
     """Seconds that the callback adds until it simulates."""
-    batches = DataLoader(TensorDataset(torch.randn(3 * BATCH, 1, SIDE, SIDE), torch.zeros(3 * BATCH).long()), BATCH)
+    batches = DataLoader(TensorDataset(torch.randn(3 * BATCH, 3, SIDE, SIDE), torch.zeros(3 * BATCH).long()), BATCH)
     took = {}
     for variant in ("plain", "all"):
         watch = FirstSteps()
@@ -209,16 +166,6 @@ def measure(steps: int = 12, rounds: int = 8) -> dict[str, float]:
     return {**measure_steps(steps, rounds), **measure_attach(), **measure_ranks()}
 
 
-def show(title: str, figures: dict[str, Any]) -> None:
-    """Print the table."""
-    table = Table(title=title)
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, "not measured" if value is None else f"{value:.4g}")
-    Console().print(table)
-
-
 def main() -> None:
     """Measure, print a table and, as the last line, one JSON object."""
     parser = parser_for(__doc__)
@@ -227,7 +174,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     figures = measure(options.steps, options.rounds)
-    show("Training with simulated int8", figures)
+    show_figures("Training with simulated int8", figures)
     print(json.dumps({"benchmark": "quantization_step", "torch": torch.__version__, **figures}))
 
 
