@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
@@ -29,6 +30,8 @@ from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.plan import Plan
+from lightning_optim.quantization.post_training.base import PostTraining
+from lightning_optim.quantization.post_training.run import apply_methods
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
@@ -169,32 +172,43 @@ class QATFakeQuant(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._simulator.load_state_dict(state_dict)
 
-    def calibrate(self, model: nn.Module, data: Any, *, num_batches: int = 32) -> None:
+    def calibrate(
+        self, model: nn.Module, data: Any, *, num_batches: int = 32, methods: Sequence[PostTraining] = ()
+    ) -> None:
         """Learn operators and ranges of a trained model without training it (post-training quantization).
 
-        It can then be simulated, exported, or trained on under this callback; weights stay as they are.
+        It can then be simulated, exported, or trained on under this callback.
 
         Args:
             model: The trained LightningModule, whose own validation calls the network, or a network alone.
             data: For a LightningModule, loaders of validation batches or a data module. For a network, batches: a
                 mapping holds its keyword inputs, a tuple or list its positional ones, all else is its only input.
             num_batches: How many batches to take at most, at least 1.
+            methods: Change the model's weights, in this order, so that rounding costs less; without any, the weights
+                stay as they are.
 
         Raises:
-            ValueError: If there is no batch, or one holds NaN or infinities; what was learned before stays.
+            ValueError: If there is no batch, or one holds NaN or infinities; nothing has changed then.
         """
-        network, simulator = self._network_of(model), Simulator(*self._settings)
+        network = self._network_of(model)
+        name = find_network(model, self.network)[0] if isinstance(model, LightningModule) else ""
+        root = model if name else network
+        excluded = _excluded_modules(root, name, network, self.targets)
+        assigned = assign_layers(root, network, self._settings[3])
+
+        def start() -> Simulator:
+            simulator = Simulator(*self._settings)
+            simulator.excluded, simulator.assigned = excluded, assigned
+            return simulator
+
+        simulator = start()
         if isinstance(model, LightningModule):
-            name = find_network(model, self.network)[0]
-            simulator.excluded = _excluded_modules(model, name, network, self.targets)
-            simulator.assigned = assign_layers(model, network, self._settings[3])
-            calibrate_module(simulator, model, network, data, num_batches=num_batches)
+            inputs: list[Any] = [*calibrate_module(simulator, model, network, data, num_batches=num_batches)]
         else:
-            simulator.excluded = _excluded_modules(network, "", network, self.targets)
-            simulator.assigned = assign_layers(network, network, self._settings[3])
-            calibrate(simulator, network, data, num_batches=num_batches)
-        self._simulator, self._live = simulator, network
-        self._owner = model if isinstance(model, LightningModule) else None
+            inputs = list(islice(data, max(num_batches, 0)))
+            calibrate(simulator, network, inputs, num_batches=num_batches)
+        self._simulator = apply_methods(network, simulator, inputs, methods, start)
+        self._live, self._owner = network, model if isinstance(model, LightningModule) else None
 
     def describe(self) -> str:
         """Return the placement as a table: every operator, whether it computes in integers, its bits and its range."""

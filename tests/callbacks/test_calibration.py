@@ -8,6 +8,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.quantization.observer.min_max import MinMax
+from lightning_optim.quantization.post_training.bias_correction import BiasCorrection
+from lightning_optim.quantization.post_training.cross_layer_equalization import CrossLayerEqualization
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.surgery.select import Targets
 from support import quiet
 
@@ -101,3 +104,15 @@ def test_wrong_data_leaves_what_was_learned():
         with pytest.raises(ValueError, match="calibrat"):
             callback.calibrate(module.net, bad)
     assert callback.describe() == before
+
+
+def test_methods_change_the_weights_and_bring_the_outputs_nearer():
+    tokens, mask, _ = dataset()[:]
+    gaps = []
+    for methods in ([], [CrossLayerEqualization(), BiasCorrection()]):
+        module = Module()
+        wanted = module.net(tokens=tokens, mask=mask)["logits"]
+        callback = QATFakeQuant(observer=MinMax(), weight_quantizer=Symmetric(bits=3))
+        callback.calibrate(module, loader(), methods=methods)
+        gaps.append((callback.simulated()(tokens=tokens, mask=mask)["logits"] - wanted).mean(0).abs().max())
+    assert gaps[1] < 0.2 * gaps[0]
