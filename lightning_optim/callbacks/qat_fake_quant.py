@@ -246,7 +246,7 @@ class QATFakeQuant(Callback):
             args: Example positional inputs of the network; without any, those of the first batch in the window.
             kwargs: Example keyword inputs.
             allow_float: Kernels that may stay in floating point besides those of excluded layers.
-            target: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
+            target: The runtime, or its name: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
             batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
             min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.
@@ -269,6 +269,9 @@ class QATFakeQuant(Callback):
         Args:
             path: The file, exported for ONNX Runtime.
             batches: Each a tensor, or a sequence with one per input; labels not included.
+
+        Returns:
+            How many values of the outputs were compared, and how many are equal bit by bit.
         """
         return verify(path, batches)
 
