@@ -36,7 +36,7 @@ class Regrower:
         """Refuse what cannot regrow.
 
         Raises:
-            ValueError: If more than single weights fall together, or the window has no jumps.
+            ValueError: If more than single weights fall together, or the window has no jump between its ends.
         """
         if self._setting is None:
             return
@@ -46,6 +46,12 @@ class Regrower:
             )
         if window.every is None:
             raise ValueError("regrow needs a window with jumps, but window.every is None; set it")
+        end = 1.0 if window.end is None and window.unit == "fraction" else window.end
+        if end is not None and window.every >= (end - window.begin) * (1.0 - 1e-9):  # fractions are not exact
+            raise ValueError(
+                f"regrow acts at the jumps between the window's ends, but every={window.every:g} leaves none between "
+                f"begin={window.begin:g} and end={end:g}; let it be smaller"
+            )
 
     def note(self, progress: float, pruned: PrunedNetwork) -> None:
         """Mark what is due at ``progress``, if that is a jump; the first one prunes, the window's end does nothing."""

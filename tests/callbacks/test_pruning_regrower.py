@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -185,6 +186,20 @@ def test_an_overflowing_gradient_puts_it_off_to_the_next_step():
 def test_only_single_weights_regrow(regrow):
     with pytest.raises(ValueError, match="regrow needs single weights, got structure 'Channel'"):
         scheduler(regrow, structure=Channel(shrink="never"))
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(begin=2, end=8, unit="step", every=6),
+        Window(begin=0.1, end=0.4, every=0.3),  # 0.4 - 0.1 is a little more than 0.3
+        Window(begin=0.5, every=0.5),
+    ],
+)
+def test_a_window_without_a_jump_between_its_ends_is_refused(window):
+    with pytest.raises(ValueError, match="leaves none between begin="):
+        scheduler(KINDS["random"], window=window)
+    scheduler(KINDS["random"], window=dataclasses.replace(window, every=window.every / 2))
 
 
 def test_a_window_without_jumps_is_refused():
