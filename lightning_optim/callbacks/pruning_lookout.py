@@ -1,4 +1,4 @@
-"""Prune until a metric falls too far: what every validation of a fit says, and the way back."""
+"""Prune until a metric falls too far: what every validation of a fit says, the way back, and what is tried next."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from lightning_optim.callbacks.pruned_network import PrunedNetwork
 from lightning_optim.callbacks.reshape import averaged_copies
 from lightning_optim.pruning.structure.base import Shrink
 from lightning_optim.pruning.until.metric_drop import MetricDrop, Verdict
+from lightning_optim.pruning.until.search import SparsitySearch
+from lightning_optim.schedule.base import Schedule
 from lightning_optim.surgery.snapshot import Snapshot
 
 
@@ -25,12 +27,13 @@ class Lookout:
     Args:
         setting: Metric and allowed drop; ``None`` judges nothing.
         shrink: When the structure removes channels.
-        final: The highest sparsity that is asked for.
+        schedule: The sparsity that is asked for.
     """
 
-    def __init__(self, setting: MetricDrop | None, shrink: Shrink, final: float) -> None:
-        self._setting, self._shrink, self._final = setting, shrink, final
+    def __init__(self, setting: MetricDrop | None, shrink: Shrink, schedule: Schedule) -> None:
+        self._setting, self._shrink, self._schedule = setting, shrink, schedule
         self._watch = setting.start() if setting is not None else None
+        self._search = SparsitySearch(schedule, 1.0 if setting is None else setting.tolerance)
         self._snapshot = Snapshot()
         self._held: dict[str, Any] = {}
         self._has_judged = False
@@ -42,14 +45,21 @@ class Lookout:
         return self._watch is not None
 
     @property
-    def allows_more(self) -> bool:
-        """Whether more may go now."""
-        return self._watch is None or (self._watch.is_ready and not self._watch.is_resting and not self._is_stopped)
-
-    @property
     def is_stopped(self) -> bool:
-        """Whether pruning went too far once, and has ended."""
+        """Whether nothing more is tried."""
         return self._is_stopped
+
+    def aim(self, progress: float, reached: float | None) -> float | None:
+        """The sparsity to have at ``progress`` of the window; ``reached``, if nothing may go now."""
+        if self._watch is None:
+            return self._schedule(progress)
+        if self._is_stopped or not self._watch.is_ready:
+            return reached
+        return self._search.aim(progress, reached)
+
+    def take(self, sparsity: float) -> None:
+        """Note a pruning step."""
+        self._search.take(sparsity)
 
     def check(self, trainer: Trainer) -> None:
         """Refuse a fit without validation.
@@ -89,7 +99,12 @@ class Lookout:
             self.hold(trainer, pl_module, pruned, None)
 
     def judge(
-        self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        pruned: PrunedNetwork,
+        progress: float,
+        reached: float | None,
     ) -> float | None:
         """Judge the validation that has just ended; a collective call.
 
@@ -97,6 +112,7 @@ class Lookout:
             trainer: The trainer of this rank.
             pl_module: Its module.
             pruned: The live network.
+            progress: Of the window.
             reached: The sparsity that was validated.
 
         Returns:
@@ -108,24 +124,41 @@ class Lookout:
         assert self._watch is not None
         value = self._metric(trainer)
         self._has_judged = True
-        if not reached:
+        if not reached and not self._search.has_failed:
             self._watch.note(value)
             self.hold(trainer, pl_module, pruned, reached)
             return reached
         verdict = self._watch.judge(value)
-        if verdict is Verdict.GOOD:
-            if self._shrink == "update" or reached == self._final or self._is_stopped:
-                pruned.settle(trainer, pl_module)
-            self.hold(trainer, pl_module, pruned, reached)
-        elif verdict is Verdict.BACK:
-            rank_zero_info(f"{self._monitor} fell to {value:g} at sparsity {reached:g}: back to {self._good or 0:g}")
-            return self._go_back(trainer, pl_module, pruned)
+        self._search.judge(verdict, progress, reached or 0.0, self._good or 0.0)
+        if verdict is Verdict.REST:
+            return reached
+        if verdict is Verdict.BACK:
+            rank_zero_info(
+                f"{self._monitor} fell to {value:g} at sparsity {reached or 0:g}: back to {self._good or 0:g}"
+            )
+            reached = self._go_back(trainer, pl_module, pruned)
+        self._is_stopped = self._is_stopped or self._search.is_over(progress, reached or 0.0)
+        if verdict is Verdict.GOOD or self._is_stopped:
+            self._keep(trainer, pl_module, pruned, reached)
         return reached
 
     def land(
-        self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        pruned: PrunedNetwork,
+        reached: float | None,
+        *,
+        is_last: bool,
     ) -> float | None:
         """At the end of a fit, go back from what no validation found good.
+
+        Args:
+            trainer: The trainer of this rank.
+            pl_module: Its module.
+            pruned: The live network.
+            reached: The sparsity that there is.
+            is_last: Whether the window ends with this fit: then nothing more is tried in one that goes on.
 
         Returns:
             The sparsity that the fit ends with.
@@ -140,20 +173,24 @@ class Lookout:
                 f"until needs {self._monitor!r} from validation, but the fit ended before the first one; "
                 "validate more often (val_check_interval, check_val_every_n_epoch) or train longer"
             )
-        if self._watch.is_resting or (reached or 0.0) != (self._good or 0.0):
-            return self._go_back(trainer, pl_module, pruned)
+        if self._search.is_resting or (reached or 0.0) != (self._good or 0.0):
+            reached = self._go_back(trainer, pl_module, pruned)
+        if is_last and not self._is_stopped:
+            self._is_stopped = True
+            self._keep(trainer, pl_module, pruned, reached)
         return reached
 
     def _go_back(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork) -> float | None:
-        self._is_stopped = True
         pl_module.zero_grad(set_to_none=True)
         self._snapshot.put_back(pl_module, trainer.optimizers, averaged_copies(trainer))
         pruned.put_back(pl_module, self._held)
         pruned.watch(trainer)
-        if self._shrink != "never":
-            pruned.settle(trainer, pl_module)
-            self.hold(trainer, pl_module, pruned, self._good)
         return self._good
+
+    def _keep(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None) -> None:
+        if self._shrink == "update" or self._is_stopped:
+            pruned.settle(trainer, pl_module)
+        self.hold(trainer, pl_module, pruned, reached)
 
     @property
     def _good(self) -> float | None:
@@ -185,6 +222,7 @@ class Lookout:
             return {}
         return {
             "watch": self._watch.state_dict(),
+            "search": self._search.state_dict(),
             "snapshot": self._snapshot.state_dict(),
             "held": dict(self._held),
             "has_judged": self._has_judged,
@@ -196,6 +234,7 @@ class Lookout:
         if self._watch is None or not state:
             return
         self._watch.load_state_dict(state["watch"])
+        self._search.load_state_dict(state["search"])
         self._snapshot.load_state_dict(state["snapshot"])
         self._held = dict(state["held"])
         self._has_judged, self._is_stopped = state["has_judged"], state["is_stopped"]

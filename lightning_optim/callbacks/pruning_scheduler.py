@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
@@ -20,6 +19,7 @@ from lightning_optim.callbacks.pruned_network import PrunedNetwork
 from lightning_optim.callbacks.pruning_evidence import LAYERS, PruningEvidence
 from lightning_optim.callbacks.pruning_lookout import Lookout
 from lightning_optim.callbacks.pruning_neighbours import Neighbours
+from lightning_optim.callbacks.pruning_reach import check_schedule, closes_within_fit, warn_of_early_end
 from lightning_optim.callbacks.pruning_regrower import Regrower
 from lightning_optim.callbacks.pruning_rewinder import Rewinder
 from lightning_optim.errors import TargetError
@@ -60,7 +60,8 @@ class PruningScheduler(Callback):
             is the share of the cost to remove.
         targets: Layers to prune, by names relative to the LightningModule; convolutions and linears by default.
         window: When, in jumps of ``every``; by default twenty jumps over the first three quarters of the fit.
-        until: A metric of validation that may fall only so far: then back to the last good state, and no further.
+        until: A metric of validation that may fall only so far: then back to the last good state, and less is tried.
+            One sparsity is tried between two validations.
         rewind: What goes back to an early step after each pruning step.
         regrow: Which weights come back, at each jump of the window after the first; single weights only.
         network: Name of the network in the LightningModule; ``None`` finds it, ``""`` is the module itself.
@@ -98,7 +99,7 @@ class PruningScheduler(Callback):
         self.until, self.rewind, self.regrow = until, rewind, regrow
         self.network = network
         self.name = name
-        _check_schedule(schedule, self.structure)
+        check_schedule(schedule, self.structure)
         self.allocation = allocation or Uniform()
         self._gate = CheckpointGate()
         self._neighbours = Neighbours(self)
@@ -109,7 +110,7 @@ class PruningScheduler(Callback):
     def _start_afresh(self) -> None:
         self._pruner = Pruner(self.criterion, self.structure, self.allocation)
         self._pruned = PrunedNetwork(self._pruner)
-        self._lookout = Lookout(self.until, self.structure.shrink, self.schedule(1.0))
+        self._lookout = Lookout(self.until, self.structure.shrink, self.schedule)
         self._rewinder = Rewinder(self.rewind)
         self._pruned.followers.append(self._rewinder.snapshot)
         self._regrower = Regrower(self.regrow)
@@ -172,7 +173,8 @@ class PruningScheduler(Callback):
             self._lookout.catch_up(trainer)
         self._lookout.check(trainer)
         self._rewinder.check(trainer, self.window, self.schedule)
-        if self._reached != self.schedule(1.0) and not self._lookout.is_stopped:
+        warn_of_early_end(trainer, self.window, self.schedule, self.structure)
+        if not (self._lookout.is_stopped if self._lookout.is_on else self._reached == self.schedule(1.0)):
             self._gate.close(trainer)
         self._pruned.watch(trainer)
 
@@ -190,8 +192,9 @@ class PruningScheduler(Callback):
         progress = self.window.progress(clock_of(trainer))
         if progress is None:
             return
-        if self.schedule(progress) != self._reached and self._is_ready(trainer):
-            self._prune(trainer, pl_module, self.schedule(progress))
+        aim = self._lookout.aim(progress, self._reached)
+        if aim is not None and aim != self._reached and self._is_ready(trainer):
+            self._prune(trainer, pl_module, aim)
             if not self._lookout.is_on and (progress == 1.0 or self._reached == self.schedule(1.0)):
                 self._gate.open(trainer)
         if self._reached:
@@ -215,9 +218,13 @@ class PruningScheduler(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._lookout.is_on or trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        progress = self.window.progress(clock_of(trainer)) or 0.0
         with torch.inference_mode(mode=False):  # what is held and what is cut must serve training
-            self._reached = self._lookout.judge(trainer, pl_module, self._pruned, self._reached)
-        if self._lookout.is_stopped or self._reached == self.schedule(1.0):
+            reached = self._lookout.judge(trainer, pl_module, self._pruned, progress, self._reached)
+        if reached != self._reached:
+            self._reached = reached
+            self._evidence.reset()  # it was of a model that is no more
+        if self._lookout.is_stopped:
             self._gate.open(trainer)
 
     @override
@@ -227,7 +234,7 @@ class PruningScheduler(Callback):
 
     def _is_ready(self, trainer: Trainer) -> bool:
         knows_inputs = not self.structure.needs_coupling or bool(self._pruned.example)
-        return knows_inputs and self._lookout.allows_more and self._evidence.is_ready(trainer.current_epoch)
+        return knows_inputs and self._evidence.is_ready(trainer.current_epoch)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
         pruned = self._pruned
@@ -251,6 +258,7 @@ class PruningScheduler(Callback):
             self._prune(trainer, pl_module, sparsity)  # the others must pay for what stays
             return
         self._reached = sparsity
+        self._lookout.take(sparsity)
         self._evidence.reset()
         if sparsity:
             self._rewinder.rewind(trainer, pl_module)
@@ -357,7 +365,9 @@ class PruningScheduler(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reached = self._lookout.land(trainer, pl_module, self._pruned, self._reached)
+        self._reached = self._lookout.land(
+            trainer, pl_module, self._pruned, self._reached, is_last=closes_within_fit(trainer, self.window)
+        )
         self._gate.release()
 
     @override
@@ -377,18 +387,3 @@ class PruningScheduler(Callback):
 
 def _own(module: nn.Module) -> Iterator[nn.Parameter]:
     return module.parameters(recurse=False)
-
-
-def _check_schedule(schedule: Schedule, structure: Structure) -> None:
-    values = [schedule(step / 100) for step in range(101)]
-    for value in values:
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"sparsity must be in [0, 1), but the schedule reaches {value:g}")
-    # A sparsity written to three digits may lie above that of a pattern such as 1:3.
-    if max(values) > structure.highest_sparsity + 1e-3:
-        raise ValueError(
-            f"the schedule reaches a sparsity of {max(values):g}, but {structure} ends at "
-            f"{structure.highest_sparsity:g}: let it end there, or choose another pattern"
-        )
-    if structure.shrink != "never" and any(after < before for before, after in itertools.pairwise(values)):
-        raise ValueError("channels that were removed do not come back: the schedule must not fall")

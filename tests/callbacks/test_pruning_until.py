@@ -11,9 +11,11 @@ from torch.utils.data import DataLoader
 
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.errors import ShrinkError
+from lightning_optim.pruning.criterion.mean_activation import MeanActivation
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.schedule.constant import Constant
+from lightning_optim.schedule.linear import Linear
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.window import Window
 from support import quiet, same
@@ -70,13 +72,30 @@ class Ends(Callback):
         self.sparsities.append(trainer.callback_metrics.get("pruning/sparsity"))
 
 
-def scheduler(structure=None, values=(0.2, 0.4, 0.6, 0.8), **until):
-    """Nothing goes in the first epoch; then a jump at the start of each."""
+class Tries(Callback):
+    """The sparsity that each validation judges, and how often it changed since the one before."""
+
+    def __init__(self, pruning):
+        self.pruning, self.sparsities, self.changes = pruning, [], []
+        self._last, self._count = None, 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._count += self._last is not None and self.pruning.sparsity != self._last
+        self._last = self.pruning.sparsity
+
+    def on_validation_start(self, trainer, pl_module):
+        self.sparsities.append(round(self.pruning.sparsity, 6))
+        self.changes.append(self._count)
+        self._count = 0
+
+
+def scheduler(structure=None, values=(0.2, 0.4, 0.6, 0.8), length=None, **until):
+    """Nothing goes in the first epoch; then a jump at the start of each. Nothing less is tried after too much."""
     return PruningScheduler(
         schedule=Steps(values=values),
         structure=structure,
-        window=Window(begin=1, end=1 + len(values), unit="epoch"),
-        until=MetricDrop(**{"monitor": "val/score", "max_drop": 0.1} | until),
+        window=Window(begin=1, end=1 + (length or len(values)), unit="epoch"),
+        until=MetricDrop(**{"monitor": "val/score", "max_drop": 0.1, "tolerance": 0.25} | until),
     )
 
 
@@ -144,6 +163,115 @@ def test_a_resumed_fit_is_bit_equal_before_and_after_going_back(structure, tmp_p
         trainer = fit(resumed, pruning, ckpt_path=path)
         assert same(expected, [resumed.state_dict(), trainer.optimizers[0].state_dict()]), step
         assert pruning.sparsity == 0.4
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
+def test_after_too_much_half_the_way_is_tried_until_good_and_bad_are_close(structure):
+    module, pruning = module_for(structure), scheduler(structure, values=(0.8,), length=9, tolerance=0.1)
+    tries = Tries(pruning)
+    fit(module, tries, pruning, max_epochs=8)
+    assert tries.sparsities == [0.0, 0.8, 0.4, 0.6, 0.5, 0.5, 0.5, 0.5]
+    assert module.gone() == pytest.approx(0.5)
+    if structure is not None:
+        assert module.net[0].out_channels == (10 if structure.shrink == "never" else 5)
+
+
+def test_the_search_ends_with_the_window():
+    pruning = scheduler(values=(0.8,), length=3, tolerance=0.01)
+    tries = Tries(pruning)
+    fit(Scored(), tries, pruning, max_epochs=6)
+    assert tries.sparsities == [0.0, 0.8, 0.4, 0.6, 0.4, 0.4]
+    assert pruning.sparsity == 0.4
+
+
+def test_a_fit_that_ends_in_the_middle_of_the_window_leaves_the_search_to_the_next(tmp_path):
+    whole, parts = (scheduler(Channel(shrink="end"), values=(0.8,), length=6, tolerance=0.1) for _ in range(2))
+    module, first, second = (module_for(Channel()) for _ in range(3))
+    fit(module, whole, max_epochs=7)
+    saver = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
+    fit(first, parts, saver, max_epochs=4, enable_checkpointing=True)
+    assert first.net[0].out_channels == 10
+    assert parts.sparsity == 0.4
+    fit(second, parts, max_epochs=7, ckpt_path=tmp_path / "last.ckpt")
+    assert parts.sparsity == whole.sparsity == 0.5
+    assert same(dict(module.state_dict()), dict(second.state_dict()))
+
+
+def test_one_sparsity_is_tried_between_two_validations():
+    pruning = PruningScheduler(
+        schedule=Linear(end=0.8),
+        window=Window(begin=3, end=12, every=1, unit="step"),
+        until=MetricDrop(monitor="val/score", max_drop=0.1, tolerance=0.04),
+    )
+    tries = Tries(pruning)
+    fit(Scored(), tries, pruning, max_epochs=6)
+    assert max(tries.changes) == 1
+    # Each epoch is three jumps of 0.8 / 9; 0.8 * 6 / 9 at the third is too much, and then the window ends.
+    assert tries.sparsities[:4] == pytest.approx([0.0, 0.8 / 9, 0.8 * 3 / 9, 0.8 * 6 / 9], abs=1e-6)
+    assert pruning.sparsity == pytest.approx(0.8 * 3 / 9)
+
+
+def test_the_schedule_stands_still_while_it_rests():
+    module, pruning = Scored(), scheduler(patience=2, tolerance=0.01)
+    module.cliff, module.luck = 0.3, (4, 5, 6)
+    tries = Tries(pruning)
+    fit(module, tries, pruning, max_epochs=7)
+    assert tries.sparsities == [0.0, 0.2, 0.4, 0.4, 0.4, 0.6, 0.6]
+
+
+def activation(**keywords):
+    """As ``scheduler``, for channels and by what goes through them."""
+    plain = scheduler(Channel(), **keywords)
+    return PruningScheduler(
+        criterion=MeanActivation(),
+        structure=Channel(),
+        schedule=plain.schedule,
+        window=plain.window,
+        until=plain.until,
+    )
+
+
+SEARCHES = {
+    "weight": lambda **keywords: scheduler(patience=1, **keywords),
+    "update": lambda **keywords: scheduler(Channel(), **keywords),
+    "end": lambda **keywords: scheduler(Channel(shrink="end"), **keywords),
+    "activation": activation,
+}
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_a_fit_resumed_in_the_middle_of_a_search_is_bit_equal(kind, tmp_path):
+    structure = None if kind == "weight" else Channel()
+
+    def pruning():
+        return SEARCHES[kind](values=(0.8,), length=6, tolerance=0.02)
+
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, first = module_for(structure), pruning()
+    trainer = fit(whole, first, saver, max_epochs=7, enable_checkpointing=True)
+    expected = [whole.state_dict(), trainer.optimizers[0].state_dict()]
+    assert first.sparsity not in (0.0, 0.4, 0.8)
+    for step in (4, 6, 8, 9, 13):  # 6 and 9 lie just before a validation
+        resumed, again = module_for(structure), pruning()
+        trainer = fit(resumed, again, max_epochs=7, ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert same(expected, [resumed.state_dict(), trainer.optimizers[0].state_dict()]), step
+        assert again.sparsity == first.sparsity
+
+
+def test_evidence_of_a_model_that_is_no_more_is_forgotten():
+    class Evidence(Callback):
+        """How many layers something is known of, after each validation."""
+
+        def __init__(self):
+            self.known = []
+
+        def on_validation_end(self, trainer, pl_module):
+            (rank,) = pruning.state_dict()["evidence"]["ranks"]
+            self.known.append(len(rank["mean absolute activation"]["totals"]))
+
+    pruning, seen = activation(values=(0.8,), length=5), Evidence()
+    fit(module_for(Channel()), pruning, seen, max_epochs=2)
+    assert seen.known == [2, 0]
 
 
 def test_files_at_the_end_are_of_the_state_gone_back_to(tmp_path):

@@ -25,7 +25,8 @@ class Verdict(Enum):
 class MetricDrop:
     """Let the sparsity grow until a metric falls too far below its value before pruning; then go back.
 
-    The last state that was good enough is put back, and trained on at the sparsity that it has.
+    The last state that was good enough is put back; halfway between its sparsity and that which was too much the next
+    one is tried, and so on. Each is judged by one validation.
 
     Args:
         monitor: Name of a metric that validation logs.
@@ -34,6 +35,8 @@ class MetricDrop:
         patience: Validations in a row that may lie beyond it before it is given up, at least 0; meanwhile nothing more
             goes.
         reference: The metric's value before pruning; ``None`` takes that of the last validation before the first step.
+        tolerance: When the lowest sparsity that was too much and the last that was good are no further apart than this,
+            in ``(0, 1]``, no more is tried; 1 never tries again.
 
     Raises:
         ValueError: If a value is out of range.
@@ -50,6 +53,7 @@ class MetricDrop:
     mode: Literal["max", "min"] = "max"
     patience: int = 0
     reference: float | None = None
+    tolerance: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_drop < math.inf:
@@ -60,6 +64,8 @@ class MetricDrop:
             raise ValueError(f"patience must be at least 0, got {self.patience}")
         if self.reference is not None and not math.isfinite(self.reference):
             raise ValueError(f"reference must be a finite number, got {self.reference}")
+        if not 0.0 < self.tolerance <= 1.0:
+            raise ValueError(f"tolerance must be in (0, 1], got {self.tolerance}")
 
     def start(self) -> MetricWatch:
         """Begin to watch."""
@@ -79,11 +85,6 @@ class MetricWatch:
     def is_ready(self) -> bool:
         """Whether it is known what the metric was before pruning."""
         return self._reference is not None
-
-    @property
-    def is_resting(self) -> bool:
-        """Whether the last validation lay beyond the allowed drop, so that nothing more may go."""
-        return self._strikes > 0
 
     def note(self, value: float) -> None:
         """Take a validation of the model before pruning as the reference; one that was given stands.

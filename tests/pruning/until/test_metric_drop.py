@@ -46,15 +46,6 @@ def test_what_is_no_number_is_not_good():
     assert verdicts(watch(mode="min"), [math.nan]) == [BACK]
 
 
-def test_it_rests_while_below():
-    started = watch(patience=1)
-    seen = []
-    for value in (0.9, 0.5, 0.9, 0.5, 0.5):
-        started.judge(value)
-        seen.append(started.is_resting)
-    assert seen == [False, True, False, True, False]
-
-
 def test_a_given_reference_stands():
     started = MetricDrop(monitor="val/score", max_drop=0.02, reference=0.7).start()
     assert started.is_ready
@@ -93,6 +84,9 @@ def test_a_reference_must_be_a_number(bad):
         ({"mode": "maximum"}, "mode"),
         ({"patience": -1}, "patience"),
         ({"reference": math.nan}, "reference"),
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"tolerance": 1.1}, "tolerance"),
+        ({"tolerance": math.nan}, "tolerance"),
     ],
 )
 def test_values_out_of_range_are_refused(keywords, word):

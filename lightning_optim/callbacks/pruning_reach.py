@@ -1,0 +1,74 @@
+"""Whether a schedule can be kept: by a structure, and within a fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_optim.callbacks.clock import clock_of
+from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.schedule.base import Schedule
+from lightning_optim.window import Window
+
+
+def check_schedule(schedule: Schedule, structure: Structure) -> None:
+    """Refuse a schedule that a structure cannot keep.
+
+    Raises:
+        ValueError: If it leaves ``[0, 1)`` or what the structure can reach, or falls where channels are removed.
+    """
+    values = [schedule(step / 100) for step in range(101)]
+    for value in values:
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"sparsity must be in [0, 1), but the schedule reaches {value:g}")
+    # A sparsity written to three digits may lie above that of a pattern such as 1:3.
+    if max(values) > structure.highest_sparsity + 1e-3:
+        raise ValueError(
+            f"the schedule reaches a sparsity of {max(values):g}, but {structure} ends at "
+            f"{structure.highest_sparsity:g}: let it end there, or choose another pattern"
+        )
+    if structure.shrink != "never" and any(after < before for before, after in itertools.pairwise(values)):
+        raise ValueError("channels that were removed do not come back: the schedule must not fall")
+
+
+def closes_within_fit(trainer: Trainer, window: Window) -> bool:
+    """Whether a window ends no later than the fit."""
+    if window.end is None or window.unit == "fraction":
+        return True
+    steps, steps_per_epoch = _length(trainer)
+    if window.unit == "step":
+        return window.end <= steps
+    return window.end <= (steps / steps_per_epoch if math.isfinite(steps_per_epoch) else clock_of(trainer).total_epochs)
+
+
+def warn_of_early_end(trainer: Trainer, window: Window, schedule: Schedule, structure: Structure) -> None:
+    """Say that a fit ends before the schedule does: it may go on from its checkpoint, or be too short by mistake."""
+    steps, steps_per_epoch = _length(trainer)
+    if math.isinf(steps) or math.isinf(steps_per_epoch):
+        return
+    epoch, done = divmod(int(steps) - 1, int(steps_per_epoch))
+    share = done * trainer.accumulate_grad_batches / trainer.num_training_batches
+    progress = window.progress(dataclasses.replace(clock_of(trainer), step=int(steps) - 1, epoch=epoch + share))
+    last, final = 0.0 if progress is None else schedule(progress), schedule(1.0)
+    if last == final:
+        return
+    end = "the end of the fit" if window.end is None else f"{window.unit} {window.end:g}"
+    also = ", and shrink='end' does not come" if structure.shrink == "end" else ""
+    rank_zero_warn(
+        f"the window ends at {end}, after this fit's last step begins: it ends at a sparsity of {last:.3g}, where the "
+        f"schedule would end at {final:.3g}{also}; let window.end come earlier, or go on later with a longer fit"
+    )
+
+
+def _length(trainer: Trainer) -> tuple[float, float]:
+    """Optimizer steps of a fit and of each of its epochs; infinite where that is not known."""
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        return clock_of(trainer).total_steps, math.inf
+    steps_per_epoch = max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
+    steps = clock_of(trainer).total_epochs * steps_per_epoch
+    return (min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps), steps_per_epoch

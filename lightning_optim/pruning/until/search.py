@@ -1,0 +1,106 @@
+"""Which sparsity to try next, when too much was tried once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from lightning_optim.pruning.until.metric_drop import Verdict
+from lightning_optim.schedule.base import Schedule
+
+# Progress less progress is not exact: no sparsity that is tried differs from the last one by so little.
+_SAME = 1e-6
+
+
+@final
+class SparsitySearch:
+    """Along a schedule until one sparsity is too much, then halfway between the last good and the first bad one.
+
+    One sparsity is tried after each validation, not more. While fine-tuning is given time the schedule stands still,
+    and then goes on from there.
+
+    Args:
+        schedule: Sparsity over progress.
+        tolerance: The search ends when good and bad are no further apart, above 0.
+
+    Example:
+        >>> from lightning_optim.schedule.linear import Linear
+        >>> search = SparsitySearch(Linear(end=0.8), tolerance=0.1)
+        >>> search.aim(0.5, None)
+        0.4
+        >>> search.take(0.4)
+        >>> search.judge(Verdict.BACK, 0.5, 0.4, good=0.0)
+        >>> search.aim(0.5, 0.0)
+        0.2
+    """
+
+    def __init__(self, schedule: Schedule, tolerance: float) -> None:
+        self._schedule, self._tolerance = schedule, tolerance
+        self._bad: float | None = None
+        self._lag = 0.0  # progress that went by while the schedule stood still
+        self._rests_since: float | None = None
+        self._is_open = False  # tried, and not yet judged
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any sparsity was too much."""
+        return self._bad is not None
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether fine-tuning is given time."""
+        return self._rests_since is not None
+
+    def aim(self, progress: float, reached: float | None) -> float | None:
+        """The sparsity to have now.
+
+        Args:
+            progress: Of the window, in ``[0, 1]``.
+            reached: The sparsity that there is; ``None`` before the first pruning step.
+        """
+        if self._is_open or self.is_resting or (self.has_failed and progress >= 1.0):
+            return reached
+        aim = self._schedule(self._own(progress)) if self._bad is None else ((reached or 0.0) + self._bad) / 2.0
+        return reached if reached is not None and abs(aim - reached) < _SAME else aim
+
+    def take(self, sparsity: float) -> None:
+        """Note a pruning step; the next one must wait for a validation."""
+        self._is_open = sparsity > 0.0
+
+    def judge(self, verdict: Verdict, progress: float, reached: float, good: float) -> None:
+        """Note what a validation said of the sparsity ``reached``, and the last one that was ``good`` before it."""
+        self._is_open = False
+        if verdict is Verdict.REST:
+            self._rests_since = progress if self._rests_since is None else self._rests_since
+            return
+        if self._rests_since is not None:
+            self._lag += max(progress - self._rests_since, 0.0)
+            self._rests_since = None
+        if verdict is Verdict.BACK and reached != good:  # else it is not the last step that was too much
+            self._bad = reached
+
+    def is_over(self, progress: float, good: float) -> bool:
+        """Whether nothing more will be tried after the sparsity ``good``."""
+        if self._bad is not None:
+            return progress >= 1.0 or self._bad - good <= self._tolerance + _SAME
+        if progress >= 1.0:
+            return self.aim(progress, good) == good
+        to_come = [self._own(progress), *(step / 100 for step in range(101) if step / 100 > self._own(progress))]
+        return all(self._schedule(later) == good for later in to_come)
+
+    def _own(self, progress: float) -> float:
+        return max(progress - self._lag, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was too much, and how far the schedule has come."""
+        return {
+            "bad": self._bad,
+            "lag": self._lag,
+            "rests_since": self._rests_since,
+            "is_open": self._is_open,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``."""
+        self._bad, self._lag = state["bad"], state["lag"]
+        self._rests_since, self._is_open = state["rests_since"], state["is_open"]

@@ -1,0 +1,96 @@
+import pytest
+
+from lightning_optim.pruning.until.metric_drop import Verdict
+from lightning_optim.pruning.until.search import SparsitySearch
+from lightning_optim.schedule.linear import Linear
+from lightning_optim.schedule.steps import Steps
+
+GOOD, REST, BACK = Verdict.GOOD, Verdict.REST, Verdict.BACK
+
+
+def landed(limit, tolerance, first=0.8):
+    """Try again and again against a known limit; every sparsity tried, and the last good one."""
+    search, good, tried = SparsitySearch(Steps(values=(first,)), tolerance), 0.0, []
+    while not search.is_over(0.5, good):
+        tried.append(search.aim(0.5, good))
+        search.take(tried[-1])
+        is_good = tried[-1] <= limit
+        search.judge(GOOD if is_good else BACK, 0.5, tried[-1], good)
+        good = tried[-1] if is_good else good
+    return tried, good
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.31, 0.5, 0.7999])
+@pytest.mark.parametrize("tolerance", [0.1, 0.01])
+def test_it_lands_below_the_limit_by_less_than_the_tolerance(limit, tolerance):
+    tried, good = landed(limit, tolerance)
+    assert limit - tolerance - 1e-6 <= good <= limit
+    gap = 0.8 / 2 ** (len(tried) - 1)  # each attempt after the first halves it
+    assert gap <= tolerance + 1e-6 < 2 * gap
+
+
+def test_what_is_good_ends_it_at_once():
+    assert landed(0.9, 0.01) == ([0.8], 0.8)
+
+
+def test_a_tolerance_of_one_tries_nothing_less():
+    assert landed(0.5, 1.0) == ([0.8], 0.0)
+
+
+def test_nothing_is_tried_before_the_last_step_is_judged():
+    search = SparsitySearch(Linear(end=0.8), 0.01)
+    search.take(0.2)
+    assert search.aim(0.5, 0.2) == 0.2
+    search.judge(GOOD, 0.5, 0.2, 0.0)
+    assert search.aim(0.5, 0.2) == 0.4
+
+
+def test_a_rest_holds_the_schedule_back_for_as_long_as_it_lasts():
+    search = SparsitySearch(Linear(end=1.0), 0.01)
+    search.take(0.3)
+    for progress in (0.3, 0.4, 0.5):
+        search.judge(REST, progress, 0.3, 0.0)
+        assert search.is_resting
+        assert search.aim(progress, 0.3) == 0.3
+    search.judge(GOOD, 0.6, 0.3, 0.0)
+    assert search.aim(0.6, 0.3) == 0.3
+    assert search.aim(0.7, 0.3) == pytest.approx(0.4)
+    assert search.aim(1.0, 0.3) == pytest.approx(0.7)
+    assert search.is_over(1.0, search.aim(1.0, 0.3))
+
+
+def test_a_fall_long_after_the_last_step_bounds_nothing():
+    search = SparsitySearch(Linear(end=0.8), 0.01)
+    search.take(0.2)
+    search.judge(GOOD, 0.25, 0.2, 0.0)
+    search.judge(BACK, 0.25, 0.2, 0.2)
+    assert not search.has_failed
+    assert search.aim(0.5, 0.2) == 0.4
+
+
+def test_less_is_tried_while_the_window_is_open_alone():
+    search = SparsitySearch(Linear(end=0.8), 0.01)
+    search.take(0.8)
+    search.judge(BACK, 1.0, 0.8, 0.6)
+    assert search.aim(1.0, 0.6) == 0.6
+    assert search.is_over(1.0, 0.6)
+    assert not search.is_over(0.99, 0.6)
+
+
+def test_a_schedule_that_falls_again_is_not_over_at_its_last_value():
+    search = SparsitySearch(Steps(values=(0.5, 0.8, 0.5)), 0.01)
+    assert not search.is_over(0.1, 0.5)
+    assert search.is_over(0.7, 0.5)
+
+
+def test_it_goes_on_from_its_state():
+    whole = SparsitySearch(Linear(end=0.8), 0.01)
+    for verdict, progress, reached, good in ((REST, 0.2, 0.3, 0.1), (BACK, 0.4, 0.3, 0.1), (REST, 0.5, 0.2, 0.1)):
+        whole.take(reached)
+        whole.judge(verdict, progress, reached, good)
+    resumed = SparsitySearch(Linear(end=0.8), 0.01)
+    resumed.load_state_dict(whole.state_dict())
+    for search in (whole, resumed):
+        search.judge(GOOD, 0.6, 0.2, 0.1)
+    assert resumed.state_dict() == whole.state_dict()
+    assert resumed.aim(0.7, 0.2) == whole.aim(0.7, 0.2) == pytest.approx(0.25)
