@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -18,10 +18,12 @@ from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.cost.base import Cost, Subject
+from lightning_optim.cost.curve import curve_through
 from lightning_optim.cost.engine import Eager, Engine
 from lightning_optim.cost.operators import TimedOperator, lengths_of, timed_operators
 from lightning_optim.cost.prices import Channels, Grid, Prices, Product, Term, prices_from_state
 from lightning_optim.cost.ruler import Ruler
+from lightning_optim.cost.search import most_important
 from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ArtefactError, LatencyError, LightningOptimError
 from lightning_optim.graph.coupling import keep_channels
@@ -29,6 +31,8 @@ from lightning_optim.graph.rules.base import operator_name
 from lightning_optim.surgery.cut import apply_cut
 
 _WHOLE = ((1.0, 1.0), (0.6, 0.6), (0.3, 0.3), (1.0, 0.4), (0.4, 1.0))  # shares kept by every other pool
+_BUDGETS = (0.7, 0.5, 0.4)  # shares of the time that are then spent as a budget would
+_LEAST = 0.1  # share of its channels that each pool keeps there
 _PRODUCTS = ("conv", "linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention", "lstm", "gru", "einsum")
 _STEP = 16  # channels that a processor's vector units take at once
 
@@ -39,9 +43,13 @@ class Latency(Cost):
     """CPU time of one forward pass in evaluation mode, on one thread of the machine at hand.
 
     Each kind of operator is timed on its own at a few channel counts, in PyTorch; between them the table is
-    interpolated. The whole network is then timed by ``engine`` at five sizes, and one factor for products and
-    convolutions, one for all else and one constant fit the table to those times: an engine that fuses the rest into
-    the products gives it no weight.
+    interpolated. The whole network is then timed by ``engine`` at five sizes and at up to three that a budget would
+    choose. One factor for products and convolutions, one for all else and one constant fit the table to those times:
+    an engine that fuses the rest into the products gives it no weight. A rising curve through the same times takes in
+    what parts timed alone do not show.
+
+    Channels between two multiples of 16 may cost an engine that works in blocks as much as the next multiple, which
+    no table of PyTorch's operators tells: let ``Channel.multiple`` be 16.
 
     Measured once, at the first pruning step; a checkpoint from then on holds the table. Two runs measure two tables,
     unless a file holds it. With large batches in PyTorch, memory that
@@ -96,9 +104,12 @@ class Latency(Cost):
         )
         sizes = [_shares_of(ruler.sizes, shares) for shares in _WHOLE]
         measured = [self._whole(subject, channels, inputs) for channels in sizes]
-        rest, products, constant = _fit([[*(table(channels) for table in tables), 1.0] for channels in sizes], measured)
-        scaled = [term.times(factor) for terms, factor in zip(kinds, (rest, products), strict=True) for term in terms]
-        return Prices("seconds", ruler.pools, (*scaled, Product("calls", constant, ())))
+        likely = [channels for channels in _likely(_fitted(tables, sizes, measured)) if channels not in sizes]
+        sizes += likely
+        measured += [self._whole(subject, channels, inputs) for channels in likely]
+        prices = _fitted(tables, sizes, measured)
+        known_times = [(prices(at), time) for at, time in zip(sizes, measured, strict=True) if time is not None]
+        return replace(prices, curve=curve_through(known_times))
 
     def _whole(self, subject: Subject, channels: Channels, inputs: Any) -> float | None:
         """CPU seconds of the network with so many channels; ``None`` if it cannot be cut like that."""
@@ -122,7 +133,7 @@ def _read(path: Path, ruler: Ruler) -> Prices:
     sizes = prices.sizes
     if sizes.keys() != ruler.sizes.keys() or any(size > sizes[pool] for pool, size in ruler.sizes.items()):
         raise ArtefactError(f"{path} is the latency table of another network; remove it, or name another file")
-    return Prices(prices.unit, ruler.pools, prices.terms)  # fewer channels are in the table too
+    return replace(prices, pools=ruler.pools)  # fewer channels are in the table too
 
 
 def _table(operator: TimedOperator, sizes: Mapping[str, int], points: int, known: dict[str, float]) -> Term:
@@ -163,6 +174,32 @@ def _rounded(size: int, share: float) -> int:
 
 def _shares_of(sizes: Mapping[str, int], shares: Sequence[float]) -> dict[str, int]:
     return {pool: _rounded(size, shares[place % len(shares)]) for place, (pool, size) in enumerate(sizes.items())}
+
+
+def _likely(prices: Prices) -> list[dict[str, int]]:
+    """Channels that a budget on these prices leaves where all matter alike."""
+    ladders = {pool: _ladder(size) for pool, size in prices.sizes.items()}
+    importance = {
+        name: [-math.inf, *(pool.uses * math.log(number / pool.size) for number in range(1, pool.size + 1))]
+        for name, pool in prices.pools.items()
+    }
+    chosen: list[dict[str, int]] = []
+    for share in _BUDGETS:
+        channels = most_important(importance, ladders, prices, share * prices.full)
+        chosen += [channels] if channels not in chosen else []
+    return chosen
+
+
+def _ladder(size: int) -> list[int]:
+    step = _STEP if size >= 2 * _STEP else 1
+    return [*range(math.ceil(_LEAST * size / step) * step, size, step), size]
+
+
+def _fitted(tables: Sequence[Prices], sizes: Sequence[Channels], measured: Sequence[float | None]) -> Prices:
+    """One table: each of the two by its factor, and what a call takes at any size."""
+    *factors, constant = _fit([[*(table(channels) for table in tables), 1.0] for channels in sizes], measured)
+    scaled = [term.times(factor) for table, factor in zip(tables, factors, strict=True) for term in table.terms]
+    return replace(tables[0], terms=(*scaled, Product("calls", constant, ())))
 
 
 def _fit(features: Sequence[Sequence[float]], measured: Sequence[float | None]) -> list[float]:

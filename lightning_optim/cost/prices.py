@@ -11,6 +11,8 @@ from typing import Any, final
 
 from typing_extensions import override
 
+from lightning_optim.cost.curve import Curve
+
 Channels = Mapping[str, int]
 """Pool -> channels that are there."""
 
@@ -162,6 +164,7 @@ class Prices:
         unit: What is counted: ``"parameters"``, ``"MACs"``, ``"bytes"`` or ``"seconds"``.
         pools: What can lose channels, by name.
         terms: What is summed up.
+        curve: What the sum is read by, where parts do not simply add up to the whole.
 
     Example:
         >>> prices = Prices("MACs", {"a": Pool(4)}, (Product("conv", 9.0, (Width(0.0, {"a": 1.0}),)),))
@@ -172,9 +175,14 @@ class Prices:
     unit: str
     pools: Mapping[str, Pool]
     terms: tuple[Term, ...]
+    curve: Curve = Curve()  # noqa: RUF009  # frozen
 
     def __call__(self, channels: Channels) -> float:
         """Cost when the pools have so many channels; pools that are left out are whole."""
+        return self.curve.at(self.total(channels))
+
+    def total(self, channels: Channels) -> float:
+        """The sum of the terms, before the curve."""
         present = {**self.sizes, **channels}
         return sum(term.at(present) for term in self.terms)
 
@@ -195,7 +203,8 @@ class Prices:
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain primitives."""
         pools = {name: [pool.size, pool.uses] for name, pool in self.pools.items()}
-        return {"unit": self.unit, "pools": pools, "terms": [_plain(term) for term in self.terms]}
+        curve = [list(self.curve.points), list(self.curve.values)]
+        return {"unit": self.unit, "pools": pools, "terms": [_plain(term) for term in self.terms], "curve": curve}
 
 
 def prices_from_state(state: Mapping[str, Any]) -> Prices:
@@ -207,7 +216,9 @@ def prices_from_state(state: Mapping[str, Any]) -> Prices:
         True
     """
     pools = {name: Pool(size, uses) for name, (size, uses) in state["pools"].items()}
-    return Prices(state["unit"], pools, tuple(_term(entry) for entry in state["terms"]))
+    points, values = state.get("curve", ((), ()))
+    curve = Curve(tuple(points), tuple(values))
+    return Prices(state["unit"], pools, tuple(_term(entry) for entry in state["terms"]), curve)
 
 
 def _plain(term: Term) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import pytest
@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lightning_optim.cost.latency
 from lightning_optim.cost.base import Subject
 from lightning_optim.cost.count import count_macs
+from lightning_optim.cost.curve import Curve
 from lightning_optim.cost.engine import Eager, Engine
 from lightning_optim.cost.latency import Latency, _fit
 from lightning_optim.demo.model.residual import ResidualNet
@@ -26,6 +27,15 @@ class ByMacs(Engine):
 
     def __call__(self, network, args, kwargs):
         return 1e-3 + 1e-9 * count_macs(network, args, kwargs)
+
+
+@final
+@dataclass(frozen=True)
+class Bent(Engine):
+    """A machine that does large networks faster than their parts: no factor of the parts fits it."""
+
+    def __call__(self, network, args, kwargs):
+        return 1e-3 * (1e-6 * count_macs(network, args, kwargs)) ** 0.6
 
 
 def nanosecond_each(call, rounds=11):
@@ -73,6 +83,38 @@ def test_the_prediction_is_the_engines_time_at_sizes_that_were_not_tried(subject
     assert prices.full == pytest.approx(engine(network, (rows,), {}), rel=1e-3)
     channels = dict(zip(pools, (40, 32, 72, 104), strict=True))
     assert prices(channels) == pytest.approx(engine(cut(network, pools, channels), (rows,), {}), rel=1e-2)
+
+
+def test_a_curve_takes_in_what_the_parts_do_not_show(subject):
+    network, coupling, pools, (batch,) = subject
+    engine = Bent()
+    prices = Latency(engine=engine)(Subject(network, coupling, pools, (batch,)))
+    bare = replace(prices, curve=Curve())
+    wrong = {"curve": [], "bare": []}
+    for widths in ((48, 48, 96, 96), (32, 48, 64, 112), (64, 32, 128, 64)):
+        channels = dict(zip(pools, widths, strict=True))
+        measured = engine(cut(network, pools, channels), (batch[:1],), {})
+        wrong["curve"].append(abs(prices(channels) / measured - 1))
+        wrong["bare"].append(abs(bare(channels) / measured - 1))
+    assert max(wrong["curve"]) < 0.01
+    assert max(wrong["bare"]) > 0.05
+
+
+def test_what_a_budget_would_choose_is_measured_too(subject):
+    network, coupling, pools, inputs = subject
+    asked = []
+
+    @final
+    @dataclass(frozen=True)
+    class Asked(Engine):
+        def __call__(self, network, args, kwargs):
+            asked.append(count_macs(network, args, kwargs))
+            return 1e-9 * asked[-1]
+
+    Latency(engine=Asked())(Subject(network, coupling, pools, inputs))
+    shares = [count / asked[0] for count in asked]
+    assert len(shares) == 8
+    assert shares[5:] == pytest.approx([0.7, 0.5, 0.4], abs=0.08)  # of steps of 16 channels
 
 
 def test_factors_are_found_and_none_is_below_zero():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
+from lightning_optim.cost.curve import Curve
 from lightning_optim.cost.prices import Grid, Pool, Prices, Product, Width, prices_from_state
 
 A, B = Width(0.0, {"a": 2.0}), Width(3.0, {"b": 1.0})
@@ -51,8 +52,20 @@ def test_pools_that_are_left_out_are_whole():
 
 def test_prices_come_back_from_a_checkpoint(tmp_path):
     terms = (Product("conv", 9.0, (A, B)), Grid("relu", (A,), ((2.0, 8.0),), (0.25, 0.75)), Product("rest", 5.0, ()))
-    prices = Prices("seconds", {"a": Pool(4, 3), "b": Pool(2)}, terms)
+    prices = Prices("seconds", {"a": Pool(4, 3), "b": Pool(2)}, terms, Curve((1.0, 300.0), (2.0, 200.0)))
     torch.save(prices.state_dict(), tmp_path / "prices.pt")
     restored = prices_from_state(torch.load(tmp_path / "prices.pt", weights_only=True))
     assert restored == prices
     assert restored({"a": 3, "b": 1}) == prices({"a": 3, "b": 1})
+
+
+def test_a_curve_reads_the_sum():
+    prices = Prices("seconds", {"a": Pool(4)}, (Product("conv", 1.0, (A,)),), Curve((2.0, 8.0), (3.0, 6.0)))
+    assert (prices.total({"a": 2}), prices({"a": 2}), prices.full) == (4.0, 4.0, 6.0)
+
+
+def test_a_state_without_a_curve_is_read_as_a_sum():
+    prices = Prices("MACs", {"a": Pool(4)}, (Product("conv", 1.0, (A,)),))
+    state = prices.state_dict()
+    del state["curve"]
+    assert prices_from_state(state) == prices

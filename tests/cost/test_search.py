@@ -1,9 +1,11 @@
 import itertools
 import random
 import time
+from dataclasses import replace
 
+from lightning_optim.cost.curve import Curve
 from lightning_optim.cost.prices import Grid, Pool, Prices, Product, Width
-from lightning_optim.pruning.allocation.budget_search import most_important
+from lightning_optim.cost.search import most_important
 
 
 def random_case(draw):
@@ -83,3 +85,15 @@ def test_a_deep_network_is_settled_in_a_moment():
     found = most_important(importance, {name: list(range(1, 257)) for name in names}, prices, 0.3 * prices.full)
     assert time.process_time() - began < 20.0  # under a second alone on a core; all combinations would take for ever
     assert 0.295 * prices.full < prices(found) <= 0.3 * prices.full
+
+
+def test_a_limit_is_kept_in_what_the_curve_reads():
+    draw = random.Random(4)
+    for share in (0.4, 0.5, 0.7, 0.9, 1.0):
+        prices, importance, ladders = random_case(draw)
+        whole = prices.full
+        bent = replace(prices, curve=Curve((0.5 * whole, whole), (0.7 * whole, 0.9 * whole)))
+        limit = share * bent.full
+        found = most_important(importance, ladders, bent, limit * (1 + 1e-12))
+        assert bent(found) <= limit * (1 + 1e-9)
+        assert found == most_important(importance, ladders, prices, bent.curve.inverse(limit) * (1 + 1e-12))

@@ -29,7 +29,7 @@ def most_important(
     Returns:
         Pool -> channels that stay. Over the limit only if the lowest rungs are.
     """
-    search = _Search(importance, ladders, prices, limit)
+    search = _Search(importance, ladders, prices, prices.curve.inverse(limit))
     search.descend()
     search.fill()
     while search.trade():
@@ -50,7 +50,7 @@ class _Search:
             pool: {other for term in terms for other in term.pools if other in ladders}
             for pool, terms in self._terms.items()
         }
-        self._spent = prices(self._present)
+        self._spent = prices.total(self._present)  # a sum, which one pool's change changes by its own terms
 
     @property
     def channels(self) -> dict[str, int]:
