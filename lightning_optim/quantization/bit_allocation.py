@@ -1,0 +1,159 @@
+"""Which width each layer gets, under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_optim.quantization.layers import LayerQuantizers
+from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.sensitivity import BitSensitivity, quantizers_by_bits
+from lightning_optim.surgery.select import Targets
+
+_MOST_STATES = 1 << 16
+
+Cost = Literal["size", "macs"]
+
+
+def allocate_bits(
+    sensitivity: BitSensitivity, *, average_bits: float, cost: Cost = "size", most_states: int = _MOST_STATES
+) -> dict[str, int]:
+    """Choose widths whose losses, added up, are least among all that cost at most so many bits on average.
+
+    What layers lose is taken to add up (as in HAWQ-V2, Dong et al., 2020; arXiv:1911.03852, section 3.1): a knapsack
+    with one choice a layer, solved exactly by dynamic programming over all pairs of cost and loss that no other pair
+    beats in both. Where these become too many, the best of each of ``most_states`` equal steps of cost go on.
+
+    Args:
+        sensitivity: What each layer loses at each width.
+        average_bits: The budget: as much as if all layers had this width.
+        cost: What a bit is charged for: ``"size"`` counts each weight, ``"macs"`` each multiply-accumulate.
+        most_states: How many pairs to follow at most, at least 1.
+
+    Returns:
+        Name of a layer -> its width.
+
+    Raises:
+        ValueError: If even the smallest width of the table costs more, or a setting is out of range.
+
+    Example:
+        >>> from lightning_optim.quantization.sensitivity import LayerLoss
+        >>> layers = (
+        ...     LayerLoss(layer="a", num_weights=10, macs=10, values=(9.0, 1.0)),
+        ...     LayerLoss(layer="b", num_weights=10, macs=10, values=(2.0, 1.0)),
+        ... )
+        >>> allocate_bits(BitSensitivity(bits=(2, 4), base=0.0, layers=layers), average_bits=3.0)
+        {'a': 4, 'b': 2}
+    """
+    if cost not in ("size", "macs"):
+        raise ValueError(f"cost must be 'size' or 'macs', got {cost!r}")
+    if not average_bits >= sensitivity.bits[0]:
+        raise ValueError(
+            f"average_bits of {average_bits} is below the smallest width of the table, {sensitivity.bits[0]}: raise "
+            "it, or measure fewer bits"
+        )
+    if most_states < 1:
+        raise ValueError(f"most_states must be at least 1, got {most_states}")
+    layers = sensitivity.layers
+    units = [layer.num_weights if cost == "size" else layer.macs for layer in layers]
+    costs = [[unit * bits for bits in sensitivity.bits] for unit in units]
+    losses = [sensitivity.losses(layer) for layer in layers]
+    budget = int(average_bits * sum(units) * (1.0 + 1e-12))  # a rounding error breaks no budget
+    chosen = cheapest_choices(costs, losses, budget, most_states)
+    return {layer.layer: sensitivity.bits[place] for layer, place in zip(layers, chosen, strict=True)}
+
+
+def cheapest_choices(
+    costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], budget: int, most_states: int = _MOST_STATES
+) -> list[int]:
+    """Choose one option of each item, so that the sum of losses is least and that of costs at most a budget.
+
+    Args:
+        costs: Of each option of each item, at least 0.
+        losses: Of each option of each item.
+        budget: At least the sum of the smallest costs.
+        most_states: How many partial choices to follow at most; the answer is exact unless there are more.
+
+    Returns:
+        Place of the option of each item. Of equal losses the cheaper is taken.
+
+    Example:
+        >>> cheapest_choices([[1, 2], [1, 3]], [[5.0, 0.0], [9.0, 0.0]], budget=4)
+        [0, 1]
+    """
+    room = budget - sum(min(options) for options in costs)
+    if room < 0:
+        raise ValueError(f"a budget of {budget} is below the sum of the smallest costs, {budget - room}")
+    spent, lost = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
+    steps: list[tuple[Tensor, int]] = []
+    for own_costs, own_losses in zip(costs, losses, strict=True):
+        extra = torch.tensor(own_costs) - min(own_costs)
+        spent = (spent[:, None] + extra).flatten()
+        lost = (lost[:, None] + torch.tensor(own_losses, dtype=torch.float64)).flatten()
+        kept = _thinned(_unbeaten(spent, lost, room), spent, room, most_states)
+        spent, lost = spent[kept], lost[kept]
+        steps.append((kept, len(own_costs)))
+    place, chosen = len(spent) - 1, []  # loss falls as cost grows
+    for kept, num_options in reversed(steps):
+        place, option = divmod(int(kept[place]), num_options)
+        chosen.append(option)
+    return chosen[::-1]
+
+
+def _unbeaten(spent: Tensor, lost: Tensor, room: int) -> Tensor:
+    """Places of the states within the budget that no other beats in cost and loss, by ascending cost."""
+    order = lost.argsort(stable=True)
+    order = order[spent[order].argsort(stable=True)]
+    order = order[spent[order] <= room]
+    least = lost[order].cummin(0).values
+    is_better = torch.ones(len(order), dtype=torch.bool)
+    is_better[1:] = least[1:] < least[:-1]
+    return order[is_better]
+
+
+def _thinned(states: Tensor, spent: Tensor, room: int, most_states: int) -> Tensor:
+    """The cheapest state and, of each step of cost, the one that loses least."""
+    if len(states) <= most_states:
+        return states
+    step = spent[states] * (most_states - 1) // max(room, 1)
+    is_kept = torch.ones(len(states), dtype=torch.bool)
+    is_kept[:-1] = step[1:] > step[:-1]
+    is_kept[0] = True
+    return states[is_kept]
+
+
+def layer_quantizers(
+    widths: Mapping[str, int], weight_quantizers: Sequence[Quantizer], *, network: str = ""
+) -> dict[str, LayerQuantizers]:
+    """Return ``layers`` for ``QATFakeQuant``, one entry a width.
+
+    Args:
+        widths: Name of a layer, relative to the network -> its width.
+        weight_quantizers: One for each of these widths.
+        network: Plain name of the network in the LightningModule; ``""`` where ``QATFakeQuant`` gets the network alone.
+
+    Raises:
+        ValueError: If a width has no quantizer, or two.
+
+    Example:
+        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> found = layer_quantizers({"a": 4, "b": 2, "c": 4}, [Symmetric(bits=2), Symmetric(bits=4)], network="net")
+        >>> {key: entry.targets.include for key, entry in found.items()}
+        {'bits_2': ('net.b',), 'bits_4': ('net.a', 'net.c')}
+    """
+    by_bits = quantizers_by_bits(weight_quantizers)
+    missing = sorted(set(widths.values()) - by_bits.keys())
+    if missing:
+        raise ValueError(f"no quantizer has a width of {missing[0]}: weight_quantizers have {list(by_bits)}")
+    names = {bits: [name for name, width in widths.items() if width == bits] for bits in by_bits}
+    return {
+        f"bits_{bits}": LayerQuantizers(
+            targets=Targets(include=tuple(f"{network}.{name}" if network else name for name in names[bits])),
+            weight_quantizer=quantizer,
+        )
+        for bits, quantizer in by_bits.items()
+        if names[bits]
+    }

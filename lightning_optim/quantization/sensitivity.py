@@ -1,0 +1,191 @@
+"""What a network loses when one layer has few bits and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_optim.quantization.calibration import calibrate, call_network, evaluating
+from lightning_optim.quantization.layers import LayerQuantizers
+from lightning_optim.quantization.observer.base import Observer
+from lightning_optim.quantization.observer.moving_average import MovingAverage
+from lightning_optim.quantization.post_training.layers import Layer, find_layers
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.simulator import Forward, Simulator
+from lightning_optim.surgery.select import Targets
+
+Measure = Callable[[Forward], float]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerLoss:
+    """What is lost while one layer alone has few bits.
+
+    Args:
+        layer: Name of the module, relative to the network.
+        num_weights: How many weights it has.
+        macs: Multiply-accumulates of one pass over the first batch.
+        values: The loss at each width of the table; lower is better.
+    """
+
+    layer: str
+    num_weights: int
+    macs: int
+    values: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitSensitivity:
+    """Losses of all layers, over the same widths.
+
+    Args:
+        bits: Widths, ascending.
+        base: The loss when no layer has few bits.
+        layers: One entry a layer, in the order of the forward pass.
+
+    Raises:
+        ValueError: If widths do not ascend, or a layer has not one value for each.
+    """
+
+    bits: tuple[int, ...]
+    base: float
+    layers: tuple[LayerLoss, ...]
+
+    def __post_init__(self) -> None:
+        if not self.bits or any(left >= right for left, right in pairwise(self.bits)):
+            raise ValueError(f"bits must ascend, got {list(self.bits)}")
+        for layer in self.layers:
+            if len(layer.values) != len(self.bits):
+                raise ValueError(f"{layer.layer} has {len(layer.values)} values for {len(self.bits)} widths")
+
+    def losses(self, layer: LayerLoss) -> list[float]:
+        """How much more than the base is lost at each width; at least 0, and never more with more bits."""
+        worst, losses = 0.0, []
+        for value in reversed(layer.values):
+            worst = max(worst, value - self.base)
+            losses.append(worst)
+        return losses[::-1]
+
+
+def bit_sensitivity(
+    network: nn.Module,
+    batches: Sequence[Any],
+    weight_quantizers: Sequence[Quantizer],
+    *,
+    rest: Quantizer | None = None,
+    activation_quantizer: Quantizer | None = None,
+    observer: Observer | None = None,
+    measure: Measure | None = None,
+) -> BitSensitivity:
+    """Round one layer's weight at a time with each quantizer, and measure. The network stays as it is.
+
+    Args:
+        network: The trained network.
+        batches: Inputs, as ``lightning_optim.quantization.calibration.calibrate`` takes them.
+        weight_quantizers: What to try, one for each width.
+        rest: Quantizer of all other weights; ``None`` is int8 with a scale per output channel.
+        activation_quantizer: Quantizer of activations; ``None`` is uint8 with a zero point.
+        observer: How ranges of batches become one; ``None`` averages them.
+        measure: Returns what is lost by a function of the network's inputs, lower is better: one minus its accuracy,
+            for one. ``None`` is the mean squared distance to the outputs of the network as it is, over all batches.
+
+    Raises:
+        ValueError: If two quantizers have one width, one can't quantize weights, or no layer runs in integers.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> table = bit_sensitivity(net, [Tensor(16, 4).fill_(1.0)], [Symmetric(bits=2), Symmetric(bits=4)])
+        >>> [(layer.layer, layer.num_weights) for layer in table.layers]
+        [('0', 32), ('2', 16)]
+    """
+    by_bits = quantizers_by_bits(weight_quantizers)
+    entries = {str(bits): _entry(quantizer) for bits, quantizer in by_bits.items()}
+    settings = (rest or Symmetric(), activation_quantizer or Affine(), observer or MovingAverage())
+    calibrated = Simulator(*settings)
+    calibrate(calibrated, network, batches, num_batches=len(batches))
+    assert calibrated.plan is not None
+    layers = find_layers(network, calibrated.plan)
+    if not layers:
+        raise ValueError("no convolution or linear layer runs in integers: see QATFakeQuant.describe()")
+    measure = measure or _distance(network, batches)
+    macs = _count_macs(network, layers, batches[0])
+
+    def loss(assigned: Mapping[str, str]) -> float:
+        simulator = Simulator(*settings, entries)
+        simulator.load_state_dict(calibrated.state_dict())
+        simulator.assigned = dict(assigned)
+        return float(measure(simulator.forward_of(network)))
+
+    found = tuple(
+        LayerLoss(
+            layer=layer.name,
+            num_weights=layer.module.weight.numel(),
+            macs=macs[layer.name],
+            values=tuple(loss({layer.name: key}) for key in entries),
+        )
+        for layer in layers
+    )
+    return BitSensitivity(bits=tuple(by_bits), base=loss({}), layers=found)
+
+
+def quantizers_by_bits(quantizers: Sequence[Quantizer]) -> dict[int, Quantizer]:
+    """Order quantizers of weights by their width.
+
+    Raises:
+        ValueError: If there is none, two have one width, or one can't quantize weights.
+    """
+    for quantizer in quantizers:
+        quantizer.check(Operand.WEIGHT)
+    found = {quantizer.scheme.bits: quantizer for quantizer in quantizers}
+    if not found or len(found) < len(quantizers):
+        widths = [quantizer.scheme.bits for quantizer in quantizers]
+        raise ValueError(f"weight_quantizers must have different widths, at least one, got {widths}")
+    return dict(sorted(found.items()))
+
+
+def _entry(quantizer: Quantizer) -> LayerQuantizers:
+    return LayerQuantizers(targets=Targets(), weight_quantizer=quantizer)
+
+
+def _distance(network: nn.Module, batches: Sequence[Any]) -> Measure:
+    def outputs(forward: Forward) -> list[Tensor]:
+        with evaluating(network):
+            leaves = [leaf for batch in batches for leaf in pytree.tree_leaves(call_network(forward, batch))]
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+    wanted = outputs(network)
+
+    def measure(forward: Forward) -> float:
+        errors = [(found - held).double().square() for found, held in zip(outputs(forward), wanted, strict=True)]
+        return float(sum(error.sum() for error in errors)) / sum(error.numel() for error in errors)
+
+    return measure
+
+
+def _count_macs(network: nn.Module, layers: Sequence[Layer], batch: Any) -> dict[str, int]:
+    """Each value of an output takes as many as one output channel has weights."""
+    counts: dict[str, int] = {}
+
+    def watch(layer: Layer) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            counts[layer.name] = output.numel() * layer.module.weight[0].numel()
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(watch(layer)) for layer in layers]
+    try:
+        with evaluating(network):
+            call_network(network, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts

@@ -1,0 +1,101 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim.quantization.bit_allocation import allocate_bits, cheapest_choices, layer_quantizers
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.quantizer.ternary import Ternary
+from lightning_optim.quantization.sensitivity import BitSensitivity, LayerLoss
+
+
+def total(table, chosen):
+    return sum(row[place] for row, place in zip(table, chosen, strict=True))
+
+
+def by_brute_force(costs, losses, budget):
+    every = itertools.product(*(range(len(row)) for row in costs))
+    return min(total(losses, chosen) for chosen in every if total(costs, chosen) <= budget)
+
+
+def table(*layers, bits=(2, 3, 4)):
+    rows = (
+        LayerLoss(layer=name, num_weights=size, macs=macs, values=tuple(values)) for name, size, macs, values in layers
+    )
+    return BitSensitivity(bits=bits, base=0.0, layers=tuple(rows))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_choice_within_the_budget_loses_less(seed):
+    generator = torch.Generator().manual_seed(seed)
+    costs = torch.randint(1, 20, (5, 4), generator=generator).tolist()
+    losses = torch.randint(0, 12, (5, 4), generator=generator).double().tolist()
+    least, most = sum(map(min, costs)), sum(map(max, costs))
+    for budget in (least, (2 * least + most) // 3, (least + most) // 2, most):
+        chosen = cheapest_choices(costs, losses, budget)
+        assert total(costs, chosen) <= budget
+        assert total(losses, chosen) == by_brute_force(costs, losses, budget)
+
+
+@pytest.mark.parametrize("most_states", [1, 7, 50])
+def test_too_many_states_still_meet_the_budget_and_stay_near_the_best(most_states):
+    generator = torch.Generator().manual_seed(0)
+    costs = torch.randint(50, 900, (7, 4), generator=generator).sort(1).values.tolist()
+    losses = torch.rand(7, 4, generator=generator).sort(1, descending=True).values.tolist()
+    budget = (sum(map(min, costs)) + sum(map(max, costs))) // 2
+    chosen = cheapest_choices(costs, losses, budget, most_states)
+    assert total(costs, chosen) <= budget
+    best = by_brute_force(costs, losses, budget)
+    assert best <= total(losses, chosen) <= (1.05 * best if most_states == 50 else 7.0)
+
+
+def test_of_equal_losses_the_cheaper_is_taken():
+    assert cheapest_choices([[4, 1, 2]], [[0.0, 0.0, 0.0]], budget=9) == [1]
+
+
+def test_bits_go_where_they_are_missed():
+    found = table(("a", 100, 1, (9.0, 2.0, 0.0)), ("b", 100, 1, (1.0, 0.5, 0.0)))
+    assert allocate_bits(found, average_bits=3.0) == {"a": 4, "b": 2}
+
+
+def test_each_cost_is_an_average_of_its_own():
+    found = table(("a", 100, 1, (1.0, 0.5, 0.0)), ("b", 1, 100, (1.0, 0.5, 0.0)))
+    assert allocate_bits(found, average_bits=2.1, cost="size") == {"a": 2, "b": 4}
+    assert allocate_bits(found, average_bits=2.1, cost="macs") == {"a": 4, "b": 2}
+
+
+def test_a_uniform_width_is_within_its_own_budget():
+    found = table(*((name, 10_007, 1, (3.0, 1.0, 1.0)) for name in "abc"))
+    assert allocate_bits(found, average_bits=3.0) == {"a": 3, "b": 3, "c": 3}
+
+
+def test_the_result_is_what_fake_quantization_takes():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    callback = QATFakeQuant(layers=layer_quantizers({"0": 5, "2": 2}, [Ternary(), Symmetric(bits=5)]))
+    callback.calibrate(net, [torch.randn(16, 4)])
+    rows = [line.split() for line in callback.describe().splitlines()]
+    assert {row[0]: row[3] for row in rows if "linear" in row} == {"0:linear": "w5", "2:linear": "w2"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"average_bits": 1.9}, "below the smallest width of the table, 2"),
+        ({"average_bits": float("nan")}, "below the smallest width"),
+        ({"average_bits": 3.0, "cost": "bytes"}, "cost must be"),
+        ({"average_bits": 3.0, "most_states": 0}, "most_states must be at least 1"),
+    ],
+)
+def test_what_cannot_be_met_is_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        allocate_bits(table(("a", 1, 1, (1.0, 0.5, 0.0))), **settings)
+
+
+def test_a_width_without_a_quantizer_is_refused():
+    with pytest.raises(ValueError, match=r"no quantizer has a width of 3: weight_quantizers have \[2, 4\]"):
+        layer_quantizers({"a": 3}, [Symmetric(bits=2), Symmetric(bits=4)])
+    with pytest.raises(ValueError, match="different widths"):
+        layer_quantizers({"a": 2}, [Symmetric(bits=2), Ternary()])
