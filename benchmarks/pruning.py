@@ -1,17 +1,19 @@
 """How exact, how cheap and how fast is pruning, beside Lightning's own ``ModelPruning``?
 
-    python -m benchmarks.pruning [--only masks threshold speed shrink sparsity]
+    python -m benchmarks.pruning [--only masks threshold speed shrink sparsity latency]
 
 - masks: CPU time of a training step under masks over the plain step, both in turns, and how many operators it adds.
 - threshold: the exact global threshold over 100 million scores, in a process of its own: CPU seconds and extra memory.
 - speed: ResNet-18 with half of its channels removed, eager and in ONNX Runtime, over the whole one; one thread.
 - shrink: a training step of ResNet-20 after a shrink in the middle of a fit, over the dense step.
 - sparsity: what was asked and what was reached at each step of a schedule.
+- latency: predicted over measured time of networks that a budget chose, less one; ResNet-8 and -18, each engine.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import statistics
 import subprocess
@@ -33,13 +35,18 @@ from typing_extensions import override
 
 from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim.cost.base import Subject
+from lightning_optim.cost.engine import Eager, Engine
+from lightning_optim.cost.latency import Latency
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.graph.capture import capture
-from lightning_optim.graph.coupling import couple
+from lightning_optim.graph.coupling import couple, keep_channels
+from lightning_optim.pruning.allocation.budget import Budget
 from lightning_optim.pruning.shrink import shrink
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.linear import Linear
+from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.window import Window
 
 Figures = dict[str, float]
@@ -296,12 +303,60 @@ def measure_sparsity() -> Figures:
     return {"sparsity_error": max(abs(a - b) for a, b in zip(asked, census.reached, strict=True))}
 
 
+def measure_latency() -> Figures:
+    """Batches of one image; the worst and the median error of each net in each engine, and the worst of an engine."""
+    from lightning_optim.export.engine import OnnxRuntime
+
+    torch.manual_seed(0)
+    nets = {
+        "resnet8": (ResidualNet(widths=(32, 64, 128)).eval(), torch.randn(2, 1, 28, 28)),
+        "resnet18": (ResNet18().eval(), torch.randn(2, 3, 128, 128)),
+    }
+    engines: dict[str, Engine] = {"eager": Eager(), "ort": OnnxRuntime()}
+    figures: Figures = {}
+    for kind, engine in engines.items():
+        for name, (net, images) in nets.items():
+            errors = latency_errors(net, images, engine)
+            figures[f"latency_{kind}_{name}_worst_error"] = max(errors)
+            figures[f"latency_{kind}_{name}_median_error"] = statistics.median(errors)
+        worst = [figures[f"latency_{kind}_{name}_worst_error"] for name in nets]
+        figures[f"latency_{kind}_worst_error"] = max(worst)
+    return figures
+
+
+def latency_errors(net: nn.Module, images: Tensor, engine: Engine, turns: int = 3) -> list[float]:
+    """``|predicted / measured - 1|`` of up to twelve choices of a budget; those below its floor are left out."""
+    coupling = couple(capture(net, (images,)))
+    pools = {group.name: group for group in coupling.groups}
+    prices = Latency(engine=engine)(Subject(net, coupling, pools, (images,)))
+    chosen: list[tuple[float, nn.Module]] = []
+    for multiple, seed, sparsity in itertools.product((16, 8), (0, 1), (0.3, 0.5, 0.6)):
+        torch.manual_seed(seed)
+        scores = {
+            pool: (torch.rand(group.size) + 0.2) * (torch.rand(1) + 0.5)  # unlike within a pool, and from pool to pool
+            for pool, group in pools.items()
+        }
+        try:
+            masks = Budget().start(prices, multiple=multiple, highest=sparsity)(scores, sparsity)
+        except ValueError:  # a call's own cost alone is more than the budget
+            continue
+        small = copy.deepcopy(net)
+        apply_cut(small, keep_channels((pools[pool], mask.nonzero().flatten()) for pool, mask in masks.items()))
+        chosen.append((prices({pool: int(mask.sum()) for pool, mask in masks.items()}), small))
+    times = [[engine(small, (images[:1],), {}) for _, small in chosen] for _ in range(turns)]
+    return [
+        abs(predicted / statistics.median(of_one) - 1.0)
+        for (predicted, _), of_one in zip(chosen, zip(*times, strict=True), strict=True)
+    ]
+
+
 PARTS: dict[str, Callable[[], Figures]] = {
     "masks": measure_masks,
     "threshold": measure_threshold,
     "speed": measure_speed,
     "shrink": measure_shrink,
     "sparsity": measure_sparsity,
+    "latency": measure_latency,
 }
 
 
