@@ -95,8 +95,9 @@ def bit_sensitivity(
         rest: Quantizer of all other weights; ``None`` is int8 with a scale per output channel.
         activation_quantizer: Quantizer of activations; ``None`` is uint8 with a zero point.
         observer: How ranges of batches become one; ``None`` averages them.
-        measure: Returns what is lost by a function of the network's inputs, lower is better: one minus its accuracy,
-            for one. ``None`` is the mean squared distance to the outputs of the network as it is, over all batches.
+        measure: Returns what is lost by a function of the network's inputs, lower is better: ``divergence``, or one
+            minus an accuracy. ``None`` is the mean squared distance to the outputs of the network as it is, over all
+            batches.
 
     Raises:
         ValueError: If two quantizers have one width, one can't quantize weights, or no layer runs in integers.
@@ -116,7 +117,7 @@ def bit_sensitivity(
     layers = find_layers(network, calibrated.plan)
     if not layers:
         raise ValueError("no convolution or linear layer runs in integers: see QATFakeQuant.describe()")
-    measure = measure or _distance(network, batches)
+    measure = measure or _against(network, batches, _distance)
     macs = _count_macs(network, layers, batches[0])
 
     def loss(assigned: Mapping[str, str]) -> float:
@@ -156,7 +157,36 @@ def _entry(quantizer: Quantizer) -> LayerQuantizers:
     return LayerQuantizers(targets=Targets(), weight_quantizer=quantizer)
 
 
-def _distance(network: nn.Module, batches: Sequence[Any]) -> Measure:
+def divergence(network: nn.Module, batches: Sequence[Any]) -> Measure:
+    """Return a measure for classifiers: how far the classes' probabilities are from the network's as it is.
+
+    It is the Kullback-Leibler divergence of the softmax over the last dimension, averaged over all rows of all outputs.
+    Unlike a squared distance of logits it does not count what no answer depends on.
+
+    Args:
+        network: The trained network; its outputs are logits.
+        batches: Inputs, as ``bit_sensitivity`` takes them.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> divergence(net, [Tensor(4, 2).fill_(1.0)])(net)
+        0.0
+    """
+    return _against(network, batches, _divergence)
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found - wanted).double().square().flatten()
+
+
+def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    logs, held = found.double().log_softmax(-1), wanted.double().log_softmax(-1)
+    return (held.exp() * (held - logs)).sum(-1).flatten()
+
+
+def _against(network: nn.Module, batches: Sequence[Any], compare: Callable[[Tensor, Tensor], Tensor]) -> Measure:
+    """The mean of what tells outputs from those of the network as it is."""
+
     def outputs(forward: Forward) -> list[Tensor]:
         with evaluating(network):
             leaves = [leaf for batch in batches for leaf in pytree.tree_leaves(call_network(forward, batch))]
@@ -165,7 +195,7 @@ def _distance(network: nn.Module, batches: Sequence[Any]) -> Measure:
     wanted = outputs(network)
 
     def measure(forward: Forward) -> float:
-        errors = [(found - held).double().square() for found, held in zip(outputs(forward), wanted, strict=True)]
+        errors = [compare(found, held) for found, held in zip(outputs(forward), wanted, strict=True)]
         return float(sum(error.sum() for error in errors)) / sum(error.numel() for error in errors)
 
     return measure

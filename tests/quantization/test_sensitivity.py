@@ -9,7 +9,7 @@ from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unit_interval import UnitInterval
-from lightning_optim.quantization.sensitivity import BitSensitivity, LayerLoss, bit_sensitivity
+from lightning_optim.quantization.sensitivity import BitSensitivity, LayerLoss, bit_sensitivity, divergence
 from lightning_optim.quantization.simulator import Simulator
 from lightning_optim.surgery.select import Targets
 
@@ -83,6 +83,18 @@ def test_a_measure_of_ones_own_is_what_counts(net):
     found = bit_sensitivity(net, [x], BITS, measure=measure)
     assert sorted([found.base, *found.layers[0].values, *found.layers[1].values]) == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert len({tuple(logits.flatten().tolist()) for logits in seen}) == 5
+
+
+def test_divergence_is_that_of_the_classes_probabilities(net):
+    net.eval().requires_grad_(False)
+    measure = divergence(net, batches())
+    assert measure(net) == 0.0
+    moved = measure(lambda x: {"logits": 2.0 * net(x)["logits"] + 1.0})
+    logits = torch.cat([net(x)["logits"] for x in batches()])
+    expected = F.kl_div((2.0 * logits).log_softmax(-1), logits.log_softmax(-1), reduction="batchmean", log_target=True)
+    assert moved == pytest.approx(float(expected), rel=1e-5)
+    found = bit_sensitivity(net, batches(), BITS, measure=measure)
+    assert all(layer.values[0] > layer.values[1] > 0.0 for layer in found.layers)
 
 
 def test_losses_are_above_the_base_and_never_grow_with_bits():
