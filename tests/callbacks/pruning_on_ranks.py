@@ -67,6 +67,9 @@ def main():
         module, pruning = Scored(), until.scheduler(structure)
         module.by_channel = structure is not None
         report(f"until-{label}", module, until.fit(module, pruning, **ddp), pruning)
+    module, pruning = Scored(), until.scheduler(until.Channel(), values=(0.8,), length=6, tolerance=0.1)
+    module.by_channel = True
+    report("until-search", module, until.fit(module, pruning, max_epochs=7, **ddp), pruning)
     for label, kind in regrower.KINDS.items():
         module, pruning = Net(), regrower.scheduler(kind)
         report(f"regrow-{label}", module, regrower.fit(module, pruning, **ddp), pruning)

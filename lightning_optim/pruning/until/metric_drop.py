@@ -26,7 +26,8 @@ class MetricDrop:
     """Let the sparsity grow until a metric falls too far below its value before pruning; then go back.
 
     The last state that was good enough is put back; halfway between its sparsity and that which was too much the next
-    one is tried, and so on. Each is judged by one validation.
+    one is tried, and so on. Each is judged by one validation: what else makes the metric fall, such as a high learning
+    rate, is taken for the fault of pruning.
 
     Args:
         monitor: Name of a metric that validation logs.
