@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ def time_call(call: Callable[[], object], rounds: int = 11) -> float:
     """CPU seconds of one call, on one thread.
 
     Each sample stands between two of a fixed matrix product, and is taken as a multiple of them: what slows the
-    processor down slows both. The result is the lower quartile of the multiples, in seconds of an undisturbed
-    reference: what else the machine does only ever adds.
+    processor down slows both. The result is the lower quartile of the multiples, times what the product takes in this
+    process, measured once: what else the machine does only ever adds, and calls timed in calm and in busy moments stay
+    comparable.
 
     Args:
         call: What is timed; it must leave the same work for the next call.
@@ -34,18 +36,29 @@ def time_call(call: Callable[[], object], rounds: int = 11) -> float:
     """
     if rounds < 3:
         raise ValueError(f"rounds must be at least 3, got {rounds}")
-    matrix = torch.ones(_REFERENCE_SIZE, _REFERENCE_SIZE)
-    reference = lambda: matrix @ matrix  # noqa: E731  # two uses, below
+    reference = _reference()
     with _undisturbed():
         repeats = [_repeats(function) for function in (call, reference)]
-        before, multiples, references = _sample(reference, repeats[1]), [], []
+        before, multiples = _sample(reference, repeats[1]), []
         for _ in range(rounds):
             sample = _sample(call, repeats[0])
             after = _sample(reference, repeats[1])
             multiples.append(2.0 * sample / (before + after))
-            references.append(after)
             before = after
-    return _quartile(multiples) * _quartile(references)
+        return _quartile(multiples) * _reference_seconds()
+
+
+def _reference() -> Callable[[], object]:
+    matrix = torch.ones(_REFERENCE_SIZE, _REFERENCE_SIZE)
+    return lambda: matrix @ matrix
+
+
+@functools.cache
+def _reference_seconds() -> float:
+    """One scale for the whole process: a table and what it is held to are measured minutes apart."""
+    reference = _reference()
+    repeats = _repeats(reference)
+    return _quartile([_sample(reference, repeats) for _ in range(100)])
 
 
 def _quartile(samples: list[float]) -> float:

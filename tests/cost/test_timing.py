@@ -3,6 +3,7 @@ import gc
 import pytest
 import torch
 
+import lightning_optim.cost.timing
 from lightning_optim.cost.timing import time_call
 
 
@@ -34,3 +35,11 @@ def test_what_fails_leaves_everything_as_before():
 def test_too_few_rounds_are_refused():
     with pytest.raises(ValueError, match="rounds"):
         time_call(lambda: None, rounds=2)
+
+
+def test_all_calls_of_a_process_are_on_one_scale():
+    time_call(lambda: None, rounds=3)
+    scale = lightning_optim.cost.timing._reference_seconds()
+    assert scale > 0.0
+    time_call(lambda: None, rounds=3)
+    assert lightning_optim.cost.timing._reference_seconds() == scale
