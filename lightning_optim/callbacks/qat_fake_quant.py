@@ -13,12 +13,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.callbacks.calibration import calibrate_module
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
+from lightning_optim.callbacks.learning import checked_rate, loss_scale_of, train_steps
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
 from lightning_optim.export.target.base import Target
@@ -61,6 +63,7 @@ class QATFakeQuant(Callback):
         layers: Quantizers of some layers in place of these, by keys of your choice (mixed precision).
         freeze: Fractions of the window after which a part is frozen, in ``(0, 1]``: ``observer`` (0.9: ranges stay as
             they are) and ``batch_norm`` (0.5: running statistics are used in training too); 1 is never.
+        learning_rate: Of quantizers that learn their steps: largest relative change in a batch, about.
         name: Tells two instances in one Trainer apart.
 
     Example:
@@ -80,11 +83,13 @@ class QATFakeQuant(Callback):
         observer: Observer | None = None,
         layers: Mapping[str, LayerQuantizers] | None = None,
         freeze: Mapping[str, float] | None = None,
+        learning_rate: float = 0.01,
         name: str | None = None,
     ) -> None:
         self.network, self.targets, self.name = network, targets, name
         self.window = window or Window()
-        self.freeze = _checked_freeze(freeze or {})
+        self.freeze, self.learning_rate = _checked_freeze(freeze or {}), checked_rate(learning_rate)
+        self._loss_scale: float | None = None
         self._settings = (
             weight_quantizer or Symmetric(),
             activation_quantizer or Affine(),
@@ -117,7 +122,8 @@ class QATFakeQuant(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        settings = (self.network, self.targets, self.window, self._settings, sorted(self.freeze.items()))
+        course = (self.window, sorted(self.freeze.items()), self.learning_rate)
+        settings = (self.network, self.targets, self._settings, course)
         check_ranks_agree(trainer, settings, f"the settings of {self.state_key}")
         self._attach(pl_module)
         if not self.is_simulating:
@@ -126,6 +132,7 @@ class QATFakeQuant(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.window.check(clock_of(trainer))
+        self._simulator.learned.move(pl_module.device)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,11 +156,17 @@ class QATFakeQuant(Callback):
         self._simulator.folds_batch_norm = progress >= self.freeze["batch_norm"]
 
     @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._loss_scale = loss_scale_of(trainer)
+
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._simulator.is_observing:
             self._end_observation(trainer)
+        train_steps(trainer, self._simulator.learned, self.learning_rate, self._loss_scale)
+        self._loss_scale = None
         pl_module.log("quantization/is_simulating", float(self.is_simulating), batch_size=1)
 
     @override

@@ -18,6 +18,7 @@ from lightning_optim.quantization.functional import (
     per_channel,
     round_bias,
 )
+from lightning_optim.quantization.learned import LearnedSteps, LearnedWeight
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.ranges import Ranges
 from lightning_optim.quantization.scheme import Scheme
@@ -68,6 +69,7 @@ class SimulationBackend(Backend):
         activation_quantizer_of: Key of an activation -> its quantizer.
         observes: Whether activations widen the batch's ranges.
         folds_all: Whether every batch norm is folded, even one that would use its batch's statistics.
+        learned: Takes note of the first steps of quantizers that learn them.
     """
 
     def __init__(
@@ -78,9 +80,10 @@ class SimulationBackend(Backend):
         *,
         observes: bool,
         folds_all: bool,
+        learned: LearnedSteps | None = None,
     ) -> None:
         self._ranges, self._weights, self._activations = ranges, weight_quantizer_of, activation_quantizer_of
-        self._observes, self._folds_all = observes, folds_all
+        self._observes, self._folds_all, self._learned = observes, folds_all, learned
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
@@ -88,11 +91,13 @@ class SimulationBackend(Backend):
         quantizer, qparams = self._activations(key), self._ranges.qparams(key, tensor.device)
         if qparams is None:
             return tensor
+        if quantizer.learns and self._learned is not None:
+            self._learned.find(f"activation/{key}", *qparams)
         dynamic = quantizer.dynamic_qparams(tensor)
         if dynamic is not None:
             return quantizer.fake(tensor, *dynamic)
         # A processor knows at once that nothing is clipped; an accelerator would have to be waited for.
-        is_known = tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+        is_known = tensor.device.type == "cpu" and not (quantizer.learns or torch.compiler.is_compiling())
         is_within = is_known and ends is not None and _covers(qparams, quantizer.scheme, ends)
         return quantizer.fake(tensor, *qparams, is_within=is_within)
 
@@ -104,7 +109,7 @@ class SimulationBackend(Backend):
     def weight(
         self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
-        quantizer, input_scale = self._weights(key), self._input_scale(input_key, weight.device)
+        quantizer, input_scale = self._weight_quantizer(key, weight), self._input_scale(input_key, weight.device)
         if norm is not None and not self.folds(norm):
             return _round_unfolded(weight, quantizer, norm), bias
         if norm is not None:
@@ -115,11 +120,19 @@ class SimulationBackend(Backend):
             bias = round_bias(bias, input_scale * scale)
         return _round(weight, quantizer, scale), bias
 
+    def _weight_quantizer(self, key: str, weight: Tensor) -> Quantizer:
+        quantizer = self._weights(key)
+        if not quantizer.learns or self._learned is None:
+            return quantizer
+        step = quantizer.weight_scale(weight)  # of the weight itself: a batch norm that is folded in multiplies it
+        self._learned.find(f"weight/{key}", step, torch.zeros_like(step))
+        return LearnedWeight(rule=quantizer, step=step)
+
     def _input_scale(self, key: str, device: torch.device) -> Tensor | None:
         if self._activations(key).scheme.granularity == "token":
             return None  # each row has its own
         qparams = self._ranges.qparams(key, device)
-        return None if qparams is None else qparams[0]
+        return None if qparams is None else qparams[0].detach()
 
 
 def _round(weight: Tensor, quantizer: Quantizer, scale: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from lightning_optim.quantization.backend import Backend, FloatBackend
 from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.layers import LayerQuantizers
+from lightning_optim.quantization.learned import LearnedSteps, LearnedWeight
 from lightning_optim.quantization.module_path import ModulePath, module_names
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.placement import Placement
@@ -43,6 +44,7 @@ class Simulator:
         assigned: Name of a module -> key of its entry in ``layers``.
         plan: What the recorded batch told; ``None`` before.
         ranges: Ranges of the activations.
+        learned: Steps that are trained.
         excluded: Names of the modules whose operators stay in floating point.
         is_observing: Whether a forward pass records, or widens ranges.
         folds_batch_norm: Whether batch norms are folded in training too; evaluation always folds them.
@@ -58,7 +60,8 @@ class Simulator:
     ) -> None:
         self.weight_quantizer, self.activation_quantizer, self.observer = weight, activation, observer
         self.layers, self.assigned = dict(layers or {}), dict[str, str]()
-        self.ranges = Ranges(activation, observer, self.activation_quantizer_of)
+        self.learned = LearnedSteps()
+        self.ranges = Ranges(activation, observer, self.activation_quantizer_of, self._learned_activation)
         self.plan: Plan | None = None
         self.excluded: frozenset[str] = frozenset()
         self.is_observing = False
@@ -76,7 +79,9 @@ class Simulator:
     def weight_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of a layer's weight, by the key of the layer's operator."""
         own = self._layer_of(key)
-        return self.weight_quantizer if own is None or own.weight_quantizer is None else own.weight_quantizer
+        rule = self.weight_quantizer if own is None or own.weight_quantizer is None else own.weight_quantizer
+        found = self.learned.qparams(f"weight/{key}", self.learned.device) if rule.learns else None
+        return rule if found is None else LearnedWeight(rule=rule, step=found[0])
 
     def activation_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of an activation, by its key."""
@@ -102,12 +107,15 @@ class Simulator:
             return self._run_recorded(network, forward, args, kwargs) if self.is_observing else forward(*args, **kwargs)
         if not (self.is_ready or self.is_observing):
             return forward(*args, **kwargs)
+        self.learned.refresh()
+        is_first = network.training and torch.is_grad_enabled() and not self.learned.keys
         backend = SimulationBackend(
             self.ranges,
             self.weight_quantizer_of,
             self.activation_quantizer_of,
             observes=self.is_observing,
             folds_all=self.folds_batch_norm,
+            learned=self.learned if is_first and self.is_ready else None,
         )
         with self.placed(network, backend) as placement:
             output = forward(*args, **kwargs)
@@ -138,6 +146,7 @@ class Simulator:
         """Forget what an unfinished batch showed."""
         self._record = None
         self.ranges.discard()
+        self.learned.discard()
 
     def forward_of(self, network: nn.Module) -> Forward:
         """Return a function that runs ``network`` in evaluation, simulated, without gradients and side effects.
@@ -164,7 +173,7 @@ class Simulator:
         """Return plan and ranges, as primitives and tensors."""
         plan = None if self.plan is None else self.plan.state_dict()
         own = {"excluded": sorted(self.excluded), "assigned": dict(self.assigned)}
-        return {"plan": plan, **own, "ranges": self.ranges.state_dict()}
+        return {"plan": plan, **own, "ranges": self.ranges.state_dict(), "learned": self.learned.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
@@ -172,6 +181,11 @@ class Simulator:
         self.excluded = frozenset(state["excluded"])
         self.assigned = dict(state.get("assigned", {}))
         self.ranges.load_state_dict(state["ranges"])
+        if "learned" in state:
+            self.learned.load_state_dict(state["learned"])
+
+    def _learned_activation(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        return self.learned.qparams(f"activation/{key}", device) if self.activation_quantizer_of(key).learns else None
 
     def _layer_of(self, key: str) -> LayerQuantizers | None:
         entry = self.assigned.get(key.partition(":")[0])

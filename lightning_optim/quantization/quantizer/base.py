@@ -30,12 +30,14 @@ class Quantizer(ABC):
         serves: What it can quantize.
         is_absolute: Whether the scale of a weight does not grow with the weight. A batch norm that is folded in then
             multiplies the scale as well.
+        learns: Whether its scales are trained, and get a gradient from ``fake``.
     """
 
     __slots__ = ()
 
     serves: ClassVar[frozenset[Operand]] = frozenset(Operand)
     is_absolute: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     @property
     @abstractmethod

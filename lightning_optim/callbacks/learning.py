@@ -1,0 +1,50 @@
+"""Trains the steps that quantizers learn, beside the user's optimizers."""
+
+from __future__ import annotations
+
+import math
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_optim.callbacks.agreement import check_ranks_agree
+from lightning_optim.quantization.learned import LearnedSteps
+
+
+def train_steps(trainer: Trainer, learned: LearnedSteps, learning_rate: float, loss_scale: float | None) -> None:
+    """End a batch: begin with the steps that it was the first to show, or update them.
+
+    Args:
+        trainer: The trainer.
+        learned: The steps.
+        learning_rate: Largest relative change of a step, about.
+        loss_scale: What the loss was multiplied by; ``None`` if no optimizer took a step.
+    """
+    if learned.found_keys:
+        check_ranks_agree(trainer, learned.found_keys, "what the quantizers learn")
+        learned.start()
+    elif learned.keys and loss_scale is not None:
+        learned.update(lambda gradient: _mean_over_ranks(trainer, gradient), learning_rate, loss_scale)
+
+
+def checked_rate(learning_rate: float) -> float:
+    """Return a learning rate.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+    """
+    if not 0.0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+    return float(learning_rate)
+
+
+def loss_scale_of(trainer: Trainer) -> float:
+    """Return what half precision multiplies the loss by; 1 without it."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _mean_over_ranks(trainer: Trainer, gradient: Tensor) -> Tensor:
+    reduced = trainer.strategy.reduce(gradient, reduce_op="mean")
+    assert isinstance(reduced, Tensor)
+    return reduced

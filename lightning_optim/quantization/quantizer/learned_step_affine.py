@@ -1,0 +1,56 @@
+"""Activations in steps whose size is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.quantization.functional import affine_qparams
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.scheme import Scheme
+from lightning_optim.quantization.step_size import round_to_steps
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedStepAffine(Quantizer):
+    """Unsigned integers of activations, with a step size that is trained (LSQ; Esser et al., 2020; arXiv:1902.08153).
+
+    Step and zero point begin at what the observed range asks for; the zero point then stays. After a ReLU it is 0,
+    which is the paper's unsigned case. The step gets the gradient of eq. 3, times ``1 / sqrt(N * qmax)`` for N values a
+    sample (section 2.2).
+
+    Args:
+        bits: Width of an integer, 1 to 8.
+
+    Example:
+        >>> import torch
+        >>> LearnedStepAffine().qparams(torch.tensor(0.0), torch.tensor(2.55))
+        (tensor(0.0100), tensor(0.))
+    """
+
+    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
+    learns: ClassVar[bool] = True
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        _ = self.scheme  # checks the settings
+
+    @property
+    @override
+    def scheme(self) -> Scheme:
+        return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity="tensor")
+
+    @override
+    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return affine_qparams(low, high, 0, self.scheme.qmax)
+
+    @override
+    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
+        num_values = x[:1].numel() or 1
+        qmin, qmax = self.scheme.qmin, self.scheme.qmax
+        return round_to_steps(x, scale, zero_point, qmin, qmax, gradient_scale=(num_values * qmax) ** -0.5)
