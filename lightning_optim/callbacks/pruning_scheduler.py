@@ -61,7 +61,7 @@ class PruningScheduler(Callback):
         targets: Layers to prune, by names relative to the LightningModule; convolutions and linears by default.
         window: When, in jumps of ``every``; by default twenty jumps over the first three quarters of the fit.
         until: A metric of validation that may fall only so far: then back to the last good state, and less is tried.
-            One sparsity is tried between two validations.
+            One sparsity is tried between two validations, and the schedule's last when the window closes.
         rewind: What goes back to an early step after each pruning step.
         regrow: Which weights come back, at each jump of the window after the first; single weights only.
         network: Name of the network in the LightningModule; ``None`` finds it, ``""`` is the module itself.

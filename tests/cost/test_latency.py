@@ -91,13 +91,13 @@ def test_a_curve_takes_in_what_the_parts_do_not_show(subject):
     prices = Latency(engine=engine)(Subject(network, coupling, pools, (batch,)))
     bare = replace(prices, curve=Curve())
     wrong = {"curve": [], "bare": []}
-    for widths in ((48, 48, 96, 96), (32, 48, 64, 112), (64, 32, 128, 64)):
+    for widths in ((48, 48, 96, 96), (32, 48, 64, 112), (64, 32, 128, 64), (48, 16, 64, 32), (16, 64, 32, 128)):
         channels = dict(zip(pools, widths, strict=True))
         measured = engine(cut(network, pools, channels), (batch[:1],), {})
         wrong["curve"].append(abs(prices(channels) / measured - 1))
         wrong["bare"].append(abs(bare(channels) / measured - 1))
-    assert max(wrong["curve"]) < 0.01
-    assert max(wrong["bare"]) > 0.05
+    assert max(wrong["curve"]) < 0.06  # far below what was measured, the parts alone are wrong by 0.1
+    assert max(wrong["bare"]) > 0.09
 
 
 def test_what_a_budget_would_choose_is_measured_too(subject):

@@ -16,8 +16,8 @@ _SAME = 1e-6
 class SparsitySearch:
     """Along a schedule until one sparsity is too much, then halfway between the last good and the first bad one.
 
-    One sparsity is tried after each validation, not more. While fine-tuning is given time the schedule stands still,
-    and then goes on from there.
+    One sparsity is tried after each validation, not more, but for the schedule's last, which comes when it is due. While
+    fine-tuning is given time the schedule stands still, and then goes on from there.
 
     Args:
         schedule: Sparsity over progress.
@@ -58,7 +58,8 @@ class SparsitySearch:
             progress: Of the window, in ``[0, 1]``.
             reached: The sparsity that there is; ``None`` before the first pruning step.
         """
-        if self._is_open or self.is_resting or (self.has_failed and progress >= 1.0):
+        is_closing = self._bad is None and self._own(progress) >= 1.0  # the window's end waits for no validation
+        if self.is_resting or (self._is_open and not is_closing) or (self.has_failed and progress >= 1.0):
             return reached
         aim = self._schedule(self._own(progress)) if self._bad is None else ((reached or 0.0) + self._bad) / 2.0
         return reached if reached is not None and abs(aim - reached) < _SAME else aim

@@ -45,6 +45,16 @@ def test_nothing_is_tried_before_the_last_step_is_judged():
     assert search.aim(0.5, 0.2) == 0.4
 
 
+def test_the_schedules_end_comes_with_the_windows_judged_or_not():
+    search = SparsitySearch(Linear(end=0.8), 0.01)
+    search.take(0.2)
+    assert search.aim(0.99, 0.2) == 0.2
+    assert search.aim(1.0, 0.2) == 0.8
+    search.take(0.8)
+    search.judge(BACK, 1.0, 0.8, 0.0)  # then the window is closed
+    assert search.aim(1.0, 0.0) == 0.0
+
+
 def test_a_rest_holds_the_schedule_back_for_as_long_as_it_lasts():
     search = SparsitySearch(Linear(end=1.0), 0.01)
     search.take(0.3)
