@@ -16,8 +16,8 @@ _SAME = 1e-6
 class SparsitySearch:
     """Along a schedule until one sparsity is too much, then halfway between the last good and the first bad one.
 
-    One sparsity is tried after each validation, not more, but for the schedule's last, which comes when it is due. While
-    fine-tuning is given time the schedule stands still, and then goes on from there.
+    One sparsity is tried after each validation, not more, but for the schedule's last, which comes when it is due.
+    While fine-tuning is given time the schedule stands still, and then goes on from there.
 
     Args:
         schedule: Sparsity over progress.
