@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import symmetric_scale
-from lightning_optim.quantization.levels import additive_powers, nearest_level, straight_through
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.levels import additive_powers, nearest_level
+from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdditivePowerOfTwo(Quantizer):
+class AdditivePowerOfTwo(LevelQuantizer):
     """Sums of a few powers of two, of both signs (Li et al., 2020; arXiv:1909.13144, eq. 5), each value to the nearest.
 
     Powers of two alone are needlessly dense near 0; sums of them are not. One bit is the sign, the others make
@@ -62,16 +61,6 @@ class AdditivePowerOfTwo(Quantizer):
         return int(2**self.base_bits) - 1
 
     @override
-    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        scale = symmetric_scale(torch.maximum(-low, high).clamp(min=0.0), self.scheme.qmax)
-        return scale, torch.zeros_like(scale)
-
-    @override
-    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def levels(self, x: Tensor, scale: Tensor) -> Tensor:
         levels = torch.tensor(additive_powers(self._num_terms, self._num_exponents), dtype=torch.float32)
-        return nearest_level(x.float() / scale, levels)
-
-    @override
-    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
-        whole = self.integers(x.detach(), scale, torch.zeros_like(scale))
-        return straight_through(x, whole, scale, None if is_within else scale * self.scheme.qmax)
+        return nearest_level(x / scale, levels)

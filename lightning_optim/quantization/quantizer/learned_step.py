@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_optim.quantization.functional import SMALLEST_SCALE, symmetric_scale
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.level_quantizer import check_granularity
 from lightning_optim.quantization.scheme import Granularity, Scheme
 from lightning_optim.quantization.step_size import round_to_steps
 
@@ -44,8 +45,7 @@ class LearnedStep(Quantizer):
         _ = self.scheme  # checks the settings
         if self.bits < 2:
             raise ValueError(f"bits of LearnedStep must be 2 to 8, got {self.bits}; take Binary for one bit")
-        if self.granularity not in ("tensor", "channel"):
-            raise ValueError(f"granularity must be 'tensor' or 'channel', got {self.granularity!r}")
+        check_granularity(self.granularity)
 
     @property
     @override

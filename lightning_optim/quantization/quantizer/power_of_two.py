@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import symmetric_scale
-from lightning_optim.quantization.levels import nearest_level, straight_through
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.levels import nearest_level
+from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PowerOfTwo(Quantizer):
+class PowerOfTwo(LevelQuantizer):
     """Zero and powers of two of both signs (Miyashita et al., 2016; arXiv:1603.01025), each value to the nearest.
 
     Of b bits one is the sign; ``2 ** (b - 1) - 1`` exponents are left. The 7 of 4 bits fit into int8: -64 to 64.
@@ -47,16 +46,6 @@ class PowerOfTwo(Quantizer):
         return Scheme(bits=self.bits, signed="int", symmetric=True, granularity=self.granularity, limit=largest)
 
     @override
-    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        scale = symmetric_scale(torch.maximum(-low, high).clamp(min=0.0), self.scheme.qmax)
-        return scale, torch.zeros_like(scale)
-
-    @override
-    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def levels(self, x: Tensor, scale: Tensor) -> Tensor:
         levels = [0.0, *(2.0**exponent for exponent in range(2 ** (self.bits - 1) - 1))]
-        return nearest_level(x.float() / scale, torch.tensor(levels))
-
-    @override
-    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
-        whole = self.integers(x.detach(), scale, torch.zeros_like(scale))
-        return straight_through(x, whole, scale, None if is_within else scale * self.scheme.qmax)
+        return nearest_level(x / scale, torch.tensor(levels))

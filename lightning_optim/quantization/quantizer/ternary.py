@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import SMALLEST_SCALE
-from lightning_optim.quantization.levels import straight_through, ternarize, ternary_scale
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.levels import ternarize, ternary_scale
+from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer, check_granularity
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ternary(Quantizer):
+class Ternary(LevelQuantizer):
     """Weights -1, 0 and 1 times a scale (ternary weight networks; Li et al., 2016; arXiv:1605.04711, eq. 3 and 6).
 
     What is below 0.7 times the mean magnitude becomes 0; the scale is the mean magnitude of the rest. The gradient
@@ -27,17 +27,18 @@ class Ternary(Quantizer):
         granularity: ``"tensor"`` or ``"channel"``.
 
     Example:
+        >>> import torch
         >>> Ternary().weight_scale(torch.tensor([[1.0, -2.0, 0.1]]))
         tensor([1.5000])
     """
 
     serves: ClassVar[frozenset[Operand]] = frozenset({Operand.WEIGHT})
+    clips_gradient: ClassVar[bool] = False
 
     granularity: Granularity = "channel"
 
     def __post_init__(self) -> None:
-        if self.granularity not in ("tensor", "channel"):
-            raise ValueError(f"granularity must be 'tensor' or 'channel', got {self.granularity!r}")
+        check_granularity(self.granularity)
 
     @property
     @override
@@ -49,14 +50,5 @@ class Ternary(Quantizer):
         return ternary_scale(weight, self.granularity).clamp(min=SMALLEST_SCALE)
 
     @override
-    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        scale = torch.maximum(-low, high).clamp(min=SMALLEST_SCALE)
-        return scale, torch.zeros_like(scale)
-
-    @override
-    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return ternarize(x.float() / scale, self.granularity)
-
-    @override
-    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
-        return straight_through(x, self.integers(x.detach(), scale, torch.zeros_like(scale)), scale)
+    def levels(self, x: Tensor, scale: Tensor) -> Tensor:
+        return ternarize(x / scale, self.granularity)
