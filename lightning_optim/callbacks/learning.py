@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.quantization.learned import LearnedSteps
+from lightning_optim.quantization.quantizer.base import Quantizer
 
 
 def train_steps(trainer: Trainer, learned: LearnedSteps, learning_rate: float, loss_scale: float | None) -> None:
@@ -27,12 +29,19 @@ def train_steps(trainer: Trainer, learned: LearnedSteps, learning_rate: float, l
         learned.update(lambda gradient: _mean_over_ranks(trainer, gradient), learning_rate, loss_scale)
 
 
-def checked_rate(learning_rate: float) -> float:
-    """Return a learning rate.
+def checked_rate(learning_rate: float | None, quantizers: Iterable[Quantizer]) -> float:
+    """Return the learning rate of quantizers that learn their steps; ``None`` is 0.01.
 
     Raises:
-        ValueError: If it is not positive and finite.
+        ValueError: If it is not positive and finite, or if no quantizer learns.
     """
+    if learning_rate is None:
+        return 0.01
+    if not any(quantizer.learns for quantizer in quantizers):
+        raise ValueError(
+            "learning_rate is for quantizers that learn their steps, such as LearnedStep: "
+            "choose one for weights, activations or layers, or leave learning_rate out"
+        )
     if not 0.0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
     return float(learning_rate)

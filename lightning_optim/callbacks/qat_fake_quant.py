@@ -63,7 +63,7 @@ class QATFakeQuant(Callback):
         layers: Quantizers of some layers in place of these, by keys of your choice (mixed precision).
         freeze: Fractions of the window after which a part is frozen, in ``(0, 1]``: ``observer`` (0.9: ranges stay as
             they are) and ``batch_norm`` (0.5: running statistics are used in training too); 1 is never.
-        learning_rate: Of quantizers that learn their steps: largest relative change in a batch, about.
+        learning_rate: Of quantizers that learn their steps: largest relative change in a batch; ``None`` is 0.01.
         name: Tells two instances in one Trainer apart.
 
     Example:
@@ -83,12 +83,12 @@ class QATFakeQuant(Callback):
         observer: Observer | None = None,
         layers: Mapping[str, LayerQuantizers] | None = None,
         freeze: Mapping[str, float] | None = None,
-        learning_rate: float = 0.01,
+        learning_rate: float | None = None,
         name: str | None = None,
     ) -> None:
         self.network, self.targets, self.name = network, targets, name
         self.window = window or Window()
-        self.freeze, self.learning_rate = _checked_freeze(freeze or {}), checked_rate(learning_rate)
+        self.freeze = _checked_freeze(freeze or {})
         self._loss_scale: float | None = None
         self._settings = (
             weight_quantizer or Symmetric(),
@@ -100,6 +100,7 @@ class QATFakeQuant(Callback):
         self._settings[0].check(Operand.WEIGHT)
         self._settings[1].check(Operand.ACTIVATION)
         self._simulator = Simulator(*self._settings)
+        self.learning_rate = checked_rate(learning_rate, self._simulator.quantizers)
         self._patches, self._gate = Patches(), CheckpointGate()
         self._owner: LightningModule | None = None
         self._live: nn.Module | None = None

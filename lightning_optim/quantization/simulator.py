@@ -72,6 +72,14 @@ class Simulator:
         self._names: tuple[nn.Module, dict[int, str], dict[str, nn.Module]] | None = None
 
     @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """Every quantizer that may be used, of the network and of single layers."""
+        of_layers = [
+            each for layer in self.layers.values() for each in (layer.weight_quantizer, layer.activation_quantizer)
+        ]
+        return (self.weight_quantizer, self.activation_quantizer, *(each for each in of_layers if each is not None))
+
+    @property
     def is_ready(self) -> bool:
         """Whether operators and ranges are known, so that the network is simulated."""
         return self.plan is not None and bool(self.ranges.keys)

@@ -161,4 +161,6 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="quantizes weights"):
         LearnedStep().check(Operand.ACTIVATION)
     with pytest.raises(ValueError, match="learning_rate"):
-        QATFakeQuant(learning_rate=0.0)
+        QATFakeQuant(weight_quantizer=LearnedStep(), learning_rate=0.0)
+    with pytest.raises(ValueError, match="that learn their steps"):
+        QATFakeQuant(learning_rate=0.1)
