@@ -8,10 +8,17 @@ import sys
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.nn import functional
 
 from lightning_optim.graph.branches import residual_branches
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
+from lightning_optim.quantization.calibration import calibrate
+from lightning_optim.quantization.observer.min_max import MinMax
+from lightning_optim.quantization.observer.moving_average import MovingAverage
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.simulator import Simulator
 
 
 def quiet(*callbacks, **settings):
@@ -69,3 +76,37 @@ def without(net, branch):
         for name in branch.parameters:
             twin.get_parameter(name).zero_()
     return twin
+
+
+def calibrated(net, batches, weight):
+    """A simulator that knows a network's operators and ranges."""
+    simulator = Simulator(weight, Affine(), MinMax())
+    calibrate(simulator, net, batches)
+    return simulator
+
+
+def bright_corners(count):
+    """Images of 8 x 8 with one bright quarter, which is their class."""
+    generator = torch.Generator().manual_seed(3)
+    label = torch.randint(0, 4, (count,), generator=generator)
+    x = 0.4 * torch.randn(count, 1, 8, 8, generator=generator)
+    for index, each in enumerate(label.tolist()):
+        x[index, 0, 4 * (each // 2) : 4 * (each // 2) + 4, 4 * (each % 2) : 4 * (each % 2) + 4] += 0.6
+    return x, label
+
+
+def train_simulated(net, steps=40, excluded=(), weight=None):
+    """Train a network on bright corners as its integer form computes, and return what was learned of that form."""
+    simulator = Simulator(weight or Symmetric(), Affine(), MovingAverage())
+    simulator.excluded = frozenset(excluded)
+    x, y = bright_corners(32 * steps)
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+    for step, (batch, label) in enumerate(zip(x.split(32), y.split(32), strict=True)):
+        simulator.is_observing, simulator.folds_batch_norm = True, step > steps // 2
+        loss = functional.cross_entropy(simulator.run(net, net.forward, (batch,), {}), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        simulator.finish_batch()
+    simulator.is_observing = False
+    return simulator

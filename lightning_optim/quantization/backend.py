@@ -51,10 +51,19 @@ class Backend(ABC):
 
 @final
 class FloatBackend(Backend):
-    """Leaves everything as it is: for a pass that only records."""
+    """Leaves everything as it is: for a pass that only records.
+
+    Args:
+        watch: Is shown every activation, with its key.
+    """
+
+    def __init__(self, watch: Callable[[str, Tensor], object] | None = None) -> None:
+        self._watch = watch
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
+        if self._watch is not None:
+            self._watch(key, tensor)
         return tensor
 
     @override

@@ -9,37 +9,12 @@ from itertools import islice
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import override
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from lightning_optim.quantization.backend import Backend
-from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.backend import FloatBackend
 from lightning_optim.quantization.simulator import Forward, Simulator
 from lightning_optim.surgery.patch import Patches
-
-
-@final
-class WatchingBackend(Backend):
-    """Leaves everything as it is, and shows activations to their ranges."""
-
-    def __init__(self, ranges: Ranges) -> None:
-        self._ranges = ranges
-
-    @override
-    def activation(self, tensor: Tensor, key: str) -> Tensor:
-        self._ranges.observe(key, tensor)
-        return tensor
-
-    @override
-    def weight(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return weight, bias
-
-    @override
-    def folds(self, norm: _BatchNorm) -> bool:
-        return False
 
 
 @final
@@ -86,7 +61,7 @@ class Calibration:
         if self._simulator.plan is None:
             return self._simulator.run(self._network, forward, args, kwargs)
         self.inputs.append(Inputs(args, kwargs))
-        with self._simulator.placed(self._network, WatchingBackend(self._simulator.ranges)) as placement:
+        with self._simulator.placed(self._network, FloatBackend(self._simulator.ranges.observe)) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
 
@@ -179,3 +154,14 @@ def call_network(network: Forward, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return network(**batch)
     return network(*batch) if isinstance(batch, (tuple, list)) else network(batch)
+
+
+def run_hooked(network: nn.Module, batches: Iterable[Any], handles: Iterable[RemovableHandle]) -> None:
+    """Run a network in evaluation on some batches, and take the hooks off that watched it."""
+    try:
+        with evaluating(network):
+            for batch in batches:
+                call_network(network, batch)
+    finally:
+        for handle in handles:
+            handle.remove()

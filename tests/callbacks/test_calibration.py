@@ -8,11 +8,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.quantization.observer.min_max import MinMax
+from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.bias_correction import BiasCorrection
 from lightning_optim.quantization.post_training.cross_layer_equalization import CrossLayerEqualization
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.surgery.select import Targets
-from support import quiet
+from support import quiet, same
 
 
 class Net(nn.Module):
@@ -116,3 +117,19 @@ def test_methods_change_the_weights_and_bring_the_outputs_nearer():
         callback.calibrate(module, loader(), methods=methods)
         gaps.append((callback.simulated()(tokens=tokens, mask=mask)["logits"] - wanted).mean(0).abs().max())
     assert gaps[1] < 0.2 * gaps[0]
+
+
+def test_a_method_that_fails_leaves_all_as_it_was():
+    class Breaks(PostTraining):
+        def apply(self, network, simulator, batches):
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.zero_()
+            raise RuntimeError("broken")
+
+    module, callback = Module(), QATFakeQuant()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(RuntimeError, match="broken"):
+        callback.calibrate(module, loader(), methods=[BiasCorrection(), Breaks()])
+    assert same(before, dict(module.state_dict()))
+    assert not callback.is_simulating

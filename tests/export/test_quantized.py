@@ -13,6 +13,7 @@ from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulator import Simulator
+from support import bright_corners, train_simulated
 
 
 class Block(nn.Module):
@@ -70,31 +71,6 @@ class Attention(nn.Module):
         return self.fc(x[:, 0])
 
 
-def images(count):
-    generator = torch.Generator().manual_seed(3)
-    label = torch.randint(0, 4, (count,), generator=generator)
-    x = 0.4 * torch.randn(count, 1, 8, 8, generator=generator)
-    for index, each in enumerate(label.tolist()):
-        x[index, 0, 4 * (each // 2) : 4 * (each // 2) + 4, 4 * (each % 2) : 4 * (each % 2) + 4] += 0.6
-    return x, label
-
-
-def trained(net, steps=40, excluded=(), weight=None):
-    simulator = Simulator(weight or Symmetric(), Affine(), MovingAverage())
-    simulator.excluded = frozenset(excluded)
-    x, y = images(32 * steps)
-    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
-    for step, (batch, label) in enumerate(zip(x.split(32), y.split(32), strict=True)):
-        simulator.is_observing, simulator.folds_batch_norm = True, step > steps // 2
-        loss = F.cross_entropy(simulator.run(net, net.forward, (batch,), {}), label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        simulator.finish_batch()
-    simulator.is_observing = False
-    return simulator
-
-
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -103,12 +79,12 @@ def _seed():
 @pytest.mark.parametrize("kind", [Residual, Plain])
 def test_the_file_runs_in_integers_and_computes_what_was_simulated(tmp_path, kind):
     net = kind()
-    simulator = trained(net)
+    simulator = train_simulated(net)
     before = copy.deepcopy(net.state_dict())
     written = export_quantized(simulator, net, tmp_path / "deep" / "model.onnx")
     assert not written.kernels.floating
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
-    x, _ = images(500)
+    x, _ = bright_corners(500)
     simulated = simulator.forward_of(net)(x)
     deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
@@ -118,10 +94,10 @@ def test_the_file_runs_in_integers_and_computes_what_was_simulated(tmp_path, kin
 
 def test_a_transformer_keeps_float_only_what_has_no_integer_kernel(tmp_path):
     net = Attention()
-    simulator = trained(net)
+    simulator = train_simulated(net)
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert set(written.kernels.floating) <= {"LayerNormalization", "Mul", "Softmax"}
-    x, _ = images(300)
+    x, _ = bright_corners(300)
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 2.01 * scale
@@ -129,7 +105,7 @@ def test_a_transformer_keeps_float_only_what_has_no_integer_kernel(tmp_path):
 
 def test_weights_are_stored_in_one_byte_and_pruned_ones_as_zero(tmp_path):
     net = Residual()
-    simulator = trained(net)
+    simulator = train_simulated(net)
     with torch.no_grad():
         net.stem.weight[0] = 0
         net.stem.weight[1, 0, 0] = 0
@@ -150,10 +126,10 @@ def test_weights_are_stored_in_one_byte_and_pruned_ones_as_zero(tmp_path):
 
 def test_an_excluded_layer_may_stay_in_floating_point(tmp_path):
     net = Residual()
-    simulator = trained(net, excluded=("stem",))
+    simulator = train_simulated(net, excluded=("stem",))
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert set(written.kernels.floating) <= {"Conv", "FusedConv", "Relu"}
-    x, _ = images(200)
+    x, _ = bright_corners(200)
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
     assert torch.equal(simulated.argmax(1), deployed.argmax(1))
 
@@ -164,7 +140,7 @@ def test_a_float_layer_that_nobody_asked_for_is_refused_and_nothing_written(tmp_
             return super().forward(image) + 1.0
 
     net = Shifted()
-    simulator = trained(net, steps=4)
+    simulator = train_simulated(net, steps=4)
     with pytest.raises(ExportError, match=r"1 Add would run in floating point.*allow_float=\['Add'\]"):
         export_quantized(simulator, net, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
@@ -175,8 +151,8 @@ def test_what_the_runtime_cannot_hold_is_refused(tmp_path):
     net = Plain()
     blank = Simulator(Symmetric(), Affine(), MovingAverage())
     with pytest.raises(ExportError, match="no activation ranges yet"):
-        export_quantized(blank, net, tmp_path / "model.onnx", images(2)[:1])
-    simulator = trained(net, steps=3, weight=Affine(granularity="channel"))
+        export_quantized(blank, net, tmp_path / "model.onnx", bright_corners(2)[:1])
+    simulator = train_simulated(net, steps=3, weight=Affine(granularity="channel"))
     with pytest.raises(ExportError, match="signed symmetric weights"):
         export_quantized(simulator, net, tmp_path / "model.onnx")
 
@@ -187,7 +163,7 @@ def test_a_branch_that_training_never_took_is_named(tmp_path):
             return self.fc(super().forward(image) @ torch.ones(4, 8)) if not self.training else super().forward(image)
 
     net = Branch()
-    simulator = trained(net, steps=3)
+    simulator = train_simulated(net, steps=3)
     with pytest.raises(ExportError, match="was never observed in training"):
         export_quantized(simulator, net, tmp_path / "model.onnx")
 
@@ -220,10 +196,10 @@ def test_a_mean_over_tokens_runs_in_integers(tmp_path):
 
     for keepdim in (False, True):
         net = Tokens(keepdim)
-        simulator = trained(net)
+        simulator = train_simulated(net)
         written = export_quantized(simulator, net, tmp_path / "model.onnx")
         assert not written.kernels.floating
-        x, _ = images(200)
+        x, _ = bright_corners(200)
         deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
         assert (simulator.forward_of(net)(x).argmax(1) == deployed.argmax(1)).float().mean() >= 0.99
 
@@ -283,11 +259,11 @@ def test_a_fused_attention_stays_in_floating_point_as_the_table_says(tmp_path):
             return self.fc((x + self.out(mixed.transpose(1, 2).flatten(2)))[:, 0])
 
     net = Fused()
-    simulator = trained(net, steps=4)
+    simulator = train_simulated(net, steps=4)
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert sum(count for name, count in written.kernels.floating.items() if "MatMul" in name) == 2
     assert written.kernels.integer["QGemm"] == 3
-    x, _ = images(50)
+    x, _ = bright_corners(50)
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 2.01 * scale
@@ -303,10 +279,10 @@ def test_a_masked_sum_before_softmax_stays_in_floating_point(tmp_path):
             return self.fc((x + self.out(scores.softmax(-1) @ v))[:, -1])
 
     net = Masked()
-    simulator = trained(net, steps=4)
+    simulator = train_simulated(net, steps=4)
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert written.kernels.floating["Add"] == 1
-    x, _ = images(50)
+    x, _ = bright_corners(50)
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 2.01 * scale
@@ -314,8 +290,8 @@ def test_a_masked_sum_before_softmax_stays_in_floating_point(tmp_path):
 
 def test_the_runtime_is_compared_with_the_simulation_before_a_file_is_placed(tmp_path):
     net = Residual()
-    simulator = trained(net)
-    path, x = tmp_path / "model.onnx", images(100)[0]
+    simulator = train_simulated(net)
+    path, x = tmp_path / "model.onnx", bright_corners(100)[0]
     written = export_quantized(simulator, net, path, acceptance=Acceptance(batches=x.split(30), min_agreement=0.99))
     assert written.parity.num_samples == 100
     assert written.parity.top1_agreement >= 0.99
@@ -358,12 +334,12 @@ def test_activations_of_few_bits_saturate_where_the_simulation_does(tmp_path):
     net = Plain()
     simulator = Simulator(Symmetric(), Affine(bits=4), MovingAverage())
     simulator.is_observing = True
-    for batch in images(96)[0].split(32):
+    for batch in bright_corners(96)[0].split(32):
         simulator.run(net, net.forward, (batch,), {})
         simulator.finish_batch()
     simulator.is_observing = False
     written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(allow_float=("Clip",)))
-    x = 3 * images(200)[0]
+    x = 3 * bright_corners(200)[0]
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 1.01 * scale
@@ -379,10 +355,10 @@ def test_an_error_names_the_users_own_class(tmp_path):
 
     net = Unexportable()
     with pytest.raises(ExportError, match=r"^Unexportable cannot be exported to ONNX"):
-        export_quantized(trained(net, steps=3), net, tmp_path / "model.onnx")
+        export_quantized(train_simulated(net, steps=3), net, tmp_path / "model.onnx")
 
 
 def test_an_excluded_layer_is_a_named_fallback(tmp_path):
     net = Residual()
-    written = export_quantized(trained(net, steps=4, excluded=("stem",)), net, tmp_path / "model.onnx")
+    written = export_quantized(train_simulated(net, steps=4, excluded=("stem",)), net, tmp_path / "model.onnx")
     assert written.fallbacks == {"stem:conv2d": "left out by targets"}

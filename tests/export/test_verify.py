@@ -9,10 +9,8 @@ from lightning_optim.export import verify_operators
 from lightning_optim.export.quantized import export_quantized
 from lightning_optim.export.verify import verify
 from lightning_optim.quantization.integer import Integers
-from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from support import bright_corners, train_simulated
 
 
 class Residual(nn.Module):
@@ -62,29 +60,9 @@ class Attention(nn.Module):
         return self.fc(x.mean(1))
 
 
-def images(count):
-    generator = torch.Generator().manual_seed(3)
-    label = torch.randint(0, 4, (count,), generator=generator)
-    x = 0.4 * torch.randn(count, 1, 8, 8, generator=generator)
-    for index, each in enumerate(label.tolist()):
-        x[index, 0, 4 * (each // 2) : 4 * (each // 2) + 4, 4 * (each % 2) : 4 * (each % 2) + 4] += 0.6
-    return x, label
-
-
 def written(net, path, steps=24, weight=None):
     """Train a net, simulated, and export it."""
-    simulator = Simulator(weight or Symmetric(), Affine(), MovingAverage())
-    x, y = images(32 * steps)
-    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
-    for step, (batch, label) in enumerate(zip(x.split(32), y.split(32), strict=True)):
-        simulator.is_observing, simulator.folds_batch_norm = True, step > steps // 2
-        loss = F.cross_entropy(simulator.run(net, net.forward, (batch,), {}), label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        simulator.finish_batch()
-    simulator.is_observing = False
-    return export_quantized(simulator, net, path)
+    return export_quantized(train_simulated(net, steps, weight=weight), net, path)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +79,7 @@ def residual(tmp_path_factory):
 @pytest.mark.parametrize("kind", [Residual, Depthwise, Dense])
 def test_a_trained_net_is_computed_to_the_bit(tmp_path, residual, kind):
     export = residual if kind is Residual else written(kind(), tmp_path / "model.onnx")
-    x, _ = images(1000)
+    x, _ = bright_corners(1000)
     found = verify(export.path, x.split(250))
     assert (found.compared, found.exact_fraction, found.worst_lsb, found.worst_error) == (4000, 1.0, 0.0, 0.0)
     kernels = {name: count for name, count in export.kernels.integer.items() if "MaxPool" not in name}
@@ -113,12 +91,12 @@ def test_few_bits_are_read_from_where_they_are_packed(tmp_path):
     export = written(Residual(), tmp_path / "model.onnx", weight=Symmetric(bits=3))
     kinds = {each.data_type for each in onnx.load(export.path).graph.initializer}
     assert onnx.TensorProto.INT4 in kinds
-    assert verify(export.path, images(200)[0].split(100)).exact_fraction == 1.0
+    assert verify(export.path, bright_corners(200)[0].split(100)).exact_fraction == 1.0
 
 
 def test_a_transformer_may_round_between_float_operators_another_way(tmp_path):
     export = written(Attention(), tmp_path / "model.onnx")
-    found = verify(export.path, images(500)[0].split(250))
+    found = verify(export.path, bright_corners(500)[0].split(250))
     assert found.computed["MatMul"] == 2
     assert found.computed["Gemm"] == 3
     assert found.exact_fraction >= 0.99
@@ -130,7 +108,7 @@ def test_a_sum_that_is_not_rounded_is_run_in_floating_point(tmp_path):
         def forward(self, image):
             return super().forward(image) * 2.0
 
-    found = verify(written(Shifted(), tmp_path / "model.onnx").path, images(200)[0].split(100))
+    found = verify(written(Shifted(), tmp_path / "model.onnx").path, bright_corners(200)[0].split(100))
     assert found.exact_fraction == 1.0
     assert found.worst_lsb == 0.0
 
@@ -140,7 +118,7 @@ def test_an_arithmetic_that_is_not_the_runtimes_is_found_out(residual, monkeypat
         return Integers((accumulator.float() * multiplier + grid.zero_point + 0.01).round().clamp(0, 255), grid)
 
     monkeypatch.setattr(verify_operators, "requantize", early)
-    found = verify(residual.path, [images(500)[0]])
+    found = verify(residual.path, [bright_corners(500)[0]])
     assert 0.5 < found.exact_fraction < 1.0
     assert found.worst_lsb >= 0.99
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
-from lightning_optim.quantization.calibration import call_network, evaluating
+from lightning_optim.quantization.calibration import run_hooked
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.post_training.base import PostTraining
+from lightning_optim.quantization.post_training.grid import is_found_again, largest_of_each_scale, replace_weight
 from lightning_optim.quantization.post_training.layers import Layer, find_layers
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulator import Simulator
 
-_SAME = 1e-3  # of a step
 _STRETCH = (-0.1, 1.1)  # the paper's gamma and zeta
 _EXPONENTS = (20.0, 2.0)  # of the regularization, falling
 _FREE = 0.2  # share of the steps before it begins
@@ -66,9 +66,7 @@ class AdaRound(PostTraining):
             if layer.norm is not None and quantizer.scheme.granularity != "channel":
                 continue
             rounded = self._round(weight.detach(), _moments(network, layer.module, batches), quantizer)
-            if rounded is not None:
-                with torch.no_grad():
-                    weight.copy_(rounded)
+            if replace_weight(layer.module, rounded):
                 changed.append(layer.name)
         return tuple(changed)
 
@@ -77,16 +75,12 @@ class AdaRound(PostTraining):
         if scale.dim() > 1:
             return None
         steps = per_channel(scale, weight)
-        magnitudes = weight.abs().flatten(1)
-        largest = magnitudes.amax(1, keepdim=True) if scale.dim() else magnitudes.max()
         rows = (len(moments), -1, moments.shape[-1])
+        pinned = largest_of_each_scale(weight, scale).view(rows)
         in_steps = (weight / steps).view(rows)
-        integers = adaptive_rounding(
-            in_steps, moments, (magnitudes == largest).view(rows), self.num_steps, self.lr, self.strength
-        )
+        integers = adaptive_rounding(in_steps, moments, pinned, self.num_steps, self.lr, self.strength)
         rounded = integers.view_as(weight).clamp(quantizer.scheme.qmin, quantizer.scheme.qmax) * steps
-        found = quantizer.fake(rounded, per_channel(quantizer.weight_scale(rounded), weight), None)
-        return rounded if bool(((found - rounded).abs() <= _SAME * steps).all()) else None
+        return rounded if is_found_again(rounded, quantizer, scale) else None
 
 
 def adaptive_rounding(
@@ -162,13 +156,7 @@ def _moments(network: nn.Module, layer: _ConvNd | nn.Linear, batches: Sequence[A
         sums.add_(columns @ columns.transpose(1, 2))
         counts.append(columns.shape[-1])
 
-    handle = layer.register_forward_hook(hook)
-    try:
-        with evaluating(network):
-            for batch in batches:
-                call_network(network, batch)
-    finally:
-        handle.remove()
+    run_hooked(network, batches, [layer.register_forward_hook(hook)])
     return sums / max(sum(counts), 1)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_optim.quantization.calibration import call_network, evaluating
+from lightning_optim.quantization.calibration import run_hooked
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.layers import Layer, find_layers
 from lightning_optim.quantization.simulator import Simulator
@@ -61,12 +61,5 @@ def _means(network: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) 
 
         return hook
 
-    handles = [layer.last.register_forward_hook(watch(layer)) for layer in layers]
-    try:
-        with evaluating(network):
-            for batch in batches:
-                call_network(network, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(network, batches, [layer.last.register_forward_hook(watch(layer)) for layer in layers])
     return {name: total / counts[name] for name, total in sums.items()}

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_optim.quantization.calibration import call_network, evaluating
+from lightning_optim.quantization.calibration import run_hooked
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import compensated_rounding
+from lightning_optim.quantization.post_training.grid import is_found_again, largest_of_each_scale, replace_weight
 from lightning_optim.quantization.post_training.layers import find_layers
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulator import Simulator
-
-_SAME = 1e-3  # of a step: what may lie between a rounded weight and what its own scale makes of it
 
 
 @final
@@ -49,9 +48,7 @@ class Gptq(PostTraining):
                 continue
             quantizer, weight = simulator.weight_quantizer_of(layer.key), layer.module.weight
             rounded = self._round(weight.detach(), _gram(network, layer.module, batches), quantizer)
-            if rounded is not None:
-                with torch.no_grad():
-                    weight.copy_(rounded)
+            if replace_weight(layer.module, rounded):
                 changed.append(layer.name)
         return tuple(changed)
 
@@ -60,13 +57,11 @@ class Gptq(PostTraining):
         if scale.dim() > 1:
             return None
         steps = scale.view(-1, 1)
-        magnitudes = weight.abs()
-        pinned = magnitudes == (magnitudes.amax(1, keepdim=True) if scale.dim() else magnitudes.max())
+        pinned = largest_of_each_scale(weight, scale)
         rounded = compensated_rounding(
             weight, gram, lambda column: quantizer.fake(column, steps, None), pinned, self.damping
         )
-        found = quantizer.fake(rounded, quantizer.weight_scale(rounded).view(-1, 1), None)
-        return rounded if bool(((found - rounded).abs() <= _SAME * steps).all()) else None
+        return rounded if is_found_again(rounded, quantizer, scale) else None
 
 
 def _gram(network: nn.Module, layer: nn.Linear, batches: Sequence[Any]) -> Tensor:
@@ -78,11 +73,5 @@ def _gram(network: nn.Module, layer: nn.Linear, batches: Sequence[Any]) -> Tenso
         rows = args[0].detach().double().reshape(-1, size)
         gram.addmm_(rows.t(), rows)
 
-    handle = layer.register_forward_hook(hook)
-    try:
-        with evaluating(network):
-            for batch in batches:
-                call_network(network, batch)
-    finally:
-        handle.remove()
+    run_hooked(network, batches, [layer.register_forward_hook(hook)])
     return gram

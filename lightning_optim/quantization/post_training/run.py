@@ -19,7 +19,7 @@ def apply_methods(
     methods: Sequence[PostTraining],
     start: Callable[[], Simulator],
 ) -> Simulator:
-    """Change a network in place by each method in turn, and calibrate anew after each.
+    """Change a network in place by each method in turn, and calibrate anew after each; if one fails, nothing changes.
 
     Args:
         network: The trained network.
@@ -31,8 +31,13 @@ def apply_methods(
     Returns:
         A simulator that is calibrated on the changed network.
     """
-    for method in methods:
-        method.apply(network, simulator, batches)
-        simulator = start()
-        calibrate(simulator, network, batches, num_batches=len(batches))
+    before = {name: value.clone() for name, value in network.state_dict().items()} if methods else {}
+    try:
+        for method in methods:
+            method.apply(network, simulator, batches)
+            simulator = start()
+            calibrate(simulator, network, batches, num_batches=len(batches))
+    except BaseException:
+        network.load_state_dict(before)
+        raise
     return simulator

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_optim.quantization.calibration import call_network, evaluating
+from lightning_optim.quantization.calibration import run_hooked
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import smoothing_factors
 from lightning_optim.quantization.post_training.layers import find_layers
@@ -103,11 +103,5 @@ def _norms_and_readers(
 
     handles = [module.register_forward_hook(make_hook(name)) for name, module in norms.items()]
     handles += [module.register_forward_pre_hook(read_hook(name)) for name, module in linears.items()]
-    try:
-        with evaluating(network):
-            for batch in batches:
-                call_network(network, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(network, batches, handles)
     return [(norms[name], largest[name], readers[name]) for name in norms if name in largest]

@@ -4,29 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.calibration import calibrate
-from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.post_training.adaround import (
     AdaRound,
     adaptive_rounding,
     output_error,
     rectified_sigmoid,
 )
-from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.power_of_two import PowerOfTwo
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from support import calibrated
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def calibrated(net, batches, quantizer):
-    simulator = Simulator(quantizer, Affine(), MinMax())
-    calibrate(simulator, net, batches)
-    return simulator
 
 
 def convolutions():

@@ -2,12 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.calibration import calibrate
-from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.post_training.bias_correction import BiasCorrection
-from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from support import calibrated
 
 
 @pytest.fixture(autouse=True)
@@ -15,18 +12,12 @@ def _seed():
     torch.manual_seed(0)
 
 
-def calibrated(net, batches, bits=3):
-    simulator = Simulator(Symmetric(bits=bits), Affine(), MinMax())
-    calibrate(simulator, net, batches)
-    return simulator
-
-
 def test_a_bias_loses_the_mean_error_of_the_weights():
     net = nn.Sequential(nn.Linear(6, 4)).eval()
     x = torch.randint(0, 256, (40, 6)) / 255.0  # on the grid of the activations
     x[0], x[1] = 0.0, 1.0
     weight, bias = net[0].weight.detach().clone(), net[0].bias.detach().clone()
-    simulator = calibrated(net, [x])
+    simulator = calibrated(net, [x], Symmetric(bits=3))
     assert BiasCorrection().apply(net, simulator, [x[:25], x[25:]]) == ("0",)
     step = weight.abs().amax(1, keepdim=True) / 3
     error = (weight / step).round() * step - weight
@@ -49,7 +40,7 @@ def test_outputs_have_the_mean_they_had(net):
         net(torch.rand(32, 1, 6, 6))
     net.eval()
     batches = [torch.rand(32, 1, 6, 6) for _ in range(4)]
-    simulator, x = calibrated(net, batches), torch.cat(batches)
+    simulator, x = calibrated(net, batches, Symmetric(bits=3)), torch.cat(batches)
     wanted = net(x).mean(0)
     before = simulator.forward_of(net)(x).mean(0)
     BiasCorrection().apply(net, simulator, batches)
@@ -60,10 +51,10 @@ def test_outputs_have_the_mean_they_had(net):
 
 def test_a_layer_without_bias_is_left_alone():
     net, x = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.rand(16, 4)
-    assert BiasCorrection().apply(net, calibrated(net, [x]), [x]) == ("2",)
+    assert BiasCorrection().apply(net, calibrated(net, [x], Symmetric(bits=3)), [x]) == ("2",)
     assert "forward" not in vars(net)
 
 
 def test_a_network_that_is_a_layer_is_corrected():
     net, x = nn.Linear(4, 2), torch.rand(16, 4)
-    assert BiasCorrection().apply(net, calibrated(net, [x]), [x]) == ("",)
+    assert BiasCorrection().apply(net, calibrated(net, [x], Symmetric(bits=3)), [x]) == ("",)

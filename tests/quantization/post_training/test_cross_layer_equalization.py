@@ -4,24 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.calibration import calibrate
-from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.post_training.cross_layer_equalization import CrossLayerEqualization
 from lightning_optim.quantization.post_training.functional import equalizing_factors
-from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from support import calibrated
+
+PER_TENSOR = Symmetric(granularity="tensor")
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def calibrated(net, batches):
-    simulator = Simulator(Symmetric(granularity="tensor"), Affine(), MinMax())
-    calibrate(simulator, net, batches)
-    return simulator
 
 
 def uneven(net):
@@ -44,13 +37,13 @@ def test_factors_give_both_ends_the_same_range():
 def test_the_network_computes_the_same_with_even_ranges():
     net = uneven(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))).eval()
     batches = [torch.randn(64, 5)]
-    before, simulator = net(batches[0]), calibrated(net, batches)
+    before, simulator = net(batches[0]), calibrated(net, batches, PER_TENSOR)
     rounded = simulator.forward_of(net)(*batches)
     assert CrossLayerEqualization(num_rounds=1).apply(net, simulator, batches) == ("0", "2")
     assert torch.allclose(net(batches[0]), before, atol=1e-5)
     made, read = net[0].weight.abs().amax(1), net[2].weight.abs().amax(0)
     assert torch.allclose(made, read)
-    again = calibrated(net, batches).forward_of(net)(*batches)
+    again = calibrated(net, batches, PER_TENSOR).forward_of(net)(*batches)
     assert (again - before).square().mean() < 0.5 * (rounded - before).square().mean()
 
 
@@ -69,7 +62,7 @@ def test_batch_norms_depthwise_convolutions_and_flattening_are_followed(net):
     uneven(net).eval()
     batches = [torch.randn(8, 2, 8, 8)]
     before = net(batches[0])
-    changed = CrossLayerEqualization().apply(net, calibrated(net, batches), batches)
+    changed = CrossLayerEqualization().apply(net, calibrated(net, batches, PER_TENSOR), batches)
     assert changed == tuple(name for name, module in net.named_children() if isinstance(module, (nn.Conv2d, nn.Linear)))
     assert torch.allclose(net(batches[0]), before, atol=1e-4)
 
@@ -78,7 +71,7 @@ def test_batch_norms_depthwise_convolutions_and_flattening_are_followed(net):
 def test_what_does_not_pass_factors_on_is_left_alone(between):
     net = nn.Sequential(nn.Linear(5, 8), between, nn.Linear(8, 3)).eval()
     state, batches = copy.deepcopy(net.state_dict()), [torch.randn(64, 5)]
-    assert CrossLayerEqualization().apply(net, calibrated(net, batches), batches) == ()
+    assert CrossLayerEqualization().apply(net, calibrated(net, batches, PER_TENSOR), batches) == ()
     assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
 
 
@@ -93,7 +86,7 @@ def test_a_third_reader_keeps_a_pair_apart():
             return self.second(hidden) + hidden
 
     net, batches = Net().eval(), [torch.randn(16, 4)]
-    assert CrossLayerEqualization().apply(net, calibrated(net, batches), batches) == ()
+    assert CrossLayerEqualization().apply(net, calibrated(net, batches, PER_TENSOR), batches) == ()
 
 
 def test_no_rounds_are_refused():

@@ -2,13 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.calibration import calibrate
-from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.post_training.functional import compensated_rounding
 from lightning_optim.quantization.post_training.gptq import Gptq
-from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from support import calibrated
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +15,6 @@ def _seed():
 
 def inputs(rows=200, width=8):
     return torch.randn(rows, width) @ torch.randn(width, width)  # correlated, or there is nothing to make up for
-
-
-def calibrated(net, batches, quantizer):
-    simulator = Simulator(quantizer, Affine(), MinMax())
-    calibrate(simulator, net, batches)
-    return simulator
 
 
 def by_inverses(weight, hessian, step):

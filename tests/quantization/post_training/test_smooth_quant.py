@@ -5,12 +5,11 @@ import torch
 from torch import nn
 
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.quantization.calibration import calibrate
-from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.post_training.smooth_quant import SmoothQuant
-from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from support import calibrated
+
+PER_TENSOR = Symmetric(granularity="tensor")
 
 
 @pytest.fixture(autouse=True)
@@ -18,17 +17,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-def calibrated(net, batches):
-    simulator = Simulator(Symmetric(granularity="tensor"), Affine(), MinMax())
-    calibrate(simulator, net, batches)
-    return simulator
-
-
 def test_factors_are_the_papers():
     net, x = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)).eval(), torch.randn(32, 4)
     gamma, weight = net[0].weight.detach().clone(), net[1].weight.detach().clone()
     outputs = net[0](x).detach()
-    assert SmoothQuant(strength=0.7).apply(net, calibrated(net, [x]), [x[:20], x[20:]]) == ("1",)
+    assert SmoothQuant(strength=0.7).apply(net, calibrated(net, [x], PER_TENSOR), [x[:20], x[20:]]) == ("1",)
     for channel in range(4):
         factor = outputs[:, channel].abs().max() ** 0.7 / weight[:, channel].abs().max() ** 0.3
         assert net[0].weight[channel].item() == pytest.approx((gamma[channel] / factor).item(), rel=1e-5)
@@ -48,11 +41,11 @@ def test_a_transformer_with_outliers_computes_the_same_and_rounds_better():
             block.attention.qkv.weight[:, 3] /= 60.0
             block.fc1.weight[:, 3] /= 60.0
     before = net(x)
-    rounded = calibrated(net, [x]).forward_of(net)(x)
-    changed = SmoothQuant().apply(net, calibrated(net, [x]), [x])
+    rounded = calibrated(net, [x], PER_TENSOR).forward_of(net)(x)
+    changed = SmoothQuant().apply(net, calibrated(net, [x], PER_TENSOR), [x])
     assert len(changed) >= 4
     assert torch.allclose(net(x), before, atol=1e-4)
-    again = calibrated(net, [x]).forward_of(net)(x)
+    again = calibrated(net, [x], PER_TENSOR).forward_of(net)(x)
     assert (again - before).square().mean() < 0.5 * (rounded - before).square().mean()
 
 
@@ -68,7 +61,7 @@ def test_a_norm_that_a_sum_reads_too_is_left_alone():
 
     net, x = Net().eval(), torch.randn(8, 4)
     state = copy.deepcopy(net.state_dict())
-    assert SmoothQuant().apply(net, calibrated(net, [x]), [x]) == ()
+    assert SmoothQuant().apply(net, calibrated(net, [x], PER_TENSOR), [x]) == ()
     assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
 
 
