@@ -64,7 +64,7 @@ def check_parity(
     agreed = exact = values = samples = 0
     errors = [torch.zeros(())]
     for batch in batches:
-        for position, (trained, answer) in enumerate(_outputs(model_forward, run, *_as_call(batch))):
+        for position, (trained, answer) in enumerate(_outputs(model_forward, run, *as_call(batch))):
             if position == 0:
                 agreed += int((_top1(trained) == _top1(answer)).sum())
                 samples += _top1(trained).numel()
@@ -81,7 +81,8 @@ def check_parity(
     )
 
 
-def _as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword inputs of a batch, as ``check_parity`` takes it."""
     if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], dict):
         return batch
     return tuple(batch) if isinstance(batch, (list, tuple)) else (batch,), {}

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ExportError
 from lightning_optim.export.kernels import Kernels
-from lightning_optim.export.parity import Parity, check_parity
+from lightning_optim.export.parity import Parity, as_call, check_parity
 from lightning_optim.export.target.base import Runner, Target
 from lightning_optim.export.target.onnxruntime import OnnxRuntime
 from lightning_optim.quantization.operators import INTEGER_ROLES, Role
@@ -169,14 +169,12 @@ def _check_agreement(
 
 def _as_call(batch: Any, example_kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword inputs of a batch, keywords in the order of the file's inputs."""
-    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], dict):
-        return batch
     if isinstance(batch, Mapping):
         missing = sorted(example_kwargs.keys() ^ batch.keys())
         if missing:
             raise ExportError(f"a batch has keywords {sorted(batch)}, the example has {sorted(example_kwargs)}")
         return (), {name: batch[name] for name in example_kwargs}
-    return tuple(batch) if isinstance(batch, (list, tuple)) else (batch,), {}
+    return as_call(batch)
 
 
 def _call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[], object]:

@@ -10,7 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_optim.quantization.calibration import calibrate, call_network, evaluating
+from lightning_optim.quantization.calibration import calibrate, call_network, evaluating, run_hooked
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -211,11 +211,5 @@ def _count_macs(network: nn.Module, layers: Sequence[Layer], batch: Any) -> dict
 
         return hook
 
-    handles = [layer.module.register_forward_hook(watch(layer)) for layer in layers]
-    try:
-        with evaluating(network):
-            call_network(network, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(network, [batch], [layer.module.register_forward_hook(watch(layer)) for layer in layers])
     return counts
