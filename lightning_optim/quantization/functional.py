@@ -78,7 +78,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, is_within: bool
     ) -> Tensor:
         steps = (x.float() / scale).round_()
-        low, high = _bounds(zero_point, qmin, qmax)
+        low, high = bounds_in_steps(zero_point, qmin, qmax)
         if is_within:
             return steps.clamp_(low, high).mul_(scale).to(x.dtype)  # type: ignore[arg-type]  # both of one kind
         ctx.save_for_backward(steps)
@@ -100,8 +100,8 @@ class _FakeQuantize(torch.autograd.Function):
         return passed, None, None, None, None, None
 
 
-def _bounds(zero_point: Tensor | None, qmin: int, qmax: int) -> tuple[Tensor | float, Tensor | float]:
-    """How many steps from 0 the smallest and the largest integer lie."""
+def bounds_in_steps(zero_point: Tensor | None, qmin: int, qmax: int) -> tuple[Tensor | float, Tensor | float]:
+    """Return how many steps from 0 the smallest and the largest integer lie."""
     if zero_point is None:
         return float(qmin), float(qmax)
     is_known = zero_point.dim() == 0 and zero_point.device.type == "cpu" and not torch.compiler.is_compiling()

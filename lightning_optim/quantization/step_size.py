@@ -7,30 +7,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optim.quantization.functional import bounds_in_steps
+
 
 class _RoundToSteps(torch.autograd.Function):
     """Quantizes and dequantizes in one node, with gradients for values and step size."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, gradient_scale: float
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, gradient_scale: float
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.settings = qmin, qmax, gradient_scale
-        steps = (x.float() / scale).round_()
-        return steps.clamp_(qmin - zero_point, qmax - zero_point).mul_(scale).to(x.dtype)
+        steps = x.float() / scale
+        low, high = bounds_in_steps(zero_point, qmin, qmax)
+        ctx.save_for_backward(steps, scale)
+        ctx.settings = low, high, gradient_scale
+        return steps.round().clamp_(low, high).mul_(scale).to(x.dtype)  # type: ignore[arg-type]  # both of one kind
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (x, scale, zero_point) = gradients, ctx.saved_tensors
-        qmin, qmax, gradient_scale = ctx.settings
-        steps, low, high = x.float() / scale, qmin - zero_point, qmax - zero_point
-        is_inside = (steps > low) & (steps < high)
-        of_scale = None
+        (gradient,), (steps, scale) = gradients, ctx.saved_tensors
+        low, high, gradient_scale = ctx.settings
+        pull, of_scale = gradient.float(), None
         if ctx.needs_input_grad[1]:
-            slope = torch.where(is_inside, steps.round() - steps, steps.clamp(low, high))
-            of_scale = slope.mul_(gradient.float()).sum_to_size(scale.shape).mul_(gradient_scale)
-        return gradient * is_inside, of_scale, None, None, None, None
+            slope = steps.round().clamp_(low, high).sub_(_where_inside(steps, steps, low, high))
+            of_scale = slope.mul_(pull).sum_to_size(scale.shape).mul_(gradient_scale)
+        return _where_inside(pull, steps, low, high).to(gradient.dtype), of_scale, None, None, None, None
+
+
+def _where_inside(values: Tensor, steps: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Return values where steps lie strictly between two bounds, and 0 elsewhere."""
+    if isinstance(low, Tensor):
+        return torch.where((steps > low) & (steps < high), values, 0.0)
+    kept: Tensor = torch.ops.aten.hardtanh_backward(values, steps, low, high)  # in one pass, without a mask
+    return kept
 
 
 def round_to_steps(
@@ -58,6 +67,5 @@ def round_to_steps(
         >>> round(step.grad.item(), 4)  # -0.5 + 0.2 + 7
         6.7
     """
-    zero = torch.zeros_like(scale) if zero_point is None else zero_point
-    out: Tensor = _RoundToSteps.apply(x, scale, zero, qmin, qmax, gradient_scale)  # type: ignore[no-untyped-call]  # torch's own
+    out: Tensor = _RoundToSteps.apply(x, scale, zero_point, qmin, qmax, gradient_scale)  # type: ignore[no-untyped-call]  # torch's own
     return out

@@ -51,6 +51,22 @@ def test_values_and_gradients_are_the_papers(bits):
     assert torch.equal(weight.grad, pull * ((weight / step).abs() < qmax))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bounds_that_are_known_numbers_give_what_tensors_give(dtype):
+    # Values beyond, on and between the bounds; a zero point of one entry stays a tensor, a scalar becomes a number.
+    x = torch.cat([torch.arange(-6.0, 9.0) / 2, torch.randn(500)]).to(dtype)
+    pull, found = torch.randn(len(x)).to(dtype), []
+    for zero_point in (torch.tensor(3.0), torch.tensor([3.0])):
+        values, step = x.clone().requires_grad_(), torch.tensor(0.5, requires_grad=True)
+        out = round_to_steps(values, step, zero_point, 0, 7, gradient_scale=0.3)
+        out.backward(pull)
+        found.append((out, values.grad, step.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    inside = (x.float() / 0.5 > -3) & (x.float() / 0.5 < 4)
+    assert torch.equal(found[0][1], pull * inside)
+    assert found[0][0].dtype == found[0][1].dtype == dtype
+
+
 def test_the_gradient_of_an_activations_step_counts_the_values_of_a_sample():
     quantizer, x = LearnedStepAffine(bits=2), torch.tensor([[-1.0, 0.4], [0.9, 5.0]])
     step = torch.tensor(0.5, requires_grad=True)
