@@ -1,4 +1,4 @@
-"""Trains the steps that quantizers learn, beside the user's optimizers."""
+"""Trains what quantizers learn, beside the user's optimizers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
-from lightning_optim.quantization.learned import LearnedSteps
+from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Quantizer
 
 
-def train_steps(trainer: Trainer, learned: LearnedSteps, learning_rate: float, loss_scale: float | None) -> None:
-    """End a batch: begin with the steps that it was the first to show, or update them.
+def train_values(trainer: Trainer, learned: LearnedValues, learning_rate: float, loss_scale: float | None) -> None:
+    """End a batch: begin with the values that it was the first to show, or update them.
 
     Args:
         trainer: The trainer.
-        learned: The steps.
-        learning_rate: Largest relative change of a step, about.
+        learned: The values.
+        learning_rate: Largest relative change of a value, about.
         loss_scale: What the loss was multiplied by; ``None`` if no optimizer took a step.
     """
     if learned.found_keys:
@@ -30,7 +30,7 @@ def train_steps(trainer: Trainer, learned: LearnedSteps, learning_rate: float, l
 
 
 def checked_rate(learning_rate: float | None, quantizers: Iterable[Quantizer]) -> float:
-    """Return the learning rate of quantizers that learn their steps; ``None`` is 0.01.
+    """Return the learning rate of what quantizers learn; ``None`` is 0.01.
 
     Raises:
         ValueError: If it is not positive and finite, or if no quantizer learns.

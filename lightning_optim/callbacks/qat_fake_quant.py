@@ -20,7 +20,7 @@ from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.callbacks.calibration import calibrate_module
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
-from lightning_optim.callbacks.learning import checked_rate, loss_scale_of, train_steps
+from lightning_optim.callbacks.learning import checked_rate, loss_scale_of, train_values
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
 from lightning_optim.export.target.base import Target
@@ -166,7 +166,7 @@ class QATFakeQuant(Callback):
     ) -> None:
         if self._simulator.is_observing:
             self._end_observation(trainer)
-        train_steps(trainer, self._simulator.learned, self.learning_rate, self._loss_scale)
+        train_values(trainer, self._simulator.learned, self.learning_rate, self._loss_scale)
         self._loss_scale = None
         pl_module.log("quantization/is_simulating", float(self.is_simulating), batch_size=1)
 

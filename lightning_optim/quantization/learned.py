@@ -1,4 +1,4 @@
-"""Step sizes that are trained along with a network."""
+"""What quantizers train along with a network."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.learner import Start, Values
 from lightning_optim.quantization.scheme import Scheme
 
 
 @final
-class LearnedSteps:
-    """The steps of all weights and activations whose quantizers learn them, in one flat tensor with one optimizer.
+class LearnedValues:
+    """What is learned about all weights and activations, in one flat tensor with one optimizer.
 
-    Logarithms are kept: steps stay positive, and Adam changes each by a share of itself. The first simulated batch
-    shows which steps there are; from the second on they are trained.
+    Of positive values, such as step sizes, logarithms are kept: they stay positive, and Adam changes each by a share of
+    itself. Other values are kept as what was added to their first entries, in units of their own. The first simulated
+    batch shows which values there are; from the second on they are trained.
     """
 
     def __init__(self) -> None:
-        self._sizes: dict[str, list[int]] = {}
-        self._zero_points: dict[str, Tensor] = {}
-        self._found: dict[str, tuple[Tensor, Tensor]] = {}
-        self._parts: dict[str, Tensor] = {}
+        self._found: dict[str, Mapping[str, Start]] = {}
+        self._parts: dict[str, dict[str, Tensor]] = {}
+        self._sizes: dict[str, dict[str, list[int]]] = {"positive": {}, "shifted": {}}
+        self._fixed = {name: torch.zeros(0) for name in ("bases", "units", "decays")}
+        self._has_decay = False
         self._start_optimizer(torch.zeros(0))
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What has a step of its own."""
-        return tuple(self._sizes)
+        """Whose values are trained."""
+        return tuple(self._parts)
 
     @property
     def found_keys(self) -> tuple[str, ...]:
@@ -42,19 +45,31 @@ class LearnedSteps:
 
     @property
     def device(self) -> torch.device:
-        """Where the steps lie."""
-        return self._logarithms.device
+        """Where the values lie."""
+        return self._trained.device
 
-    def find(self, key: str, step: Tensor, zero_point: Tensor) -> None:
-        """Take note of a step's first value, and of the zero point that goes with it."""
-        self._found.setdefault(key, (step.detach().float().clone(), zero_point.detach().float().clone()))
+    def find(self, key: str, values: Mapping[str, Start]) -> None:
+        """Take note of first values, by name."""
+        self._found.setdefault(key, values)
 
     def start(self) -> None:
         """Train what was found from now on."""
-        found, self._found = {key: self._found[key] for key in self.found_keys}, {}
-        self._sizes = {key: list(step.shape) for key, (step, _) in found.items()}
-        self._zero_points = {key: zero_point for key, (_, zero_point) in found.items()}
-        self._start_optimizer(torch.cat([step.flatten() for step, _ in found.values()]).log())
+        found = {f"{key}/{name}": start for key in self.found_keys for name, start in self._found[key].items()}
+        self._found = {}
+        positive = {name: start for name, start in found.items() if start.unit is None}
+        shifted = {name: (start.value, start.unit) for name, start in found.items() if start.unit is not None}
+        self._sizes = {
+            "positive": {name: list(start.value.shape) for name, start in positive.items()},
+            "shifted": {name: list(value.shape) for name, (value, _) in shifted.items()},
+        }
+        device = next(iter(found.values())).value.device
+        self._fixed = {
+            "bases": _flat([value for value, _ in shifted.values()], device),
+            "units": _flat([unit for _, unit in shifted.values()], device),
+            "decays": _flat([torch.full_like(start.value, start.decay) for start in positive.values()], device),
+        }
+        logarithms = _flat([start.value for start in positive.values()], device).log()
+        self._start_optimizer(torch.cat([logarithms, torch.zeros_like(self._fixed["bases"])]))
         self.refresh()
 
     def discard(self) -> None:
@@ -62,62 +77,83 @@ class LearnedSteps:
         self._found = {}
 
     def refresh(self) -> None:
-        """Read the steps anew: once for every forward pass, since a graph serves only once."""
-        if not self._sizes:
-            return
-        parts = torch.split(self._logarithms.exp(), [torch.Size(size).numel() for size in self._sizes.values()])
-        self._parts = {key: part.view(size) for (key, size), part in zip(self._sizes.items(), parts, strict=True)}
+        """Read the values anew: once for every forward pass, since a graph serves only once."""
+        num_positive = self._fixed["decays"].numel()
+        self._parts = {}
+        self._read(self._trained[:num_positive].exp(), self._sizes["positive"])
+        self._read(self._fixed["bases"] + self._fixed["units"] * self._trained[num_positive:], self._sizes["shifted"])
 
-    def qparams(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Return step and zero point on a device, or ``None`` if nothing was learned."""
+    def _read(self, flat: Tensor, sizes: Mapping[str, list[int]]) -> None:
+        parts = torch.split(flat, [torch.Size(size).numel() for size in sizes.values()]) if sizes else ()
+        for (name, size), part in zip(sizes.items(), parts, strict=True):
+            key, _, own = name.rpartition("/")
+            self._parts.setdefault(key, {})[own] = part.view(size)
+
+    def values(self, key: str, device: torch.device) -> Values | None:
+        """Return what was learned under a key, by name, on a device; ``None`` if nothing was."""
         if key not in self._parts:
             return None
-        return self._parts[key].to(device), self._zero_points[key].to(device)
+        return {name: value.to(device) for name, value in self._parts[key].items()}
 
     def update(self, mean: Callable[[Tensor], Tensor], learning_rate: float, loss_scale: float = 1.0) -> None:
         """Take one step of Adam, unless a gradient is not finite, and forget the gradient.
 
         Args:
             mean: Averages a tensor over all processes.
-            learning_rate: Largest relative change of a step, about.
+            learning_rate: Largest change, about: relative of a positive value, in its unit of another.
             loss_scale: What the loss was multiplied by.
         """
-        gradient, self._logarithms.grad = self._logarithms.grad, None
-        gradient = mean(torch.zeros_like(self._logarithms) if gradient is None else gradient) / loss_scale
+        gradient, self._trained.grad = self._trained.grad, None
+        gradient = mean(torch.zeros_like(self._trained) if gradient is None else gradient) / loss_scale
         if gradient.isfinite().all():
-            self._logarithms.grad = gradient
+            self._trained.grad = self._decayed(gradient)
             self._optimizer.param_groups[0]["lr"] = learning_rate
             self._optimizer.step()
-            self._logarithms.grad = None
+            self._trained.grad = None
         self.refresh()
 
+    def _decayed(self, gradient: Tensor) -> Tensor:
+        """Add the gradient of ``decay / 2 * value ** 2``, as the logarithm of the value has it."""
+        if not self._has_decay:
+            return gradient
+        decays = self._fixed["decays"]
+        positive, rest = gradient.tensor_split([decays.numel()])
+        logarithms = self._trained.detach()[: decays.numel()]
+        return torch.cat([positive + decays * (2.0 * logarithms).exp(), rest])
+
     def move(self, device: torch.device) -> None:
-        """Carry steps and optimizer over to a device."""
+        """Carry values and optimizer over to a device."""
         if self.keys and self.device != device:
             self.load_state_dict(self.state_dict(), device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return steps, zero points, gradient and optimizer, as primitives and tensors."""
-        zero_points = {key: zero_point.cpu() for key, zero_point in self._zero_points.items()}
-        gradient = None if self._logarithms.grad is None else self._logarithms.grad.cpu().clone()
-        values = {"logarithms": self._logarithms.detach().cpu().clone(), "gradient": gradient}
-        own = {"sizes": dict(self._sizes), "zero_points": zero_points}
+        """Return values, gradient and optimizer, as primitives and tensors."""
+        gradient = None if self._trained.grad is None else self._trained.grad.cpu().clone()
+        own = {"sizes": copy.deepcopy(self._sizes), **{name: value.cpu() for name, value in self._fixed.items()}}
+        values = {"trained": self._trained.detach().cpu().clone(), "gradient": gradient}
         return {**own, **values, "optimizer": copy.deepcopy(self._optimizer.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None = None) -> None:
         """Take over what ``state_dict`` returned, on a device; ``None`` is where it lies."""
         self.discard()
-        self._sizes, self._parts = dict(state["sizes"]), {}
-        self._zero_points = {key: zero_point.to(device) for key, zero_point in state["zero_points"].items()}
-        self._start_optimizer(state["logarithms"].clone().to(device))
+        self._sizes = copy.deepcopy(dict(state["sizes"]))
+        self._fixed = {name: state[name].clone().to(device) for name in self._fixed}
+        self._start_optimizer(state["trained"].clone().to(device))
         gradient = state["gradient"]
-        self._logarithms.grad = None if gradient is None else gradient.clone().to(device)
+        self._trained.grad = None if gradient is None else gradient.clone().to(device)
         self._optimizer.load_state_dict(state["optimizer"])
         self.refresh()
 
-    def _start_optimizer(self, logarithms: Tensor) -> None:
-        self._logarithms = logarithms.detach().requires_grad_()
-        self._optimizer = torch.optim.Adam([self._logarithms])
+    def _start_optimizer(self, trained: Tensor) -> None:
+        self._has_decay = bool(self._fixed["decays"].any())
+        self._trained = trained.detach().requires_grad_()
+        self._optimizer = torch.optim.Adam([self._trained])
+
+
+def _flat(values: list[Tensor], device: torch.device) -> Tensor:
+    return torch.cat(
+        [torch.zeros(0, device=device), *(value.detach().to(device).float().flatten() for value in values)]
+    )
 
 
 @final

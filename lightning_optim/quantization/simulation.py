@@ -18,8 +18,9 @@ from lightning_optim.quantization.functional import (
     per_channel,
     round_bias,
 )
-from lightning_optim.quantization.learned import LearnedSteps, LearnedWeight
+from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
 from lightning_optim.quantization.ranges import Ranges
 from lightning_optim.quantization.scheme import Scheme
 
@@ -69,7 +70,7 @@ class SimulationBackend(Backend):
         activation_quantizer_of: Key of an activation -> its quantizer.
         observes: Whether activations widen the batch's ranges.
         folds_all: Whether every batch norm is folded, even one that would use its batch's statistics.
-        learned: Takes note of the first steps of quantizers that learn them.
+        learned: Takes note of the first values of quantizers that learn some.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class SimulationBackend(Backend):
         *,
         observes: bool,
         folds_all: bool,
-        learned: LearnedSteps | None = None,
+        learned: LearnedValues | None = None,
     ) -> None:
         self._ranges, self._weights, self._activations = ranges, weight_quantizer_of, activation_quantizer_of
         self._observes, self._folds_all, self._learned = observes, folds_all, learned
@@ -91,8 +92,8 @@ class SimulationBackend(Backend):
         quantizer, qparams = self._activations(key), self._ranges.qparams(key, tensor.device)
         if qparams is None:
             return tensor
-        if quantizer.learns and self._learned is not None:
-            self._learned.find(f"activation/{key}", *qparams)
+        if isinstance(quantizer, ActivationLearner) and self._learned is not None:
+            self._learned.find(f"activation/{key}", quantizer.start(*qparams))
         dynamic = quantizer.dynamic_qparams(tensor)
         if dynamic is not None:
             return quantizer.fake(tensor, *dynamic)
@@ -122,11 +123,11 @@ class SimulationBackend(Backend):
 
     def _weight_quantizer(self, key: str, weight: Tensor) -> Quantizer:
         quantizer = self._weights(key)
-        if not quantizer.learns or self._learned is None:
+        if not isinstance(quantizer, WeightLearner) or self._learned is None:
             return quantizer
-        step = quantizer.weight_scale(weight)  # of the weight itself: a batch norm that is folded in multiplies it
-        self._learned.find(f"weight/{key}", step, torch.zeros_like(step))
-        return LearnedWeight(rule=quantizer, step=step)
+        values = quantizer.start(weight)  # of the weight itself: a batch norm that is folded in multiplies its scale
+        self._learned.find(f"weight/{key}", values)
+        return quantizer.bind({name: start.value for name, start in values.items()})
 
     def _input_scale(self, key: str, device: torch.device) -> Tensor | None:
         if self._activations(key).scheme.granularity == "token":

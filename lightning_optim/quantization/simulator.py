@@ -14,12 +14,13 @@ from torch.utils import _pytree as pytree
 from lightning_optim.quantization.backend import Backend, FloatBackend
 from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.learned import LearnedSteps, LearnedWeight
+from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.module_path import ModulePath, module_names
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.placement import Placement
 from lightning_optim.quantization.plan import Plan, Record
 from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
 from lightning_optim.quantization.ranges import Ranges
 from lightning_optim.quantization.simulation import SimulationBackend
 from lightning_optim.surgery.select import named_modules
@@ -44,7 +45,7 @@ class Simulator:
         assigned: Name of a module -> key of its entry in ``layers``.
         plan: What the recorded batch told; ``None`` before.
         ranges: Ranges of the activations.
-        learned: Steps that are trained.
+        learned: What the quantizers train.
         excluded: Names of the modules whose operators stay in floating point.
         is_observing: Whether a forward pass records, or widens ranges.
         folds_batch_norm: Whether batch norms are folded in training too; evaluation always folds them.
@@ -60,7 +61,7 @@ class Simulator:
     ) -> None:
         self.weight_quantizer, self.activation_quantizer, self.observer = weight, activation, observer
         self.layers, self.assigned = dict(layers or {}), dict[str, str]()
-        self.learned = LearnedSteps()
+        self.learned = LearnedValues()
         self.ranges = Ranges(activation, observer, self.activation_quantizer_of, self._learned_activation)
         self.plan: Plan | None = None
         self.excluded: frozenset[str] = frozenset()
@@ -88,8 +89,10 @@ class Simulator:
         """Return the quantizer of a layer's weight, by the key of the layer's operator."""
         own = self._layer_of(key)
         rule = self.weight_quantizer if own is None or own.weight_quantizer is None else own.weight_quantizer
-        found = self.learned.qparams(f"weight/{key}", self.learned.device) if rule.learns else None
-        return rule if found is None else LearnedWeight(rule=rule, step=found[0])
+        if not isinstance(rule, WeightLearner):
+            return rule
+        values = self.learned.values(f"weight/{key}", self.learned.device)
+        return rule if values is None else rule.bind(values)
 
     def activation_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of an activation, by its key."""
@@ -193,7 +196,11 @@ class Simulator:
             self.learned.load_state_dict(state["learned"])
 
     def _learned_activation(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        return self.learned.qparams(f"activation/{key}", device) if self.activation_quantizer_of(key).learns else None
+        rule = self.activation_quantizer_of(key)
+        if not isinstance(rule, ActivationLearner):
+            return None
+        values = self.learned.values(f"activation/{key}", device)
+        return None if values is None else rule.learned_qparams(values)
 
     def _layer_of(self, key: str) -> LayerQuantizers | None:
         entry = self.assigned.get(key.partition(":")[0])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import SMALLEST_SCALE, symmetric_scale
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.learned import LearnedWeight
+from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.learner import Start, Values, WeightLearner
 from lightning_optim.quantization.quantizer.level_quantizer import check_granularity
 from lightning_optim.quantization.scheme import Granularity, Scheme
 from lightning_optim.quantization.step_size import round_to_steps
@@ -19,7 +21,7 @@ from lightning_optim.quantization.step_size import round_to_steps
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnedStep(Quantizer):
+class LearnedStep(WeightLearner):
     """Signed integers of weights, with a step size that is trained (LSQ; Esser et al., 2020; arXiv:1902.08153).
 
     The step begins at ``2 * mean|w| / sqrt(qmax)`` (section 2.1) and gets the gradient of eq. 3, times
@@ -35,9 +37,6 @@ class LearnedStep(Quantizer):
         tensor([4.])
     """
 
-    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.WEIGHT})
-    learns: ClassVar[bool] = True
-
     bits: int = 4
     granularity: Granularity = "channel"
 
@@ -51,6 +50,14 @@ class LearnedStep(Quantizer):
     @override
     def scheme(self) -> Scheme:
         return Scheme(bits=self.bits, signed="int", symmetric=True, granularity=self.granularity)
+
+    @override
+    def start(self, weight: Tensor) -> dict[str, Start]:
+        return {"step": Start(value=self.weight_scale(weight))}
+
+    @override
+    def bind(self, values: Values) -> Quantizer:
+        return LearnedWeight(rule=self, step=values["step"])
 
     @override
     def weight_scale(self, weight: Tensor) -> Tensor:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import affine_qparams
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.learner import ActivationLearner, Start, Values
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.step_size import round_to_steps
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnedStepAffine(Quantizer):
+class LearnedStepAffine(ActivationLearner):
     """Unsigned integers of activations, with a step size that is trained (LSQ; Esser et al., 2020; arXiv:1902.08153).
 
     Step and zero point begin at what the observed range asks for; the zero point then stays. After a ReLU it is 0,
@@ -27,13 +28,9 @@ class LearnedStepAffine(Quantizer):
         bits: Width of an integer, 1 to 8.
 
     Example:
-        >>> import torch
         >>> LearnedStepAffine().qparams(torch.tensor(0.0), torch.tensor(2.55))
         (tensor(0.0100), tensor(0.))
     """
-
-    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
-    learns: ClassVar[bool] = True
 
     bits: int = 8
 
@@ -44,6 +41,14 @@ class LearnedStepAffine(Quantizer):
     @override
     def scheme(self) -> Scheme:
         return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity="tensor")
+
+    @override
+    def start(self, scale: Tensor, zero_point: Tensor) -> dict[str, Start]:
+        return {"step": Start(value=scale), "zero_point": Start(value=zero_point, unit=torch.zeros_like(zero_point))}
+
+    @override
+    def learned_qparams(self, values: Values) -> tuple[Tensor, Tensor]:
+        return values["step"], values["zero_point"]
 
     @override
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

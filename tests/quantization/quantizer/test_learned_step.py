@@ -9,10 +9,11 @@ from callbacks.test_qat_fake_quant import Manual, Module, Stateless, data, made,
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.export.verify import verify
-from lightning_optim.quantization.learned import LearnedSteps
+from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.learned_step import LearnedStep
 from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
+from lightning_optim.quantization.quantizer.learner import Start
 from lightning_optim.quantization.step_size import round_to_steps
 from support import same
 
@@ -100,7 +101,7 @@ def quantizers(bits=4):
 
 
 def steps_of(callback):
-    return callback.state_dict()["learned"]["logarithms"]
+    return callback.state_dict()["learned"]["trained"]
 
 
 @pytest.mark.parametrize("kind", [Module, Manual])
@@ -117,14 +118,14 @@ def test_a_fit_trains_the_steps(tmp_path, kind):
 
 
 def test_steps_lower_the_error_they_are_trained_on():
-    learned, weight = LearnedSteps(), torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    learned, weight = LearnedValues(), torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     quantizer = LearnedStep(bits=2)
-    learned.find("w", quantizer.weight_scale(weight) * 3, torch.zeros(4))
+    learned.find("w", {"step": Start(value=quantizer.weight_scale(weight) * 3)})
     learned.start()
     errors = []
     for _ in range(100):
         learned.refresh()
-        step = learned.qparams("w", weight.device)[0].view(-1, 1)
+        step = learned.values("w", weight.device)["step"].view(-1, 1)
         error = (quantizer.fake(weight, step, None) - weight).square().sum()
         error.backward()
         errors.append(error.item())
@@ -133,12 +134,12 @@ def test_steps_lower_the_error_they_are_trained_on():
 
 
 def test_an_overflow_changes_nothing():
-    learned = LearnedSteps()
-    learned.find("w", torch.ones(2), torch.zeros(2))
+    learned = LearnedValues()
+    learned.find("w", {"step": Start(value=torch.ones(2))})
     learned.start()
     before = copy.deepcopy(learned.state_dict())
     learned.refresh()
-    (learned.qparams("w", torch.device("cpu"))[0] * torch.inf).sum().backward()
+    (learned.values("w", torch.device("cpu"))["step"] * torch.inf).sum().backward()
     learned.update(lambda gradient: gradient, learning_rate=0.1)
     assert same(learned.state_dict(), before)
 
