@@ -13,10 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
+from lightning_optim.export.blocks import pack_blocks
 from lightning_optim.export.dialect import Dialect, Grid
+from lightning_optim.export.quantized_operators import linear_of_blocks
 from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.functional import bias_floor, per_channel, quantize_bias
+from lightning_optim.quantization.operators import Role
 from lightning_optim.quantization.simulation import weight_scale
 from lightning_optim.quantization.simulator import Simulator
 
@@ -30,17 +33,21 @@ class ConstantBackend(Backend, nn.Module):
     Args:
         simulator: Knows ranges and quantizers.
         dialect: The words of the runtime.
+        narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
     """
 
-    def __init__(self, simulator: Simulator, dialect: Dialect) -> None:
+    def __init__(self, simulator: Simulator, dialect: Dialect, narrowest: int) -> None:
         super().__init__()
         self._simulator, self._dialect, self._ranges = simulator, dialect, simulator.ranges
+        self._narrowest, self._block_bits = narrowest, dict[str, int]()
         self._names: dict[str, str] = {}
         self._numbers: dict[str, tuple[float, int]] = {}
         self._saturating: dict[str, bool] = {}
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
+        if self._is_exact(key):
+            return tensor
         return self._dialect.activation(tensor, self._grid(key))
 
     @override
@@ -57,7 +64,8 @@ class ConstantBackend(Backend, nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         if f"{key}/weight" not in self._names:
             self._make_constants(weight, bias, key, input_key, norm)
-        values = self._dialect.constant(*self._constants(f"{key}/weight"))
+        # One in blocks is what the layer's own operator reads; the other is not used then.
+        values = weight if key in self._block_bits else self._dialect.constant(*self._constants(f"{key}/weight"))
         if f"{key}/float_bias" in self._names:
             return values, self._constant(f"{key}/float_bias")
         if f"{key}/bias" not in self._names:
@@ -67,6 +75,10 @@ class ConstantBackend(Backend, nn.Module):
     @override
     def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
         x, weight, bias = inputs
+        if key in self._block_bits:
+            packed, scale = self._constant(f"{key}/weight"), self._constant(f"{key}/weight_scale")
+            out: Tensor = linear_of_blocks(x, packed, scale, bias, weight.shape[1], self._block_bits[key])
+            return out
         if x.dim() == 2 or not self._ranges.has(key):
             return functional.linear(x, weight, bias)
         # As a matrix it becomes one integer kernel; otherwise the bias would be added in floating point. Rounding the
@@ -78,7 +90,8 @@ class ConstantBackend(Backend, nn.Module):
     @override
     def clip(self, tensor: Tensor, key: str, upper: float) -> Tensor:
         if key not in self._saturating:
-            highest = self._ranges.range_of(key)[1] if self._ranges.has(key) else float("inf")
+            is_rounded = self._ranges.has(key) and not self._is_exact(key)
+            highest = self._ranges.range_of(key)[1] if is_rounded else float("inf")
             self._saturating[key] = highest <= upper * (1.0 + 1e-6)
         # The largest integer is the bound then, and a kernel takes a ReLU in.
         return functional.relu(tensor) if self._saturating[key] else functional.hardtanh(tensor, 0.0, upper)
@@ -103,16 +116,27 @@ class ConstantBackend(Backend, nn.Module):
     ) -> None:
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)
-        input_scale, quantizer = self._grid(input_key).scale, self._simulator.weight_quantizer_of(key)
-        floor = None if bias is None else bias_floor(bias, input_scale)
+        quantizer = self._simulator.weight_quantizer_of(key)
+        input_scale = None if self._is_exact(input_key) else self._grid(input_key).scale
+        floor = None if bias is None or input_scale is None else bias_floor(bias, input_scale)
         scale = weight_scale(weight, quantizer, floor, norm)
         spread = per_channel(scale, weight)
         whole = quantizer.integers(weight.detach(), spread, torch.zeros_like(spread))
-        self._keep(f"{key}/weight", whole.to(torch.int8))
-        self._keep(f"{key}/weight_scale", scale)
-        self._keep(f"{key}/weight_zero_point", torch.zeros_like(scale, dtype=self._dialect.zero_type))
-        if bias is not None:
-            self._make_bias(bias.detach(), (input_scale * scale).expand(bias.shape).clone(), key)
+        if self._is_linear(key) and (input_scale is None or scale.dim() == 2):
+            blocks = pack_blocks(whole, scale, self._narrowest)
+            self._block_bits[key] = blocks.bits
+            self._keep(f"{key}/weight", blocks.packed)
+            self._keep(f"{key}/weight_scale", blocks.scale)
+        else:
+            self._keep(f"{key}/weight", whole.to(torch.int8))
+            self._keep(f"{key}/weight_scale", scale)
+            self._keep(f"{key}/weight_zero_point", torch.zeros_like(scale, dtype=self._dialect.zero_type))
+        if bias is None:
+            return
+        if input_scale is None or scale.dim() == 2:  # no accumulator in integers
+            self._keep(f"{key}/float_bias", bias)
+            return
+        self._make_bias(bias.detach(), (input_scale * scale).expand(bias.shape).clone(), key)
 
     def _make_bias(self, bias: Tensor, scale: Tensor, key: str) -> None:
         whole = quantize_bias(bias, scale)
@@ -122,6 +146,13 @@ class ConstantBackend(Backend, nn.Module):
         self._keep(f"{key}/bias", whole)
         self._keep(f"{key}/bias_scale", scale)
         self._keep(f"{key}/bias_zero_point", torch.zeros_like(scale, dtype=torch.int32))
+
+    def _is_exact(self, key: str) -> bool:
+        return self._simulator.activation_quantizer_of(key).scheme.is_exact
+
+    def _is_linear(self, key: str) -> bool:
+        plan = self._simulator.plan
+        return plan is not None and plan.operators[key].role is Role.LINEAR
 
     def _grid(self, key: str) -> Grid:
         scheme = self._simulator.activation_quantizer_of(key).scheme
@@ -157,12 +188,13 @@ class DeployedNetwork(nn.Module):
         network: The trained network; it is copied.
         simulator: What was learned about it.
         dialect: The words of the runtime.
+        narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
     """
 
-    def __init__(self, network: nn.Module, simulator: Simulator, dialect: Dialect) -> None:
+    def __init__(self, network: nn.Module, simulator: Simulator, dialect: Dialect, narrowest: int = 8) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).cpu().float().eval()
-        self.backend = ConstantBackend(simulator, dialect)
+        self.backend = ConstantBackend(simulator, dialect, narrowest)
         self._simulator = simulator
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -48,7 +48,7 @@ def write_qdq(
     Raises:
         ExportError: If the network can't be exported.
     """
-    deployed = DeployedNetwork(network, simulator, dialect)
+    deployed = DeployedNetwork(network, simulator, dialect, narrowest)
     with torch.no_grad():
         deployed(*args, **kwargs)
     export_onnx(deployed, args, path, kwargs=kwargs, translations=translations(), name=type(network).__name__)

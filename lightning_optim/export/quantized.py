@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -19,7 +19,7 @@ from lightning_optim.export.target.base import Runner, Target
 from lightning_optim.export.target.onnxruntime import OnnxRuntime
 from lightning_optim.quantization.operators import INTEGER_ROLES, Role
 from lightning_optim.quantization.placement import EXCLUDED
-from lightning_optim.quantization.plan import BEFORE_SOFTMAX, Operator
+from lightning_optim.quantization.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
 from lightning_optim.quantization.simulator import Simulator
 
 # What stays in floating point as a whole -> how many of these it holds: both products, and the mask that is added.
@@ -185,7 +185,7 @@ def _call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def _check_kernels(kernels: Kernels, target: Target, simulator: Simulator, allow_float: Sequence[str]) -> None:
-    operators = simulator.plan.operators.values() if simulator.plan is not None else ()
+    operators = _operators(simulator).values()
     floating = {}
     for roles, names in target.promised.items():
         excluded = sum(_num_float(op, role) for op in operators for role in roles)
@@ -203,9 +203,17 @@ def _check_kernels(kernels: Kernels, target: Target, simulator: Simulator, allow
 def _num_float(operator: Operator, role: Role) -> int:
     """How many kernels of a role an operator may leave in floating point: as the user, or the table, says."""
     parts = _FLOAT_PARTS.get(operator.name, {}).get(role, 0)
-    return parts + int(operator.note in (EXCLUDED, BEFORE_SOFTMAX) and operator.role is role)
+    return parts + int(operator.note in (EXCLUDED, BEFORE_SOFTMAX, UNROUNDED) and operator.role is role)
 
 
 def _fallbacks(simulator: Simulator) -> dict[str, str]:
-    operators = simulator.plan.operators if simulator.plan is not None else {}
-    return {key: op.note for key, op in operators.items() if op.note and op.role in INTEGER_ROLES}
+    return {key: op.note for key, op in _operators(simulator).items() if op.note and op.role in INTEGER_ROLES}
+
+
+def _operators(simulator: Simulator) -> dict[str, Operator]:
+    """The operators, those beside unquantized activations with a note that says so."""
+    operators = dict(simulator.plan.operators) if simulator.plan is not None else {}
+    for key, operator in operators.items():
+        if operator.is_integer and simulator.activation_quantizer_of(key).scheme.is_exact:
+            operators[key] = replace(operator, note=UNROUNDED)
+    return operators

@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from lightning_optim.export.blocks import unpack_blocks
 from lightning_optim.export.dependency import require
 from lightning_optim.quantization.functional import per_channel
+
+_IN_FLOAT32 = 1  # of MatMulNBits' levels; higher ones round the activations
 
 
 @torch.library.custom_op("lightning_optim::quantize_dequantize", mutates_args=())
@@ -61,9 +65,23 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], 1, 1)
 
 
+@torch.library.custom_op("lightning_optim::linear_of_blocks", mutates_args=())
+def linear_of_blocks(
+    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, num_inputs: int, bits: int
+) -> Tensor:
+    """Run a linear layer on floats, with a weight that ``pack_blocks`` packed."""
+    return functional.linear(x, unpack_blocks(packed, scale, num_inputs, bits), bias)
+
+
+@linear_of_blocks.register_fake
+def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, num_inputs: int, bits: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(packed))
+
+
 def translations() -> dict[Any, Callable[..., Any]]:
     """Custom operator -> function that writes it in ONNX."""
     op = require("onnxscript").opset21
+    matmul_of_blocks = _matmul_of_blocks()
 
     def translate_activation(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
         whole = op.QuantizeLinear(x, scale, zero_point)
@@ -81,10 +99,46 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def translate_pool(x: Any) -> Any:
         return op.GlobalAveragePool(x)
 
+    def translate_blocks(x: Any, packed: Any, scale: Any, bias: Any, num_inputs: int, bits: int) -> Any:
+        num_outputs, _, num_bytes = packed.shape
+        inputs = (x, packed, scale) if bias is None else (x, packed, scale, None, None, bias)
+        return matmul_of_blocks(
+            *inputs,
+            K=num_inputs,
+            N=num_outputs,
+            bits=bits,
+            block_size=num_bytes * 8 // bits,
+            accuracy_level=_IN_FLOAT32,
+        )
+
     operators = torch.ops.lightning_optim
     return {
         operators.quantize_dequantize.default: translate_activation,
         operators.dequantize_constant.default: translate_constant,
         operators.dequantize_symmetric.default: translate_symmetric,
         operators.global_average_pool.default: translate_pool,
+        operators.linear_of_blocks.default: translate_blocks,
     }
+
+
+def _matmul_of_blocks() -> Any:
+    """ONNX's own list lacks the operators that ONNX Runtime adds: this is what is used of one."""
+    schema, values = require("onnx").defs.OpSchema, require("onnxscript").values
+    floats, is_optional = "tensor(float)", schema.FormalParameterOption.Optional
+    inputs = [schema.FormalParameter(name, kind) for name, kind in (("A", floats), ("B", "tensor(uint8)"))]
+    inputs.append(schema.FormalParameter("scales", floats))
+    inputs += [
+        schema.FormalParameter(name, kind, param_option=is_optional)
+        for name, kind in (("zero_points", "tensor(uint8)"), ("g_idx", "tensor(int32)"), ("bias", floats))
+    ]
+    described = schema(
+        "MatMulNBits",
+        "com.microsoft",
+        1,
+        inputs=inputs,
+        outputs=[schema.FormalParameter("Y", floats)],
+        attributes=[
+            schema.Attribute(name, schema.AttrType.INT) for name in ("K", "N", "bits", "block_size", "accuracy_level")
+        ],
+    )
+    return values.Op(values.Opset("com.microsoft", 1), "MatMulNBits", described)

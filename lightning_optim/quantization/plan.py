@@ -11,6 +11,9 @@ from lightning_optim.quantization.operators import INTEGER_ROLES, WEIGHTED_ROLES
 BEFORE_SOFTMAX = "what a softmax alone reads may be masked"
 """Why a sum is computed in floating point: with the huge numbers of a mask in it, one scale would leave nothing."""
 
+UNROUNDED = "its activations are not quantized"
+"""Why an operator computes in floating point beside quantized weights."""
+
 
 @final
 @dataclass(frozen=True, slots=True)

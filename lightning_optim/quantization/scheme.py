@@ -15,8 +15,8 @@ class Scheme:
     """A set of integers and a granularity.
 
     Args:
-        bits: How many values there are, as a width: 1 to 8.
-        signed: Whether integers are signed; ``"int"`` or ``"uint"``.
+        bits: How many values there are, as a width: 1 to 8; 32 for ``"float"``.
+        signed: Whether integers are signed; ``"int"`` or ``"uint"``. ``"float"``: values are not rounded at all.
         symmetric: Whether 0 is always represented by the integer 0. A signed symmetric scheme leaves the most negative
             integer out, so that a weight and its negative are equally exact.
         granularity: What shares one scale. ``"tensor"``: all; ``"channel"``: each entry of dimension 0; ``"group"``:
@@ -34,18 +34,24 @@ class Scheme:
     """
 
     bits: int
-    signed: Literal["int", "uint"]
+    signed: Literal["int", "uint", "float"]
     symmetric: bool
     granularity: Granularity
     limit: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+        if self.signed not in ("int", "uint", "float"):
+            raise ValueError(f"signed must be 'int', 'uint' or 'float', got {self.signed!r}")
+        is_width = isinstance(self.bits, int) and not isinstance(self.bits, bool)
+        if not is_width or not (self.bits == 32 if self.is_exact else 1 <= self.bits <= 8):
             raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
-        if self.signed not in ("int", "uint"):
-            raise ValueError(f"signed must be 'int' or 'uint', got {self.signed!r}")
         if self.granularity not in _GRANULARITIES:
             raise ValueError(f"granularity must be one of {', '.join(_GRANULARITIES)}, got {self.granularity!r}")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether values stay as they are, in floating point."""
+        return self.signed == "float"
 
     @property
     def qmin(self) -> int:

@@ -130,8 +130,9 @@ class SimulationBackend(Backend):
         return quantizer.bind({name: start.value for name, start in values.items()})
 
     def _input_scale(self, key: str, device: torch.device) -> Tensor | None:
-        if self._activations(key).scheme.granularity == "token":
-            return None  # each row has its own
+        scheme = self._activations(key).scheme
+        if scheme.is_exact or scheme.granularity == "token":
+            return None  # there is none, or each row has its own
         qparams = self._ranges.qparams(key, device)
         return None if qparams is None else qparams[0].detach()
 

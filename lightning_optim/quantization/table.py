@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import final
 
 from lightning_optim.quantization.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
-from lightning_optim.quantization.plan import Plan
+from lightning_optim.quantization.plan import UNROUNDED, Plan
 from lightning_optim.quantization.ranges import Ranges
 
 BitsOf = Callable[[str], tuple[int | None, int | None]]
+_FLOAT_BITS = 32
 _QUIET = frozenset({Role.MOVE, Role.WRITE})
 
 
@@ -52,10 +53,12 @@ def placement_rows(plan: Plan, ranges: Ranges, bits_of: BitsOf | None = None) ->
             continue
         low, high = ranges.range_of(key) if ranges.has(key) else (None, None)
         is_float = bool(operator.note) or operator.role not in INTEGER_ROLES | {Role.RELU}
-        note = operator.note or (f"with {plan.norms[key]}" if key in plan.norms else "")
-        computes = "float" if is_float else "integer"
-        kind = operator.name if operator.role is Role.OTHER else operator.role.value
         weight, output = (None, None) if bits_of is None else bits_of(key)
+        is_unrounded = output == _FLOAT_BITS and operator.is_integer
+        norm = f"with {plan.norms[key]}" if key in plan.norms else ""
+        note = operator.note or ", ".join(filter(None, (norm, UNROUNDED if is_unrounded else "")))
+        computes = "float" if is_float or is_unrounded else "integer"
+        kind = operator.name if operator.role is Role.OTHER else operator.role.value
         widths = [f"w{weight}"] if weight is not None and operator.role in WEIGHTED_ROLES and not is_float else []
         widths += [f"a{output}"] if output is not None and low is not None else []
         bits = " ".join(widths)

@@ -57,8 +57,13 @@ class Target(ABC):
         """Load the file into the runtime, on one thread of the CPU."""
 
 
-def check_weights(simulator: Simulator, runtime: str) -> None:
+def check_weights(simulator: Simulator, runtime: str, *, takes_groups: bool = False) -> None:
     """Refuse weights that are no int8 around 0, of a scale per tensor or output channel.
+
+    Args:
+        simulator: What training learned.
+        runtime: Its name.
+        takes_groups: Whether linear layers whose output stays unquantized may have a scale per group of inputs.
 
     Raises:
         ExportError: If a layer has others; the message names it.
@@ -67,10 +72,12 @@ def check_weights(simulator: Simulator, runtime: str) -> None:
         scheme = simulator.weight_quantizer_of(key).scheme
         if scheme.signed != "int" or not scheme.symmetric or not -128 <= scheme.qmin <= scheme.qmax <= 127:
             raise ExportError(f"{runtime}'s integer kernels need signed symmetric weights in int8, {key} has {scheme}")
-        if scheme.granularity not in ("tensor", "channel"):
+        is_packed = takes_groups and _is_unrounded_linear(simulator, key)
+        if scheme.granularity not in ("tensor", "channel") and not is_packed:
+            unless = ", or leave its activations Unquantized if it is linear" if takes_groups else ""
             raise ExportError(
                 f"{runtime}'s integer kernels need a scale per tensor or per channel, {key} has {scheme}; "
-                "leave the layer out with targets.exclude"
+                f"leave the layer out with targets.exclude{unless}"
             )
 
 
@@ -84,6 +91,11 @@ def check_activations(simulator: Simulator, runtime: str, needed: str, accepts: 
         scheme = simulator.activation_quantizer_of(key).scheme
         if not accepts(scheme):
             raise ExportError(f"{runtime}'s integer kernels need {needed}, {key} has {scheme}")
+
+
+def _is_unrounded_linear(simulator: Simulator, key: str) -> bool:
+    is_linear = simulator.plan is not None and simulator.plan.operators[key].role is Role.LINEAR
+    return is_linear and simulator.activation_quantizer_of(key).scheme.is_exact
 
 
 def _integer_keys(simulator: Simulator, roles: Set[Role]) -> list[str]:

@@ -16,6 +16,7 @@ from lightning_optim.export.qdq import write_qdq
 from lightning_optim.export.runtime import load
 from lightning_optim.export.target.base import Runner, Target, check_activations, check_weights
 from lightning_optim.quantization.operators import Role
+from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulator import Simulator
 
 
@@ -24,13 +25,17 @@ from lightning_optim.quantization.simulator import Simulator
 class OnnxRuntime(Target):
     """An ONNX file that ONNX Runtime runs in integers: uint8 activations, int8 weights, int32 biases.
 
+    Linear layers beside ``Unquantized`` activations read their weight packed in 8, 4 or 2 bits, with a scale per group
+    of inputs if it has groups, and compute in float32 (``MatMulNBits``); other operators of such activations are left
+    in floating point, and named in the report.
+
     Args:
         packed: Store weights whose integers fit into 4 or 2 bits so; the runtime widens them when it loads the file.
     """
 
     promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]] = {
         (Role.CONVOLUTION,): frozenset({"Conv", "FusedConv", "ConvTranspose"}),
-        (Role.LINEAR, Role.MATMUL): frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul"}),
+        (Role.LINEAR, Role.MATMUL): frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits"}),
         (Role.ADD,): frozenset({"Add"}),
         (Role.POOL,): frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "MaxPool"}),
     }
@@ -39,7 +44,13 @@ class OnnxRuntime(Target):
 
     @override
     def check(self, simulator: Simulator) -> None:
-        check_affine(simulator, "ONNX Runtime")
+        check_activations(
+            simulator,
+            "ONNX Runtime",
+            "uint8 activations of one scale per tensor, or Unquantized ones",
+            lambda scheme: scheme.is_exact or _is_affine(scheme),
+        )
+        check_weights(simulator, "ONNX Runtime", takes_groups=True)
 
     @override
     def write(
@@ -59,10 +70,9 @@ def check_affine(simulator: Simulator, runtime: str) -> None:
     Raises:
         ExportError: If there is something.
     """
-    check_activations(
-        simulator,
-        runtime,
-        "uint8 activations of one scale per tensor",
-        lambda scheme: scheme.signed == "uint" and scheme.granularity == "tensor",
-    )
+    check_activations(simulator, runtime, "uint8 activations of one scale per tensor", _is_affine)
     check_weights(simulator, runtime)
+
+
+def _is_affine(scheme: Scheme) -> bool:
+    return scheme.signed == "uint" and scheme.granularity == "tensor"

@@ -1,0 +1,47 @@
+"""Activations as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.scheme import Scheme
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unquantized(Quantizer):
+    """Activations that stay in floating point beside quantized weights, as in GPTQ (Frantar et al., arXiv:2210.17323).
+
+    A linear layer of large weights and small batches waits for memory, not for arithmetic: fewer bytes make it faster.
+    ONNX Runtime reads such weights packed, with a scale per group of inputs if wanted; operators without weights
+    compute in floating point.
+
+    Example:
+        >>> Unquantized().integers(torch.tensor([0.3, -7.0]), torch.tensor(1.0), torch.tensor(0.0))
+        tensor([ 0.3000, -7.0000])
+    """
+
+    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
+
+    @property
+    @override
+    def scheme(self) -> Scheme:
+        return Scheme(bits=32, signed="float", symmetric=True, granularity="tensor")
+
+    @override
+    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(low), torch.zeros_like(low)
+
+    @override
+    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return x.float()
+
+    @override
+    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
+        return x
