@@ -151,7 +151,12 @@ class Ranges:
         return self._qparams.get((key, device))
 
     def range_of(self, key: str) -> tuple[float, float]:
-        """Return the range that an activation's integers are to cover."""
+        """Return the range that an activation's integers are to cover; that of what was learned, if anything was."""
+        learned = self._learned(key, torch.device("cpu"))
+        if learned is not None:
+            scale, zero_point = (float(value.detach()) for value in learned)
+            scheme = self._quantizer_of(key).scheme
+            return (scheme.qmin - zero_point) * scale, (scheme.qmax - zero_point) * scale
         place = self._places[key]
         low, high = self._find_clipped()
         return float(low[place]), float(high[place])
