@@ -143,7 +143,12 @@ def _round(weight: Tensor, quantizer: Quantizer, scale: Tensor) -> Tensor:
 
 def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm: _BatchNorm) -> Tensor:
     if quantizer.scheme.granularity != "tensor" or quantizer.is_absolute:
-        return _round(weight, quantizer, weight_scale(weight, quantizer, None))
+        if quantizer.is_odd:
+            return _round(weight, quantizer, weight_scale(weight, quantizer, None))
+        # A rule that tells the signs apart sees them as they will be once the norm is folded in.
+        sign = per_channel(torch.where(norm_factor(norm, weight) < 0, -1.0, 1.0), weight)
+        turned = weight * sign
+        return _round(turned, quantizer, weight_scale(turned, quantizer, None)) * sign
     factor = norm_factor(norm, weight)
     factor = per_channel(torch.where(factor == 0, torch.ones_like(factor), factor), weight)
     scaled = weight * factor

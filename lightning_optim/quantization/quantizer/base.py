@@ -44,6 +44,11 @@ class Quantizer(ABC):
     def scheme(self) -> Scheme:
         """The integers in use."""
 
+    @property
+    def is_odd(self) -> bool:
+        """Whether weights of both signs are treated alike, so that a batch norm may turn them."""
+        return self.scheme.qmin == -self.scheme.qmax
+
     def weight_scale(self, weight: Tensor) -> Tensor:
         """Return the scale of a weight ``[O, I, ...]``: ``[O]``, a scalar, or ``[O, G]`` for groups of inputs."""
         low, high = channel_range(weight)
