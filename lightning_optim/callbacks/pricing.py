@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_optim.cost.base import Cost, Subject
-from lightning_optim.cost.prices import Prices
+from lightning_optim.cost.prices import Channels, Prices
 from lightning_optim.errors import LightningOptimError, ShrinkError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.structure.coupled import targeted_groups
@@ -22,6 +22,7 @@ def agreed_prices(
     coupling: Coupling,
     weights: Mapping[str, Tensor],
     example: ExampleInputs,
+    choose: Callable[[Prices], Channels | None] | None = None,
 ) -> Prices:
     """Price a network on rank 0, for every rank: two ranks would measure two latencies.
 
@@ -32,6 +33,7 @@ def agreed_prices(
         coupling: Its coupled channels.
         weights: The targeted weights; the groups of their channels are the pools.
         example: What the network takes.
+        choose: Which channels would be left at some prices; asked on rank 0 alone.
 
     Raises:
         ShrinkError: If the network cannot be priced; on every rank.
@@ -40,7 +42,7 @@ def agreed_prices(
     if trainer.is_global_zero:
         try:
             pools = targeted_groups(coupling, weights)
-            found = cost(Subject(network, coupling, pools, example.args, example.kwargs)), ""
+            found = cost(Subject(network, coupling, pools, example.args, example.kwargs, choose)), ""
         except LightningOptimError as error:  # raised on every rank: one alone would leave the others waiting
             found = None, str(error)
     prices, problem = trainer.strategy.broadcast(found)

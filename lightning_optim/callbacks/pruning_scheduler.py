@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -245,12 +246,14 @@ class PruningScheduler(Callback):
         if coupling is not None:
             self._neighbours.check_coupling(trainer, pl_module, coupling, parameters)
         seen = self._seen(trainer, pl_module, parameters, coupling)
+        group = shard_group([parameters[name] for name in seen])
         if coupling is not None and isinstance(self.allocation, PricedAllocation) and self._pruner.wants_prices:
             weights = {name: layer.weight for name, layer in seen.items()}
             network = pruned.live(pl_module)
-            prices = agreed_prices(trainer, self.allocation.cost, network, coupling, weights, pruned.example)
-            self._pruner.learn_prices(prices, self.schedule(1.0))
-        group = shard_group([parameters[name] for name in seen])
+            end = self.schedule(1.0)
+            choose = None if group else partial(self._pruner.channels_at, sparsity=end, seen=seen, coupling=coupling)
+            prices = agreed_prices(trainer, self.allocation.cost, network, coupling, weights, pruned.example, choose)
+            self._pruner.learn_prices(prices, end)
         keep = self._pruner.decide(sparsity, seen, coupling, group)
         refused = len(pruned.refused)
         self._carry_out(trainer, pl_module, coupling, keep, sparsity)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 from torch import nn
 
-from lightning_optim.cost.prices import Prices
+from lightning_optim.cost.prices import Channels, Prices
 from lightning_optim.graph.coupling import Coupling, Group
 
 
@@ -24,6 +24,8 @@ class Subject:
         pools: Groups whose channels may go, by the name of their pool.
         args: Positional inputs that were captured.
         kwargs: Keyword inputs that were captured.
+        choose: Which channels would be left if the subject had these prices, if that is known: a cost that is
+            measured holds itself to what it leads to. It gives ``None`` where the prices leave no choice.
     """
 
     network: nn.Module
@@ -31,6 +33,7 @@ class Subject:
     pools: Mapping[str, Group]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    choose: Callable[[Prices], Channels | None] | None = None
 
 
 class Cost(ABC):

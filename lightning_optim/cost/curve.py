@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
+_APART = 0.02  # of the largest rough value: the step between points nearer than that is more noise than slope
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,24 @@ class Curve:
         """The rough value that stands for a better one."""
         return _read_off(self.values, self.points, value)
 
+    def through(self, rough: float, value: float) -> Curve:
+        """This curve, led through one more point; points that clash with it give way.
+
+        Args:
+            rough: Above zero.
+            value: Above zero.
+
+        Example:
+            >>> Curve((1.0, 2.0, 4.0), (2.0, 3.0, 4.0)).through(2.5, 2.5)
+            Curve(points=(1.0, 2.5, 4.0), values=(2.0, 2.5, 4.0))
+        """
+        known = list(zip(self.points, self.values, strict=True))
+        apart = _APART * max((rough, *self.points))
+        below = [(left, low) for left, low in known if left <= rough - apart and low < value]
+        above = [(right, high) for right, high in known if right >= rough + apart and high > value]
+        points, values = zip(*below, (rough, value), *above, strict=True)
+        return Curve(points, values)
+
 
 def curve_through(pairs: Iterable[tuple[float, float]]) -> Curve:
     """The rising curve nearest to pairs of rough and better values.
@@ -62,7 +82,7 @@ def curve_through(pairs: Iterable[tuple[float, float]]) -> Curve:
     ordered = sorted(pair for pair in pairs if min(pair) > 0.0)
     for pair in ordered:
         blocks.append([pair])
-        while len(blocks) > 1 and _clash(_mean(blocks[-2]), _mean(blocks[-1]), 0.02 * ordered[-1][0]):
+        while len(blocks) > 1 and _clash(_mean(blocks[-2]), _mean(blocks[-1]), _APART * ordered[-1][0]):
             last = blocks.pop()
             blocks[-1] += last
     means = [_mean(block) for block in blocks]

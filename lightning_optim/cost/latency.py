@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -32,6 +32,7 @@ from lightning_optim.surgery.cut import apply_cut
 
 _WHOLE = ((1.0, 1.0), (0.6, 0.6), (0.3, 0.3), (1.0, 0.4), (0.4, 1.0))  # shares kept by every other pool
 _BUDGETS = (0.7, 0.5, 0.4)  # shares of the time that are then spent as a budget would
+_CORRECTIONS, _CLOSE, _TURNS = 5, 0.03, 3  # by what a budget chooses: at most, near enough, and times each is timed
 _LEAST = 0.1  # share of its channels that each pool keeps there
 _PRODUCTS = ("conv", "linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention", "lstm", "gru", "einsum")
 _STEP = 16  # channels that a processor's vector units take at once
@@ -46,7 +47,8 @@ class Latency(Cost):
     interpolated. The whole network is then timed by ``engine`` at five sizes and at up to three that a budget would
     choose. One factor for products and convolutions, one for all else and one constant fit the table to those times:
     an engine that fuses the rest into the products gives it no weight. A rising curve through the same times takes in
-    what parts timed alone do not show.
+    what parts timed alone do not show. At last the network that the budget would choose now, for the schedule's end, is
+    timed itself and corrects the curve, until the network chosen takes what is predicted.
 
     Channels between two multiples of 16 may cost an engine that works in blocks as much as the next multiple, which
     no table of PyTorch's operators tells: let ``Channel.multiple`` be 16.
@@ -109,7 +111,28 @@ class Latency(Cost):
         measured += [self._whole(subject, channels, inputs) for channels in likely]
         prices = _fitted(tables, sizes, measured)
         known_times = [(prices(at), time) for at, time in zip(sizes, measured, strict=True) if time is not None]
-        return replace(prices, curve=curve_through(known_times))
+        prices = replace(prices, curve=curve_through(known_times))
+        return prices if subject.choose is None else self._held_to_choice(prices, subject, subject.choose, inputs)
+
+    def _held_to_choice(
+        self, prices: Prices, subject: Subject, choose: Callable[[Prices], Channels | None], inputs: Any
+    ) -> Prices:
+        """Choose by these prices, time what was chosen and correct them by it, until both agree.
+
+        Networks of one predicted time differ in what they really take; what the correction rests on is the one that a
+        budget leads to (as in NetAdapt, Yang et al., 2018, which measures every candidate).
+        """
+        for _ in range(_CORRECTIONS):
+            channels = choose(prices)
+            times = [] if channels is None else [self._whole(subject, channels, inputs) for _ in range(_TURNS)]
+            known = sorted(time for time in times if time is not None)
+            if channels is None or not known:
+                break
+            time, predicted = known[len(known) // 2], prices(channels)
+            prices = replace(prices, curve=prices.curve.through(prices.total(channels), time))
+            if abs(time / predicted - 1.0) <= _CLOSE:
+                break
+        return prices
 
     def _whole(self, subject: Subject, channels: Channels, inputs: Any) -> float | None:
         """CPU seconds of the network with so many channels; ``None`` if it cannot be cut like that."""

@@ -62,6 +62,19 @@ class Pruner:
         self._allocation = self._setting.start(prices, multiple=self._structure.multiple, highest=highest)
         self._prices = prices, highest
 
+    def channels_at(
+        self, prices: Prices, sparsity: float, seen: Mapping[str, Seen], coupling: Coupling
+    ) -> dict[str, int] | None:
+        """How many channels of each pool would be left at some prices; ``None`` where ``decide`` would refuse."""
+        assert isinstance(self._setting, PricedAllocation)
+        assert isinstance(self._structure, Channel)
+        try:
+            allocation = self._setting.start(prices, multiple=self._structure.multiple, highest=sparsity)
+            keep = self._chosen(allocation, sparsity, seen, coupling, group=None)
+        except ValueError:
+            return None
+        return {pool: int(mask.sum()) for pool, mask in keep.items()}
+
     def decide_by_neuron(self) -> None:
         """Go on with rows of layers in place of coupled channels, where the coupling cannot be known.
 
@@ -101,11 +114,21 @@ class Pruner:
             ValueError: If a score is NaN.
         """
         assert self._allocation is not None
+        return self._chosen(self._allocation, sparsity, seen, coupling, group)
+
+    def _chosen(
+        self,
+        allocation: Allocation,
+        sparsity: float,
+        seen: Mapping[str, Seen],
+        coupling: Coupling | None,
+        group: distributed.ProcessGroup | None,
+    ) -> dict[str, Tensor]:
         weights = {name: layer.weight for name, layer in seen.items()}
         scores = {name: self._criterion(layer) for name, layer in seen.items()}
         _check_numbers(scores, group)
         full = self._offered(weights, scores, coupling)
-        return self._structure.settle(self._allocation(full, sparsity, group), full)
+        return self._structure.settle(allocation(full, sparsity, group), full)
 
     def masks(
         self, keep: Mapping[str, Tensor], weights: Mapping[str, Tensor], coupling: Coupling | None = None

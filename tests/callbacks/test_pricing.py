@@ -1,5 +1,8 @@
 """Channels under a budget, in a fit."""
 
+from dataclasses import dataclass
+from typing import final
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.cost.count import count_macs, count_parameters
+from lightning_optim.cost.engine import Engine
+from lightning_optim.cost.latency import Latency
 from lightning_optim.cost.parameters import Parameters
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.pruning.allocation.budget import Budget
@@ -56,6 +61,23 @@ def test_the_network_that_is_left_costs_what_the_schedule_allows(cost, count):
     schedule = Iterative(end=0.6, rounds=2)
     module = fit(PruningScheduler(schedule=schedule, structure=Channel(), allocation=allocation))
     assert 0.37 < count(module.net) / count(ResidualNet(widths=(16, 32), num_classes=3)) <= 0.4
+
+
+@final
+@dataclass(frozen=True)
+class Slow(Engine):
+    """A machine that takes a nanosecond for a multiply-accumulate, and twice that once the first layer is narrow."""
+
+    def __call__(self, network, args, kwargs):
+        return 1e-9 * count_macs(network, args, kwargs) * (2.0 if len(network.stem.weight) < 16 else 1.0)
+
+
+def test_a_measured_budget_is_kept_by_the_network_that_is_left():
+    allocation = Budget(cost=Latency(engine=Slow()))
+    module = fit(PruningScheduler(schedule=Constant(value=0.5), structure=Channel(), allocation=allocation))
+    whole = ResidualNet(widths=(16, 32), num_classes=3)
+    assert len(module.net.stem.weight) < 16  # what no table of operators could foresee
+    assert 0.4 < Slow()(module.net, (IMAGE,), {}) / Slow()(whole, (IMAGE,), {}) < 0.5 * 1.03
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])

@@ -51,3 +51,18 @@ def test_points_too_near_to_one_another_are_one():
 
 def test_pairs_that_say_nothing_are_left_out():
     assert curve_through([(0.0, 1.0), (1.0, 0.0)]) == Curve()
+
+
+def test_a_curve_can_be_led_through_one_more_point():
+    curve = Curve((1.0, 2.0, 5.0), (2.0, 3.0, 4.0))
+    assert curve.through(3.0, 3.5) == Curve((1.0, 2.0, 3.0, 5.0), (2.0, 3.0, 3.5, 4.0))
+    assert curve.through(3.0, 2.5) == Curve((1.0, 3.0, 5.0), (2.0, 2.5, 4.0))  # the second would not lie below it
+    assert curve.through(2.05, 3.1) == Curve((1.0, 2.05, 5.0), (2.0, 3.1, 4.0))  # which is too near to the second
+    assert Curve().through(2.0, 3.0) == Curve((2.0,), (3.0,))
+    draw = random.Random(0)
+    for _ in range(50):
+        curve = curve_through([(draw.random(), draw.random()) for _ in range(6)])
+        rough, value = draw.random(), draw.random()
+        led = curve.through(rough, value)
+        assert led.at(rough) == pytest.approx(value)
+        assert all(left < right for left, right in itertools.pairwise(led.values))

@@ -17,6 +17,7 @@ from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.errors import ArtefactError, LatencyError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple, keep_channels
+from lightning_optim.pruning.allocation.budget import Budget
 from lightning_optim.surgery.cut import apply_cut
 
 
@@ -115,6 +116,42 @@ def test_what_a_budget_would_choose_is_measured_too(subject):
     shares = [count / asked[0] for count in asked]
     assert len(shares) == 8
     assert shares[5:] == pytest.approx([0.7, 0.5, 0.4], abs=0.08)  # of steps of 16 channels
+
+
+@final
+@dataclass(frozen=True)
+class Odd(Engine):
+    """A machine that takes half as long again where the first layer keeps at most half of its channels."""
+
+    def __call__(self, network, args, kwargs):
+        return 1e-9 * count_macs(network, args, kwargs) * (1.5 if len(network.stem.weight) <= 32 else 1.0)
+
+
+def chooser(prices):
+    """A budget of half of the time, where the first layer matters least."""
+    scores = {pool: torch.linspace(0.5, 1.5, pool_.size) for pool, pool_ in prices.pools.items()}
+    scores[next(iter(scores))] = torch.linspace(0.999, 1.0, 64) ** 400
+    masks = Budget().start(prices, multiple=16, highest=0.5)(scores, 0.5)
+    return {pool: int(mask.sum()) for pool, mask in masks.items()}
+
+
+def test_what_the_budget_at_hand_chooses_takes_what_is_predicted(subject):
+    network, coupling, pools, inputs = subject
+    wrong, within = {}, {}
+    for choose in (None, chooser):
+        prices = Latency(engine=Odd())(Subject(network, coupling, pools, inputs, choose=choose))
+        channels = chooser(prices)
+        measured = Odd()(cut(network, pools, channels), (inputs[0][:1],), {})
+        wrong[choose], within[choose] = abs(prices(channels) / measured - 1), measured / prices.full
+    assert wrong[chooser] < 0.03
+    assert within[chooser] < 0.5 * 1.03
+    assert wrong[None] > 0.05  # what this test is about
+
+
+def test_a_choice_that_no_price_allows_leaves_the_prices_as_they_are(subject):
+    network, coupling, pools, inputs = subject
+    plain = Latency(engine=Odd())(Subject(network, coupling, pools, inputs))
+    assert Latency(engine=Odd())(Subject(network, coupling, pools, inputs, choose=lambda prices: None)) == plain
 
 
 def test_factors_are_found_and_none_is_below_zero():
