@@ -191,7 +191,9 @@ class Ranges:
         keys, seen = list(self._places), self._find_ranged()
         for quantizer, places in self._places_by_quantizer().items():
             scales, zero_points = (values.unbind() for values in quantizer.qparams(low, high))
-            known = (place for place in places if keys[place] in seen)
+            known = [place for place in places if keys[place] in seen]
+            if quantizer.keeps_sign_alone:
+                _check_signs(quantizer, {keys[place]: (low[place], high[place]) for place in known})
             self._qparams.update({(keys[place], device): (scales[place], zero_points[place]) for place in known})
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,3 +207,14 @@ class Ranges:
         self._state.load_state_dict(dict(state["observer"]))
         self._qparams, self._clipped, self._ranged = {}, None, set()
         self.discard()
+
+
+def _check_signs(quantizer: Quantizer, ends: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Refuse activations of which nothing would be left but one value."""
+    for key, (low, high) in ends.items():
+        if low >= 0 or high <= 0:
+            raise ValueError(
+                f"{type(quantizer).__name__} keeps the sign alone, and {key} has but one: it lies in "
+                f"[{float(low):.4g}, {float(high):.4g}]. Give its layer another activation_quantizer in layers, such "
+                "as Affine, or let the ReLU go"
+            )

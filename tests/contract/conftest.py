@@ -113,8 +113,16 @@ class DeepNet(Net):
         return x + self.more(x)
 
 
-# Leaves that need more than convolutions, and the layers that pruning takes from.
-NETWORKS = {"head": AttentiveNet, "layer": DeepNet}
+class SignedNet(Net):
+    """The same without a ReLU, after which activations have a single sign."""
+
+    def features(self, x):
+        x = self.stem[:2](x)
+        return self.top(x + self.mix(x))
+
+
+# Leaves that need other networks, and the layers that pruning takes from.
+NETWORKS = {"head": AttentiveNet, "layer": DeepNet, "binary_activation": SignedNet}
 PRUNED = {"head": ("net.query", "net.key", "net.value"), "layer": ("net.mix.0", "net.more.0", "net.more.2")}
 
 

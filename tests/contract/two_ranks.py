@@ -37,7 +37,7 @@ def whole(value):
 
 
 def run(kind, case):
-    module = Sharded() if kind == "fsdp2" else case.module()
+    module = case.module(kind=Sharded) if kind == "fsdp2" else case.module()
     strategy = ModelParallelStrategy(tensor_parallel_size=1, data_parallel_size=2) if kind == "fsdp2" else "ddp"
     callback = case.make()
     trainer = shared.make_trainer(callback, strategy=strategy, devices=2)

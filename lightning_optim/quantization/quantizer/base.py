@@ -49,6 +49,11 @@ class Quantizer(ABC):
         """Whether weights of both signs are treated alike, so that a batch norm may turn them."""
         return self.scheme.qmin == -self.scheme.qmax
 
+    @property
+    def keeps_sign_alone(self) -> bool:
+        """Whether an activation becomes one of two values, so that nothing is left of one that has a single sign."""
+        return False
+
     def weight_scale(self, weight: Tensor) -> Tensor:
         """Return the scale of a weight ``[O, I, ...]``: ``[O]``, a scalar, or ``[O, G]`` for groups of inputs."""
         low, high = channel_range(weight)

@@ -58,6 +58,11 @@ class Symmetric(Quantizer):
     def scheme(self) -> Scheme:
         return Scheme(bits=self.bits, signed="int", symmetric=True, granularity=self.granularity)
 
+    @property
+    @override
+    def keeps_sign_alone(self) -> bool:
+        return self.bits == 1
+
     @override
     def weight_scale(self, weight: Tensor) -> Tensor:
         if self.granularity == "group":
