@@ -116,8 +116,12 @@ class DeepNet(Net):
 class SignedNet(Net):
     """The same without a ReLU, after which activations have a single sign."""
 
+    def __init__(self):
+        super().__init__()
+        self.stem[2] = nn.Identity()
+
     def features(self, x):
-        x = self.stem[:2](x)
+        x = self.stem(x)
         return self.top(x + self.mix(x))
 
 
