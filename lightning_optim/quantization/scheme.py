@@ -17,12 +17,13 @@ class Scheme:
     Args:
         bits: How many values there are, as a width: 1 to 8; 32 for ``"float"``.
         signed: Whether integers are signed; ``"int"`` or ``"uint"``. ``"float"``: values are not rounded at all.
-        symmetric: Whether 0 is always represented by the integer 0. A signed symmetric scheme leaves the most negative
-            integer out, so that a weight and its negative are equally exact.
+        symmetric: Whether 0 is always represented by the integer 0.
         granularity: What shares one scale. ``"tensor"``: all; ``"channel"``: each entry of dimension 0; ``"group"``:
             some input channels of an output; ``"token"``: each row of an activation's last dimension, found anew at
             every pass.
         limit: Largest integer, where values lie further apart than 1, as powers of two do; 0 follows from the width.
+        narrow_range: Whether a signed symmetric scheme leaves the most negative integer out, so that a value and its
+            negative are equally exact.
 
     Raises:
         ValueError: If a value is out of range.
@@ -38,6 +39,7 @@ class Scheme:
     symmetric: bool
     granularity: Granularity
     limit: int = 0
+    narrow_range: bool = True
 
     def __post_init__(self) -> None:
         if self.signed not in ("int", "uint", "float"):
@@ -47,6 +49,8 @@ class Scheme:
             raise ValueError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
         if self.granularity not in _GRANULARITIES:
             raise ValueError(f"granularity must be one of {', '.join(_GRANULARITIES)}, got {self.granularity!r}")
+        if not self.narrow_range and (self.signed != "int" or not self.symmetric or self.limit or self.bits == 1):
+            raise ValueError("narrow_range=False is for signed integers around 0 of 2 bits and more")
 
     @property
     def is_exact(self) -> bool:
@@ -58,7 +62,7 @@ class Scheme:
         """Smallest integer."""
         if self.signed == "uint":
             return 0
-        return -self.qmax if self.symmetric else -(1 << (self.bits - 1))
+        return -self.qmax if self.symmetric and self.narrow_range else -(1 << (self.bits - 1))
 
     @property
     def qmax(self) -> int:

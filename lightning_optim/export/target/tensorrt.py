@@ -36,7 +36,8 @@ class TensorRt(Target):
     DequantizeLinear is symmetric, and every promised operator reads integers. Numbers and times are those of ONNX
     Runtime computing the file as written, in floating point.
 
-    What lies below the range saturates at -128 in TensorRT, and at -127 in the simulation.
+    What lies below the range saturates at -128 in TensorRT, so activations must be simulated with this integer too:
+    ``Symmetric(granularity="tensor", narrow_range=False)``.
     """
 
     promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]] = {
@@ -51,9 +52,12 @@ class TensorRt(Target):
         check_activations(
             simulator,
             "TensorRT",
-            "int8 activations around 0, as Symmetric(granularity='tensor') makes them",
+            "int8 activations around 0 that saturate at -128, as Symmetric(granularity='tensor', narrow_range=False) "
+            "makes them",
             lambda scheme: (
-                scheme.signed == "int" and scheme.symmetric and (scheme.bits, scheme.granularity) == (8, "tensor")
+                scheme.signed == "int"
+                and scheme.symmetric
+                and (scheme.qmin, scheme.qmax, scheme.granularity) == (-128, 127, "tensor")
             ),
         )
         check_weights(simulator, "TensorRT")

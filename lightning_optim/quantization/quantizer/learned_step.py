@@ -25,12 +25,13 @@ class LearnedStep(WeightLearner):
     """Signed integers of weights, with a step size that is trained (LSQ; Esser et al., 2020; arXiv:1902.08153).
 
     The step begins at ``2 * mean|w| / sqrt(qmax)`` (section 2.1) and gets the gradient of eq. 3, times
-    ``1 / sqrt(N * qmax)`` for the N weights that share it (section 2.2). Unlike the paper's, integers are as many below
-    0 as above.
+    ``1 / sqrt(N * qmax)`` for the N weights that share it (section 2.2).
 
     Args:
         bits: Width of an integer, 2 to 8. With 8, processors without VNNI may saturate.
         granularity: ``"tensor"`` or ``"channel"``.
+        narrow_range: Use as many integers below 0 as above. ``False`` is the paper's: one more below, which counts at 2
+            bits.
 
     Example:
         >>> LearnedStep(bits=2).weight_scale(torch.tensor([[3.0, -3.0, 0.0]]))
@@ -39,6 +40,7 @@ class LearnedStep(WeightLearner):
 
     bits: int = 4
     granularity: Granularity = "channel"
+    narrow_range: bool = True
 
     def __post_init__(self) -> None:
         _ = self.scheme  # checks the settings
@@ -49,7 +51,13 @@ class LearnedStep(WeightLearner):
     @property
     @override
     def scheme(self) -> Scheme:
-        return Scheme(bits=self.bits, signed="int", symmetric=True, granularity=self.granularity)
+        return Scheme(
+            bits=self.bits,
+            signed="int",
+            symmetric=True,
+            granularity=self.granularity,
+            narrow_range=self.narrow_range,
+        )
 
     @override
     def start(self, weight: Tensor) -> dict[str, Start]:

@@ -17,7 +17,7 @@ from lightning_optim.quantization.functional import (
     symmetric_scale,
 )
 from lightning_optim.quantization.levels import binarize, group_extreme, straight_through
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
 
@@ -34,6 +34,8 @@ class Symmetric(Quantizer):
         group_size: Input channels that share a scale, for ``"group"``; a layer with fewer is one group.
         portable: Keep 8-bit weights free of the saturation that processors without VNNI add, at the price of up to one
             bit; see ``lightning_optim.quantization.functional.pair_extreme``. Fewer bits never saturate.
+        narrow_range: Leave the most negative integer out: -127 to 127 of 8 bits. ``False`` is for activations, where a
+            runtime clips at -128.
 
     Example:
         >>> Symmetric().qparams(torch.tensor([-1.27]), torch.tensor([0.5]))
@@ -44,6 +46,7 @@ class Symmetric(Quantizer):
     granularity: Granularity = "channel"
     group_size: int = 0
     portable: bool = True
+    narrow_range: bool = True
 
     def __post_init__(self) -> None:
         _ = self.scheme  # checks the settings
@@ -56,7 +59,22 @@ class Symmetric(Quantizer):
     @property
     @override
     def scheme(self) -> Scheme:
-        return Scheme(bits=self.bits, signed="int", symmetric=True, granularity=self.granularity)
+        return Scheme(
+            bits=self.bits,
+            signed="int",
+            symmetric=True,
+            granularity=self.granularity,
+            narrow_range=self.narrow_range,
+        )
+
+    @override
+    def check(self, operand: Operand) -> None:
+        Quantizer.check(self, operand)
+        if operand is Operand.WEIGHT and not self.narrow_range:
+            raise ValueError(
+                "narrow_range=False of Symmetric is for activations: weights never reach the most negative integer of "
+                "their own range; take LearnedStep(narrow_range=False)"
+            )
 
     @property
     @override
@@ -72,7 +90,10 @@ class Symmetric(Quantizer):
 
     @override
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self._scale(torch.maximum(-low, high).clamp(min=0.0))
+        if self.narrow_range:
+            scale = self._scale(torch.maximum(-low, high).clamp(min=0.0))
+        else:
+            scale = torch.maximum(symmetric_scale(-low, -self.scheme.qmin), symmetric_scale(high, self.scheme.qmax))
         return scale, torch.zeros_like(scale)
 
     @override

@@ -6,13 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.quantized import export_quantized
+from lightning_optim.export.quantized import Acceptance, export_quantized
 from lightning_optim.export.target.onnxruntime import OnnxRuntime
 from lightning_optim.export.target.tensorrt import TensorRt, inspect_symmetric
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulator import Simulator
+
+INT8 = Symmetric(granularity="tensor", narrow_range=False)
 
 
 class Net(nn.Module):
@@ -44,21 +46,35 @@ def simulated(net, batch, activation):
 
 def test_every_integer_is_int8_around_zero_and_biases_are_floats(tmp_path, batch):
     net = Net()
-    simulator = simulated(net, batch, Symmetric(granularity="tensor"))
+    simulator = simulated(net, batch, INT8)
     written = export_quantized(simulator, net, tmp_path / "model.onnx", target=TensorRt())
     model = onnx.load(written.path)
     kinds = {each.data_type for each in model.graph.initializer}
     assert kinds <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT64}
     assert not written.kernels.floating
     assert written.kernels.integer == {"Conv": 2, "Add": 1, "GlobalAveragePool": 1, "Gemm": 1}
-    assert written.parity.exact_fraction >= 0.99  # every value is within its range: -128 never occurs
+    assert written.parity.exact_fraction >= 0.99
     assert written.target == "TensorRt"
 
 
-def test_activations_with_a_zero_point_are_refused_with_the_setting_that_helps(tmp_path, batch):
+def test_what_lies_below_the_range_saturates_as_simulated(tmp_path, batch):
     net = Net()
-    simulator = simulated(net, batch, Affine())
-    with pytest.raises(ExportError, match=r"TensorRT.*Symmetric\(granularity='tensor'\)"):
+    with torch.no_grad():
+        net.fc.bias.sub_(5.0)  # answers far below 0, the lowest of them beyond the range of a calmer batch
+    simulator = simulated(net, 0.3 * batch, INT8)
+    acceptance = Acceptance(batches=[3.0 * batch])
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", target=TensorRt(), acceptance=acceptance)
+    assert written.parity.exact_fraction >= 0.99
+    scale = simulator.ranges.qparams("fc:linear", torch.device("cpu"))[0]
+    answers = simulator.forward_of(net)(3.0 * batch)
+    assert (answers / scale).round().min() == -128
+
+
+@pytest.mark.parametrize("activation", [Affine(), Symmetric(granularity="tensor")])
+def test_other_activations_are_refused_with_the_setting_that_helps(tmp_path, batch, activation):
+    net = Net()
+    simulator = simulated(net, batch, activation)
+    with pytest.raises(ExportError, match=r"TensorRT.*Symmetric\(granularity='tensor', narrow_range=False\)"):
         export_quantized(simulator, net, tmp_path / "model.onnx", target=TensorRt())
     assert not list(tmp_path.iterdir())
 
@@ -72,7 +88,7 @@ def test_activations_with_a_zero_point_are_refused_with_the_setting_that_helps(t
 )
 def test_a_file_that_tensorrt_would_refuse_is_found_out(tmp_path, batch, kind, fault, message):
     net = Net()
-    simulator = simulated(net, batch, Symmetric(granularity="tensor"))
+    simulator = simulated(net, batch, INT8)
     path = export_quantized(simulator, net, tmp_path / "model.onnx", target=TensorRt()).path
     model = onnx.load(path)
     for each in model.graph.initializer:

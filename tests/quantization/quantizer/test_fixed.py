@@ -155,6 +155,23 @@ def test_one_bit_stands_in_the_middles_of_the_halves():
     assert spread.item() == 2.0
 
 
+def test_the_full_range_covers_both_ends_with_one_integer_more_below():
+    quantizer = Symmetric(bits=4, granularity="tensor", narrow_range=False)
+    low, high = torch.tensor([-4.0, -1.0, 0.0]), torch.tensor([1.0, 3.5, 0.0])
+    scale, zero = quantizer.qparams(low, high)
+    assert scale.tolist() == pytest.approx([0.5, 0.5, 1e-12])
+    assert quantizer.integers(torch.tensor([-9.0, -4.0, 0.3, 3.5, 9.0]), scale[0], zero[0]).tolist() == [
+        -8,
+        -8,
+        1,
+        7,
+        7,
+    ]
+    x = torch.tensor([-4.1, -4.0, 3.5, 3.8], requires_grad=True)
+    quantizer.fake(x, scale[0], None).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0, 1.0, 0.0]  # -4.1 is rounded to -8, 3.8 would be 8
+
+
 def test_groups_are_quantized_as_layers_of_their_own(weight):
     whole, _ = parts(Symmetric(bits=4, granularity="group", group_size=3), weight)
     expected = [parts(Symmetric(bits=4), part)[0] for part in weight.split(3, 1)]
@@ -179,6 +196,8 @@ def test_tokens_are_quantized_one_by_one():
         (lambda: DoReFa(bits=1), "take Binary"),
         (lambda: Symmetric(granularity="group"), "group_size must be positive"),
         (lambda: Symmetric(group_size=2), "and 0 otherwise"),
+        (lambda: Symmetric(narrow_range=False).check(Operand.WEIGHT), r"take LearnedStep\(narrow_range=False\)"),
+        (lambda: Symmetric(bits=1, narrow_range=False), "of 2 bits and more"),
         (lambda: Affine().check(Operand.WEIGHT), "Affine quantizes activations, not weights"),
         (lambda: Binary().check(Operand.ACTIVATION), "Binary quantizes weights, not activations"),
         (lambda: Symmetric().check(Operand.ACTIVATION), "granularity of activations must be one of tensor, token"),

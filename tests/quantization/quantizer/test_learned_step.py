@@ -8,6 +8,8 @@ import torch
 from callbacks.test_qat_fake_quant import Manual, Module, Stateless, data, made, trainer
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim.export.deployed import DeployedNetwork
+from lightning_optim.export.dialect import AffineDialect
 from lightning_optim.export.verify import verify
 from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Operand
@@ -66,6 +68,21 @@ def test_bounds_that_are_known_numbers_give_what_tensors_give(dtype):
     inside = (x.float() / 0.5 > -3) & (x.float() / 0.5 < 4)
     assert torch.equal(found[0][1], pull * inside)
     assert found[0][0].dtype == found[0][1].dtype == dtype
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_the_papers_integers_reach_one_further_below_zero(bits):
+    weight, pull = torch.randn(2, 30, generator=torch.Generator().manual_seed(bits)), torch.randn(2, 30)
+    quantizer = LearnedStep(bits=bits, narrow_range=False, granularity="tensor")
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    step = torch.tensor(1.2 / 2 ** (bits - 1), requires_grad=True)
+    out = quantizer.fake(weight, step, None, is_within=True)
+    (out * pull).sum().backward()
+    rows = [esser(value, step.item(), low, high) for value in weight.flatten().tolist()]
+    assert out.flatten().tolist() == pytest.approx([row[0] for row in rows], abs=1e-5)
+    assert (out / step).round().min() == low
+    total = sum(row[1] * pulled for row, pulled in zip(rows, pull.flatten().tolist(), strict=True))
+    assert step.grad.item() == pytest.approx(total / math.sqrt(60 * high), rel=1e-3, abs=1e-4)
 
 
 def test_the_gradient_of_an_activations_step_counts_the_values_of_a_sample():
@@ -168,6 +185,25 @@ def test_an_exported_file_computes_what_was_trained(tmp_path, bits, freeze):
     x = torch.randn(8, 1, 4, 4)
     callback.export(tmp_path / "net.onnx", batches=[x])
     assert verify(tmp_path / "net.onnx", [x]).exact_fraction == 1.0
+
+
+@pytest.mark.parametrize("freeze", [0.0, 1.0])
+def test_a_channel_whose_sign_the_batch_norm_turns_is_stored_within_its_bits(tmp_path, freeze):
+    module = made()
+    with torch.no_grad():
+        module.net.norm.weight.mul_(torch.tensor([1.0, -1.0, 2.0, -0.5]))
+        module.net.conv.weight[:, 0, 0, :2] = torch.tensor([3.0, -3.0])  # two steps each
+    rule = LearnedStep(bits=2, narrow_range=False)
+    callback = QATFakeQuant(weight_quantizer=rule, freeze={"batch_norm": freeze})
+    trainer(tmp_path, callback).fit(module, data())
+    x = torch.randn(8, 1, 4, 4)
+    callback.export(tmp_path / "net.onnx", batches=[x])
+    assert verify(tmp_path / "net.onnx", [x]).exact_fraction == 1.0
+    stored = DeployedNetwork(module.net, callback._simulator, AffineDialect())
+    stored(x)
+    whole = [each for each in stored.backend.buffers() if each.dtype == torch.int8 and each.dim() > 1]
+    assert min(each.min() for each in whole) == -2
+    assert max(each.max() for each in whole) == 1
 
 
 def test_what_it_cannot_do_is_refused():
