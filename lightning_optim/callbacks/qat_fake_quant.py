@@ -260,7 +260,7 @@ class QATFakeQuant(Callback):
             args: Example positional inputs of the network; without any, those of the first batch in the window.
             kwargs: Example keyword inputs.
             allow_float: Kernels that may stay in floating point besides those of excluded layers.
-            target: The runtime, or its name: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+            target: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
             batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
             min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.

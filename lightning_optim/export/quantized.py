@@ -125,7 +125,7 @@ def export_quantized(
         target=type(target).__name__,
         num_bytes=path.stat().st_size,
         kernels=kernels,
-        fallbacks=_fallbacks(simulator),
+        fallbacks=_fallbacks(simulator, target),
         parity=parity,
         latency_ms=latency_ms,
     )
@@ -206,8 +206,9 @@ def _num_float(operator: Operator, role: Role) -> int:
     return parts + int(operator.note in (EXCLUDED, BEFORE_SOFTMAX, UNROUNDED) and operator.role is role)
 
 
-def _fallbacks(simulator: Simulator) -> dict[str, str]:
-    return {key: op.note for key, op in _operators(simulator).items() if op.note and op.role in INTEGER_ROLES}
+def _fallbacks(simulator: Simulator, target: Target) -> dict[str, str]:
+    notes = {key: op.note or target.lacks.get(op.role, "") for key, op in _operators(simulator).items()}
+    return {key: note for key, note in notes.items() if note and _operators(simulator)[key].role in INTEGER_ROLES}
 
 
 def _operators(simulator: Simulator) -> dict[str, Operator]:

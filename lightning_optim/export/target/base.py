@@ -27,6 +27,9 @@ class Target(ABC):
     promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]]
     """Roles that run in integers -> what their kernels are called if they do not."""
 
+    lacks: ClassVar[Mapping[Role, str]] = {}
+    """Roles that never run in integers here, though they do elsewhere -> why."""
+
     @abstractmethod
     def check(self, simulator: Simulator) -> None:
         """Refuse integers that the runtime has no kernels for.
