@@ -1,10 +1,11 @@
-"""Quantization in figures: the cost of training, the proof of the deployed file, and what it gains.
+"""Quantization in figures: the cost of training, the proof of the deployed file, what it gains, and what it loses.
 
-    python -m benchmarks.quantization [--only step proof speed]
+    python -m benchmarks.quantization [--only step proof speed accuracy]
 
-Each part is a benchmark of its own, with options and explanations: ``quantization_step``, ``quantization_proof`` and
-``quantization_speed``. Here they run one after another, on one thread, and the last line is one JSON object with the
-figures of all. A part that fails says why, and the others run on.
+Each part is a benchmark of its own, with options and explanations: ``quantization_step``, ``quantization_proof``,
+``quantization_speed`` and ``quantization_accuracy``, of which one seed is measured here. They run one after another, on
+one thread, and the last line is one JSON object with the figures of all. A part that fails says why, and the others run
+on.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import quantization_proof, quantization_speed, quantization_step
+from benchmarks import quantization_accuracy, quantization_proof, quantization_speed, quantization_step
 from benchmarks.common import parser_for, quiet, show_figures
 
 PARTS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "step": quantization_step.measure,
     "speed": quantization_speed.measure,
     "proof": quantization_proof.measure,
+    "accuracy": quantization_accuracy.measure,
 }
 
 
