@@ -93,6 +93,9 @@ class IntegerGraph:
             return [self._quantize(inputs)]
         if node.op_type == "DequantizeLinear":
             return [_dequantize(node, inputs)]
+        if node.op_type == "Clip" and isinstance(inputs[0], Integers):  # of fewer bits than their type
+            low, high = (float(_real(bound)) for bound in inputs[1:])
+            return [Integers(inputs[0].whole.clamp(low, high), inputs[0].grid)]
         is_alone = self._readers[node.output[0]] == 1
         if is_alone and isinstance(inputs[0], Pending) and node.op_type in _MOVES | {"Relu"}:
             move = () if node.op_type == "Relu" else ((node, tuple(inputs[1:])),)

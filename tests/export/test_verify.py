@@ -8,8 +8,12 @@ from lightning_optim.errors import ArtefactError, ExportError
 from lightning_optim.export import verify_operators
 from lightning_optim.export.quantized import export_quantized
 from lightning_optim.export.verify import verify
+from lightning_optim.quantization.calibration import calibrate
 from lightning_optim.quantization.integer import Integers
+from lightning_optim.quantization.observer.min_max import MinMax
+from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.simulator import Simulator
 from support import bright_corners, train_simulated
 
 
@@ -92,6 +96,16 @@ def test_few_bits_are_read_from_where_they_are_packed(tmp_path):
     kinds = {each.data_type for each in onnx.load(export.path).graph.initializer}
     assert onnx.TensorProto.INT4 in kinds
     assert verify(export.path, bright_corners(200)[0].split(100)).exact_fraction == 1.0
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(Residual, 2), (Residual, 4), (Dense, 3)])
+def test_activations_of_few_bits_are_computed_to_the_bit(tmp_path, kind, bits):
+    torch.manual_seed(0)
+    net, simulator = kind(), Simulator(Symmetric(), Affine(bits=bits), MinMax())
+    calibrate(simulator, net, bright_corners(64)[0].split(32))
+    path = export_quantized(simulator, net, tmp_path / "model.onnx").path
+    found = verify(path, (3 * bright_corners(256)[0]).split(64))
+    assert (found.compared, found.exact_fraction) == (1024, 1.0)
 
 
 def test_a_transformer_may_round_between_float_operators_another_way(tmp_path):
