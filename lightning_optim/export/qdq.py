@@ -30,6 +30,7 @@ def write_qdq(
     dialect: Dialect,
     *,
     narrowest: int,
+    rounds_inputs: bool = False,
 ) -> None:
     """Write a network with integer constants to an ONNX file.
 
@@ -44,6 +45,7 @@ def write_qdq(
         path: The file.
         dialect: The words of the runtime.
         narrowest: Fewest bits that a weight may be stored in: 2, 4 or 8.
+        rounds_inputs: Whether linear layers of packed weights may round their inputs to int8.
 
     Raises:
         ExportError: If the network can't be exported.
@@ -51,7 +53,14 @@ def write_qdq(
     deployed = DeployedNetwork(network, simulator, dialect, narrowest)
     with torch.no_grad():
         deployed(*args, **kwargs)
-    export_onnx(deployed, args, path, kwargs=kwargs, translations=translations(), name=type(network).__name__)
+    export_onnx(
+        deployed,
+        args,
+        path,
+        kwargs=kwargs,
+        translations=translations(rounds_inputs=rounds_inputs),
+        name=type(network).__name__,
+    )
     model = require("onnx").load(path)
     _name_inputs(model, network, args)
     _store_constants(model)

@@ -17,7 +17,7 @@ from lightning_optim.export.blocks import unpack_blocks
 from lightning_optim.export.dependency import require
 from lightning_optim.quantization.functional import per_channel
 
-_IN_FLOAT32 = 1  # of MatMulNBits' levels; higher ones round the activations
+_IN_FLOAT32, _IN_INT8 = 1, 4  # levels of MatMulNBits
 
 
 @torch.library.custom_op("lightning_optim::quantize_dequantize", mutates_args=())
@@ -78,8 +78,12 @@ def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, num_inputs:
     return x.new_empty(*x.shape[:-1], len(packed))
 
 
-def translations() -> dict[Any, Callable[..., Any]]:
-    """Custom operator -> function that writes it in ONNX."""
+def translations(*, rounds_inputs: bool = False) -> dict[Any, Callable[..., Any]]:
+    """Custom operator -> function that writes it in ONNX.
+
+    Args:
+        rounds_inputs: Whether linear layers of packed weights may round their inputs to int8.
+    """
     op = require("onnxscript").opset21
     matmul_of_blocks = _matmul_of_blocks()
 
@@ -108,7 +112,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
             N=num_outputs,
             bits=bits,
             block_size=num_bytes * 8 // bits,
-            accuracy_level=_IN_FLOAT32,
+            accuracy_level=_IN_INT8 if rounds_inputs else _IN_FLOAT32,
         )
 
     operators = torch.ops.lightning_optim

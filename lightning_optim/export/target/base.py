@@ -96,6 +96,11 @@ def check_activations(simulator: Simulator, runtime: str, needed: str, accepts: 
             raise ExportError(f"{runtime}'s integer kernels need {needed}, {key} has {scheme}")
 
 
+def has_unrounded_linear(simulator: Simulator) -> bool:
+    """Whether a linear layer has a quantized weight beside unquantized activations."""
+    return any(_is_unrounded_linear(simulator, key) for key in _integer_keys(simulator, WEIGHTED_ROLES))
+
+
 def _is_unrounded_linear(simulator: Simulator, key: str) -> bool:
     is_linear = simulator.plan is not None and simulator.plan.operators[key].role is Role.LINEAR
     return is_linear and simulator.activation_quantizer_of(key).scheme.is_exact

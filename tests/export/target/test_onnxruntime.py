@@ -84,6 +84,19 @@ def test_weights_are_not_packed_where_that_is_not_wanted(tmp_path):
     assert {each.name: each.i for each in node.attribute}["bits"] == 8
 
 
+def test_inputs_of_packed_layers_are_rounded_where_that_is_wanted(tmp_path):
+    net, x = nn.Linear(96, 10), torch.randn(64, 96)
+    simulator, target = simulated(net, grouped(4), Unquantized(), x, x), OnnxRuntime(rounds_inputs=True)
+    accept = Acceptance(batches=[x], min_agreement=0.9)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", target=target, acceptance=accept)
+    # A block of 32 products: what its largest input is rounded by, at most, times the sum of its weights.
+    steps = x.unflatten(1, (3, 32)).abs().amax(2) / 127
+    bound = (0.51 * steps) @ net.weight.detach().abs().unflatten(1, (3, 32)).sum(2).T
+    assert 1e-4 < written.parity.max_abs_error <= 1.2 * bound.max()
+    with pytest.raises(ExportError, match="rounds_inputs needs linear layers beside Unquantized activations"):
+        export_quantized(simulated(net, Symmetric(), Affine(), x, x), net, tmp_path / "other.onnx", target=target)
+
+
 def test_a_head_with_groups_follows_layers_in_integers(tmp_path):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
     x = torch.randn(64, 1, 6, 6)
