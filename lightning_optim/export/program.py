@@ -37,6 +37,7 @@ class DecomposedDialect(Dialect):
 
     zero_type: ClassVar[torch.dtype] = torch.int64
     has_float_bias: ClassVar[bool] = True
+    keeps_bounds: ClassVar[bool] = False
 
     @override
     def activation(self, x: Tensor, grid: Grid) -> Tensor:

@@ -72,6 +72,14 @@ def test_the_program_computes_what_was_simulated_at_every_batch(kind, weight):
         run(x)
 
 
+def test_a_relu_with_a_bound_keeps_it():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 3), nn.Hardtanh(0.0, 1.0), nn.Flatten())
+    x = 9.0 * torch.randn(8, 1, 8, 8)
+    simulator = simulated(net, x)
+    program = capture_program(simulator, net, (x,), {}, 8)
+    assert torch.equal(program.module()(x), simulator.forward_of(net)(x))
+
+
 def test_operators_stand_where_a_delegate_looks_for_them():
     net, x = Net(), torch.randn(8, 1, 8, 8)
     program = capture_program(simulated(net, x), net, (x,), {}, 4)
