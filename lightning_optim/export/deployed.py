@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,7 +44,7 @@ class ConstantBackend(Backend, nn.Module):
         self._narrowest, self._block_bits = narrowest, dict[str, int]()
         self._names: dict[str, str] = {}
         self._numbers: dict[str, tuple[float, int]] = {}
-        self._saturating: dict[str, bool] = {}
+        self._largest: dict[str, int] = {}
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
@@ -89,12 +91,15 @@ class ConstantBackend(Backend, nn.Module):
 
     @override
     def clip(self, tensor: Tensor, key: str, upper: float) -> Tensor:
-        if key not in self._saturating:
-            is_rounded = self._ranges.has(key) and not self._is_exact(key)
-            highest = self._ranges.range_of(key)[1] if is_rounded else float("inf")
-            self._saturating[key] = highest <= upper * (1.0 + 1e-6)
+        if self._is_exact(key) or not self._ranges.has(key):
+            return functional.hardtanh(tensor, 0.0, upper)
+        grid = self._full_grid(key)
+        largest = int(np.rint(np.float32(upper) / np.float32(grid.step))) + grid.zero  # divides as a runtime does
+        if largest < grid.qmax and not self._dialect.keeps_bounds:
+            return functional.hardtanh(tensor, 0.0, upper)
         # The largest integer is the bound then, and a kernel takes a ReLU in.
-        return functional.relu(tensor) if self._saturating[key] else functional.hardtanh(tensor, 0.0, upper)
+        self._largest[key] = min(largest, self._largest.get(key, grid.qmax))
+        return functional.relu(tensor)
 
     @override
     def pool(
@@ -155,6 +160,10 @@ class ConstantBackend(Backend, nn.Module):
         return plan is not None and plan.operators[key].role is Role.LINEAR
 
     def _grid(self, key: str) -> Grid:
+        grid = self._full_grid(key)
+        return replace(grid, qmax=self._largest.get(key, grid.qmax))
+
+    def _full_grid(self, key: str) -> Grid:
         scheme = self._simulator.activation_quantizer_of(key).scheme
         if key not in self._numbers:
             found = self._ranges.qparams(key, torch.device("cpu"))

@@ -49,6 +49,9 @@ class Dialect(ABC):
     has_float_bias: ClassVar[bool]
     """Whether biases are stored as the floats that their int32 values stand for: some runtimes round by themselves."""
 
+    keeps_bounds: ClassVar[bool] = True
+    """Whether an activation's integers end where its grid says, and not where their type does."""
+
     @abstractmethod
     def activation(self, x: Tensor, grid: Grid) -> Tensor:
         """Round an activation to its grid."""
@@ -89,6 +92,7 @@ class SymmetricDialect(Dialect):
     """ONNX's QuantizeLinear and DequantizeLinear as TensorRT wants them: int8 around 0, floating-point biases."""
 
     has_float_bias: ClassVar[bool] = True
+    keeps_bounds: ClassVar[bool] = False
 
     @override
     def activation(self, x: Tensor, grid: Grid) -> Tensor:

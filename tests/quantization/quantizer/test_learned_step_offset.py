@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.quantized import Acceptance, export_quantized
+from lightning_optim.export.quantized import export_quantized
 from lightning_optim.export.verify import verify
 from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.observer.min_max import MinMax
@@ -168,9 +168,10 @@ def test_a_bound_above_which_a_learned_range_reaches_is_kept_in_the_file(tmp_pat
     names = list(state["sizes"]["positive"])
     state["trained"][names.index("activation/body:conv2d/step")] += 0.5  # from 6 to 9.9
     simulator.learned.load_state_dict(state)
-    acceptance = Acceptance(allow_float=["FusedConv"])  # no kernel takes such a bound in
-    written = export_quantized(simulator, net, tmp_path / "net.onnx", (x,), acceptance=acceptance)
+    written = export_quantized(simulator, net, tmp_path / "net.onnx", (x,))
+    assert not written.kernels.floating.get("FusedConv")
     assert written.parity.exact_fraction > 0.9
+    assert verify(written.path, [x]).exact_fraction == 1.0
     assert simulator.ranges.range_of("body:conv2d")[1] == pytest.approx(6 * math.exp(0.5), rel=1e-4)
 
 
