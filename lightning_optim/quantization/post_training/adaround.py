@@ -72,8 +72,6 @@ class AdaRound(PostTraining):
 
     def _round(self, weight: Tensor, moments: Tensor, quantizer: Quantizer) -> Tensor | None:
         scale = quantizer.weight_scale(weight)
-        if scale.dim() > 1:
-            return None
         steps = per_channel(scale, weight)
         rows = (len(moments), -1, moments.shape[-1])
         pinned = largest_of_each_scale(weight, scale).view(rows)

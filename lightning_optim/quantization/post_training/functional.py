@@ -9,7 +9,7 @@ from torch import Tensor
 
 _SMALLEST = 1e-8
 
-Rounding = Callable[[Tensor], Tensor]
+Rounding = Callable[[Tensor, int], Tensor]
 
 
 def equalizing_factors(made: Tensor, read: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def compensated_rounding(weight: Tensor, gram: Tensor, rounding: Rounding, pinne
     Args:
         weight: ``[O, I]``.
         gram: ``X^T X`` of the inputs ``[N, I]``, ``[I, I]``.
-        rounding: Rounds one column ``[O, 1]``.
+        rounding: Rounds one column ``[O, 1]``, given its place.
         pinned: Weights that stay as they are, ``[O, I]``; they must be rounded already.
         damping: Added to the diagonal, as a fraction of its mean, > 0.
 
@@ -73,7 +73,9 @@ def compensated_rounding(weight: Tensor, gram: Tensor, rounding: Rounding, pinne
     left, rounded = weight.double(), torch.empty_like(weight)
     for place in range(weight.shape[1]):
         column = left[:, place : place + 1]
-        whole = torch.where(pinned[:, place : place + 1], weight[:, place : place + 1], rounding(column.to(weight)))
+        whole = torch.where(
+            pinned[:, place : place + 1], weight[:, place : place + 1], rounding(column.to(weight), place)
+        )
         rounded[:, place : place + 1] = whole
         error = (column - whole.double()) / upper[place, place]
         left = left - error * upper[place]

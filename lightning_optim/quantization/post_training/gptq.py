@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.quantization.calibration import run_hooked
+from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import compensated_rounding
 from lightning_optim.quantization.post_training.grid import is_found_again, largest_of_each_scale, replace_weight
@@ -54,13 +55,12 @@ class Gptq(PostTraining):
 
     def _round(self, weight: Tensor, gram: Tensor, quantizer: Quantizer) -> Tensor | None:
         scale = quantizer.weight_scale(weight)
-        if scale.dim() > 1:
-            return None
-        steps = scale.view(-1, 1)
-        pinned = largest_of_each_scale(weight, scale)
-        rounded = compensated_rounding(
-            weight, gram, lambda column: quantizer.fake(column, steps, None), pinned, self.damping
-        )
+        steps = per_channel(scale, weight).expand_as(weight)
+
+        def rounding(column: Tensor, place: int) -> Tensor:
+            return quantizer.fake(column, steps[:, place : place + 1], None)
+
+        rounded = compensated_rounding(weight, gram, rounding, largest_of_each_scale(weight, scale), self.damping)
         return rounded if is_found_again(rounded, quantizer, scale) else None
 
 

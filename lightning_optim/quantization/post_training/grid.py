@@ -15,8 +15,8 @@ def largest_of_each_scale(weight: Tensor, scale: Tensor) -> Tensor:
     """Return which weights are the largest of those that share a scale: while they stay, a range gives the same scale.
 
     Args:
-        weight: ``[O, ...]``.
-        scale: ``[O]`` or a scalar.
+        weight: ``[O, ...]``; ``[O, I]`` for groups.
+        scale: ``[O, G]``, ``[O]`` or a scalar.
 
     Example:
         >>> largest_of_each_scale(torch.tensor([[1.0, -2.0], [0.5, 0.1]]), torch.ones(2))
@@ -24,6 +24,9 @@ def largest_of_each_scale(weight: Tensor, scale: Tensor) -> Tensor:
                 [ True, False]])
     """
     magnitudes = weight.abs().flatten(1)
+    if scale.dim() == 2:
+        groups = magnitudes.view(*scale.shape, -1)
+        return (groups == groups.amax(2, keepdim=True)).view_as(weight)
     largest = magnitudes.amax(1, keepdim=True) if scale.dim() else magnitudes.max()
     return (magnitudes == largest).view_as(weight)
 

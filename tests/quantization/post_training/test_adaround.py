@@ -92,6 +92,20 @@ def test_outputs_are_nearer_than_those_of_rounding_to_the_nearest():
     assert (found - wanted).square().mean() < 0.7 * (nearest - wanted).square().mean()
 
 
+def test_groups_of_inputs_keep_their_scales():
+    quantizer = Symmetric(bits=3, granularity="group", group_size=4)
+    net, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8)).eval(), torch.randn(200, 16).cumsum(1)
+    wanted, simulator = net(x), calibrated(net, [x], quantizer)
+    nearest, scales = simulator.forward_of(net)(x), [quantizer.weight_scale(net[place].weight) for place in (0, 2)]
+    assert AdaRound(num_steps=150).apply(net, simulator, [x]) == ("0", "2")
+    for place, scale in zip((0, 2), scales, strict=True):
+        assert torch.allclose(quantizer.weight_scale(net[place].weight), scale)
+        whole = net[place].weight.unflatten(1, (-1, 4)) / scale.unsqueeze(2)
+        assert torch.allclose(whole, whole.round(), atol=1e-4)
+    found = calibrated(net, [x], quantizer).forward_of(net)(x)
+    assert (found - wanted).square().mean() < 0.8 * (nearest - wanted).square().mean()
+
+
 def test_what_keeps_no_grid_is_left_alone():
     net, x = convolutions(), torch.randn(8, 3, 6, 6)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

@@ -4,6 +4,7 @@ from torch import nn
 
 from lightning_optim.quantization.post_training.functional import compensated_rounding
 from lightning_optim.quantization.post_training.gptq import Gptq
+from lightning_optim.quantization.post_training.grid import largest_of_each_scale
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from support import calibrated
 
@@ -35,14 +36,20 @@ def test_each_column_makes_up_for_the_ones_before_it():
     hessian = 2.0 * gram.double()
     hessian += 0.01 * hessian.diagonal().mean() * torch.eye(8)
     found = compensated_rounding(
-        weight, gram, lambda column: (column / step).round() * step, torch.zeros(5, 8, dtype=torch.bool), 0.01
+        weight, gram, lambda column, _: (column / step).round() * step, torch.zeros(5, 8, dtype=torch.bool), 0.01
     )
     assert torch.allclose(found.double(), by_inverses(weight, hessian, step), atol=1e-5)
 
 
-@pytest.mark.parametrize("granularity", ["channel", "tensor"])
-def test_outputs_are_nearer_than_those_of_rounding_to_the_nearest(granularity):
-    quantizer = Symmetric(bits=3, granularity=granularity)
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        Symmetric(bits=3),
+        Symmetric(bits=3, granularity="tensor"),
+        Symmetric(bits=3, granularity="group", group_size=8),
+    ],
+)
+def test_outputs_are_nearer_than_those_of_rounding_to_the_nearest(quantizer):
     net = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 16)).eval()
     x = torch.randn(400, 6) @ torch.randn(6, 32) + 0.1 * torch.randn(400, 32)
     wanted, before = net(x), net[0].weight.detach().clone()
@@ -59,6 +66,12 @@ def test_weights_are_left_on_their_grid():
     Gptq().apply(net, calibrated(net, [x], quantizer), [x])
     whole = net[0].weight / quantizer.weight_scale(net[0].weight).view(-1, 1)
     assert torch.allclose(whole, whole.round(), atol=1e-4)
+
+
+def test_the_largest_weight_of_each_group_stays():
+    weight, scale = torch.tensor([[1.0, -2.0, 0.5, 0.1], [3.0, 3.0, 0.0, -1.0]]), torch.ones(2, 2)
+    found = largest_of_each_scale(weight, scale)
+    assert found.tolist() == [[False, True, True, False], [True, True, False, True]]
 
 
 def test_a_scale_that_would_move_leaves_its_layer_alone():
