@@ -9,6 +9,8 @@ are of medians.
 - points: activations are quantized where a convolution or a linear reads them, weights everywhere, as other libraries
   do it; ranges are observed at every step.
 - all: everything that the deployed network rounds, with batch norms on their batch's statistics, and ``folded``.
+- compiled: both of these with a compiled network, beside the plain compiled one; ``compiled_graphs`` counts the graphs
+  that a fit compiles while it simulates, and ``compiled_breaks`` what it had to simulate in Python.
 
 ``attach_seconds`` is the time from the beginning of a fit to the end of its first simulated step, over that of the
 plain fit; ``ranks_worst_error`` the largest relative difference between the scales that two processes with different
@@ -19,9 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +37,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
+import lightning_optim.quantization.compiled
 from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
 from benchmarks.overhead import WARMUP, Stopwatch
 from benchmarks.quantization_speed import ResNet, ViT
@@ -42,6 +48,7 @@ from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.placement import Placement
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.traced import trace
 from lightning_optim.surgery.select import Targets
 
 BATCH, SIDE = 32, 32
@@ -75,15 +82,16 @@ VARIANTS: dict[str, Callable[[], list[QATFakeQuant]]] = {
 }
 
 
-def take_turn(net: str, variant: str, steps: int) -> list[float]:
+def take_turn(net: str, variant: str, steps: int, *, compiled: bool = False) -> list[float]:
     """Train a fresh net for a few steps and return the CPU seconds of each."""
     torch.manual_seed(0)
     images = torch.randn(BATCH * (WARMUP + steps), 3, SIDE, SIDE)
     labels = torch.randint(0, 10, (len(images),))
     stopwatch = Stopwatch()
     trainer = quiet_trainer([stopwatch, *VARIANTS[variant]()], max_epochs=1)
+    network: Any = torch.compile(NETS[net]()) if compiled else NETS[net]()
     with at_points_of_peers() if variant == "points" else contextlib.nullcontext():
-        trainer.fit(Classifier(NETS[net]()), DataLoader(TensorDataset(images, labels), BATCH))
+        trainer.fit(Classifier(network), DataLoader(TensorDataset(images, labels), BATCH))
     return stopwatch.seconds
 
 
@@ -99,6 +107,47 @@ def measure_steps(steps: int, rounds: int) -> dict[str, float]:
         names = {"points": "", "all": "_all", "folded": "_folded", "control": "_control"}
         found |= {f"qat_step_ratio_{net}{end}": medians[name] / medians["plain"] for name, end in names.items()}
     return found
+
+
+def measure_compiled(steps: int, rounds: int) -> dict[str, float]:
+    """Ratios of compiled to compiled steps, and what was compiled; each turn compiles, mostly from a cache."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise RuntimeError("torch.compile needs a C++ compiler")
+    names = {"points": "", "all": "_all"}
+    found: dict[str, float] = {}
+    for net in NETS:
+        seconds: dict[str, list[float]] = {variant: [] for variant in ("plain", *names)}
+        for _ in range(rounds):
+            for variant, times in seconds.items():
+                torch._dynamo.reset()
+                with warnings.catch_warnings(record=True) as caught, CountedGraphs() as graphs:
+                    times.extend(take_turn(net, variant, steps, compiled=True))
+                if variant == "points":
+                    found[f"qat_compiled_graphs_{net}"] = graphs.count
+                    breaks = [warning for warning in caught if "simulated uncompiled" in str(warning.message)]
+                    found[f"qat_compiled_breaks_{net}"] = len(breaks)
+        medians = {variant: statistics.median(times) for variant, times in seconds.items()}
+        found |= {f"qat_compiled_ratio_{net}{end}": medians[name] / medians["plain"] for name, end in names.items()}
+    return {"qat_compiled_ratio": max(found[f"qat_compiled_ratio_{net}"] for net in NETS), **found}
+
+
+class CountedGraphs:
+    """Counts the graphs of simulated networks that are handed to a compiler while it is entered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._patch = mock.patch.object(lightning_optim.quantization.compiled, "trace", self._trace)
+
+    def _trace(self, *args: Any) -> Any:
+        self.count += 1
+        return trace(*args)
+
+    def __enter__(self) -> CountedGraphs:
+        self._patch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.stop()
 
 
 class FirstSteps(Stopwatch):
@@ -163,7 +212,8 @@ def measure_ranks() -> dict[str, float]:
 
 def measure(steps: int = 12, rounds: int = 8) -> dict[str, float]:
     """All figures."""
-    return {**measure_steps(steps, rounds), **measure_attach(), **measure_ranks()}
+    compiled = measure_compiled(steps, max(rounds // 2, 1))
+    return {**measure_steps(steps, rounds), **compiled, **measure_attach(), **measure_ranks()}
 
 
 def main() -> None:

@@ -25,6 +25,10 @@ class ExportError(LightningOptimError, RuntimeError):
     """A model cannot be exported, or its exported form fails the check."""
 
 
+class TracingError(LightningOptimError, RuntimeError):
+    """A simulated network cannot be written as one graph."""
+
+
 class ArtefactError(LightningOptimError, ValueError):
     """A file is missing, truncated, unsafe, or of another model."""
 

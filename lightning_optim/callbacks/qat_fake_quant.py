@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -21,12 +20,14 @@ from lightning_optim.callbacks.calibration import calibrate_module
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
 from lightning_optim.callbacks.learning import checked_rate, loss_scale_of, train_values
+from lightning_optim.callbacks.qat_settings import check_kinds, checked_freeze, checked_layers, excluded_modules
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
 from lightning_optim.export.target.base import Target
 from lightning_optim.export.target.find import find_target
 from lightning_optim.export.verify import Verification, verify
 from lightning_optim.quantization.calibration import calibrate
+from lightning_optim.quantization.compiled import CompiledSimulation
 from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
 from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.base import Observer
@@ -39,6 +40,7 @@ from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulator import Simulator
 from lightning_optim.quantization.table import placement_table
+from lightning_optim.surgery.compilation import find_compilation, uncompiled
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, named_modules
 from lightning_optim.window import Window
@@ -88,15 +90,15 @@ class QATFakeQuant(Callback):
     ) -> None:
         self.network, self.targets, self.name = network, targets, name
         self.window = window or Window()
-        self.freeze = _checked_freeze(freeze or {})
+        self.freeze = checked_freeze(freeze or {})
         self._loss_scale: float | None = None
         self._settings = (
             weight_quantizer or Symmetric(),
             activation_quantizer or Affine(),
             observer or MovingAverage(),
-            _checked_layers(layers or {}),
+            checked_layers(layers or {}),
         )
-        _check_kinds(*self._settings[:3])
+        check_kinds(*self._settings[:3])
         self._settings[0].check(Operand.WEIGHT)
         self._settings[1].check(Operand.ACTIVATION)
         self._simulator = Simulator(*self._settings)
@@ -207,7 +209,7 @@ class QATFakeQuant(Callback):
         network = self._network_of(model)
         name = find_network(model, self.network)[0] if isinstance(model, LightningModule) else ""
         root = model if name else network
-        excluded = _excluded_modules(root, name, network, self.targets)
+        excluded = excluded_modules(root, name, network, self.targets)
         assigned = assign_layers(root, network, self._settings[3])
 
         def start() -> Simulator:
@@ -295,23 +297,28 @@ class QATFakeQuant(Callback):
                 raise RuntimeError("no model was trained under this callback: pass model")
             return self._live
         network = find_network(model, self.network)[1] if isinstance(model, LightningModule) else model
-        return _uncompiled(network)
+        return uncompiled(network)
 
     def _attach(self, pl_module: LightningModule) -> None:
         name, network = find_network(pl_module, self.network)
-        network = _uncompiled(network)
-        excluded = _excluded_modules(pl_module, name, network, self.targets)
+        network = uncompiled(network)
+        excluded = excluded_modules(pl_module, name, network, self.targets)
         assigned = assign_layers(pl_module, network, self._settings[3])
         self._check_plan(network)
         self._detach()
         self._simulator.excluded, self._simulator.assigned, self._live = excluded, assigned, network
+        compilation = find_compilation(pl_module, network)
+        compiler = None if compilation is None else compilation.compiler
+        simulation = CompiledSimulation(self._simulator, network, compiler)
         # A compiled model calls it between two graphs.
-        run = torch.compiler.disable(self._simulator.run)  # type: ignore[no-untyped-call]  # torch's own
+        run = torch.compiler.disable(simulation.run)  # type: ignore[no-untyped-call]  # torch's own
 
         def simulate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            return run(network, original, args, kwargs)
+            return run(original, args, kwargs)
 
         self._patches.wrap(network, "forward", simulate)
+        if compilation is not None and compilation.wrapper is not None:  # the simulation compiles for itself
+            self._patches.wrap(*compilation.wrapper, lambda _, *args, **kwargs: compilation.call(*args, **kwargs))
 
     def _attach_for_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -354,47 +361,3 @@ class QATFakeQuant(Callback):
         """Leave the live model and what is set on it out of copies and pickles."""
         fresh = {"_patches": Patches(), "_gate": CheckpointGate(), "_owner": None, "_live": None}
         return {**vars(self), **fresh}
-
-
-def _uncompiled(network: nn.Module) -> nn.Module:
-    if not isinstance(network, OptimizedModule):
-        return network
-    inner: nn.Module = network._orig_mod
-    return inner
-
-
-def _check_kinds(weight: object, activation: object, observer: object) -> None:
-    kinds = {"weight_quantizer": (weight, Quantizer), "activation_quantizer": (activation, Quantizer)}
-    for keyword, (value, kind) in {**kinds, "observer": (observer, Observer)}.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{keyword} must be of a class derived from {kind.__name__}, got {value!r}")
-
-
-def _checked_layers(layers: Mapping[str, LayerQuantizers]) -> dict[str, LayerQuantizers]:
-    for key, entry in layers.items():
-        if not isinstance(entry, LayerQuantizers):
-            raise TypeError(f"layers.{key} must be LayerQuantizers, got {entry!r}")
-    return {str(key): entry for key, entry in layers.items()}
-
-
-def _checked_freeze(freeze: Mapping[str, float]) -> dict[str, float]:
-    defaults = {"observer": 0.9, "batch_norm": 0.5}
-    unknown = sorted(set(freeze) - set(defaults))
-    if unknown:
-        raise ValueError(f"freeze knows {sorted(defaults)}, got {unknown[0]!r}")
-    for part, fraction in freeze.items():
-        if not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"freeze.{part} must be in [0, 1], got {fraction}")
-    return {part: float(freeze.get(part, default)) for part, default in defaults.items()}
-
-
-def _excluded_modules(root: nn.Module, name: str, network: nn.Module, targets: Targets | None) -> frozenset[str]:
-    if targets is None:
-        return frozenset()
-    chosen = set(targets.select(root, (nn.Module,)).values()) | ({root} if _takes_all(targets) else set())
-    own = {"": network, **named_modules(network)}
-    return frozenset(key for key, module in own.items() if module not in chosen)
-
-
-def _takes_all(targets: Targets) -> bool:
-    return "*" in targets.include and not targets.types

@@ -104,8 +104,9 @@ def bounds_in_steps(zero_point: Tensor | None, qmin: int, qmax: int) -> tuple[Te
     """Return how many steps from 0 the smallest and the largest integer lie."""
     if zero_point is None:
         return float(qmin), float(qmax)
-    is_known = zero_point.dim() == 0 and zero_point.device.type == "cpu" and not torch.compiler.is_compiling()
-    zero = float(zero_point) if is_known else zero_point  # as plain numbers they are many times as fast on a CPU
+    # As plain numbers they are many times as fast on a CPU; tensors of other types may be traced, and hold no number.
+    is_known = zero_point.dim() == 0 and zero_point.device.type == "cpu" and type(zero_point) is Tensor
+    zero = float(zero_point) if is_known and not torch.compiler.is_compiling() else zero_point
     return qmin - zero, qmax - zero
 
 

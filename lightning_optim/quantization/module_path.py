@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -14,6 +14,14 @@ from lightning_optim.surgery.select import plain_name
 def module_names(network: nn.Module) -> dict[int, str]:
     """Identity of every module of a network -> its plain name; the network's own is empty."""
     return {id(module): plain_name(name) for name, module in network.named_modules()}
+
+
+class CurrentModule(Protocol):
+    """Tells which module of a network runs."""
+
+    @property
+    def current(self) -> str:
+        """Name of the innermost module that runs."""
 
 
 @final

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import is_foldable
-from lightning_optim.quantization.module_path import ModulePath
+from lightning_optim.quantization.module_path import CurrentModule
 from lightning_optim.quantization.operators import (
     INTEGER_ROLES,
     Role,
@@ -63,7 +63,7 @@ class Placement(TorchFunctionMode):
         plan: What an earlier, recorded pass told.
         modules: Plain name -> module of the network, to find batch norms.
         excluded: Names of the modules whose operators stay in floating point.
-        path: Follows which module runs.
+        path: Tells which module runs.
         record: Notes what is seen, if given.
     """
 
@@ -73,7 +73,7 @@ class Placement(TorchFunctionMode):
         plan: Plan,
         modules: Mapping[str, nn.Module],
         excluded: frozenset[str],
-        path: ModulePath,
+        path: CurrentModule,
         record: Record | None = None,
     ) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -64,14 +64,28 @@ class Ranges:
         """Widen this batch's range of one activation by what a tensor holds, and return the tensor's own range."""
         if not tensor.numel():
             return None
-        ends = low, high = torch.aminmax(tensor.detach())
+        low, high = torch.aminmax(tensor.detach())
+        self._widen(key, low, high)
+        if self._counts_values:
+            self._count(key, tensor)
+        return low, high
+
+    def _widen(self, key: str, low: Tensor, high: Tensor) -> None:
         if key in self._batch:
             seen = self._batch[key]
             low, high = torch.minimum(low, seen[0]), torch.maximum(high, seen[1])
         self._batch[key] = (low.float(), high.float())
-        if self._counts_values:
-            self._count(key, tensor)
-        return ends
+
+    def widen(self, keys: Sequence[str], low: Tensor, high: Tensor) -> None:
+        """Widen this batch's ranges of some activations by their smallest and largest values, each ``[K]``."""
+        for key, smallest, largest in zip(keys, low.unbind(), high.unbind(), strict=True):
+            self._widen(key, smallest, largest)
+
+    def stacked_qparams(self, keys: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return scales and zero points of activations that have a range, each ``[N]``."""
+        pairs = [self.qparams(key, device) for key in keys]
+        scales, zero_points = zip(*(pair for pair in pairs if pair is not None), strict=True)
+        return torch.stack(scales), torch.stack(zero_points)
 
     def _count(self, key: str, tensor: Tensor) -> None:
         exponent = exponent_of(*self._batch[key])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import handle_torch_function, has_torch_function
 from typing_extensions import override
 
 from lightning_optim.quantization.backend import Backend
@@ -21,7 +22,6 @@ from lightning_optim.quantization.functional import (
 from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
-from lightning_optim.quantization.ranges import Ranges
 from lightning_optim.quantization.scheme import Scheme
 
 
@@ -56,6 +56,16 @@ def _covers(qparams: tuple[Tensor, Tensor], scheme: Scheme, ends: tuple[Tensor, 
     return (scheme.qmin - zero_point) * scale <= low and high <= (scheme.qmax - zero_point) * scale
 
 
+class KnownRanges(Protocol):
+    """Ranges of activations, as the simulation asks for them."""
+
+    def observe(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Take in what an activation holds, and return its range if that is known at once."""
+
+    def qparams(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Return scale and zero point of an activation, or ``None`` if it has no range yet."""
+
+
 @final
 class SimulationBackend(Backend):
     """Rounds weights and activations to the values of their integers.
@@ -75,7 +85,7 @@ class SimulationBackend(Backend):
 
     def __init__(
         self,
-        ranges: Ranges,
+        ranges: KnownRanges,
         weight_quantizer_of: Callable[[str], Quantizer],
         activation_quantizer_of: Callable[[str], Quantizer],
         *,
@@ -96,11 +106,11 @@ class SimulationBackend(Backend):
             self._learned.find(f"activation/{key}", quantizer.start(*qparams))
         dynamic = quantizer.dynamic_qparams(tensor)
         if dynamic is not None:
-            return quantizer.fake(tensor, *dynamic)
+            return _fake(quantizer, tensor, *dynamic)
         # A processor knows at once that nothing is clipped; an accelerator would have to be waited for.
         is_known = tensor.device.type == "cpu" and not (quantizer.learns or torch.compiler.is_compiling())
         is_within = is_known and ends is not None and _covers(qparams, quantizer.scheme, ends)
-        return quantizer.fake(tensor, *qparams, is_within=is_within)
+        return _fake(quantizer, tensor, *qparams, is_within=is_within)
 
     @override
     def folds(self, norm: _BatchNorm) -> bool:
@@ -138,7 +148,18 @@ class SimulationBackend(Backend):
 
 
 def _round(weight: Tensor, quantizer: Quantizer, scale: Tensor) -> Tensor:
-    return quantizer.fake(weight, per_channel(scale, weight), None, is_within=True)
+    return _fake(quantizer, weight, per_channel(scale, weight), None, is_within=True)
+
+
+def _fake(
+    quantizer: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False
+) -> Tensor:
+    """Round, as one function to whoever follows torch functions: its gradient is not that of its parts."""
+    tensors = (x, scale) if zero_point is None else (x, scale, zero_point)
+    if has_torch_function(tensors):
+        rounded: Tensor = handle_torch_function(quantizer.fake, tensors, x, scale, zero_point, is_within=is_within)
+        return rounded
+    return quantizer.fake(x, scale, zero_point, is_within=is_within)
 
 
 def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm: _BatchNorm) -> Tensor:

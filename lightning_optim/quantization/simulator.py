@@ -15,14 +15,14 @@ from lightning_optim.quantization.backend import Backend, FloatBackend
 from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.learned import LearnedValues
-from lightning_optim.quantization.module_path import ModulePath, module_names
-from lightning_optim.quantization.observer.base import Observer
+from lightning_optim.quantization.module_path import CurrentModule, ModulePath, module_names
+from lightning_optim.quantization.observer.base import Evidence, Observer
 from lightning_optim.quantization.placement import Placement
 from lightning_optim.quantization.plan import Plan, Record
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
 from lightning_optim.quantization.ranges import Ranges
-from lightning_optim.quantization.simulation import SimulationBackend
+from lightning_optim.quantization.simulation import KnownRanges, SimulationBackend
 from lightning_optim.surgery.select import named_modules
 
 Forward = Callable[..., Any]
@@ -85,6 +85,12 @@ class Simulator:
         """Whether operators and ranges are known, so that the network is simulated."""
         return self.plan is not None and bool(self.ranges.keys)
 
+    @property
+    def is_traceable(self) -> bool:
+        """Whether a forward pass is the same torch functions on other tensors each time."""
+        counts = self.is_observing and self.observer.needs is not Evidence.RANGE
+        return self.is_ready and not counts and not any(rule.learns for rule in self.quantizers)
+
     def weight_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of a layer's weight, by the key of the layer's operator."""
         own = self._layer_of(key)
@@ -120,26 +126,40 @@ class Simulator:
             return forward(*args, **kwargs)
         self.learned.refresh()
         is_first = network.training and torch.is_grad_enabled() and not self.learned.keys
-        backend = SimulationBackend(
-            self.ranges,
-            self.weight_quantizer_of,
-            self.activation_quantizer_of,
-            observes=self.is_observing,
-            folds_all=self.folds_batch_norm,
-            learned=self.learned if is_first and self.is_ready else None,
-        )
+        backend = self.backend(self.ranges, self.learned if is_first and self.is_ready else None)
         with self.placed(network, backend) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
 
+    def backend(self, ranges: KnownRanges, learned: LearnedValues | None = None) -> SimulationBackend:
+        """Return what simulates the network as it is now."""
+        return SimulationBackend(
+            ranges,
+            self.weight_quantizer_of,
+            self.activation_quantizer_of,
+            observes=self.is_observing,
+            folds_all=self.folds_batch_norm,
+            learned=learned,
+        )
+
     @contextmanager
     def placed(self, network: nn.Module, backend: Backend, record: Record | None = None) -> Iterator[Placement]:
         """Let ``backend`` carry out the placement for what runs inside."""
-        names, modules = self._modules_of(network)
-        path = ModulePath(names)
-        placement = Placement(backend, self.plan or Plan(), modules, self.excluded, path, record)
-        with path, placement:
+        with (
+            ModulePath(self._modules_of(network)[0]) as path,
+            self.placed_at(network, path, backend, record) as placement,
+        ):
             yield placement
+
+    def placed_at(
+        self, network: nn.Module, path: CurrentModule, backend: Backend, record: Record | None = None
+    ) -> Placement:
+        """Return the placement, to be entered, for what runs in the module that ``path`` names."""
+        return Placement(backend, self.plan or Plan(), self.modules_of(network), self.excluded, path, record)
+
+    def modules_of(self, network: nn.Module) -> Mapping[str, nn.Module]:
+        """Return a network's modules by plain name; its own name is empty."""
+        return self._modules_of(network)[1]
 
     def finish_batch(self, merge: Callable[[Ranges], None] | None = None) -> None:
         """End a batch that was observed: draw the plan, or fold the ranges in.

@@ -279,15 +279,42 @@ def test_pruned_weights_stay_pruned(tmp_path):
     assert module.net.conv.weight[0].abs().max() == 0
 
 
-def test_a_compiled_network_is_simulated(tmp_path):
+def compile_within(module, backend):
+    module.net = torch.compile(module.net, backend=backend)
+    return module
+
+
+def compile_in_place(module, backend):
+    module.net.compile(backend=backend)
+    return module
+
+
+def compile_whole(module, backend):
+    module.log = lambda *_, **__: None  # Lightning's cannot be traced
+    return torch.compile(module, backend=backend)
+
+
+@pytest.mark.parametrize("compiled", [compile_within, compile_in_place, compile_whole])
+def test_a_compiled_network_is_simulated_in_one_graph_and_learns_the_same(tmp_path, compiled):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
     module, eager = made(), made()
-    module.net = torch.compile(module.net, backend="eager")
     callback, other = QATFakeQuant(network="net"), QATFakeQuant()
-    trainer(tmp_path, callback).fit(module, data())
+    trainer(tmp_path, callback).fit(compiled(module, backend), data())
     trainer(tmp_path, other).fit(eager, data())
-    assert callback.is_simulating
+    rounded = [graph for graph in graphs if any("fake" in str(node.target) for node in graph.graph.nodes)]
+    assert len(rounded) == 2  # ranges are observed, with batch norms as they are and folded
+    weights = {name.replace("_orig_mod.", ""): value for name, value in module.state_dict().items()}
+    for name, value in eager.state_dict().items():
+        assert torch.equal(value, weights[name]), name
     ends = [each.state_dict()["ranges"]["observer"]["high"] for each in (callback, other)]
-    assert torch.allclose(*ends)
+    assert torch.equal(*ends)
+    torch._dynamo.reset()
 
 
 def test_excluded_layers_are_named_in_the_table(tmp_path):

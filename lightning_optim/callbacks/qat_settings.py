@@ -1,0 +1,72 @@
+"""Settings of quantization-aware training, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from lightning_optim.quantization.layers import LayerQuantizers
+from lightning_optim.quantization.observer.base import Observer
+from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.surgery.select import Targets, named_modules
+
+
+def check_kinds(weight: object, activation: object, observer: object) -> None:
+    """Refuse what is no quantizer or no observer.
+
+    Raises:
+        TypeError: Naming the keyword.
+    """
+    kinds = {"weight_quantizer": (weight, Quantizer), "activation_quantizer": (activation, Quantizer)}
+    for keyword, (value, kind) in {**kinds, "observer": (observer, Observer)}.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{keyword} must be of a class derived from {kind.__name__}, got {value!r}")
+
+
+def checked_layers(layers: Mapping[str, LayerQuantizers]) -> dict[str, LayerQuantizers]:
+    """Return the quantizers of single layers, by key.
+
+    Raises:
+        TypeError: If an entry is something else.
+    """
+    for key, entry in layers.items():
+        if not isinstance(entry, LayerQuantizers):
+            raise TypeError(f"layers.{key} must be LayerQuantizers, got {entry!r}")
+    return {str(key): entry for key, entry in layers.items()}
+
+
+def checked_freeze(freeze: Mapping[str, float]) -> dict[str, float]:
+    """Return when each part is frozen, defaults filled in.
+
+    Raises:
+        ValueError: If a part is unknown, or a fraction out of range.
+    """
+    defaults = {"observer": 0.9, "batch_norm": 0.5}
+    unknown = sorted(set(freeze) - set(defaults))
+    if unknown:
+        raise ValueError(f"freeze knows {sorted(defaults)}, got {unknown[0]!r}")
+    for part, fraction in freeze.items():
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"freeze.{part} must be in [0, 1], got {fraction}")
+    return {part: float(freeze.get(part, default)) for part, default in defaults.items()}
+
+
+def excluded_modules(root: nn.Module, name: str, network: nn.Module, targets: Targets | None) -> frozenset[str]:
+    """Return the names, within a network, of the modules that ``targets`` leave out.
+
+    Args:
+        root: The LightningModule, or a network alone.
+        name: The network's plain name in it.
+        network: The network.
+        targets: What is chosen; ``None`` is all.
+    """
+    if targets is None:
+        return frozenset()
+    chosen = set(targets.select(root, (nn.Module,)).values()) | ({root} if _takes_all(targets) else set())
+    own = {"": network, **named_modules(network)}
+    return frozenset(key for key, module in own.items() if module not in chosen)
+
+
+def _takes_all(targets: Targets) -> bool:
+    return "*" in targets.include and not targets.types

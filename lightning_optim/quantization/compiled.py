@@ -1,0 +1,86 @@
+"""Simulation of a network that ``torch.compile`` compiles."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+
+from lightning_optim.errors import TracingError
+from lightning_optim.quantization.simulator import Forward, Simulator
+from lightning_optim.quantization.traced import trace
+from lightning_optim.surgery.compilation import Compiler
+
+
+@final
+class CompiledSimulation:
+    """Runs a simulated network as one compiled graph, once its ranges are known.
+
+    ``torch.compile`` captures the plain forward pass and guards it; the graph is rewritten before it is compiled, so
+    that it quantizes what the simulation in Python would. Scales are inputs of the graph and the ranges that it
+    observes are outputs: nothing is compiled again when they change. What can't be captured as one graph is simulated
+    in Python, with a warning.
+
+    Args:
+        simulator: What is known about the network.
+        network: The network.
+        compiler: Compiles the graph: a backend of ``torch.compile``; ``None`` simulates in Python.
+    """
+
+    def __init__(self, simulator: Simulator, network: nn.Module, compiler: Compiler | None) -> None:
+        self._simulator, self._network, self._compiler = simulator, network, compiler
+        self._ways: dict[tuple[bool, bool], _Way] = {}
+        if compiler is not None and any(rule.learns for rule in simulator.quantizers):
+            warnings.warn(
+                f"{type(network).__name__} is simulated uncompiled: its quantizers learn their steps", stacklevel=2
+            )
+
+    def run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the network's own ``forward``, simulated as far as the simulator knows it."""
+        simulator = self._simulator
+        if self._compiler is None or not simulator.is_traceable:
+            return simulator.run(self._network, forward, args, kwargs)
+        state = simulator.is_observing, simulator.folds_batch_norm
+        if state not in self._ways:
+            self._ways[state] = _Way(simulator, self._network, forward, self._compiler)
+        try:
+            return self._ways[state].compiled(*args, **kwargs)
+        except (TorchDynamoException, TracingError) as error:
+            self._compiler = None
+            cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            warnings.warn(f"{type(self._network).__name__} is simulated uncompiled from now on: {reason}", stacklevel=2)
+            return simulator.run(self._network, forward, args, kwargs)
+
+
+@final
+class _Way:
+    """One state of the simulator: ranges are observed or not, batch norms are folded or not."""
+
+    def __init__(self, simulator: Simulator, network: nn.Module, forward: Forward, compiler: Compiler) -> None:
+        self._simulator, self._network, self._compiler = simulator, network, compiler
+        self.compiled = torch.compile(forward, backend=self._compile, fullgraph=True, dynamic=False)
+
+    def _compile(self, captured: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        ranges = self._simulator.ranges
+        keys, device = (
+            ranges.keys,
+            next((leaf.device for leaf in inputs if isinstance(leaf, Tensor)), torch.device("cpu")),
+        )
+        traced = trace(captured, inputs, self._simulator, self._network, keys)
+        scales = ranges.stacked_qparams(keys, device)
+        run = self._compiler(traced.module, [*inputs, *scales])
+
+        def simulate(*values: Any) -> Any:
+            outputs = run(*values, *ranges.stacked_qparams(keys, device))
+            if not traced.observed:
+                return outputs
+            *outputs, low, high = outputs
+            ranges.widen(traced.observed, low, high)
+            return outputs
+
+        return simulate

@@ -1,0 +1,227 @@
+"""A simulated network as one graph, for whoever compiles it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import Argument
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from typing_extensions import override
+
+from lightning_optim.errors import TracingError
+from lightning_optim.quantization.module_path import module_names
+from lightning_optim.quantization.plan import Plan, Record
+from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.surgery.select import plain_name
+
+_CALLED_AGAIN = re.compile(r"@\d+$")
+
+
+@final
+class Recorder(TorchFunctionMode):
+    """Writes every torch function that runs while it is entered into a graph, with the tensors that it takes.
+
+    Functions that return no tensor leave none: what they say of a tensor holds for every tensor of its shape.
+
+    Args:
+        root: Holds the tensors that the graph finds besides its inputs.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self._root = root
+        self._nodes: dict[int, tuple[Tensor, fx.Node]] = {}  # the tensor is kept, so that its identity stays its own
+
+    def add_input(self, name: str, *values: Any) -> None:
+        """Add an input to the graph; each of the values stands for it."""
+        node = self.graph.placeholder(name)
+        for value in values:
+            self._bind(value, node)
+
+    def node_of(self, value: Any) -> Argument:
+        """What stands for a value in the graph; tensors that nothing made become the root's."""
+        return pytree.tree_map_only(Tensor, self._find, value)  # type: ignore[no-any-return]  # typed as any
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        leaves = pytree.tree_leaves(out)
+        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+            return out
+        node = self._write(func, self.node_of(args), self.node_of(kwargs or {}))
+        self._bind(out, node)
+        return out
+
+    def _write(self, func: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute, such as ``T``
+            attribute: Any = getattr(func, "__self__", None)
+            return self.graph.call_function(getattr, (args[0], attribute.__name__))
+        if getattr(Tensor, name, None) is func:
+            return self.graph.call_method(name, args, kwargs)
+        return self.graph.call_function(func, args, kwargs)
+
+    def _bind(self, value: Any, node: fx.Node) -> None:
+        if isinstance(value, Tensor):
+            self._nodes[id(value)] = value, node
+        elif isinstance(value, (tuple, list)):
+            for place, part in enumerate(value):
+                self._bind(part, self.graph.call_function(_item, (node, place)))
+
+    def _find(self, tensor: Tensor) -> fx.Node:
+        found = self._nodes.get(id(tensor))
+        if found is not None:
+            return found[1]
+        name = f"constant_{len(self._nodes)}"
+        self._root.register_buffer(name, tensor, persistent=False)
+        node = self.graph.get_attr(name)
+        self._nodes[id(tensor)] = tensor, node
+        return node
+
+
+def _item(values: Sequence[Any], place: int) -> Any:
+    return values[place]
+
+
+@final
+class _Scales:
+    """Stands in for ranges: scales and zero points are inputs of the graph, and what is observed is an output.
+
+    Args:
+        keys: Every activation that has a range, in the order of the inputs' entries.
+        scales: ``[N]``.
+        zero_points: ``[N]``.
+    """
+
+    def __init__(self, keys: Sequence[str], scales: Tensor, zero_points: Tensor) -> None:
+        self._places = {key: place for place, key in enumerate(keys)}
+        self._scales, self._zero_points = scales, zero_points
+        self.seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def observe(self, key: str, tensor: Tensor) -> None:
+        """Let a tensor's range be put out, with what the same activation showed before."""
+        low, high = torch.aminmax(tensor.detach())
+        if key in self.seen:
+            low, high = torch.minimum(low, self.seen[key][0]), torch.maximum(high, self.seen[key][1])
+        self.seen[key] = low.float(), high.float()
+
+    def qparams(self, key: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of an activation."""
+        if key not in self._places:
+            raise TracingError(f"{key} has no range yet")
+        place = self._places[key]
+        return self._scales[place], self._zero_points[place]
+
+
+@final
+class _GraphPath:
+    """The module that a node of a captured graph ran in."""
+
+    def __init__(self, network: nn.Module) -> None:
+        first = module_names(network)
+        every = network.named_modules(remove_duplicate=False)
+        self._names = {plain_name(name): first[id(module)] for name, module in every}
+        self.current = ""
+
+    def follow(self, node: fx.Node) -> None:
+        """Go to a node's module."""
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed([*stack.values()]))[0] if stack else "L['self']"
+        root, _, name = path.partition(".")
+        name = ".".join(_CALLED_AGAIN.sub("", part) for part in plain_name(name).split("."))
+        if not root.startswith("L[") or name not in self._names:
+            raise TracingError(f"no module is known at {path}")
+        self.current = self._names[name]
+
+
+@final
+class _Replay(fx.Interpreter):
+    """Runs a captured graph node by node, each in its module."""
+
+    def __init__(self, graph_module: fx.GraphModule, path: _GraphPath) -> None:
+        super().__init__(graph_module, garbage_collect_values=False)
+        self._path = path
+
+    @override
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op in ("call_function", "call_method"):
+            self._path.follow(n)
+        return super().run_node(n)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TracedGraph:
+    """A graph of torch functions that computes as the integers would.
+
+    Args:
+        module: Its inputs are those of the captured graph, then the scales and the zero points of all activations, each
+            ``[N]``; its outputs those of the captured graph, then the smallest and the largest values of what it
+            observed, each ``[K]``, if there is any.
+        observed: Names of what it observed.
+    """
+
+    module: fx.GraphModule
+    observed: tuple[str, ...]
+
+
+def trace(
+    captured: fx.GraphModule,
+    inputs: Sequence[Any],
+    simulator: Simulator,
+    network: nn.Module,
+    keys: Sequence[str],
+) -> TracedGraph:
+    """Write the simulation of a captured forward pass into a graph of its own.
+
+    The graph runs once on tensors without values, under the placement that simulates the network in Python: both
+    quantize the same tensors by the same rules.
+
+    Args:
+        captured: The plain forward pass in torch functions, as ``torch.compile`` hands it to its backend.
+        inputs: Its inputs, parameters among them.
+        simulator: Ready, and in the state in which the graph is to run.
+        network: The network, whose parameters are among the inputs.
+        keys: Every activation that has a range.
+
+    Raises:
+        TracingError: If the operators are not those of the recorded pass.
+    """
+    assert simulator.plan is not None
+    root, record = nn.Module(), Record()
+    path = _GraphPath(network)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    values = [fake.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs]
+    with fake, Recorder(root) as recorder:
+        scales, zero_points = (torch.ones(len(keys)) for _ in range(2))
+        for place, (value, real) in enumerate(zip(values, inputs, strict=True)):
+            recorder.add_input(f"input_{place}", value, real)
+        recorder.add_input("scales", scales)
+        recorder.add_input("zero_points", zero_points)
+        ranges = _Scales(keys, scales, zero_points)
+        with simulator.placed_at(network, path, simulator.backend(ranges), record) as placement:
+            outputs = _Replay(captured, path).run(*values)
+        outputs = placement.finish(outputs)
+        ends = [torch.stack(values) for values in zip(*ranges.seen.values(), strict=True)]
+        recorder.graph.output(recorder.node_of((*outputs, *ends)))
+    _check_operators(record, simulator.plan)
+    return TracedGraph(fx.GraphModule(root, recorder.graph), tuple(ranges.seen))
+
+
+def _check_operators(record: Record, plan: Plan) -> None:
+    found, expected = (
+        {key for key, operator in operators.items() if operator.is_integer}
+        for operators in (record.operators, plan.operators)
+    )
+    if odd := sorted(found ^ expected):
+        raise TracingError(f"{odd[0]} and {len(odd) - 1} other operators differ from those of the recorded pass")

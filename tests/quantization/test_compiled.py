@@ -1,0 +1,186 @@
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo import lookup_backend
+
+from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.demo.model.vit import VisionTransformer
+from lightning_optim.quantization.compiled import CompiledSimulation
+from lightning_optim.quantization.observer.entropy import Entropy
+from lightning_optim.quantization.observer.moving_average import MovingAverage
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.learned_step import LearnedStep
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.simulator import Simulator
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Twice(nn.Module):
+    """One layer that is called twice, keywords, an in-place operator, an attribute and two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 5)
+        self.same = self.first
+
+    def forward(self, x, *, shift):
+        x = F.relu(self.first(x.flatten(1)[:, :12]), inplace=True)
+        x = self.same(x + shift)
+        return {"out": self.second(x), "mean": (x @ x.T).mean()}
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.layer(x.flatten(1)[:, :12])
+        return x if x.sum() > 0 else -x
+
+
+def simulator_of(**settings):
+    simulator = Simulator(
+        settings.get("weight", Symmetric()),
+        settings.get("activation", Affine()),
+        settings.get("observer", MovingAverage()),
+    )
+    simulator.is_observing = True
+    return simulator
+
+
+def counting(name="aot_eager"):
+    compiler, graphs = lookup_backend(name), []
+
+    def compile_graph(graph, inputs):
+        graphs.append(graph)
+        return compiler(graph, inputs)
+
+    return compile_graph, graphs
+
+
+def batches(count=4):
+    generator = torch.Generator().manual_seed(0)
+    return [(1 + place) * torch.randn(4, 1, 16, 16, generator=generator) for place in range(count)]
+
+
+def loss_of(out):
+    return sum(leaf.square().mean() for leaf in (out.values() if isinstance(out, dict) else [out]))
+
+
+def train(network, run, simulator, folds_from=3, **kwargs):
+    """Outputs and gradients of some steps, the last of them with folded batch norms, and an output in evaluation."""
+    seen, forward = [], type(network).forward.__get__(network)
+    for place, batch in enumerate(batches()):
+        simulator.folds_batch_norm = place >= folds_from
+        network.zero_grad()
+        loss = loss_of(run(forward, (batch,), kwargs))
+        loss.backward()
+        simulator.finish_batch()
+        seen += [loss.detach(), *(parameter.grad.clone() for parameter in network.parameters())]
+    simulator.is_observing = False
+    network.eval()
+    with torch.no_grad():
+        return [*seen, loss_of(run(forward, (batches(1)[0],), kwargs)), *network.state_dict().values()]
+
+
+NETWORKS = {
+    "residual": (lambda: ResidualNet(widths=(4,)), {}),
+    "transformer": (
+        lambda: VisionTransformer(patch=8, dim=16, depth=1, num_heads=2, hidden=16, num_classes=3),
+        {},
+    ),
+    "twice": (Twice, {"shift": torch.ones(12)}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_compiled_graph_computes_and_learns_what_the_simulation_in_python_does(name):
+    make, kwargs = NETWORKS[name]
+    torch.manual_seed(0)
+    plain = make().train()
+    twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
+    compiler, graphs = counting()
+    simulation = CompiledSimulation(compiled, twin, compiler)
+    expected = train(plain, lambda *call: python.run(plain, *call), python, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = train(twin, simulation.run, compiled, **kwargs)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    for one, other in zip(*(each.ranges.state_dict()["observer"].values() for each in (python, compiled)), strict=True):
+        assert torch.equal(one, other)
+    assert python.ranges.keys == compiled.ranges.keys
+    assert len(graphs) == 3  # observing, observing with folded norms, and evaluation: one graph each, for all ranges
+
+
+@pytest.mark.slow
+def test_inductors_kernels_stay_within_a_step_of_the_output():
+    torch.manual_seed(0)
+    plain = ResidualNet(widths=(4, 8)).train()
+    twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
+    simulation = CompiledSimulation(compiled, twin, lookup_backend("inductor"))
+    train(plain, lambda *call: python.run(plain, *call), python)
+    train(twin, simulation.run, compiled)
+    (batch,) = batches(1)
+    out = [
+        run(type(net).forward.__get__(net), (batch,), {})
+        for net, run in ((plain, lambda *call: python.run(plain, *call)), (twin, simulation.run))
+    ]
+    scale = python.ranges.qparams(python.ranges.keys[-1], torch.device("cpu"))[0]
+    assert (out[0] - out[1]).abs().max() <= 1.01 * scale
+
+
+def test_what_cannot_be_one_graph_is_simulated_in_python_and_says_so():
+    torch.manual_seed(0)
+    plain = Branching().train()
+    twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
+    compiler, graphs = counting()
+    simulation = CompiledSimulation(compiled, twin, compiler)
+    expected = train(plain, lambda *call: python.run(plain, *call), python)
+    with pytest.warns(UserWarning, match="Branching is simulated uncompiled from now on"):
+        found = train(twin, simulation.run, compiled)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert not graphs
+
+
+def test_operators_that_the_recorded_pass_did_not_show_are_not_compiled():
+    torch.manual_seed(0)
+    network, simulator = ResidualNet(widths=(4, 8)).train(), simulator_of()
+    compiler, graphs = counting()
+    simulation, forward = CompiledSimulation(simulator, network, compiler), type(network).forward.__get__(network)
+    for batch in batches(2):
+        simulation.run(forward, (batch,), {})
+        simulator.finish_batch()
+    key = next(iter(simulator.plan.operators))
+    simulator.plan.operators[f"{key}#2"] = simulator.plan.operators[key]
+    with pytest.warns(UserWarning, match="differ from those of the recorded pass"):
+        simulation.run(forward, (batches(1)[0],), {})
+    assert not graphs
+
+
+def test_quantizers_that_learn_are_simulated_in_python_and_say_so():
+    network, simulator = ResidualNet(widths=(4, 8)).train(), simulator_of(weight=LearnedStep())
+    compiler, graphs = counting()
+    with pytest.warns(UserWarning, match="its quantizers learn their steps"):
+        simulation = CompiledSimulation(simulator, network, compiler)
+    train(network, simulation.run, simulator)
+    assert not graphs
+
+
+def test_histograms_are_counted_in_python_and_the_rest_is_compiled():
+    network, simulator = ResidualNet(widths=(4, 8)).train(), simulator_of(observer=Entropy())
+    compiler, graphs = counting("eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(network, CompiledSimulation(simulator, network, compiler).run, simulator)
+    assert len(graphs) == 1  # the pass in evaluation, after the observer
