@@ -29,6 +29,7 @@ from lightning_optim.export.target.onnxruntime import OnnxRuntime
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.quantizer.unquantized import Unquantized
 from lightning_optim.quantization.simulator import Simulator
 
 _BATCH = 32
@@ -111,9 +112,9 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
     return {"cnn": (ResNet(), image), "vit": (ViT(), image), "mlp": (mlp, torch.randn(64, 768))}
 
 
-def calibrate(network: nn.Module, batch: Tensor, bits: int = 8) -> Simulator:
-    """Return a simulator that knows the network's operators and ranges."""
-    simulator = Simulator(Symmetric(bits=bits), Affine(), MinMax())
+def calibrate(network: nn.Module, batch: Tensor, bits: int = 8, weight: Symmetric | None = None) -> Simulator:
+    """Return a simulator that knows the network's operators and ranges; with ``weight``, one of weights alone."""
+    simulator = Simulator(weight or Symmetric(bits=bits), Unquantized() if weight else Affine(), MinMax())
     simulator.is_observing = True
     for _ in range(3):
         with torch.no_grad():
@@ -140,6 +141,33 @@ def measure(seconds: float = 4.0) -> dict[str, Any]:
                 found["openvino_speedup_cnn"] = _time_openvino(paths, batch, seconds)
         for bits in (4, 2):
             found.update(_measure_packing(bits, Path(folder)))
+        found.update(_measure_weights_alone(Path(folder), seconds))
+    return found
+
+
+def _measure_weights_alone(folder: Path, seconds: float) -> dict[str, Any]:
+    """Speed and size of linear layers whose weights alone are packed, in groups of 128, at a batch of one."""
+    network, batch = networks()["mlp"]
+    paths: dict[str, Path] = {"float": folder / "float.onnx"}
+    export_onnx(network, (batch,), paths["float"])
+    found: dict[str, Any] = {}
+    for bits in (8, 4, 2):
+        simulator = calibrate(network, batch, weight=Symmetric(bits=bits, granularity="group", group_size=128))
+        for kind, rounds in (("exact", False), ("fast", True)):
+            name = f"weights{bits}_{kind}"
+            written = export_quantized(
+                simulator,
+                network,
+                folder / f"{name}.onnx",
+                (batch,),
+                target=OnnxRuntime(rounds_inputs=rounds),
+                acceptance=Acceptance(min_agreement=0.0),
+            )
+            paths[name], found[f"{name}_max_error"] = written.path, written.parity.max_abs_error
+    times = time_models(paths, batch.numpy(), (1,), seconds=seconds)
+    for name, path in list(paths.items())[1:]:
+        found[f"{name}_speedup"] = times["float"][1].cpu_ms / times[name][1].cpu_ms
+        found[f"{name}_bytes_ratio"] = path.stat().st_size / paths["float"].stat().st_size
     return found
 
 
