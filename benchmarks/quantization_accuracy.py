@@ -68,21 +68,23 @@ class Width:
         rounded: Quantizer of weights that are not trained.
         trained: Quantizer of weights that are.
         lr: Peak learning rate of the epoch.
+        all_lr: The same if the first and the last layer are low, too: their weights have far to go to the next value.
         repairs: What makes rounding cost less, if it can treat these weights.
     """
 
     rounded: Quantizer
     trained: Quantizer
     lr: float
+    all_lr: float
     repairs: Sequence[PostTraining] = REPAIRS
 
 
 WIDTHS: Mapping[str, Width] = {
-    "w8a8": Width(rounded=Symmetric(bits=8), trained=Symmetric(bits=8), lr=5e-4),
-    "w4a8": Width(rounded=Symmetric(bits=4), trained=LearnedStep(bits=4), lr=5e-4),
-    "w3a8": Width(rounded=Symmetric(bits=3), trained=LearnedStep(bits=3), lr=1e-3),
-    "w2a8": Width(rounded=Symmetric(bits=2), trained=LearnedStep(bits=2), lr=1e-3),
-    "w1a8": Width(rounded=Binary(), trained=Binary(), lr=2e-3, repairs=()),
+    "w8a8": Width(rounded=Symmetric(bits=8), trained=Symmetric(bits=8), lr=5e-4, all_lr=5e-4),
+    "w4a8": Width(rounded=Symmetric(bits=4), trained=LearnedStep(bits=4), lr=5e-4, all_lr=2e-3),
+    "w3a8": Width(rounded=Symmetric(bits=3), trained=LearnedStep(bits=3), lr=1e-3, all_lr=2e-3),
+    "w2a8": Width(rounded=Symmetric(bits=2), trained=LearnedStep(bits=2), lr=1e-3, all_lr=1e-3),
+    "w1a8": Width(rounded=Binary(), trained=Binary(), lr=2e-3, all_lr=2e-3, repairs=()),
 }
 JUDGED = ("w4a8", "w2a8", "w1a8")
 Way = Callable[[nn.Module, Width, Training, int], QATFakeQuant]
@@ -108,7 +110,7 @@ def trained(
     """Train under the rounding."""
     callback = quantizing(width.trained, every_layer=every_layer)
     distilling = [DistillationTeacher(copy.deepcopy(network))] if teacher else []
-    fit(network, [callback, *distilling], replace(training, lr=width.lr), 1000 + seed)
+    fit(network, [callback, *distilling], replace(training, lr=width.all_lr if every_layer else width.lr), 1000 + seed)
     return callback
 
 
