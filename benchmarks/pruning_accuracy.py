@@ -43,14 +43,15 @@ from lightning_optim.demo.data.tensors import Split
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.pruning.allocation.lamp import Lamp
+from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.cubic import Cubic
 from lightning_optim.window import Window
 
 WIDTHS = (32, 64, 128)
 IMAGE = torch.zeros(1, 1, 28, 28)
-# Shares of the fit after which a method has reached its sparsity: the rest is recovery, of which channels need more.
-PRUNES_UNTIL, CHANNELS_UNTIL = 0.7, 0.1
+PRUNES_UNTIL = 0.7  # share of the fit after which a method has reached its sparsity: the rest is recovery
 SPARSITIES = {"weights": (0.8, 0.9, 0.95), "channels": (0.5, 0.7)}
 # Torch-Pruning rounds the channels that it keeps down, ours to the nearest: so both keep 9 of 32, 19 of 64, 38 of 128.
 ROUNDED_AS_TORCH_PRUNING = {0.5: 0.5, 0.7: 0.705}
@@ -116,11 +117,11 @@ def ours(sparsity: float, network: nn.Module, training: Training) -> Callback:
 
 
 def our_channels(sparsity: float, network: nn.Module, training: Training) -> Callback:
-    """Channels, an equal share of each group, on the cubic schedule, by all weights that make or read them."""
+    """Channels, an equal share of each group, at once, by all weights that make or read them."""
     return PruningScheduler(
-        schedule=Cubic(end=ROUNDED_AS_TORCH_PRUNING[sparsity]),
+        schedule=Constant(value=ROUNDED_AS_TORCH_PRUNING[sparsity]),
+        criterion=Magnitude(p=2),
         structure=Channel(shrink="update"),
-        window=Window(end=CHANNELS_UNTIL, every=CHANNELS_UNTIL / 10),
     )
 
 
