@@ -1,12 +1,13 @@
 """Two pretrained networks, from their published weights to a pruned int8 file, measured in ONNX Runtime.
 
-    python -m benchmarks.pretrained [--only cnn transformer] [--small]
+    python -m benchmarks.pretrained [--only cnn transformer] [--unpruned] [--small]
 
 - cnn: EfficientNet-Lite0 on Fashion-MNIST at 64 x 64; half of the channels of every group go.
 - transformer: all-MiniLM-L6-v2 on the definitions of WordNet, 41 classes; half of the heads and of the neurons go.
 
-Each is fine-tuned (``base``), calibrated for int8 without training (``post-training``), pruned in rounds with its base
-as teacher and physically shrunk (``pruned``), and then trained for int8 (``pruned int8``). Accuracy is that of the
+Each is fine-tuned (``base``), calibrated for int8 without training (``post-training``), and trained for int8 for an
+epoch with the base as teacher (``trained int8``). Then the base is pruned in rounds with itself as teacher, physically
+shrunk (``pruned``), and trained for int8 (``pruned int8``); ``--unpruned`` ends before that. Accuracy is that of the
 ONNX file, on samples that no training saw. ``agreement`` is the share of them for which the file and the network in
 PyTorch name the same class. The shrunk network is checked against a full-size one that has its weights, and zeros
 where something was removed; and against what ``load_pruned`` makes of its checkpoint. Latency is CPU time of one call
@@ -149,24 +150,27 @@ def _logits(output: Any) -> Tensor:
     return logits
 
 
-def compress(task: Task, folder: Path, prune_epochs: int) -> Figures:
-    """Take one network through all stages."""
-    run = Run(task, folder)
-    torch.manual_seed(0)
-    base = task.module(task.make(), task.peak)
-    run.fit(base, [])
-    run.measure("base", base)
-
-    quantize = QATFakeQuant()
+def quantize(run: Run, base: FineTuning) -> None:
+    """int8 without training, and with an epoch of it; the base stays as it is."""
+    task, quantizer = run.task, QATFakeQuant()
     calibrated = task.module(copy.deepcopy(base.net), 0.0)
-    run.fit(calibrated, [quantize], batches=CALIBRATION)
-    run.attempt("post-training", calibrated, quantize)
+    run.fit(calibrated, [quantizer], batches=CALIBRATION)
+    run.attempt("post-training", calibrated, quantizer)
 
+    quantizer = QATFakeQuant()
+    trained = task.module(copy.deepcopy(base.net), task.quantized_peak)
+    run.fit(trained, [quantizer, DistillationTeacher(copy.deepcopy(base.net), task.loss)])
+    run.attempt("trained int8", trained, quantizer)
+
+
+def prune(run: Run, base: FineTuning, epochs: int) -> None:
+    """Half of the network, then int8; the base is frozen from here on."""
+    task, folder = run.task, run.folder
     pruned = task.module(copy.deepcopy(base.net), task.peak)
     pruning = task.prune()
     teacher = DistillationTeacher(base.net, task.loss)
     began = time.process_time()
-    trainer = run.fit(pruned, [*pruning, teacher], epochs=prune_epochs)
+    trainer = run.fit(pruned, [*pruning, teacher], epochs=epochs)
     run.notes["pruning_seconds"] = time.process_time() - began
     args, kwargs = task.call(run.example)
     schedulers = [callback for callback in pruning if isinstance(callback, PruningScheduler)]
@@ -177,9 +181,24 @@ def compress(task: Task, folder: Path, prune_epochs: int) -> Figures:
     run.notes["loaded_error"] = difference(loaded.net, pruned.net, args, kwargs)
     run.measure("pruned", pruned)
 
-    quantize = QATFakeQuant()
-    run.fit(pruned, [quantize, DistillationTeacher(base.net, task.loss)])
-    run.attempt("pruned int8", pruned, quantize)
+    quantizer = QATFakeQuant()
+    run.fit(pruned, [quantizer, DistillationTeacher(base.net, task.loss)])
+    run.attempt("pruned int8", pruned, quantizer)
+
+
+def compress(task: Task, folder: Path, prune_epochs: int) -> Figures:
+    """Take one network through all stages; none of pruning without epochs for it."""
+    run = Run(task, folder)
+    torch.manual_seed(0)
+    base = task.module(task.make(), task.peak)
+    run.fit(base, [])
+    if task.settling_peak:
+        base = task.module(base.net, task.settling_peak)
+        run.fit(base, [])
+    run.measure("base", base)
+    quantize(run, base)
+    if prune_epochs:
+        prune(run, base, prune_epochs)
     return summarize(run)
 
 
@@ -220,7 +239,7 @@ def show(title: str, figures: Figures) -> None:
 
 NETWORKS: dict[str, tuple[Callable[[int, int], Task], tuple[int, int], int]] = {
     "cnn": (cnn, (3200, 1000), 2),
-    "transformer": (transformer, (3200, 1000), 1),
+    "transformer": (transformer, (3200, 4000), 1),
 }
 
 
@@ -228,6 +247,7 @@ def main() -> None:
     """Compress, print a table for each network and, as the last line, one JSON object."""
     parser = parser_for(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="which network")
+    parser.add_argument("--unpruned", action="store_true", help="int8 alone")
     parser.add_argument("--small", action="store_true", help="a few batches: does every step work?")
     options = parser.parse_args()
     quiet()
@@ -236,7 +256,8 @@ def main() -> None:
         make, sizes, epochs = NETWORKS[name]
         began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            found = compress(make(*((640, 128) if options.small else sizes)), Path(folder), epochs)
+            task = make(*((640, 128) if options.small else sizes))
+            found = compress(task, Path(folder), 0 if options.unpruned else epochs)
         figures[name] = found | {"seconds": time.process_time() - began}
         show(name, figures[name])
     print(json.dumps({"benchmark": "pretrained", "torch": torch.__version__} | figures))

@@ -93,6 +93,8 @@ class Task:
         make: Returns the pretrained network with a new, random head.
         module: The LightningModule around it.
         peak: Learning rate of the fine-tuning.
+        settling_peak: That of a second epoch; 0 is none.
+        quantized_peak: Learning rate of an epoch of training for int8.
         train: Training samples.
         test: Test samples.
         prune: Makes the callbacks that remove half of the network.
@@ -104,6 +106,8 @@ class Task:
     make: Callable[[], nn.Module]
     module: Callable[[nn.Module, float], FineTuning]
     peak: float
+    settling_peak: float
+    quantized_peak: float
     train: Dataset[Any]
     test: Dataset[Any]
     prune: Callable[[], list[Callback]]
@@ -136,6 +140,8 @@ def cnn(num_train: int, num_test: int, side: int = 64) -> Task:
         make=efficientnet,
         module=Pictures,
         peak=2e-3,
+        settling_peak=0.0,
+        quantized_peak=2e-4,
         train=sets[0],
         test=sets[1],
         prune=lambda: [PruningScheduler(schedule=Iterative(end=0.5), structure=Channel(multiple=8))],
@@ -151,6 +157,8 @@ def transformer(num_train: int, num_test: int) -> Task:
         make=minilm,
         module=Sentences,
         peak=3e-4,
+        settling_peak=1e-4,
+        quantized_peak=3e-5,
         train=samples[:num_train],
         test=samples[num_train:],
         prune=halve_encoder,
