@@ -53,8 +53,8 @@ class QATFakeQuant(Callback):
     Parameters stay the same objects and the checkpoint keeps its keys; ranges of activations live in the callback's own
     state. Validation, test and prediction compute exactly what is deployed: batch norms folded, biases rounded.
     Within the window, the first batch shows the operators, the second their ranges; from the third on the network is
-    simulated. A network that is compiled is simulated as one graph by the same compiler; what learns its steps, or
-    cannot be one graph, is simulated in Python, with a warning.
+    simulated. A network that is compiled is simulated as one graph by the same compiler; what cannot
+    be one graph is simulated in Python, with a warning.
 
     Args:
         network: Plain name of the network in the LightningModule; ``None`` finds the only child with parameters.

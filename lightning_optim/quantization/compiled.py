@@ -21,9 +21,9 @@ class CompiledSimulation:
     """Runs a simulated network as one compiled graph, once its ranges are known.
 
     ``torch.compile`` captures the plain forward pass and guards it; the graph is rewritten before it is compiled, so
-    that it quantizes what the simulation in Python would. Scales are inputs of the graph and the ranges that it
-    observes are outputs: nothing is compiled again when they change. What can't be captured as one graph is simulated
-    in Python, with a warning.
+    that it quantizes what the simulation in Python would. Scales and what quantizers learn are inputs of the graph, and
+    the ranges that it observes are outputs: nothing is compiled again when they change. What can't be captured as one
+    graph is simulated in Python, with a warning.
 
     Args:
         simulator: What is known about the network.
@@ -34,10 +34,9 @@ class CompiledSimulation:
     def __init__(self, simulator: Simulator, network: nn.Module, compiler: Compiler | None) -> None:
         self._simulator, self._network, self._compiler = simulator, network, compiler
         self._ways: dict[tuple[bool, bool], _Way] = {}
-        if compiler is not None and any(rule.learns for rule in simulator.quantizers):
-            warnings.warn(
-                f"{type(network).__name__} is simulated uncompiled: its quantizers learn their steps", stacklevel=2
-            )
+        odd = next((type(rule).__name__ for rule in simulator.quantizers if not rule.is_traceable), None)
+        if compiler is not None and odd is not None:
+            self._give_up(f"{odd} cannot be part of a graph")
 
     def run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the network's own ``forward``, simulated as far as the simulator knows it."""
@@ -50,11 +49,14 @@ class CompiledSimulation:
         try:
             return self._ways[state].compiled(*args, **kwargs)
         except (TorchDynamoException, TracingError) as error:
-            self._compiler = None
             cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-            warnings.warn(f"{type(self._network).__name__} is simulated uncompiled from now on: {reason}", stacklevel=2)
+            self._give_up(reason)
             return simulator.run(self._network, forward, args, kwargs)
+
+    def _give_up(self, reason: str) -> None:
+        self._compiler = None
+        warnings.warn(f"{type(self._network).__name__} is simulated uncompiled: {reason}", stacklevel=3)
 
 
 @final
@@ -66,17 +68,20 @@ class _Way:
         self.compiled = torch.compile(forward, backend=self._compile, fullgraph=True, dynamic=False)
 
     def _compile(self, captured: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        ranges = self._simulator.ranges
+        simulator, ranges = self._simulator, self._simulator.ranges
         keys, device = (
             ranges.keys,
             next((leaf.device for leaf in inputs if isinstance(leaf, Tensor)), torch.device("cpu")),
         )
-        traced = trace(captured, inputs, self._simulator, self._network, keys)
-        scales = ranges.stacked_qparams(keys, device)
-        run = self._compiler(traced.module, [*inputs, *scales])
+        traced = trace(captured, inputs, simulator, self._network, keys)
+
+        def known() -> tuple[Tensor, ...]:
+            return *ranges.stacked_qparams(keys, device), simulator.learned.trained
+
+        run = self._compiler(traced.module, [*inputs, *known()])
 
         def simulate(*values: Any) -> Any:
-            outputs = run(*values, *ranges.stacked_qparams(keys, device))
+            outputs = run(*values, *known())
             if not traced.observed:
                 return outputs
             *outputs, low, high = outputs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -31,6 +32,7 @@ class LearnedValues:
         self._sizes: dict[str, dict[str, list[int]]] = {"positive": {}, "shifted": {}}
         self._fixed = {name: torch.zeros(0) for name in ("bases", "units", "decays")}
         self._has_decay = False
+        self._trained: Tensor
         self._start_optimizer(torch.zeros(0))
 
     @property
@@ -47,6 +49,21 @@ class LearnedValues:
     def device(self) -> torch.device:
         """Where the values lie."""
         return self._trained.device
+
+    @property
+    def trained(self) -> Tensor:
+        """All values, as they are trained, flat."""
+        return self._trained
+
+    @contextmanager
+    def read_from(self, trained: Tensor) -> Iterator[None]:
+        """Let ``refresh`` read another flat tensor inside, such as one that is traced."""
+        own, self._trained = self._trained, trained
+        try:
+            yield
+        finally:
+            self._trained = own
+            self.refresh()
 
     def find(self, key: str, values: Mapping[str, Start]) -> None:
         """Take note of first values, by name."""

@@ -82,10 +82,10 @@ class Ranges:
             self._widen(key, smallest, largest)
 
     def stacked_qparams(self, keys: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return scales and zero points of activations that have a range, each ``[N]``."""
+        """Return scales and zero points of activations that have a range, each ``[N]``, without gradient."""
         pairs = [self.qparams(key, device) for key in keys]
         scales, zero_points = zip(*(pair for pair in pairs if pair is not None), strict=True)
-        return torch.stack(scales), torch.stack(zero_points)
+        return torch.stack(scales).detach(), torch.stack(zero_points).detach()
 
     def _count(self, key: str, tensor: Tensor) -> None:
         exponent = exponent_of(*self._batch[key])

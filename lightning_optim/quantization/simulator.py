@@ -62,7 +62,7 @@ class Simulator:
         self.weight_quantizer, self.activation_quantizer, self.observer = weight, activation, observer
         self.layers, self.assigned = dict(layers or {}), dict[str, str]()
         self.learned = LearnedValues()
-        self.ranges = Ranges(activation, observer, self.activation_quantizer_of, self._learned_activation)
+        self.ranges = Ranges(activation, observer, self.activation_quantizer_of, self.learned_activation)
         self.plan: Plan | None = None
         self.excluded: frozenset[str] = frozenset()
         self.is_observing = False
@@ -89,7 +89,8 @@ class Simulator:
     def is_traceable(self) -> bool:
         """Whether a forward pass is the same torch functions on other tensors each time."""
         counts = self.is_observing and self.observer.needs is not Evidence.RANGE
-        return self.is_ready and not counts and not any(rule.learns for rule in self.quantizers)
+        is_known = bool(self.learned.keys) or not any(rule.learns for rule in self.quantizers)
+        return self.is_ready and is_known and not counts
 
     def weight_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of a layer's weight, by the key of the layer's operator."""
@@ -215,7 +216,8 @@ class Simulator:
         if "learned" in state:
             self.learned.load_state_dict(state["learned"])
 
-    def _learned_activation(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    def learned_activation(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Return the scale and the zero point that were learned for an activation, if any were."""
         rule = self.activation_quantizer_of(key)
         if not isinstance(rule, ActivationLearner):
             return None

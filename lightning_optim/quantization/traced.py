@@ -101,9 +101,17 @@ class _Scales:
         keys: Every activation that has a range, in the order of the inputs' entries.
         scales: ``[N]``.
         zero_points: ``[N]``.
+        learned: Key of an activation and device -> the scale and the zero point that were learned, if any.
     """
 
-    def __init__(self, keys: Sequence[str], scales: Tensor, zero_points: Tensor) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        scales: Tensor,
+        zero_points: Tensor,
+        learned: Callable[[str, torch.device], tuple[Tensor, Tensor] | None],
+    ) -> None:
+        self._learned = learned
         self._places = {key: place for place, key in enumerate(keys)}
         self._scales, self._zero_points = scales, zero_points
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -119,6 +127,9 @@ class _Scales:
         """Scale and zero point of an activation."""
         if key not in self._places:
             raise TracingError(f"{key} has no range yet")
+        learned = self._learned(key, device)
+        if learned is not None:
+            return learned
         place = self._places[key]
         return self._scales[place], self._zero_points[place]
 
@@ -166,8 +177,8 @@ class TracedGraph:
 
     Args:
         module: Its inputs are those of the captured graph, then the scales and the zero points of all activations, each
-            ``[N]``; its outputs those of the captured graph, then the smallest and the largest values of what it
-            observed, each ``[K]``, if there is any.
+            ``[N]``, and what quantizers learned, flat; its outputs those of the captured graph, then the smallest and
+            the largest values of what it observed, each ``[K]``, if there is any.
         observed: Names of what it observed.
     """
 
@@ -202,13 +213,16 @@ def trace(
     path = _GraphPath(network)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     values = [fake.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs]
-    with fake, Recorder(root) as recorder:
+    learned = fake.from_tensor(simulator.learned.trained)
+    with simulator.learned.read_from(learned), fake, Recorder(root) as recorder:
         scales, zero_points = (torch.ones(len(keys)) for _ in range(2))
         for place, (value, real) in enumerate(zip(values, inputs, strict=True)):
             recorder.add_input(f"input_{place}", value, real)
         recorder.add_input("scales", scales)
         recorder.add_input("zero_points", zero_points)
-        ranges = _Scales(keys, scales, zero_points)
+        recorder.add_input("learned", learned)
+        simulator.learned.refresh()
+        ranges = _Scales(keys, scales, zero_points, simulator.learned_activation)
         with simulator.placed_at(network, path, simulator.backend(ranges), record) as placement:
             outputs = _Replay(captured, path).run(*values)
         outputs = placement.finish(outputs)

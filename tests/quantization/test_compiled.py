@@ -14,7 +14,9 @@ from lightning_optim.quantization.observer.entropy import Entropy
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.learned_step import LearnedStep
+from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.quantizer.trained_ternary import TrainedTernary
 from lightning_optim.quantization.simulator import Simulator
 
 
@@ -69,7 +71,7 @@ def counting(name="aot_eager"):
     return compile_graph, graphs
 
 
-def batches(count=4):
+def batches(count=5):
     generator = torch.Generator().manual_seed(0)
     return [(1 + place) * torch.randn(4, 1, 16, 16, generator=generator) for place in range(count)]
 
@@ -78,7 +80,7 @@ def loss_of(out):
     return sum(leaf.square().mean() for leaf in (out.values() if isinstance(out, dict) else [out]))
 
 
-def train(network, run, simulator, folds_from=3, **kwargs):
+def train(network, run, simulator, folds_from=4, **kwargs):
     """Outputs and gradients of some steps, the last of them with folded batch norms, and an output in evaluation."""
     seen, forward = [], type(network).forward.__get__(network)
     for place, batch in enumerate(batches()):
@@ -87,6 +89,10 @@ def train(network, run, simulator, folds_from=3, **kwargs):
         loss = loss_of(run(forward, (batch,), kwargs))
         loss.backward()
         simulator.finish_batch()
+        if simulator.learned.found_keys:
+            simulator.learned.start()
+        elif simulator.learned.keys:
+            simulator.learned.update(lambda gradient: gradient, 0.01)
         seen += [loss.detach(), *(parameter.grad.clone() for parameter in network.parameters())]
     simulator.is_observing = False
     network.eval()
@@ -95,22 +101,23 @@ def train(network, run, simulator, folds_from=3, **kwargs):
 
 
 NETWORKS = {
-    "residual": (lambda: ResidualNet(widths=(4,)), {}),
+    "residual": ("eager", lambda: ResidualNet(widths=(4,)), {}),
     "transformer": (
+        "eager",
         lambda: VisionTransformer(patch=8, dim=16, depth=1, num_heads=2, hidden=16, num_classes=3),
         {},
     ),
-    "twice": (Twice, {"shift": torch.ones(12)}),
+    "twice": ("aot_eager", Twice, {"shift": torch.ones(12)}),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_compiled_graph_computes_and_learns_what_the_simulation_in_python_does(name):
-    make, kwargs = NETWORKS[name]
+    backend, make, kwargs = NETWORKS[name]
     torch.manual_seed(0)
     plain = make().train()
     twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
-    compiler, graphs = counting()
+    compiler, graphs = counting(backend)
     simulation = CompiledSimulation(compiled, twin, compiler)
     expected = train(plain, lambda *call: python.run(plain, *call), python, **kwargs)
     with warnings.catch_warnings():
@@ -147,7 +154,7 @@ def test_what_cannot_be_one_graph_is_simulated_in_python_and_says_so():
     compiler, graphs = counting()
     simulation = CompiledSimulation(compiled, twin, compiler)
     expected = train(plain, lambda *call: python.run(plain, *call), python)
-    with pytest.warns(UserWarning, match="Branching is simulated uncompiled from now on"):
+    with pytest.warns(UserWarning, match="Branching is simulated uncompiled"):
         found = train(twin, simulation.run, compiled)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     assert not graphs
@@ -168,10 +175,26 @@ def test_operators_that_the_recorded_pass_did_not_show_are_not_compiled():
     assert not graphs
 
 
-def test_quantizers_that_learn_are_simulated_in_python_and_say_so():
-    network, simulator = ResidualNet(widths=(4, 8)).train(), simulator_of(weight=LearnedStep())
+def test_learned_steps_get_the_same_gradients_from_a_compiled_graph():
+    torch.manual_seed(0)
+    settings = {"weight": LearnedStep(bits=4), "activation": LearnedStepAffine()}
+    plain = ResidualNet(widths=(4,)).train()
+    twin, python, compiled = copy.deepcopy(plain), simulator_of(**settings), simulator_of(**settings)
     compiler, graphs = counting()
-    with pytest.warns(UserWarning, match="its quantizers learn their steps"):
+    simulation = CompiledSimulation(compiled, twin, compiler)
+    expected = train(plain, lambda *call: python.run(plain, *call), python)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = train(twin, simulation.run, compiled)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert torch.equal(python.learned.trained, compiled.learned.trained)
+    assert graphs
+
+
+def test_quantizers_that_hold_tensors_are_simulated_in_python_and_say_so():
+    network, simulator = ResidualNet(widths=(4,)).train(), simulator_of(weight=TrainedTernary())
+    compiler, graphs = counting()
+    with pytest.warns(UserWarning, match="TrainedTernary cannot be part of a graph"):
         simulation = CompiledSimulation(simulator, network, compiler)
     train(network, simulation.run, simulator)
     assert not graphs

@@ -31,6 +31,7 @@ class Quantizer(ABC):
         is_absolute: Whether the scale of a weight does not grow with the weight. A batch norm that is folded in then
             multiplies the scale as well.
         learns: Whether its scales are trained, and get a gradient from ``fake``.
+        is_traceable: Whether ``fake`` goes by its arguments alone, so that it can be part of a compiled graph.
     """
 
     __slots__ = ()
@@ -38,6 +39,7 @@ class Quantizer(ABC):
     serves: ClassVar[frozenset[Operand]] = frozenset(Operand)
     is_absolute: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    is_traceable: ClassVar[bool] = True
 
     @property
     @abstractmethod

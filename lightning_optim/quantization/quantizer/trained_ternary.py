@@ -41,6 +41,8 @@ class TrainedTernary(WeightLearner):
         (tensor(1.5000), tensor(4.))
     """
 
+    is_traceable: ClassVar[bool] = False  # a bound one holds its levels
+
     threshold: float = 0.05
     granularity: Granularity = "tensor"
 
