@@ -65,6 +65,23 @@ class ReadsItsWeight(nn.Module):
         return x + self.layer(x.to(self.layer.weight.dtype))
 
 
+class PooledSums(nn.Module):
+    """A sum in place, parts of two ranges side by side, pooling over the image, dropout and a folded batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.left, self.right, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(16, 4)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, image):
+        x = functional.max_pool2d(functional.relu(self.norm(self.stem(image))), 2)
+        y = self.left(x)
+        y += x
+        y = torch.cat([functional.relu(y, inplace=True), self.right(x)], 1)
+        return self.fc(self.drop(functional.adaptive_avg_pool2d(y, 1).flatten(1)))
+
+
 def branches_of(net, batch):
     return residual_branches(couple(capture(net, (batch,))))
 

@@ -10,26 +10,10 @@ from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulator import Simulator
+from support import PooledSums
 
 QUANTIZED = torch.ops.quantized_decomposed
 QUANTIZE, DEQUANTIZE = QUANTIZED.quantize_per_tensor.default, QUANTIZED.dequantize_per_tensor.default
-
-
-class Net(nn.Module):
-    """A sum in place, parts of two ranges side by side, pooling over the image, dropout and a folded batch norm."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.left, self.right, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(16, 4)
-        self.drop = nn.Dropout(0.1)
-
-    def forward(self, image):
-        x = F.max_pool2d(F.relu(self.norm(self.stem(image))), 2)
-        y = self.left(x)
-        y += x
-        y = torch.cat([F.relu(y, inplace=True), self.right(x)], 1)
-        return self.fc(self.drop(F.adaptive_avg_pool2d(y, 1).flatten(1)))
 
 
 class Tokens(nn.Module):
@@ -60,7 +44,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize(("kind", "weight"), [(Net, Symmetric()), (Tokens, Symmetric(bits=4, granularity="tensor"))])
+@pytest.mark.parametrize(
+    ("kind", "weight"), [(PooledSums, Symmetric()), (Tokens, Symmetric(bits=4, granularity="tensor"))]
+)
 def test_the_program_computes_what_was_simulated_at_every_batch(kind, weight):
     net, x = kind(), torch.randn(40, 1, 8, 8)
     simulator = simulated(net, x, weight)
@@ -81,7 +67,7 @@ def test_a_relu_with_a_bound_keeps_it():
 
 
 def test_operators_stand_where_a_delegate_looks_for_them():
-    net, x = Net(), torch.randn(8, 1, 8, 8)
+    net, x = PooledSums(), torch.randn(8, 1, 8, 8)
     program = capture_program(simulated(net, x), net, (x,), {}, 4)
     for node in calls(program, DEQUANTIZE):
         assert len(node.users) == 1
@@ -97,7 +83,7 @@ def test_operators_stand_where_a_delegate_looks_for_them():
 
 
 def test_trained_weights_are_not_in_it():
-    net, x = Net(), torch.randn(8, 1, 8, 8)
+    net, x = PooledSums(), torch.randn(8, 1, 8, 8)
     program = capture_program(simulated(net, x), net, (x,), {}, 4)
     names = {spec.target for spec in program.graph_signature.input_specs if spec.target is not None}
     assert all(name.startswith("backend.") for name in names)

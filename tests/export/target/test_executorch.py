@@ -14,28 +14,12 @@ from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unquantized import Unquantized
 from lightning_optim.quantization.simulator import Simulator
+from support import PooledSums
 
 INSTALLED = importlib.util.find_spec("executorch") is not None
 needs_executorch = pytest.mark.skipif(
     not INSTALLED, reason="needs executorch: pip install 'lightning-optim[executorch]'"
 )
-
-
-class Net(nn.Module):
-    """A sum in place, parts of two ranges side by side, pooling over the image, dropout and a folded batch norm."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.left, self.right, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(16, 4)
-        self.drop = nn.Dropout(0.1)
-
-    def forward(self, image):
-        x = F.max_pool2d(F.relu(self.norm(self.stem(image))), 2)
-        y = self.left(x)
-        y += x
-        y = torch.cat([F.relu(y, inplace=True), self.right(x)], 1)
-        return self.fc(self.drop(F.adaptive_avg_pool2d(y, 1).flatten(1)))
 
 
 class Attention(nn.Module):
@@ -76,7 +60,7 @@ def _seed():
     [(Symmetric(), Affine()), (Symmetric(bits=4), Symmetric(granularity="tensor", narrow_range=False))],
 )
 def test_all_layers_run_in_integers_and_answer_as_simulated(tmp_path, weight, activation):
-    net, x = Net(), torch.randn(80, 1, 8, 8)
+    net, x = PooledSums(), torch.randn(80, 1, 8, 8)
     simulator = simulated(net, x, weight, activation)
     accept = Acceptance(batches=[x, x[:1]], min_agreement=0.97)
     written = export_quantized(simulator, net, tmp_path / "model.pte", target=ExecuTorch(), acceptance=accept)
