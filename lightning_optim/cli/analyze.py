@@ -37,7 +37,7 @@ def analyze(config: DictConfig, folder: Path) -> float:
     seed_everything(config.seed, "model")
     module = build(config.model)
     load_trained(module, config.weights)
-    with console.status("pruning one part at a time"):
+    with console.status("changing one part at a time"):
         analysis = analyze_network(
             module,
             build(config.data),
@@ -48,6 +48,7 @@ def analyze(config: DictConfig, folder: Path) -> float:
             metric=config.metric,
             mode=config.mode,
             network=config.network,
+            bits=[int(value) for value in config.bits],
         )
     page = render_analysis(analysis)
     write_atomic(folder / "analyze.json", (json.dumps(analysis.to_dict(), indent=2) + "\n").encode())
@@ -62,6 +63,8 @@ def _check(config: DictConfig, folder: Path) -> None:
         raise ConfigError("weights= must name trained weights: a checkpoint, a safetensors file or a stage's folder")
     if not OmegaConf.is_list(config.sparsities):
         raise ConfigError(f"sparsities must be a list, such as [0.3,0.6], got {config.sparsities!r}")
+    if not OmegaConf.is_list(config.bits) or not all(isinstance(width, int) for width in config.bits):
+        raise ConfigError(f"bits must be a list of whole numbers, such as [2,4,8], or [], got {config.bits!r}")
     if config.trainer.get("devices") != 1:
         raise ConfigError(f"an analysis runs on one device, got trainer.devices={config.trainer.get('devices')}")
     in_the_way = [name for name in _WRITTEN if (folder / name).exists()]

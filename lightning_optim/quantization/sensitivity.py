@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_optim.errors import TargetError
 from lightning_optim.quantization.calibration import calibrate, call_network, evaluating, run_hooked
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
@@ -100,7 +101,8 @@ def bit_sensitivity(
             batches.
 
     Raises:
-        ValueError: If two quantizers have one width, one can't quantize weights, or no layer runs in integers.
+        TargetError: If no layer runs in integers.
+        ValueError: If two quantizers have one width, or one can't quantize weights.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -116,7 +118,7 @@ def bit_sensitivity(
     assert calibrated.plan is not None
     layers = find_layers(network, calibrated.plan)
     if not layers:
-        raise ValueError("no convolution or linear layer runs in integers: see QATFakeQuant.describe()")
+        raise TargetError("no convolution or linear layer runs in integers: see QATFakeQuant.describe()")
     measure = measure or _against(network, batches, _distance)
     macs = _count_macs(network, layers, batches[0])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,9 +24,16 @@ from lightning_optim.pruning.sensitivity import Sensitivity, check_sparsities, s
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.pruning.structure.weight import Weight
+from lightning_optim.quantization.calibration import Inputs
+from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.binary import Binary
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.sensitivity import BitSensitivity, bit_sensitivity, quantizers_by_bits
+from lightning_optim.quantization.simulator import Forward
 from lightning_optim.recipe.evaluate import metric_of
 from lightning_optim.report.analysis import Analysis, CoupledGroup
 from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, plain_name
 
 
@@ -40,10 +48,12 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
     metric: str,
     mode: Literal["max", "min"] = "max",
     network: str | None = None,
+    bits: Sequence[int] = (),
 ) -> Analysis:
     """Couple the channels of a network, and prune each group and each layer alone, by masking, at each sparsity.
 
-    Every point is one run of the module's own validation; weights are put back after it. Nothing is trained.
+    Then each layer alone is rounded to each width, beside int8 for all else. Every point is one run of the module's own
+    validation; weights are put back after it. Nothing is trained.
 
     Args:
         module: The trained module; as it was when this returns.
@@ -55,6 +65,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
         metric: A name that the module logs in validation.
         mode: ``"max"`` if a higher metric is better, ``"min"`` if a lower one is.
         network: Name of the network in the module; ``None`` finds it, ``""`` is the module itself.
+        bits: Widths of weights to try, 1 to 8; none leaves this out.
 
     Raises:
         ArtefactError: If the module does not log the metric, or never calls its network.
@@ -62,6 +73,9 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
         ValueError: If the criterion needs to see data, or the sparsities do not ascend.
     """
     check_sparsities(sparsities)
+    quantizers = [Symmetric(bits=width) if width > 1 else Binary() for width in bits]
+    if quantizers:
+        quantizers_by_bits(quantizers)
     if mode not in ("max", "min"):
         raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
     name, live = find_network(module, network)
@@ -92,7 +106,28 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
         groups=tuple(look(coupling, structure=Channel(shrink="never"))) if pools else (),
         layers=tuple(look(None, structure=Weight())),
     )
-    return _describe(live, coupling, pools, weights, found, inputs)
+    analysis = _describe(live, coupling, pools, weights, found, inputs)
+    return replace(analysis, bits=_bits(live, Inputs(*inputs), quantizers, measure, mode)) if quantizers else analysis
+
+
+def _bits(
+    live: nn.Module, inputs: Inputs, quantizers: Sequence[Quantizer], measure: Callable[[], float], mode: str
+) -> BitSensitivity | None:
+    """What the module's own validation loses when one layer has few bits; ``None`` if none has an integer form."""
+
+    def loss(forward: Forward) -> float:
+        patches = Patches()
+        patches.wrap(live, "forward", lambda _, *args, **kwargs: forward(*args, **kwargs))
+        try:
+            found = measure()
+        finally:
+            patches.undo()
+        return -found if mode == "max" else found
+
+    try:
+        return bit_sensitivity(live, [inputs], quantizers, measure=loss)
+    except TargetError:
+        return None
 
 
 def _layers(module: LightningModule, network_name: str, targets: Targets) -> list[str]:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_optim.pruning.sensitivity import Curve, Sensitivity
+from lightning_optim.pruning.sensitivity import Sensitivity
+from lightning_optim.quantization.sensitivity import BitSensitivity
 from lightning_optim.report.plot import can_plot, plot_sensitivity
 from lightning_optim.report.wording import say_count
 
@@ -53,6 +54,8 @@ class Analysis:
         frozen: Targeted layers whose output channels cannot go.
         unknown: Operators without a rule, which keep the channels that they meet, with their number.
         sensitivity: The metric against sparsity.
+        bits: What is lost when one layer has few bits, and all else has 8: less the metric, or the metric, as ``mode``
+            is ``"max"`` or ``"min"``; ``None`` if that was not asked, or no layer has an integer form.
     """
 
     network: str
@@ -62,6 +65,7 @@ class Analysis:
     frozen: tuple[str, ...]
     unknown: dict[str, int]
     sensitivity: Sensitivity
+    bits: BitSensitivity | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -84,9 +88,8 @@ def print_analysis(analysis: Analysis, console: Console) -> None:
     console.print(table)
     for line in _remarks(analysis):
         console.print(Text(line, "dim"))
-    for title, curves in _curves(analysis):
-        if curves:
-            console.print(_sensitivity_table(title, analysis.sensitivity, curves))
+    for section in _sections(analysis):
+        console.print(_sensitivity_table(section))
 
 
 def render_analysis(analysis: Analysis) -> str:
@@ -95,9 +98,7 @@ def render_analysis(analysis: Analysis) -> str:
     title = escape(f"What {analysis.network} can spare")
     figures = f"{say_count(analysis.parameters)} parameters, {say_count(analysis.macs)} MACs of one sample"
     body = [f"<p class='lead'>{escape(figures)}</p>", _coupled_html(analysis)]
-    for heading, curves in _curves(analysis):
-        if curves:
-            body.append(_sensitivity_html(heading, analysis.sensitivity, curves))
+    body += map(_sensitivity_html, _sections(analysis))
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
@@ -107,12 +108,42 @@ def render_analysis(analysis: Analysis) -> str:
     )
 
 
-def _curves(analysis: Analysis) -> list[tuple[str, tuple[Curve, ...]]]:
-    metric = analysis.sensitivity.metric
-    return [
-        (f"{metric} when one group loses channels", analysis.sensitivity.groups),
-        (f"{metric} when one layer loses weights", analysis.sensitivity.layers),
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Section:
+    """One table and its plot: a metric, part by part, at some points."""
+
+    title: str
+    metric: str
+    across: str
+    points: tuple[float, ...]
+    lines: dict[str, tuple[float, ...]]
+
+
+def _sections(analysis: Analysis) -> list[_Section]:
+    table, bits = analysis.sensitivity, analysis.bits
+    found = [
+        _Section(
+            title=f"{table.metric} when one {part} loses {loss}",
+            metric=table.metric,
+            across="sparsity",
+            points=(0.0, *table.sparsities),
+            lines={curve.pool: (table.base, *curve.values) for curve in curves},
+        )
+        for part, loss, curves in (("group", "channels", table.groups), ("layer", "weights", table.layers))
     ]
+    if bits is not None:
+        sign = -1.0 if table.mode == "max" else 1.0
+        found.append(
+            _Section(
+                title=f"{table.metric} when one layer has few bits and all else has 8: {sign * bits.base:.4g} without",
+                metric=table.metric,
+                across="bits",
+                points=tuple(map(float, bits.bits)),
+                lines={layer.layer: tuple(sign * value for value in layer.values) for layer in bits.layers},
+            )
+        )
+    return [section for section in found if section.lines]
 
 
 def _remarks(analysis: Analysis) -> list[str]:
@@ -132,10 +163,10 @@ def _table(title: str, headings: Sequence[str]) -> Table:
     return table
 
 
-def _sensitivity_table(title: str, table: Sensitivity, curves: Sequence[Curve]) -> Table:
-    shown = _table(title, ["sparsity", "0", *(f"{sparsity:g}" for sparsity in table.sparsities)])
-    for curve in curves:
-        shown.add_row(curve.pool.removesuffix(".weight"), _say(table.base), *map(_say, curve.values))
+def _sensitivity_table(section: _Section) -> Table:
+    shown = _table(section.title, [section.across, *(f"{point:g}" for point in section.points)])
+    for name, values in section.lines.items():
+        shown.add_row(name.removesuffix(".weight"), *map(_say, values))
     return shown
 
 
@@ -153,18 +184,21 @@ def _coupled_html(analysis: Analysis) -> str:
     )
 
 
-def _sensitivity_html(title: str, table: Sensitivity, curves: Sequence[Curve]) -> str:
-    heads = "".join(f"<th>{sparsity:g}</th>" for sparsity in (0.0, *table.sparsities))
+def _sensitivity_html(section: _Section) -> str:
+    heads = "".join(f"<th>{point:g}</th>" for point in section.points)
     rows = "\n".join(
-        f"<tr><td>{escape(curve.pool)}</td>"
-        + "".join(f"<td>{_say(value)}</td>" for value in (table.base, *curve.values))
-        + "</tr>"
-        for curve in curves
+        f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{_say(value)}</td>" for value in values) + "</tr>"
+        for name, values in section.lines.items()
     )
-    figure = f"<figure>{plot_sensitivity(title, table, curves)}</figure>" if can_plot() else ""
+    figure = ""
+    if can_plot():
+        across = f"{section.across} of one alone"
+        svg = plot_sensitivity(section.title, section.lines, at=section.points, across=across, up=section.metric)
+        figure = f"<figure>{svg}</figure>"
     return (
-        f"<section><h2>{escape(title)}</h2>{figure}<div class='wide'><table><thead><tr><th>sparsity</th>{heads}</tr>"
-        f"</thead><tbody>{rows}</tbody></table></div></section>" + ("" if figure else _NO_PLOTS)
+        f"<section><h2>{escape(section.title)}</h2>{figure}<div class='wide'><table><thead><tr>"
+        f"<th>{escape(section.across)}</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"
+        + ("" if figure else _NO_PLOTS)
     )
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_optim.pruning.sensitivity import Curve, Sensitivity
 from lightning_optim.report.pareto import pareto_front
 from lightning_optim.report.result import Report, StageResult
 from lightning_optim.report.wording import say_bytes, say_count, say_milliseconds
@@ -110,20 +109,29 @@ def plot_curves(report: Report) -> str:
     return _figure(draw, columns=1, height=3.4, name="curves")
 
 
-def plot_sensitivity(title: str, table: Sensitivity, curves: Sequence[Curve]) -> str:
-    """The metric against sparsity, one line per pool; returns one ``<svg>`` element."""
+def plot_sensitivity(
+    title: str, lines: Mapping[str, Sequence[float]], *, at: Sequence[float], across: str, up: str
+) -> str:
+    """A metric against what was done to one part at a time, one line a part; returns one ``<svg>`` element.
+
+    Args:
+        title: Names the figure.
+        lines: Name of a part -> the metric at each point.
+        at: The points.
+        across: What they are.
+        up: What the metric is.
+    """
 
     def draw(panels: Sequence[Any]) -> None:
-        for place, curve in enumerate(curves):
+        for place, (name, values) in enumerate(lines.items()):
             colour, style = _SERIES[place % len(_SERIES)], _DASHES[place // len(_SERIES) % len(_DASHES)]
-            points = [0.0, *table.sparsities], [table.base, *curve.values]
-            panels[0].plot(*points, marker=".", linestyle=style, color=colour, label=curve.pool)
-        panels[0].set_xlabel("sparsity of one alone")
-        panels[0].set_ylabel(table.metric)
+            panels[0].plot(at, values, marker=".", linestyle=style, color=colour, label=name)
+        panels[0].set_xlabel(across)
+        panels[0].set_ylabel(up)
         panels[0].grid(axis="y")
         panels[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    height = max(3.6, 0.2 * len(curves))
+    height = max(3.6, 0.2 * len(lines))
     return _figure(draw, columns=1, height=height, name=title)
 
 

@@ -10,7 +10,13 @@ from lightning_optim.pruning.allocation.by_sensitivity import BySensitivity
 from lightning_optim.recipe.artefact import save_cut, save_weights
 from lightning_optim.surgery.cut import apply_cut
 
-TINY = ("model.network.widths=[4,8]", "trainer.limit_val_batches=1", "sparsities=[0.5,0.9]", "hydra.run.dir=run")
+TINY = (
+    "model.network.widths=[4,8]",
+    "trainer.limit_val_batches=1",
+    "sparsities=[0.5,0.9]",
+    "bits=[2,8]",
+    "hydra.run.dir=run",
+)
 
 
 def module():
@@ -44,8 +50,14 @@ def test_it_prints_and_writes_what_is_coupled_and_what_it_would_cost(call, weigh
     assert len(table["layers"]) == 7
     assert [curve["pool"] for curve in table["groups"]] == list(sizes)
     assert {len(curve["values"]) for curve in table["layers"] + table["groups"]} == {2}
+    bits = content["bits"]
+    assert bits["bits"] == [2, 8]
+    assert [layer["layer"] for layer in bits["layers"]] == [
+        curve["pool"].removesuffix(".weight") for curve in table["layers"]
+    ]
+    assert all(layer["values"][1] == bits["base"] for layer in bits["layers"])  # all else has 8 bits too
     page = (tmp_path / "run" / "analyze.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     for text in ("layers.0.conv1", "val/accuracy"):
         assert text in answer.out
         assert text in page
@@ -82,6 +94,9 @@ def test_a_stage_is_read_with_every_cut_before_it(call, tmp_path):
         (["weights=model.ckpt", "metric=val/acc"], ["'val/acc'", "val/accuracy"]),
         (["weights=model.ckpt", "sparsities=[0.5,0.2]"], ["ascend"]),
         (["weights=model.ckpt", "sparsities=0.5"], ["must be a list"]),
+        (["weights=model.ckpt", "bits=4"], ["bits must be a list"]),
+        (["weights=model.ckpt", "bits=[9]"], ["bits", "9"]),
+        (["weights=model.ckpt", "bits=[4,4]"], ["different widths"]),
         (["weights=model.ckpt", "mode=best"], ["'max' or 'min'"]),
         (["weights=model.ckpt", "targets.include=[net.layer9.*]"], ["net.layer9.*"]),
         (["weights=model.ckpt", "trainer.devices=2"], ["one device"]),
