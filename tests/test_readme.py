@@ -29,7 +29,14 @@ def test_the_example_of_the_readme_runs_and_its_file_answers_as_the_trained_mode
     (deployed,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.no_grad():
         trained = names["quantize"].simulated(names["model"])(images).numpy()
-    assert np.array_equal(deployed.argmax(1), trained.argmax(1))
+    step = np.diff(np.unique(deployed)).min()
+    assert np.abs(deployed - trained).max() < 1.01 * step
+    assert (np.abs(deployed - trained) < 0.01 * step).mean() > 0.99
+    # After one epoch two classes may lie on the same integer, of which one step more makes another answer.
+    runner_up, best = np.sort(trained, 1)[:, -2:].T
+    is_sure = best - runner_up > 2.01 * step
+    assert is_sure.mean() > 0.5
+    assert np.array_equal(deployed.argmax(1)[is_sure], trained.argmax(1)[is_sure])
 
 
 def test_the_example_is_short():
