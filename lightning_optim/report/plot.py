@@ -126,6 +126,7 @@ def plot_sensitivity(
         for place, (name, values) in enumerate(lines.items()):
             colour, style = _SERIES[place % len(_SERIES)], _DASHES[place // len(_SERIES) % len(_DASHES)]
             panels[0].plot(at, values, marker=".", linestyle=style, color=colour, label=name)
+        panels[0].set_xticks(at, [f"{point:g}" for point in at])
         panels[0].set_xlabel(across)
         panels[0].set_ylabel(up)
         panels[0].grid(axis="y")
