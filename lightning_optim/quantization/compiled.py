@@ -8,12 +8,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 
-from lightning_optim.errors import TracingError
 from lightning_optim.quantization.simulator import Forward, Simulator
 from lightning_optim.quantization.traced import trace
 from lightning_optim.surgery.compilation import Compiler
+
+_MOST_GRAPHS = 64  # of one state of the simulation: every shape of a batch has its own
 
 
 @final
@@ -48,9 +49,11 @@ class CompiledSimulation:
             self._ways[state] = _Way(simulator, self._network, forward, self._compiler)
         try:
             return self._ways[state].compiled(*args, **kwargs)
-        except (TorchDynamoException, TracingError) as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            if isinstance(error, FailOnRecompileLimitHit):
+                reason = f"its batches have more than {_MOST_GRAPHS} shapes"
             self._give_up(reason)
             return simulator.run(self._network, forward, args, kwargs)
 
@@ -65,7 +68,14 @@ class _Way:
 
     def __init__(self, simulator: Simulator, network: nn.Module, forward: Forward, compiler: Compiler) -> None:
         self._simulator, self._network, self._compiler = simulator, network, compiler
-        self.compiled = torch.compile(forward, backend=self._compile, fullgraph=True, dynamic=False)
+        self.compiled = torch.compile(
+            forward,
+            backend=self._compile,
+            fullgraph=True,
+            dynamic=False,
+            recompile_limit=_MOST_GRAPHS,
+            isolate_recompiles=True,  # other networks of this class have graphs of their own
+        )
 
     def _compile(self, captured: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         simulator, ranges = self._simulator, self._simulator.ranges

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo import lookup_backend
 
+import lightning_optim.quantization.compiled
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.demo.model.vit import VisionTransformer
 from lightning_optim.quantization.compiled import CompiledSimulation
@@ -158,6 +159,23 @@ def test_what_cannot_be_one_graph_is_simulated_in_python_and_says_so():
         found = train(twin, simulation.run, compiled)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     assert not graphs
+
+
+def test_more_shapes_than_graphs_are_simulated_in_python_and_two_networks_share_no_limit(monkeypatch):
+    monkeypatch.setattr(lightning_optim.quantization.compiled, "_MOST_GRAPHS", 2)
+    for _ in range(2):
+        torch.manual_seed(0)
+        network, simulator = ResidualNet(widths=(4,)).train(), simulator_of()
+        compiler, graphs = counting("eager")
+        simulation, forward = CompiledSimulation(simulator, network, compiler), type(network).forward.__get__(network)
+        (batch,) = batches(1)
+        for rows in (4, 4, 4, 3):
+            simulation.run(forward, (batch[:rows],), {})
+            simulator.finish_batch()
+        assert len(graphs) == 2
+        with pytest.warns(UserWarning, match="more than 2 shapes"):
+            assert len(simulation.run(forward, (batch[:2],), {})) == 2
+        assert len(graphs) == 2
 
 
 def test_operators_that_the_recorded_pass_did_not_show_are_not_compiled():
