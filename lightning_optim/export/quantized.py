@@ -116,7 +116,7 @@ def export_quantized(
         _check_kernels(kernels, target, simulator, acceptance.allow_float)
         runner = target.load(part)
         parity = _check_agreement(simulator, network, runner, example, acceptance)
-        latency_ms = 1e3 * time_call(_call_of_one(runner, example))
+        latency_ms = 1e3 * time_call(call_of_one(runner, example))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -177,7 +177,8 @@ def _as_call(batch: Any, example_kwargs: Mapping[str, Any]) -> tuple[tuple[Any, 
     return as_call(batch)
 
 
-def _call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[], object]:
+def call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[], object]:
+    """Return a call of a loaded file with the first sample of an example."""
     leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     size = len(leaves[0]) if leaves and leaves[0].dim() else 0
     one = [leaf[:1].numpy() if leaf.dim() and len(leaf) == size else leaf.numpy() for leaf in leaves]

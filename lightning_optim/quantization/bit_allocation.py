@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.quantizer.base import Quantizer
-from lightning_optim.quantization.sensitivity import BitSensitivity, quantizers_by_bits
+from lightning_optim.quantization.sensitivity import BitLatency, BitSensitivity, quantizers_by_bits
 from lightning_optim.surgery.select import Targets
 
 _MOST_STATES = 1 << 16
+_NANO = 1e9
 
 Cost = Literal["size", "macs"]
 
@@ -66,13 +68,52 @@ def allocate_bits(
     return {layer.layer: sensitivity.bits[place] for layer, place in zip(layers, chosen, strict=True)}
 
 
+def allocate_latency(
+    sensitivity: BitSensitivity, latency: BitLatency, *, seconds: float, most_states: int = _MOST_STATES
+) -> dict[str, int]:
+    """Choose widths whose losses, added up, are least among all that take at most so many seconds.
+
+    What layers save is taken to add up, as what they lose; see ``allocate_bits``.
+
+    Args:
+        sensitivity: What each layer loses at each width.
+        latency: What a pass takes at each width of each layer, over the same widths.
+        seconds: The budget, of a whole pass.
+        most_states: How many pairs to follow at most, at least 1.
+
+    Returns:
+        Name of a layer -> its width.
+
+    Raises:
+        ValueError: If the tables are not of the same layers and widths, or even the fastest widths take longer.
+
+    Example:
+        >>> from lightning_optim.quantization.sensitivity import LayerLoss
+        >>> layers = (LayerLoss(layer="a", num_weights=10, macs=10, values=(9.0, 1.0)),)
+        >>> latency = BitLatency(bits=(2, 4), base=3.0, layers={"a": (1.0, 2.0)})
+        >>> allocate_latency(BitSensitivity(bits=(2, 4), base=0.0, layers=layers), latency, seconds=2.5)
+        {'a': 4}
+    """
+    layers = sensitivity.layers
+    if latency.bits != sensitivity.bits or latency.layers.keys() != {layer.layer for layer in layers}:
+        raise ValueError("sensitivity and latency must be of the same layers and widths")
+    saved = [[latency.base - taken for taken in latency.layers[layer.layer]] for layer in layers]
+    fastest = latency.base - sum(map(max, saved))
+    if not seconds >= fastest:
+        raise ValueError(f"a budget of {seconds:.3g} s is below the floor, the {fastest:.3g} s of the fastest widths")
+    costs = [[round(-_NANO * each) for each in own] for own in saved]
+    budget = max(math.floor(_NANO * (seconds - latency.base)), sum(map(min, costs)))
+    chosen = cheapest_choices(costs, [sensitivity.losses(layer) for layer in layers], budget, most_states)
+    return {layer.layer: sensitivity.bits[place] for layer, place in zip(layers, chosen, strict=True)}
+
+
 def cheapest_choices(
     costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], budget: int, most_states: int = _MOST_STATES
 ) -> list[int]:
     """Choose one option of each item, so that the sum of losses is least and that of costs at most a budget.
 
     Args:
-        costs: Of each option of each item, at least 0.
+        costs: Of each option of each item.
         losses: Of each option of each item.
         budget: At least the sum of the smallest costs.
         most_states: How many partial choices to follow at most; the answer is exact unless there are more.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optim.errors import TargetError
 from lightning_optim.quantization.backend import FloatBackend
 from lightning_optim.quantization.simulator import Forward, Simulator
 from lightning_optim.surgery.patch import Patches
@@ -89,7 +90,7 @@ class Calibration:
         if self._simulator.plan is None:
             raise ValueError("calibration never called the network: the data has no batch, or its step calls another")
         if not self._simulator.is_ready:
-            raise ValueError("calibration found no operator that computes in integers: see describe(), and targets")
+            raise TargetError("calibration found no operator that computes in integers: see describe(), and targets")
 
 
 def calibrate(simulator: Simulator, network: nn.Module, batches: Iterable[Any], *, num_batches: int = 32) -> None:

@@ -68,7 +68,7 @@ class _Way:
 
     def __init__(self, simulator: Simulator, network: nn.Module, forward: Forward, compiler: Compiler) -> None:
         self._simulator, self._network, self._compiler = simulator, network, compiler
-        self.compiled = torch.compile(
+        self.compiled = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack two keywords
             forward,
             backend=self._compile,
             fullgraph=True,

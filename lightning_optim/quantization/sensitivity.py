@@ -77,6 +77,22 @@ class BitSensitivity:
         return losses[::-1]
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitLatency:
+    """What the deployed network takes while one layer alone has few bits.
+
+    Args:
+        bits: Widths, ascending.
+        base: Seconds of a pass when no layer has few bits.
+        layers: Name of a layer -> seconds of a pass at each width.
+    """
+
+    bits: tuple[int, ...]
+    base: float
+    layers: Mapping[str, tuple[float, ...]]
+
+
 def bit_sensitivity(
     network: nn.Module,
     batches: Sequence[Any],
@@ -110,6 +126,66 @@ def bit_sensitivity(
         >>> [(layer.layer, layer.num_weights) for layer in table.layers]
         [('0', 32), ('2', 16)]
     """
+    trials = bit_trials(
+        network,
+        batches,
+        weight_quantizers,
+        rest=rest,
+        activation_quantizer=activation_quantizer,
+        observer=observer,
+    )
+    measure = measure or _against(network, batches, _distance)
+    macs = _count_macs(network, trials.layers, batches[0])
+
+    def loss(simulator: Simulator) -> float:
+        return float(measure(simulator.forward_of(network)))
+
+    found = tuple(
+        LayerLoss(
+            layer=layer.name,
+            num_weights=layer.module.weight.numel(),
+            macs=macs[layer.name],
+            values=tuple(loss(trials.of(layer.name, bits)) for bits in trials.bits),
+        )
+        for layer in trials.layers
+    )
+    return BitSensitivity(bits=trials.bits, base=loss(trials.base()), layers=found)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BitTrials:
+    """A calibrated network of which one layer at a time has few bits.
+
+    Args:
+        layers: The layers that run in integers, in the order of the forward pass.
+        bits: Widths to try, ascending.
+        make: Name of a layer -> its width in words -> the simulator.
+    """
+
+    layers: Sequence[Layer]
+    bits: tuple[int, ...]
+    make: Callable[[Mapping[str, str]], Simulator]
+
+    def base(self) -> Simulator:
+        """The network without few bits."""
+        return self.make({})
+
+    def of(self, layer: str, bits: int) -> Simulator:
+        """The network with one layer of few bits."""
+        return self.make({layer: str(bits)})
+
+
+def bit_trials(
+    network: nn.Module,
+    batches: Sequence[Any],
+    weight_quantizers: Sequence[Quantizer],
+    *,
+    rest: Quantizer | None = None,
+    activation_quantizer: Quantizer | None = None,
+    observer: Observer | None = None,
+) -> BitTrials:
+    """Calibrate once; every simulator has these ranges. Arguments and errors are those of ``bit_sensitivity``."""
     by_bits = quantizers_by_bits(weight_quantizers)
     entries = {str(bits): _entry(quantizer) for bits, quantizer in by_bits.items()}
     settings = (rest or Symmetric(), activation_quantizer or Affine(), observer or MovingAverage())
@@ -119,25 +195,14 @@ def bit_sensitivity(
     layers = find_layers(network, calibrated.plan)
     if not layers:
         raise TargetError("no convolution or linear layer runs in integers: see QATFakeQuant.describe()")
-    measure = measure or _against(network, batches, _distance)
-    macs = _count_macs(network, layers, batches[0])
 
-    def loss(assigned: Mapping[str, str]) -> float:
+    def make(assigned: Mapping[str, str]) -> Simulator:
         simulator = Simulator(*settings, entries)
         simulator.load_state_dict(calibrated.state_dict())
-        simulator.assigned = dict(assigned)
-        return float(measure(simulator.forward_of(network)))
+        simulator.assigned, simulator.example = dict(assigned), calibrated.example
+        return simulator
 
-    found = tuple(
-        LayerLoss(
-            layer=layer.name,
-            num_weights=layer.module.weight.numel(),
-            macs=macs[layer.name],
-            values=tuple(loss({layer.name: key}) for key in entries),
-        )
-        for layer in layers
-    )
-    return BitSensitivity(bits=tuple(by_bits), base=loss({}), layers=found)
+    return BitTrials(layers, tuple(by_bits), make)
 
 
 def quantizers_by_bits(quantizers: Sequence[Quantizer]) -> dict[int, Quantizer]:

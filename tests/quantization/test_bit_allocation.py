@@ -5,10 +5,15 @@ import torch
 from torch import nn
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.quantization.bit_allocation import allocate_bits, cheapest_choices, layer_quantizers
+from lightning_optim.quantization.bit_allocation import (
+    allocate_bits,
+    allocate_latency,
+    cheapest_choices,
+    layer_quantizers,
+)
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.ternary import Ternary
-from lightning_optim.quantization.sensitivity import BitSensitivity, LayerLoss
+from lightning_optim.quantization.sensitivity import BitLatency, BitSensitivity, LayerLoss
 
 
 def total(table, chosen):
@@ -25,6 +30,36 @@ def table(*layers, bits=(2, 3, 4)):
         LayerLoss(layer=name, num_weights=size, macs=macs, values=tuple(values)) for name, size, macs, values in layers
     )
     return BitSensitivity(bits=bits, base=0.0, layers=tuple(rows))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_choice_within_the_seconds_loses_less(seed):
+    generator = torch.Generator().manual_seed(seed)
+    losses = torch.randint(0, 12, (4, 3), generator=generator).double().tolist()
+    losses = [sorted(row, reverse=True) for row in losses]
+    seconds = (torch.randint(-9, 9, (4, 3), generator=generator).double() * 1e-4 + 5e-3).tolist()
+    found = table(*((str(place), 1, 1, row) for place, row in enumerate(losses)))
+    latency = BitLatency(
+        bits=(2, 3, 4), base=5e-3, layers={str(place): tuple(row) for place, row in enumerate(seconds)}
+    )
+    extra = [[round(1e9 * (value - 5e-3)) for value in row] for row in seconds]
+    floor = 5e-3 + 1e-9 * total(extra, [row.index(min(row)) for row in extra])
+    for budget in (floor + 1e-9, 5e-3 + 2e-4, 8e-3):
+        if budget < floor:
+            continue
+        widths = allocate_latency(found, latency, seconds=budget)
+        chosen = [(2, 3, 4).index(widths[str(place)]) for place in range(4)]
+        room = round(1e9 * (budget - 5e-3))
+        assert total(extra, chosen) <= room
+        assert total(losses, chosen) == by_brute_force(extra, losses, room)
+    with pytest.raises(ValueError, match="below the floor"):
+        allocate_latency(found, latency, seconds=floor - 1e-6)
+
+
+def test_a_latency_of_other_layers_is_refused():
+    latency = BitLatency(bits=(2, 3, 4), base=1.0, layers={"b": (1.0, 1.0, 1.0)})
+    with pytest.raises(ValueError, match="same layers and widths"):
+        allocate_latency(table(("a", 1, 1, (3.0, 2.0, 1.0))), latency, seconds=2.0)
 
 
 @pytest.mark.parametrize("seed", range(30))
