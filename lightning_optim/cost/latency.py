@@ -48,7 +48,8 @@ class Latency(Cost):
     choose. One factor for products and convolutions, one for all else and one constant fit the table to those times:
     an engine that fuses the rest into the products gives it no weight. A rising curve through the same times takes in
     what parts timed alone do not show. At last the network that the budget would choose now, for the schedule's end, is
-    timed itself and corrects the curve, until the network chosen takes what is predicted.
+    timed itself and corrects the curve, up to five times, until the network chosen takes what is predicted. Weights that
+    are sharded leave this out.
 
     Channels between two multiples of 16 may cost an engine that works in blocks as much as the next multiple, which
     no table of PyTorch's operators tells: let ``Channel.multiple`` be 16.
@@ -61,8 +62,8 @@ class Latency(Cost):
         engine: What runs the whole network; PyTorch by default.
         batch_size: Samples in the pass that is timed, at least 1.
         points: Channel counts at which each operator is timed, for each group that it depends on; at least 2.
-        table: JSON file of an earlier measurement of the same network on the same machine, taken instead of a new one;
-            written if it is not there. ``None`` measures.
+        table: JSON file of an earlier measurement of the same network on the same machine, taken instead of a new one,
+            with the corrections for the budget of that time; written if it is not there. ``None`` measures.
 
     Raises:
         ValueError: If a value is out of range.

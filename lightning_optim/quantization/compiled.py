@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, distributed, fx, nn
+from torch._dynamo import config as dynamo_config
+from torch._dynamo import eval_frame
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_optim.quantization.simulator import Forward, Simulator
 from lightning_optim.quantization.traced import trace
@@ -35,6 +40,7 @@ class CompiledSimulation:
     def __init__(self, simulator: Simulator, network: nn.Module, compiler: Compiler | None) -> None:
         self._simulator, self._network, self._compiler = simulator, network, compiler
         self._ways: dict[tuple[bool, bool], _Way] = {}
+        self._num_outputs: dict[bool, int] = {}  # in training or not
         odd = next((type(rule).__name__ for rule in simulator.quantizers if not rule.is_traceable), None)
         if compiler is not None and odd is not None:
             self._give_up(f"{odd} cannot be part of a graph")
@@ -42,32 +48,65 @@ class CompiledSimulation:
     def run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the network's own ``forward``, simulated as far as the simulator knows it."""
         simulator = self._simulator
-        if self._compiler is None or not simulator.is_traceable:
-            return simulator.run(self._network, forward, args, kwargs)
+        outputs = self._num_outputs.get(self._network.training)
+        if self._compiler is None or outputs is None or not (simulator.is_traceable and _can_compile()):
+            return self._run_in_python(forward, args, kwargs)
         state = simulator.is_observing, simulator.folds_batch_norm
         if state not in self._ways:
             self._ways[state] = _Way(simulator, self._network, forward, self._compiler)
+        way = self._ways[state]
+        way.num_outputs, way.has_run = outputs, False
+        # A graph is whole or it is not compiled: one that is cut at DDP's buckets would be neither.
+        whole = (
+            dynamo_config.patch(optimize_ddp=False)
+            if distributed.is_available() and distributed.is_initialized()
+            else nullcontext()
+        )
         try:
-            return self._ways[state].compiled(*args, **kwargs)
+            with whole:
+                output = way.compiled(*args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             if isinstance(error, FailOnRecompileLimitHit):
                 reason = f"its batches have more than {_MOST_GRAPHS} shapes"
             self._give_up(reason)
-            return simulator.run(self._network, forward, args, kwargs)
+            return self._run_in_python(forward, args, kwargs)
+        if way.has_run:
+            return output
+        self._give_up("torch.compile ran it as it is")
+        return self._run_in_python(forward, args, kwargs)
+
+    def _run_in_python(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Simulate, and count the tensors that come back: a graph that has more keeps some of them."""
+        output = self._simulator.run(self._network, forward, args, kwargs)
+        tensors = {id(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)}
+        self._num_outputs[self._network.training] = len(tensors)
+        return output
 
     def _give_up(self, reason: str) -> None:
         self._compiler = None
         warnings.warn(f"{type(self._network).__name__} is simulated uncompiled: {reason}", stacklevel=3)
 
 
+def _can_compile() -> bool:
+    """Whether ``torch.compile`` compiles now, and does not run what it is given as it is."""
+    is_asked = eval_frame._stance.stance == "default" and not dynamo_config.disable
+    return is_asked and not is_in_torch_dispatch_mode()
+
+
 @final
 class _Way:
-    """One state of the simulator: ranges are observed or not, batch norms are folded or not."""
+    """One state of the simulator: ranges are observed or not, batch norms are folded or not.
+
+    Attributes:
+        num_outputs: How many tensors the network returns.
+        has_run: Whether a graph of ours ran since this was set to False.
+    """
 
     def __init__(self, simulator: Simulator, network: nn.Module, forward: Forward, compiler: Compiler) -> None:
         self._simulator, self._network, self._compiler = simulator, network, compiler
+        self.num_outputs, self.has_run = 0, False
         self.compiled = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack two keywords
             forward,
             backend=self._compile,
@@ -79,11 +118,9 @@ class _Way:
 
     def _compile(self, captured: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         simulator, ranges = self._simulator, self._simulator.ranges
-        keys, device = (
-            ranges.keys,
-            next((leaf.device for leaf in inputs if isinstance(leaf, Tensor)), torch.device("cpu")),
-        )
-        traced = trace(captured, inputs, simulator, self._network, keys)
+        keys = ranges.keys
+        device = next((leaf.device for leaf in inputs if isinstance(leaf, Tensor)), torch.device("cpu"))
+        traced = trace(captured, inputs, simulator, self._network, keys, self.num_outputs)
 
         def known() -> tuple[Tensor, ...]:
             return *ranges.stacked_qparams(keys, device), simulator.learned.trained
@@ -91,6 +128,7 @@ class _Way:
         run = self._compiler(traced.module, [*inputs, *known()])
 
         def simulate(*values: Any) -> Any:
+            self.has_run = True
             outputs = run(*values, *known())
             if not traced.observed:
                 return outputs

@@ -78,7 +78,7 @@ class Ranges:
 
     def widen(self, keys: Sequence[str], low: Tensor, high: Tensor) -> None:
         """Widen this batch's ranges of some activations by their smallest and largest values, each ``[K]``."""
-        for key, smallest, largest in zip(keys, low.unbind(), high.unbind(), strict=True):
+        for key, smallest, largest in zip(keys, low.clone().unbind(), high.clone().unbind(), strict=True):
             self._widen(key, smallest, largest)
 
     def stacked_qparams(self, keys: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:

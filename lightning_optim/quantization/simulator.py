@@ -90,7 +90,7 @@ class Simulator:
         """Whether a forward pass is the same torch functions on other tensors each time."""
         counts = self.is_observing and self.observer.needs is not Evidence.RANGE
         is_known = bool(self.learned.keys) or not any(rule.learns for rule in self.quantizers)
-        return self.is_ready and is_known and not counts
+        return self.is_ready and is_known and not counts and all(map(self.ranges.has, self.ranges.keys))
 
     def weight_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of a layer's weight, by the key of the layer's operator."""

@@ -28,7 +28,8 @@ _CALLED_AGAIN = re.compile(r"@\d+$")
 class Recorder(TorchFunctionMode):
     """Writes every torch function that runs while it is entered into a graph, with the tensors that it takes.
 
-    Functions that return no tensor leave none: what they say of a tensor holds for every tensor of its shape.
+    Functions that tell something of a tensor leave nothing: it holds for every tensor of its shape. Those that return
+    nothing at all are refused.
 
     Args:
         root: Holds the tensors that the graph finds besides its inputs.
@@ -55,6 +56,8 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        if out is None:
+            raise TracingError(f"{getattr(func, '__name__', func)} returns nothing, and cannot be followed")
         leaves = pytree.tree_leaves(out)
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             return out
@@ -192,6 +195,7 @@ def trace(
     simulator: Simulator,
     network: nn.Module,
     keys: Sequence[str],
+    num_outputs: int,
 ) -> TracedGraph:
     """Write the simulation of a captured forward pass into a graph of its own.
 
@@ -204,18 +208,22 @@ def trace(
         simulator: Ready, and in the state in which the graph is to run.
         network: The network, whose parameters are among the inputs.
         keys: Every activation that has a range.
+        num_outputs: How many tensors the network returns.
 
     Raises:
-        TracingError: If the operators are not those of the recorded pass.
+        TracingError: If the operators are not those of the recorded pass, or the graph does more than compute what is
+            returned: it keeps other tensors, or switches gradients or precision.
     """
     assert simulator.plan is not None
+    _check_effects(captured, num_outputs)
     root, record = nn.Module(), Record()
     path = _GraphPath(network)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     values = [fake.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs]
     learned = fake.from_tensor(simulator.learned.trained)
     with simulator.learned.read_from(learned), fake, Recorder(root) as recorder:
-        scales, zero_points = (torch.ones(len(keys)) for _ in range(2))
+        device = next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+        scales, zero_points = (torch.ones(len(keys), device=device) for _ in range(2))
         for place, (value, real) in enumerate(zip(values, inputs, strict=True)):
             recorder.add_input(f"input_{place}", value, real)
         recorder.add_input("scales", scales)
@@ -230,6 +238,23 @@ def trace(
         recorder.graph.output(recorder.node_of((*outputs, *ends)))
     _check_operators(record, simulator.plan)
     return TracedGraph(fx.GraphModule(root, recorder.graph), tuple(ranges.seen))
+
+
+def _check_effects(captured: fx.GraphModule, num_outputs: int) -> None:
+    """Refuse what a replay would lose: what runs for its effect alone, and tensors that are kept beside the outputs.
+
+    The latter come as outputs of the graph too, and are not to be quantized as these are.
+    """
+    for node in captured.graph.nodes:
+        if node.op == "output":
+            kept = {id(leaf) for leaf in pytree.tree_leaves(node.args[0]) if isinstance(leaf, fx.Node)}
+            if len(kept) > num_outputs:
+                raise TracingError("its forward keeps tensors beside what it returns")
+        elif node.op.startswith("call") and not node.users:
+            leaves = pytree.tree_leaves(node.meta.get("example_value"))
+            if not any(isinstance(leaf, Tensor) for leaf in leaves):
+                name = getattr(node.target, "__name__", node.target)
+                raise TracingError(f"{name} runs for its effect alone")
 
 
 def _check_operators(record: Record, plan: Plan) -> None:

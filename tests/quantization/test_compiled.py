@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo import lookup_backend
+from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_optim.quantization.compiled
 from lightning_optim.demo.model.residual import ResidualNet
@@ -98,7 +99,9 @@ def train(network, run, simulator, folds_from=4, **kwargs):
     simulator.is_observing = False
     network.eval()
     with torch.no_grad():
-        return [*seen, loss_of(run(forward, (batches(1)[0],), kwargs)), *network.state_dict().values()]
+        for _ in range(2):  # the first shows how many tensors come back
+            seen.append(loss_of(run(forward, (batches(1)[0],), kwargs)))
+    return [*seen, *network.state_dict().values()]
 
 
 NETWORKS = {
@@ -146,6 +149,75 @@ def test_inductors_kernels_stay_within_a_step_of_the_output():
     ]
     scale = python.ranges.qparams(python.ranges.keys[-1], torch.device("cpu"))[0]
     assert (out[0] - out[1]).abs().max() <= 1.01 * scale
+
+
+class Effects(nn.Module):
+    """Does something besides what it returns."""
+
+    def __init__(self, effect):
+        super().__init__()
+        self.first, self.second, self.effect = nn.Linear(12, 12), nn.Linear(12, 5), effect
+
+    def forward(self, x):
+        x = self.first(x.flatten(1)[:, :12])
+        if self.effect == "write":
+            x[:, 0] = 0.0
+        elif self.effect == "keep":
+            self.kept = x
+        elif self.effect == "no_grad":
+            with torch.no_grad():
+                gate = self.second(x).mean()
+            x = x * gate
+        elif self.effect == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                x = (x @ x.T @ x).float()
+        return self.second(F.relu(x))
+
+
+@pytest.mark.parametrize("effect", ["write", "keep", "no_grad", "autocast"])
+def test_what_a_graph_would_lose_is_simulated_in_python_and_says_so(effect):
+    torch.manual_seed(0)
+    plain = Effects(effect).train()
+    twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
+    compiler, graphs = counting("eager")
+    simulation = CompiledSimulation(compiled, twin, compiler)
+    expected = train(plain, lambda *call: python.run(plain, *call), python)
+    with pytest.warns(UserWarning, match="Effects is simulated uncompiled"):
+        found = train(twin, simulation.run, compiled)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert not graphs
+
+
+def test_a_batch_with_infinities_is_left_to_python():
+    network, simulator = ResidualNet(widths=(4,)).train(), simulator_of()
+    compiler, graphs = counting("eager")
+    simulation, forward = CompiledSimulation(simulator, network, compiler), type(network).forward.__get__(network)
+    (batch,) = batches(1)
+    for one in (batch, batch / 0.0, batch):
+        simulation.run(forward, (one,), {})
+        simulator.finish_batch()
+    assert not graphs
+    simulation.run(forward, (batch,), {})
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("way", ["stance", "mode", "disabled"])
+def test_where_nothing_is_compiled_it_is_simulated_in_python(way):
+    contexts = {
+        "stance": lambda: torch.compiler.set_stance("force_eager"),
+        "mode": lambda: FlopCounterMode(display=False),
+        "disabled": lambda: torch._dynamo.config.patch(disable=True),
+    }
+    torch.manual_seed(0)
+    plain = ResidualNet(widths=(4,)).train()
+    twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
+    compiler, graphs = counting("eager")
+    simulation = CompiledSimulation(compiled, twin, compiler)
+    expected = train(plain, lambda *call: python.run(plain, *call), python)
+    with contexts[way]():
+        found = train(twin, simulation.run, compiled)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert not graphs
 
 
 def test_what_cannot_be_one_graph_is_simulated_in_python_and_says_so():
