@@ -48,8 +48,8 @@ class Latency(Cost):
     choose. One factor for products and convolutions, one for all else and one constant fit the table to those times:
     an engine that fuses the rest into the products gives it no weight. A rising curve through the same times takes in
     what parts timed alone do not show. At last the network that the budget would choose now, for the schedule's end, is
-    timed itself and corrects the curve, up to five times, until the network chosen takes what is predicted. Weights that
-    are sharded leave this out.
+    timed itself and corrects the curve, up to five times, until the network chosen takes what is predicted. Sharded
+    weights leave this out.
 
     Channels between two multiples of 16 may cost an engine that works in blocks as much as the next multiple, which
     no table of PyTorch's operators tells: let ``Channel.multiple`` be 16.
