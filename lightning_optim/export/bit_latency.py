@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,56 +13,37 @@ from lightning_optim.cost.timing import time_call
 from lightning_optim.export.quantized import Acceptance, call_of_one, export_quantized
 from lightning_optim.export.target.base import Target
 from lightning_optim.export.target.onnxruntime import OnnxRuntime
-from lightning_optim.quantization.observer.base import Observer
-from lightning_optim.quantization.quantizer.base import Quantizer
-from lightning_optim.quantization.sensitivity import BitLatency, bit_trials
+from lightning_optim.quantization.sensitivity import BitLatency, BitTrials
 from lightning_optim.quantization.simulator import Simulator
 
 Call = Callable[[], object]
 
 
-def bit_latency(  # noqa: PLR0913  # one keyword for each question
+def bit_latency(
     network: nn.Module,
-    batches: Sequence[Any],
-    weight_quantizers: Sequence[Quantizer],
+    trials: BitTrials,
     *,
-    rest: Quantizer | None = None,
-    activation_quantizer: Quantizer | None = None,
-    observer: Observer | None = None,
     target: Target | None = None,
     rounds: int = 5,
     clock: Callable[[Call], float] = time_call,
 ) -> BitLatency:
-    """Deploy the network once for every layer and width, and time them all in turns; it stays as it is.
+    """Deploy a network once for every layer and width, and time them all in turns; it stays as it is.
 
     A runtime may gain nothing from few bits: ONNX Runtime's convolutions compute in 8 bits whatever is stored.
 
     Args:
         network: The trained network.
-        batches: Inputs, as ``bit_sensitivity`` takes them; one sample of the first is what is timed.
-        weight_quantizers: What to try, one for each width.
-        rest: Quantizer of all other weights; ``None`` is int8 with a scale per output channel.
-        activation_quantizer: Quantizer of activations; ``None`` is uint8 with a zero point.
-        observer: How ranges of batches become one; ``None`` averages them.
+        trials: What to try, by ``bit_trials`` of this network; one sample of its first batch is what is timed.
         target: The runtime; ``None`` is ONNX Runtime.
         rounds: How often each is timed, at least 1; the median counts.
         clock: Times a call, in seconds.
 
     Raises:
         ExportError: If the runtime can't run one of the widths.
-        TargetError: If no layer runs in integers.
-        ValueError: If a value is out of range.
+        ValueError: If ``rounds`` is out of range.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    trials = bit_trials(
-        network,
-        batches,
-        weight_quantizers,
-        rest=rest,
-        activation_quantizer=activation_quantizer,
-        observer=observer,
-    )
     target = target or OnnxRuntime()
     with tempfile.TemporaryDirectory() as folder:
 

@@ -5,6 +5,7 @@ from torch import nn
 from lightning_optim.errors import TargetError
 from lightning_optim.export.bit_latency import bit_latency
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.sensitivity import bit_trials
 
 
 def network():
@@ -21,7 +22,8 @@ def test_each_layer_is_deployed_at_each_width_and_timed_in_turns():
         return float(len(timed))
 
     before = [value.clone() for value in net.state_dict().values()]
-    found = bit_latency(net, [torch.randn(32, 8)], [Symmetric(bits=bits) for bits in (4, 8)], rounds=3, clock=clock)
+    trials = bit_trials(net, [torch.randn(32, 8)], [Symmetric(bits=bits) for bits in (4, 8)])
+    found = bit_latency(net, trials, rounds=3, clock=clock)
     assert len(timed) == 3 * 5
     assert len(set(timed[:5])) == 5
     assert timed[:5] == timed[5:10]
@@ -31,7 +33,8 @@ def test_each_layer_is_deployed_at_each_width_and_timed_in_turns():
 
 
 def test_what_cannot_be_measured_is_refused():
+    net = network()
     with pytest.raises(ValueError, match="rounds must be at least 1"):
-        bit_latency(network(), [torch.randn(4, 8)], [Symmetric(bits=4)], rounds=0)
+        bit_latency(net, bit_trials(net, [torch.randn(4, 8)], [Symmetric(bits=4)]), rounds=0)
     with pytest.raises(TargetError, match="in integers"):
-        bit_latency(nn.Sequential(nn.Softmax(-1)), [torch.randn(4, 8)], [Symmetric(bits=4)])
+        bit_trials(nn.Sequential(nn.Softmax(-1)), [torch.randn(4, 8)], [Symmetric(bits=4)])
