@@ -21,7 +21,8 @@ def test_the_example_of_the_readme_runs_and_its_file_answers_as_the_trained_mode
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict = {}
-    exec(re.sub(r"max_epochs=\d+", "max_epochs=1", example()), names)  # noqa: S102  # our own README
+    # After fewer epochs two classes may lie on one integer, and either is the answer.
+    exec(re.sub(r"max_epochs=\d+", "max_epochs=3", example()), names)  # noqa: S102  # our own README
 
     assert names["prune"].sparsity == pytest.approx(0.5, abs=0.03)
     images = next(iter(names["data"].test_dataloader()))[0]
@@ -31,12 +32,7 @@ def test_the_example_of_the_readme_runs_and_its_file_answers_as_the_trained_mode
         trained = names["quantize"].simulated(names["model"])(images).numpy()
     step = np.diff(np.unique(deployed)).min()
     assert np.abs(deployed - trained).max() < 1.01 * step
-    assert (np.abs(deployed - trained) < 0.01 * step).mean() > 0.99
-    # After one epoch two classes may lie on the same integer, of which one step more makes another answer.
-    runner_up, best = np.sort(trained, 1)[:, -2:].T
-    is_sure = best - runner_up > 2.01 * step
-    assert is_sure.mean() > 0.5
-    assert np.array_equal(deployed.argmax(1)[is_sure], trained.argmax(1)[is_sure])
+    assert np.array_equal(deployed.argmax(1), trained.argmax(1))
 
 
 def test_the_example_is_short():
