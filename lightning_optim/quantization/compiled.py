@@ -39,7 +39,7 @@ class CompiledSimulation:
 
     def __init__(self, simulator: Simulator, network: nn.Module, compiler: Compiler | None) -> None:
         self._simulator, self._network, self._compiler = simulator, network, compiler
-        self._ways: dict[tuple[bool, bool], _Way] = {}
+        self._states: dict[tuple[bool, bool], _CompiledState] = {}
         self._num_outputs: dict[bool, int] = {}  # in training or not
         odd = next((type(rule).__name__ for rule in simulator.quantizers if not rule.is_traceable), None)
         if compiler is not None and odd is not None:
@@ -52,10 +52,10 @@ class CompiledSimulation:
         if self._compiler is None or outputs is None or not (simulator.is_traceable and _can_compile()):
             return self._run_in_python(forward, args, kwargs)
         state = simulator.is_observing, simulator.folds_batch_norm
-        if state not in self._ways:
-            self._ways[state] = _Way(simulator, self._network, forward, self._compiler)
-        way = self._ways[state]
-        way.num_outputs, way.has_run = outputs, False
+        if state not in self._states:
+            self._states[state] = _CompiledState(simulator, self._network, forward, self._compiler)
+        graphs = self._states[state]
+        graphs.num_outputs, graphs.has_run = outputs, False
         # A graph is whole or it is not compiled: one that is cut at DDP's buckets would be neither.
         whole = (
             dynamo_config.patch(optimize_ddp=False)
@@ -64,7 +64,7 @@ class CompiledSimulation:
         )
         try:
             with whole:
-                output = way.compiled(*args, **kwargs)
+                output = graphs.compiled(*args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
@@ -72,7 +72,7 @@ class CompiledSimulation:
                 reason = f"its batches have more than {_MOST_GRAPHS} shapes"
             self._give_up(reason)
             return self._run_in_python(forward, args, kwargs)
-        if way.has_run:
+        if graphs.has_run:
             return output
         self._give_up("torch.compile ran it as it is")
         return self._run_in_python(forward, args, kwargs)
@@ -96,8 +96,8 @@ def _can_compile() -> bool:
 
 
 @final
-class _Way:
-    """One state of the simulator: ranges are observed or not, batch norms are folded or not.
+class _CompiledState:
+    """The graphs of one state of the simulator: ranges are observed or not, batch norms are folded or not.
 
     Attributes:
         num_outputs: How many tensors the network returns.
