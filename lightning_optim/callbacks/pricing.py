@@ -39,13 +39,15 @@ def agreed_prices(
         ShrinkError: If the network cannot be priced; on every rank.
     """
     found: tuple[Prices | None, str] = (None, "")
+    cause: Exception | None = None
     if trainer.is_global_zero:
         try:
             pools = targeted_groups(coupling, weights)
             found = cost(Subject(network, coupling, pools, example.args, example.kwargs, choose)), ""
-        except LightningOptimError as error:  # raised on every rank: one alone would leave the others waiting
-            found = None, str(error)
+        except Exception as error:  # whatever it is: one rank that raises alone would leave the others waiting
+            found = None, str(error) if isinstance(error, LightningOptimError) else f"{type(error).__name__}: {error}"
+            cause = error
     prices, problem = trainer.strategy.broadcast(found)
     if prices is None:
-        raise ShrinkError(problem)
+        raise ShrinkError(problem) from cause
     return prices

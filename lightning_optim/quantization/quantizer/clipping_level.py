@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import affine_qparams
-from lightning_optim.quantization.quantizer.learner import ActivationLearner, Start, Values
-from lightning_optim.quantization.scheme import Scheme
+from lightning_optim.quantization.quantizer.learner import Start, UnsignedLearner, Values
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClippingLevel(ActivationLearner):
+class ClippingLevel(UnsignedLearner):
     """Unsigned integers of activations, clipped at a trained level (PACT; Choi et al., 2018; arXiv:1805.06085).
 
     Values in ``[0, alpha]`` are rounded to equal steps (eq. 1 and 2). The level alpha begins at the largest value of
@@ -36,18 +34,12 @@ class ClippingLevel(ActivationLearner):
         tensor(6.)
     """
 
-    bits: int = 8
     decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        _ = self.scheme  # checks the settings
+        UnsignedLearner.__post_init__(self)
         if not 0.0 <= self.decay < math.inf:
             raise ValueError(f"decay must be at least 0 and finite, got {self.decay}")
-
-    @property
-    @override
-    def scheme(self) -> Scheme:
-        return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity="tensor")
 
     @override
     def start(self, scale: Tensor, zero_point: Tensor) -> dict[str, Start]:
@@ -57,10 +49,6 @@ class ClippingLevel(ActivationLearner):
     @override
     def learned_qparams(self, values: Values) -> tuple[Tensor, Tensor]:
         return values["alpha"] / self.scheme.qmax, values["zero_point"]
-
-    @override
-    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return affine_qparams(low, high, 0, self.scheme.qmax)
 
     @override
     def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import affine_qparams
-from lightning_optim.quantization.quantizer.learner import ActivationLearner, Start, Values
-from lightning_optim.quantization.scheme import Scheme
+from lightning_optim.quantization.quantizer.learner import Start, UnsignedLearner, Values
 from lightning_optim.quantization.step_size import round_to_steps
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnedStepAffine(ActivationLearner):
+class LearnedStepAffine(UnsignedLearner):
     """Unsigned integers of activations, with a step size that is trained (LSQ; Esser et al., 2020; arXiv:1902.08153).
 
     Step and zero point begin at what the observed range asks for; the zero point then stays. After a ReLU it is 0,
@@ -32,16 +30,6 @@ class LearnedStepAffine(ActivationLearner):
         (tensor(0.0100), tensor(0.))
     """
 
-    bits: int = 8
-
-    def __post_init__(self) -> None:
-        _ = self.scheme  # checks the settings
-
-    @property
-    @override
-    def scheme(self) -> Scheme:
-        return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity="tensor")
-
     @override
     def start(self, scale: Tensor, zero_point: Tensor) -> dict[str, Start]:
         return {"step": Start(value=scale), "zero_point": Start(value=zero_point, unit=torch.zeros_like(zero_point))}
@@ -49,10 +37,6 @@ class LearnedStepAffine(ActivationLearner):
     @override
     def learned_qparams(self, values: Values) -> tuple[Tensor, Tensor]:
         return values["step"], values["zero_point"]
-
-    @override
-    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return affine_qparams(low, high, 0, self.scheme.qmax)
 
     @override
     def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import affine_qparams
 from lightning_optim.quantization.offset_steps import round_to_offset_steps, zero_point_of
-from lightning_optim.quantization.quantizer.learner import ActivationLearner, Start, Values
-from lightning_optim.quantization.scheme import Scheme
+from lightning_optim.quantization.quantizer.learner import Start, UnsignedLearner, Values
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnedStepOffset(ActivationLearner):
+class LearnedStepOffset(UnsignedLearner):
     """Unsigned integers of activations, with a trained step and offset (LSQ+; Bhalgat et al., 2020; arXiv:2004.09576).
 
     For activations with a few negative values, as Swish and GELU have, and sums. Weights are LSQ's (``LearnedStep``),
@@ -33,16 +31,6 @@ class LearnedStepOffset(ActivationLearner):
         tensor(-0.5000)
     """
 
-    bits: int = 8
-
-    def __post_init__(self) -> None:
-        _ = self.scheme  # checks the settings
-
-    @property
-    @override
-    def scheme(self) -> Scheme:
-        return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity="tensor")
-
     @override
     def start(self, scale: Tensor, zero_point: Tensor) -> dict[str, Start]:
         width = scale * self.scheme.qmax
@@ -52,10 +40,6 @@ class LearnedStepOffset(ActivationLearner):
     @override
     def learned_qparams(self, values: Values) -> tuple[Tensor, Tensor]:
         return values["step"], zero_point_of(values["offset"], values["step"], 0, self.scheme.qmax)
-
-    @override
-    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return affine_qparams(low, high, 0, self.scheme.qmax)
 
     @override
     def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
+from typing_extensions import override
 
+from lightning_optim.quantization.functional import affine_qparams
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.scheme import Scheme
 
 Values = Mapping[str, Tensor]
 """What was learned about one tensor, by name."""
@@ -64,3 +67,26 @@ class ActivationLearner(Quantizer):
     @abstractmethod
     def learned_qparams(self, values: Values) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, scalars with a gradient for the values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsignedLearner(ActivationLearner):
+    """An activation's learner of unsigned integers with one scale per tensor.
+
+    Args:
+        bits: Width of an integer, 1 to 8.
+    """
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        _ = self.scheme  # checks the settings
+
+    @property
+    @override
+    def scheme(self) -> Scheme:
+        return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity="tensor")
+
+    @override
+    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return affine_qparams(low, high, 0, self.scheme.qmax)
