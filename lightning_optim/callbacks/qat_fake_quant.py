@@ -171,7 +171,11 @@ class QATFakeQuant(Callback):
             self._end_observation(trainer)
         train_values(trainer, self._simulator.learned, self.learning_rate, self._loss_scale)
         self._loss_scale = None
-        pl_module.log("quantization/is_simulating", float(self.is_simulating), batch_size=1)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not at each batch: it would cost as much as the ranges do.
+        pl_module.log("quantization/is_simulating", float(self.is_simulating), rank_zero_only=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -97,6 +97,8 @@ class LearnedValues:
         """Read the values anew: once for every forward pass, since a graph serves only once."""
         num_positive = self._fixed["decays"].numel()
         self._parts = {}
+        if not self._trained.numel():
+            return
         self._read(self._trained[:num_positive].exp(), self._sizes["positive"])
         self._read(self._fixed["bases"] + self._fixed["units"] * self._trained[num_positive:], self._sizes["shifted"])
 

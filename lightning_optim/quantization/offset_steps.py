@@ -7,22 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optim.quantization.functional import KeepsInput
 
-class _RoundToOffsetSteps(torch.autograd.Function):
+
+class _RoundToOffsetSteps(KeepsInput):
     """Quantizes and dequantizes in one node, with gradients for values, step size and zero point."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, gradient_scale: float
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
+        ctx.save_for_backward(x)
+        ctx.values = scale, zero_point
         ctx.settings = qmin, qmax, gradient_scale
         steps = (x.float() / scale).round_()
         return steps.clamp_(qmin - zero_point, qmax - zero_point).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (x, scale, zero_point) = gradients, ctx.saved_tensors
+        (gradient,), x, (scale, zero_point) = gradients, KeepsInput.input_of(ctx), ctx.values
         qmin, qmax, gradient_scale = ctx.settings
         places = x.float() / scale + zero_point
         is_inside = (places > qmin) & (places < qmax)

@@ -26,6 +26,8 @@ class Role(Enum):
     WRITE = "write"  # changes part of its first argument
     OTHER = "other"  # computes in floating point
 
+    __hash__ = object.__hash__  # members are single, and looked up for every torch function of a forward pass
+
 
 INTEGER_ROLES = frozenset(
     {Role.CONVOLUTION, Role.LINEAR, Role.MATMUL, Role.ADD, Role.POOL, Role.CONCATENATE},

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import is_foldable
+from lightning_optim.quantization.functional import allow_overwriting, input_keeper
 from lightning_optim.quantization.module_path import CurrentModule
 from lightning_optim.quantization.operators import (
     INTEGER_ROLES,
@@ -26,7 +27,7 @@ from lightning_optim.quantization.operators import (
     why_float,
 )
 from lightning_optim.quantization.plan import BEFORE_SOFTMAX, Operator, Plan, Record
-from lightning_optim.quantization.tag import Tag, TagBook
+from lightning_optim.quantization.tag import Tag, TagBook, address
 
 Function = Callable[..., Any]
 NO_KERNEL = "no integer kernel"
@@ -34,7 +35,7 @@ EXCLUDED = "left out by targets"
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would take three times as long to make
 class Call:
     """One call of a torch function."""
 
@@ -44,6 +45,7 @@ class Call:
     role: Role
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    is_in_place: bool
 
     def run(self) -> Any:
         """Call the function as it was called."""
@@ -80,7 +82,9 @@ class Placement(TorchFunctionMode):
         self._backend, self._plan, self._modules, self._excluded = backend, plan, modules, excluded
         self._path, self._record = path, record
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._tags, self._counts = TagBook(rewrapped=is_distributed), Counter[str]()
+        self._tags, self._counts = TagBook(rewrapped=is_distributed), dict[str, int]()
+        self._keepers: dict[int, list[Node]] = {}  # address of a tensor's memory -> what needs it in the backward
+        self._guests: list[Tensor] = []
         self._handlers: dict[Role, Callable[[Call], Any]] = {
             Role.CONVOLUTION: self._weighted,
             Role.LINEAR: self._weighted,
@@ -96,7 +100,9 @@ class Placement(TorchFunctionMode):
 
     def finish(self, output: Any) -> Any:
         """Quantize what leaves the network; called outside of the mode, which would see its own operators."""
-        return pytree.tree_map(lambda leaf: self._settle(leaf, "output"), output)
+        output = pytree.tree_map(lambda leaf: self._settle(leaf, "output"), output)
+        self._allow_overwriting((output, self._guests))  # by whoever called the network
+        return output
 
     @override
     def __torch_function__(
@@ -105,18 +111,25 @@ class Placement(TorchFunctionMode):
         name, role = describe_function(func)
         if role is Role.INSPECT:
             return func(*args, **(kwargs or {}))
-        args, kwargs = _with_leading_input(args, dict(kwargs or {}))
+        kwargs = kwargs or {}
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+        is_integer = role in INTEGER_ROLES
         note = NO_KERNEL if role is Role.OTHER else why_float(name, role, args, kwargs)
         # Numbered apart: noise that is drawn in training alone must not shift the numbers of what is quantized.
-        key = self._key(f"float {name}" if note and role in INTEGER_ROLES else name)
-        if not note and role in INTEGER_ROLES and self._path.current in self._excluded:
-            note = EXCLUDED
-        call = Call(func, key, name, role, args, kwargs)
-        if not note and self._plan.may_be_masked(call.key):
-            note = BEFORE_SOFTMAX
+        key = self._key(f"float {name}" if note and is_integer else name)
+        call = Call(func, key, name, role, args, kwargs, is_in_place(name, kwargs))
+        if is_integer and not note:
+            if self._path.current in self._excluded:
+                note = EXCLUDED
+            elif self._plan.may_be_masked(key):
+                note = BEFORE_SOFTMAX
+        if self._keepers and (call.is_in_place or role is Role.WRITE):
+            self._allow_overwriting(args[:1])
         if note:
             return self._other(call, note)
-        self._note(call, "")
+        if self._record is not None:
+            self._note(self._record, call, "")
         return self._handlers[role](call)
 
     def _weighted(self, call: Call) -> Tensor:
@@ -172,7 +185,7 @@ class Placement(TorchFunctionMode):
             if upper is None:
                 return self._give(call, call.run(), Tag(tag.key, call.key, is_pending=True))
             # The clip's gradient needs what is overwritten with its result.
-            x = call.args[0].clone() if is_in_place(call.name, call.kwargs) else call.args[0]
+            x = call.args[0].clone() if call.is_in_place else call.args[0]
             out = self._backend.clip(x, tag.key, upper)
             return self._give(call, out, Tag(tag.key, call.key, is_pending=True))
         if upper is not None:
@@ -196,13 +209,15 @@ class Placement(TorchFunctionMode):
             part = self._backend.moved(part, tag.key) if is_placed else part
             return self._give(call, part, Tag(tag.key, call.key, is_quantized=is_quantized))
 
-        return pytree.tree_map(place, out)
+        return place(out) if isinstance(out, Tensor) else pytree.tree_map(place, out)
 
     def _write(self, call: Call) -> Any:
         target = call.args[0]
         tag = self._tags.get(target) if is_real(target) else None
         if tag is not None and tag.is_pending and not tag.is_quantized:
-            target.copy_(self._read(target, call.key, 0)[0])
+            quantized, _ = self._read(target, call.key, 0)
+            self._allow_overwriting(target)
+            target.copy_(quantized)
         rest, kwargs = pytree.tree_map(lambda leaf: self._settle(leaf, call.key), (call.args[1:], call.kwargs))
         out = call.func(target, *rest, **kwargs)
         if tag is not None:
@@ -211,9 +226,9 @@ class Placement(TorchFunctionMode):
 
     def _other(self, call: Call, note: str) -> Any:
         if self._record is not None and any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
-            self._note(call, note)
+            self._note(self._record, call, note)
         args = [self._settle_all(value, call.key) for value in call.args]
-        kwargs = {name: self._settle_all(value, call.key) for name, value in call.kwargs.items()}
+        kwargs = {name: self._settle_all(value, call.key) for name, value in call.kwargs.items()} if call.kwargs else {}
         out = call.func(*args, **kwargs)
         return self._give(call, out, Tag(call.key, call.key)) if is_real(out) else out
 
@@ -222,7 +237,8 @@ class Placement(TorchFunctionMode):
 
     def _give(self, call: Call, out: Tensor, tag: Tag) -> Tensor:
         """Tag a result, and put it where an in-place call asked for it."""
-        if is_in_place(call.name, call.kwargs) and is_real(call.args[0]) and out is not call.args[0]:
+        if call.is_in_place and is_real(call.args[0]) and out is not call.args[0]:
+            self._allow_overwriting(call.args[0])
             out = call.args[0].copy_(out)
         self._tags.set(out, tag)
         return out
@@ -231,6 +247,8 @@ class Placement(TorchFunctionMode):
         """Return a tensor as an integer operator reads it, and the key of its quantizer."""
         tag = self._tags.get(tensor)
         if tag is None:
+            if tensor.requires_grad and not tensor.is_leaf:
+                self._guests.append(tensor)
             tag = Tag(f"{reader}<{place}", f"{reader}<{place}")
             self._tags.set(tensor, tag)
         self._saw(tag, reader)
@@ -244,8 +262,17 @@ class Placement(TorchFunctionMode):
                 tag.is_quantized = True
                 return tensor, tag.key
             tag.quantized = quantized
+            keeper = input_keeper(quantized)
+            if keeper is not None:
+                self._keepers.setdefault(address(tensor), []).append(keeper)
             self._tags.set(quantized, Tag(tag.key, tag.origin, is_quantized=True))
         return tag.quantized, tag.key
+
+    def _allow_overwriting(self, values: Any) -> None:
+        """Let tensors be changed in place, though the backward needs what was rounded of them."""
+        for leaf in pytree.tree_leaves(values) if self._keepers else ():
+            for keeper in self._keepers.pop(address(leaf), ()) if isinstance(leaf, Tensor) else ():
+                allow_overwriting(keeper)
 
     def _settle(self, leaf: Any, reader: str) -> Any:
         """Return what a floating-point reader gets of a tensor."""
@@ -259,9 +286,11 @@ class Placement(TorchFunctionMode):
 
     def _settle_all(self, value: Any, reader: str) -> Any:
         """Settle an argument; few are more than one leaf."""
-        if isinstance(value, (list, tuple, dict)):
+        if isinstance(value, Tensor):
+            return self._settle(value, reader)
+        if isinstance(value, (list, tuple, dict)) and not all(isinstance(part, (int, float)) for part in value):
             return pytree.tree_map(lambda leaf: self._settle(leaf, reader), value)
-        return self._settle(value, reader)
+        return value
 
     def _saw(self, tag: Tag, reader: str) -> None:
         if tag.is_normalized:
@@ -272,18 +301,10 @@ class Placement(TorchFunctionMode):
         if self._record is not None:
             self._record.read(tag.origin, reader)
 
-    def _note(self, call: Call, note: str) -> None:
-        if self._record is not None:
-            self._record.add(call.key, Operator(self._path.current, call.name, call.role, note))
+    def _note(self, record: Record, call: Call, note: str) -> None:
+        record.add(call.key, Operator(self._path.current, call.name, call.role, note))
 
     def _key(self, name: str) -> str:
         base = f"{self._path.current}:{name}"
-        self._counts[base] += 1
-        calls = self._counts[base]
+        self._counts[base] = calls = self._counts.get(base, 0) + 1
         return base if calls == 1 else f"{base}#{calls}"
-
-
-def _with_leading_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not args and "input" in kwargs:
-        return (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
-    return args, kwargs

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lightning_optim.quantization.functional import value_range
 from lightning_optim.quantization.observer.base import Evidence, Observer
 from lightning_optim.quantization.observer.functional import NUM_BINS, count_values, exponent_of, widen_bins
 from lightning_optim.quantization.quantizer.base import Quantizer
@@ -64,15 +65,15 @@ class Ranges:
         """Widen this batch's range of one activation by what a tensor holds, and return the tensor's own range."""
         if not tensor.numel():
             return None
-        low, high = torch.aminmax(tensor.detach())
+        low, high = value_range(tensor)
         self._widen(key, low, high)
         if self._counts_values:
             self._count(key, tensor)
         return low, high
 
     def _widen(self, key: str, low: Tensor, high: Tensor) -> None:
-        if key in self._batch:
-            seen = self._batch[key]
+        seen = self._batch.get(key)
+        if seen is not None:
             low, high = torch.minimum(low, seen[0]), torch.maximum(high, seen[1])
         self._batch[key] = (low.float(), high.float())
 
@@ -108,12 +109,13 @@ class Ranges:
         """
         if device is None:
             device = next((low.device for low, _ in self._batch.values()), torch.device("cpu"))
-        unseen = torch.full((), -torch.inf, device=device)
-        pairs = [self._batch.get(key) for key in self._places]
-        flat = [unseen if pair is None else -pair[0].to(device) for pair in pairs]
-        flat += [unseen if pair is None else pair[1].to(device) for pair in pairs]
-        vector = torch.stack(flat) if flat else torch.empty(0, device=device)
-        return torch.where(vector.isfinite(), vector, unseen)
+        if not self._places:
+            return torch.empty(0, device=device)
+        nothing = torch.full((), torch.inf, device=device), torch.full((), -torch.inf, device=device)
+        ends = zip(*(self._batch.get(key, nothing) for key in self._places), strict=True)
+        low, high = (torch.stack([end.to(device) for end in each]) for each in ends)
+        vector = torch.cat([-low, high])
+        return torch.where(vector.isfinite(), vector, nothing[1])
 
     def merge(self, message: Tensor, add: Callable[[Tensor], Tensor] | None = None) -> None:
         """Fold in a batch, and forget it.
@@ -123,9 +125,9 @@ class Ranges:
             add: Sums a tensor over all processes; for histograms, which travel in one flat message of their own.
         """
         if self._places:
-            negated, high = message.chunk(2)
-            unseen = torch.isinf(negated) | torch.isinf(high)
-            low, high = (-negated).masked_fill(unseen, torch.inf), high.masked_fill(unseen, -torch.inf)
+            ends = message.view(2, -1)  # what lacks one end counts as unseen
+            negated, high = ends.masked_fill(ends.isinf().any(0), -torch.inf)
+            low = -negated
             counts = self._histograms(low, high) if self._counts_values else None
             self._state.update(low, high, counts if counts is None or add is None else add(counts))
             self._qparams, self._clipped = {}, None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from functools import lru_cache
+from typing import Any, Literal, final
 
 Granularity = Literal["tensor", "channel", "group", "token"]
 _GRANULARITIES = ("tensor", "channel", "group", "token")
@@ -72,3 +73,14 @@ class Scheme:
         if self.signed == "uint":
             return (1 << self.bits) - 1
         return max((1 << (self.bits - 1)) - 1, int(self.symmetric))  # of one bit and around 0: -1 and 1
+
+
+@lru_cache(maxsize=None, typed=True)  # asked for at each operator of each forward pass; True is not 1
+def find_scheme(**settings: Any) -> Scheme:
+    """Return the scheme of some settings, made once.
+
+    Example:
+        >>> find_scheme(bits=8, signed="uint", symmetric=False, granularity="tensor").qmax
+        255
+    """
+    return Scheme(**settings)

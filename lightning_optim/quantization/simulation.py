@@ -50,10 +50,10 @@ def norm_factor(norm: _BatchNorm, weight: Tensor) -> Tensor:
 
 
 def _covers(qparams: tuple[Tensor, Tensor], scheme: Scheme, ends: tuple[Tensor, Tensor]) -> bool:
-    """Whether values between two ends are all rounded to integers of the scheme, one step from its ends or less."""
+    """Whether values between two ends are all rounded to integers of the scheme without being clipped."""
     scale, zero_point = map(float, qparams)
     low, high = map(float, ends)
-    return (scheme.qmin - zero_point) * scale <= low and high <= (scheme.qmax - zero_point) * scale
+    return (scheme.qmin - zero_point - 0.5) * scale < low and high < (scheme.qmax - zero_point + 0.5) * scale
 
 
 class KnownRanges(Protocol):

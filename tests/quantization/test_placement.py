@@ -27,3 +27,114 @@ def test_a_bounded_relu_in_place_has_the_gradients_of_one_that_is_not(bound):
         gradients[inplace] = [parameter.grad.clone() for parameter in net.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(*gradients.values(), strict=True))
     assert gradients[True][0].abs().sum() > 0
+
+
+class Overwriting(nn.Module):
+    """Changes a tensor after an addition has read it; ``write`` takes the tensor and returns the changed one."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
+        self.write = write
+
+    def forward(self, x):
+        one, other = self.first(x), self.second(x)
+        total = one + other
+        return self.last(total) + self.last(self.write(one))
+
+
+def write_through_view(x):
+    x[:, :2].mul_(2.0)
+    return x
+
+
+def write_part(x):
+    x[:, :2] = 2.0 * x[:, :2]
+    return x
+
+
+def double_first_channels(x):
+    return torch.cat([2.0 * x[:, :2], x[:, 2:]], 1)
+
+
+def gradients_of(net, x, finish=lambda out: out):
+    """Gradients of the third pass, the first that is simulated, with values that are clipped."""
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    simulator = Simulator(Symmetric(), Affine(), MinMax())
+    simulator.folds_batch_norm = True
+    for factor in (0.3, 0.3, 1.0):
+        simulator.is_observing = factor < 1.0
+        net.zero_grad()
+        finish(simulator.run(net, net.forward, (factor * x,), {})).square().sum().backward()
+        simulator.finish_batch()
+    return [parameter.grad.clone() for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("in_place", "plain"),
+    [
+        (lambda x: x.relu_(), lambda x: x.relu()),
+        (lambda x: x.sigmoid_(), lambda x: x.sigmoid()),
+        (lambda x: x.add_(x), lambda x: x + x),
+    ],
+    ids=["relu_", "sigmoid_", "add_"],
+)
+def test_a_tensor_that_was_read_may_be_overwritten(in_place, plain):
+    x = 5 * torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    found, expected = (gradients_of(Overwriting(write), x) for write in (in_place, plain))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert all(gradient.abs().sum() > 0 for gradient in found)
+
+
+@pytest.mark.parametrize("write", [write_through_view, write_part])
+def test_part_of_a_tensor_that_was_read_may_be_overwritten(write):
+    x = 5 * torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = gradients_of(Overwriting(write), x)
+    assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in found)
+
+
+def test_a_caller_may_overwrite_what_the_network_returned():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
+
+        def forward(self, x):
+            gate = 0.5 * self.first(x)
+            return self.last(gate + self.second(x)), gate
+
+    x, found = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1)), []
+    for overwrites in (True, False):
+
+        def finish(outputs, overwrites=overwrites):
+            out, gate = outputs
+            return (gate.mul_(2.0) if overwrites else 2.0 * gate).square().sum() + out
+
+        found.append(gradients_of(Both(), x, finish))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+class Mean(nn.Module):
+    """Reads its input without keeping it, unlike a convolution."""
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def test_a_caller_may_overwrite_what_the_network_was_given():
+    found = []
+    for overwrites in (True, False):
+        torch.manual_seed(0)
+        net, stem = Mean(), nn.Conv2d(2, 2, 1)
+        simulator = Simulator(Symmetric(), Affine(), MinMax())
+        for factor in (0.3, 0.3, 1.0):
+            simulator.is_observing = factor < 1.0
+            stem.zero_grad()
+            given = stem(factor * torch.randn(4, 2, 8, 8))
+            out = simulator.run(net, net.forward, (given,), {})
+            (out.sum() + (given.mul_(2.0) if overwrites else 2.0 * given).square().sum()).backward()
+            simulator.finish_batch()
+        found.append(stem.weight.grad.clone())
+    assert torch.equal(*found)

@@ -53,9 +53,6 @@ class MovingAverageState(RunningRange):
 
     @override
     def update(self, low: Tensor, high: Tensor, counts: Tensor | None = None) -> None:
-        self._low = self._average(self._low.to(low.device), low)
-        self._high = self._average(self._high.to(high.device), high)
-
-    def _average(self, past: Tensor, now: Tensor) -> Tensor:
+        past, now = torch.stack([self._low, self._high]).to(low.device), torch.stack([low, high])
         blended = past + (1.0 - self._decay) * (now - past)
-        return torch.where(now.isinf(), past, torch.where(past.isinf(), now, blended))
+        self._low, self._high = torch.where(now.isinf(), past, torch.where(past.isinf(), now, blended))

@@ -33,6 +33,8 @@ class RunningRange(ObserverState):
     @override
     def grow(self, count: int) -> None:
         more = count - self._low.numel()
+        if not more:
+            return
         self._low = torch.cat([self._low, self._low.new_full((more,), math.inf)])
         self._high = torch.cat([self._high, self._high.new_full((more,), -math.inf)])
 

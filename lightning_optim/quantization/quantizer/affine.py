@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_optim.quantization.functional import affine_qparams
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
-from lightning_optim.quantization.scheme import Granularity, Scheme
+from lightning_optim.quantization.scheme import Granularity, Scheme, find_scheme
 
 
 @final
@@ -42,7 +42,7 @@ class Affine(Quantizer):
     @property
     @override
     def scheme(self) -> Scheme:
-        return Scheme(bits=self.bits, signed="uint", symmetric=False, granularity=self.granularity)
+        return find_scheme(bits=self.bits, signed="uint", symmetric=False, granularity=self.granularity)
 
     @override
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from enum import Enum
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lightning_optim.quantization.functional import channel_range, fake_quantize, quantize
@@ -89,8 +88,8 @@ class Quantizer(ABC):
         """Return scale and zero point of an activation as it is, or ``None`` if they follow from what was observed."""
         if self.scheme.granularity != "token":
             return None
-        low, high = torch.aminmax(x.detach().float(), dim=-1, keepdim=True)
-        return self.qparams(low, high)
+        x = x.detach().float()
+        return self.qparams(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True))
 
     def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Return the whole numbers that stand for ``x``, as floats; scale and zero point broadcast against it."""

@@ -18,7 +18,7 @@ from lightning_optim.quantization.functional import (
 )
 from lightning_optim.quantization.levels import binarize, group_extreme, straight_through
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
-from lightning_optim.quantization.scheme import Granularity, Scheme
+from lightning_optim.quantization.scheme import Granularity, Scheme, find_scheme
 
 
 @final
@@ -59,7 +59,7 @@ class Symmetric(Quantizer):
     @property
     @override
     def scheme(self) -> Scheme:
-        return Scheme(
+        return find_scheme(
             bits=self.bits,
             signed="int",
             symmetric=True,
