@@ -81,7 +81,7 @@ class KeepsInput(torch.autograd.Function):
 
 def input_keeper(rounded: Tensor) -> Node | None:
     """Return the node of what a quantizer's ``fake`` gave, if its input must not be changed before the backward."""
-    node = rounded.grad_fn if _holds_values(rounded) else None
+    node = rounded.grad_fn if holds_values(rounded) else None
     return node if issubclass(getattr(node, "_forward_cls", object), KeepsInput) else None
 
 
@@ -146,7 +146,10 @@ class _FakeQuantizeTraced(torch.autograd.Function):
         (gradient,), (low, high) = gradients, ctx.bounds
         if ctx.saved_tensors:
             (steps,) = ctx.saved_tensors
-            gradient = gradient.masked_fill((steps < low) | (steps > high), 0.0)
+            # 1 where nothing was clipped off these whole numbers, and 0 elsewhere; as booleans it would be kept for the
+            # backward, and code that writes them takes twenty times as long on a CPU.
+            passes = 1.0 - (steps - steps.clamp(low, high)).abs().clamp(max=1.0)  # type: ignore[arg-type]  # of one kind
+            gradient = gradient * passes.to(gradient.dtype)
         return gradient, None, None, None, None, None
 
 
@@ -177,10 +180,10 @@ class _Grid:
 
 def is_number(value: Tensor) -> bool:
     """Whether a tensor is as good as a plain number, which is many times as fast on a CPU."""
-    return value.dim() == 0 and value.device.type == "cpu" and _holds_values(value)
+    return value.dim() == 0 and value.device.type == "cpu" and holds_values(value)
 
 
-def _holds_values(tensor: Tensor) -> bool:
+def holds_values(tensor: Tensor) -> bool:
     """Whether a tensor is a plain one; others may be traced, and hold no numbers."""
     return type(tensor) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
 
@@ -221,7 +224,7 @@ def fake_quantize(
         ([0.0, 0.5, 3.5], [0.0, 1.0, 0.0])
     """
     out: Tensor
-    if not _holds_values(x):
+    if not holds_values(x):
         out = _FakeQuantizeTraced.apply(x, scale, zero_point, qmin, qmax, is_within)  # type: ignore[no-untyped-call]  # torch's own
         return out
     grid = _Grid(scale, *bounds_in_steps(zero_point, qmin, qmax))

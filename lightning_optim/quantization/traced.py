@@ -121,7 +121,8 @@ class _Scales:
 
     def observe(self, key: str, tensor: Tensor) -> None:
         """Let a tensor's range be put out, with what the same activation showed before."""
-        low, high = torch.aminmax(tensor.detach())
+        tensor = tensor.detach()
+        low, high = tensor.amin(), tensor.amax()
         if key in self.seen:
             low, high = torch.minimum(low, self.seen[key][0]), torch.maximum(high, self.seen[key][1])
         self.seen[key] = low.float(), high.float()
