@@ -6,8 +6,9 @@ The residual net and the vision transformer of ``quantization_speed`` train on b
 within one process on one thread. A step is timed in CPU time, from the end of one batch to the end of the next; ratios
 are of medians.
 
-- points: activations are quantized where a convolution or a linear reads them, weights everywhere, as other libraries
-  do it; ranges are observed at every step.
+- points: activations are quantized where a convolution or a linear reads them, and weights, as other libraries do it:
+  biases are not rounded, and a weight's scale comes from its largest magnitude alone. Ranges are observed at every
+  step. ``portable``: the same with this library's own scales of weights, which keep sums of pairs within 16 bits.
 - all: everything that the deployed network rounds, with batch norms on their batch's statistics, and ``folded``.
 - compiled: both of these with a compiled network, beside the plain compiled one; ``compiled_graphs`` counts the graphs
   that a fit compiles while it simulates, and ``compiled_breaks`` what it had to simulate in Python.
@@ -43,10 +44,12 @@ from benchmarks.overhead import WARMUP, Stopwatch
 from benchmarks.quantization_speed import ResNet, ViT
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.demo.model.classifier import Classifier
+from lightning_optim.quantization import simulation
 from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.placement import Placement
 from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.ranges import Ranges
 from lightning_optim.quantization.traced import trace
 from lightning_optim.surgery.select import Targets
@@ -59,24 +62,30 @@ NETS: dict[str, Callable[[], nn.Module]] = {"cnn": ResNet, "vit": ViT}
 
 @contextlib.contextmanager
 def at_points_of_peers() -> Iterator[None]:
-    """Leave what a layer puts out as it is until a convolution or a linear reads it."""
+    """Leave what a layer puts out as it is until a convolution or a linear reads it, and biases altogether."""
     with (
         mock.patch.object(Placement, "_settle", lambda self, leaf, reader: leaf),
         mock.patch.object(Placement, "_move", lambda self, call: call.run()),
+        mock.patch.object(simulation, "round_bias", lambda bias, scale: bias),
+        mock.patch.object(simulation, "bias_floor", return_value=None),
     ):
         yield
 
 
-def quantize(*, points: bool = False, folded: bool = False) -> QATFakeQuant:
+def quantize(*, points: bool = False, portable: bool = True, folded: bool = False) -> QATFakeQuant:
     """The callback, with ranges observed to the end."""
-    weighted = Targets(types=("Conv2d", "Linear")) if points else None
-    return QATFakeQuant(targets=weighted, freeze={"observer": 1.0, "batch_norm": 0.0 if folded else 1.0})
+    return QATFakeQuant(
+        targets=Targets(types=("Conv2d", "Linear")) if points else None,
+        weight_quantizer=Symmetric(portable=portable),
+        freeze={"observer": 1.0, "batch_norm": 0.0 if folded else 1.0},
+    )
 
 
 VARIANTS: dict[str, Callable[[], list[QATFakeQuant]]] = {
     "plain": list,
     "control": list,
-    "points": lambda: [quantize(points=True)],
+    "points": lambda: [quantize(points=True, portable=False)],
+    "portable": lambda: [quantize(points=True)],
     "all": lambda: [quantize()],
     "folded": lambda: [quantize(folded=True)],
 }
@@ -90,7 +99,7 @@ def take_turn(net: str, variant: str, steps: int, *, compiled: bool = False) -> 
     stopwatch = Stopwatch()
     trainer = quiet_trainer([stopwatch, *VARIANTS[variant]()], max_epochs=1)
     network: Any = torch.compile(NETS[net]()) if compiled else NETS[net]()
-    with at_points_of_peers() if variant == "points" else contextlib.nullcontext():
+    with at_points_of_peers() if variant in ("points", "portable") else contextlib.nullcontext():
         trainer.fit(Classifier(network), DataLoader(TensorDataset(images, labels), BATCH))
     return stopwatch.seconds
 
@@ -104,7 +113,7 @@ def measure_steps(steps: int, rounds: int) -> dict[str, float]:
             for variant in list(VARIANTS) if turn % 2 == 0 else list(reversed(VARIANTS)):
                 seconds[variant] += take_turn(net, variant, steps)
         medians = {variant: statistics.median(times) for variant, times in seconds.items()}
-        names = {"points": "", "all": "_all", "folded": "_folded", "control": "_control"}
+        names = {variant: "" if variant == "points" else f"_{variant}" for variant in VARIANTS if variant != "plain"}
         found |= {f"qat_step_ratio_{net}{end}": medians[name] / medians["plain"] for name, end in names.items()}
     return found
 

@@ -148,7 +148,7 @@ class _FakeQuantizeTraced(torch.autograd.Function):
             (steps,) = ctx.saved_tensors
             # 1 where nothing was clipped off these whole numbers, and 0 elsewhere; as booleans it would be kept for the
             # backward, and code that writes them takes twenty times as long on a CPU.
-            passes = 1.0 - (steps - steps.clamp(low, high)).abs().clamp(max=1.0)  # type: ignore[arg-type]  # of one kind
+            passes = 1.0 - (steps - steps.clamp(low, high)).abs().clamp(max=1.0)
             gradient = gradient * passes.to(gradient.dtype)
         return gradient, None, None, None, None, None
 
