@@ -39,11 +39,12 @@ class CompiledSimulation:
 
     def __init__(self, simulator: Simulator, network: nn.Module, compiler: Compiler | None) -> None:
         self._simulator, self._network, self._compiler = simulator, network, compiler
-        self._states: dict[tuple[bool, bool], _CompiledState] = {}
+        self._states: dict[tuple[bool, ...], _CompiledState | None] = {}  # None is simulated in Python
         self._num_outputs: dict[bool, int] = {}  # in training or not
         odd = next((type(rule).__name__ for rule in simulator.quantizers if not rule.is_traceable), None)
         if compiler is not None and odd is not None:
-            self._give_up(f"{odd} cannot be part of a graph")
+            self._compiler = None
+            self._warn(f"{odd} cannot be part of a graph")
 
     def run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the network's own ``forward``, simulated as far as the simulator knows it."""
@@ -51,10 +52,12 @@ class CompiledSimulation:
         outputs = self._num_outputs.get(self._network.training)
         if self._compiler is None or outputs is None or not (simulator.is_traceable and _can_compile()):
             return self._run_in_python(forward, args, kwargs)
-        state = simulator.is_observing, simulator.folds_batch_norm
+        state = self._network.training, simulator.is_observing, simulator.folds_batch_norm
         if state not in self._states:
             self._states[state] = _CompiledState(simulator, self._network, forward, self._compiler)
         graphs = self._states[state]
+        if graphs is None:
+            return self._run_in_python(forward, args, kwargs)
         graphs.num_outputs, graphs.has_run = outputs, False
         # A graph is whole or it is not compiled: one that is cut at DDP's buckets would be neither.
         whole = (
@@ -70,11 +73,12 @@ class CompiledSimulation:
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             if isinstance(error, FailOnRecompileLimitHit):
                 reason = f"its batches have more than {_MOST_GRAPHS} shapes"
-            self._give_up(reason)
-            return self._run_in_python(forward, args, kwargs)
-        if graphs.has_run:
-            return output
-        self._give_up("torch.compile ran it as it is")
+        else:
+            if graphs.has_run:
+                return output
+            reason = "torch.compile ran it as it is"
+        self._states[state] = None
+        self._warn(reason)
         return self._run_in_python(forward, args, kwargs)
 
     def _run_in_python(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,8 +88,7 @@ class CompiledSimulation:
         self._num_outputs[self._network.training] = len(tensors)
         return output
 
-    def _give_up(self, reason: str) -> None:
-        self._compiler = None
+    def _warn(self, reason: str) -> None:
         warnings.warn(f"{type(self._network).__name__} is simulated uncompiled: {reason}", stacklevel=3)
 
 
@@ -97,7 +100,7 @@ def _can_compile() -> bool:
 
 @final
 class _CompiledState:
-    """The graphs of one state of the simulator: ranges are observed or not, batch norms are folded or not.
+    """The graphs of one state: in training or not, ranges are observed or not, batch norms are folded or not.
 
     Attributes:
         num_outputs: How many tensors the network returns.

@@ -22,7 +22,7 @@ class Compilation:
 
     Args:
         compiler: The backend.
-        wrapper: Whose method of which name leads to the compiled network; ``None`` if its caller is compiled.
+        wrapper: Whose method of which name leads to the compiled network; ``None`` if what calls it is compiled.
         call: Calls the network itself, uncompiled.
     """
 
@@ -49,11 +49,21 @@ def find_compilation(root: nn.Module, network: nn.Module) -> Compilation | None:
     for module in root.modules():
         if isinstance(module, OptimizedModule) and module._orig_mod is network:
             return _compilation(module.dynamo_ctx.callback, (module, "forward"), network)
-    if network._compiled_call_impl is not None:  # by Module.compile, which keeps its backend in a closure alone
-        callback = inspect.getclosurevars(network._compiled_call_impl).nonlocals.get("callback")
-        return _compilation(callback, (network, "_compiled_call_impl"), network)
-    context = getattr(root, "_compiler_ctx", None)
-    return None if context is None else _compilation(context["dynamo_ctx"].callback, None, network)
+    if network._compiled_call_impl is not None:
+        return _compilation(_callback_of(network), (network, "_compiled_call_impl"), network)
+    around = (module for module in root.modules() if any(inner is network for inner in module.modules()))
+    callbacks = (_callback_of(module) for module in around)
+    return _compilation(next((callback for callback in callbacks if callback is not None), None), None, network)
+
+
+def _callback_of(module: nn.Module) -> Any:
+    """Return what a module's own compilation calls; ``None`` if it has none."""
+    if isinstance(module, OptimizedModule):
+        return module.dynamo_ctx.callback
+    if module._compiled_call_impl is not None:  # by Module.compile, which keeps its backend in a closure alone
+        return inspect.getclosurevars(module._compiled_call_impl).nonlocals.get("callback")
+    context = getattr(module, "_compiler_ctx", None)  # by Lightning, of a whole LightningModule
+    return None if context is None else context["dynamo_ctx"].callback
 
 
 def _compilation(callback: Any, wrapper: tuple[nn.Module, str] | None, network: nn.Module) -> Compilation | None:

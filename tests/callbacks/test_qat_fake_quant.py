@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -113,6 +114,18 @@ def test_keys_objects_and_forward_are_the_users_before_and_after(tmp_path):
     assert list(module.state_dict()) == keys
     assert all(left is right for left, right in zip(parameters, module.parameters(), strict=True))
     assert "forward" not in vars(module.net)
+
+
+def test_each_epoch_logs_whether_the_network_is_simulated(tmp_path):
+    logged = []
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            logged.append(trainer.callback_metrics.get("quantization/is_simulating"))
+
+    window = Window(begin=1, unit="epoch")
+    trainer(tmp_path, QATFakeQuant(window=window), Watch(), max_epochs=3).fit(made(), data())
+    assert [None if value is None else float(value) for value in logged] == [0.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 7])
@@ -294,7 +307,29 @@ def compile_whole(module, backend):
     return torch.compile(module, backend=backend)
 
 
-@pytest.mark.parametrize("compiled", [compile_within, compile_in_place, compile_whole])
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def compile_around(module, backend):
+    module.net = torch.compile(Around(module.net), backend=backend)
+    return module
+
+
+def compile_around_in_place(module, backend):
+    module.net = Around(module.net)
+    module.net.compile(backend=backend)
+    return module
+
+
+@pytest.mark.parametrize(
+    "compiled", [compile_within, compile_in_place, compile_whole, compile_around, compile_around_in_place]
+)
 def test_a_compiled_network_is_simulated_in_one_graph_and_learns_the_same(tmp_path, compiled):
     torch._dynamo.reset()
     graphs = []
@@ -304,12 +339,13 @@ def test_a_compiled_network_is_simulated_in_one_graph_and_learns_the_same(tmp_pa
         return graph
 
     module, eager = made(), made()
-    callback, other = QATFakeQuant(network="net"), QATFakeQuant()
+    name = "net.inner" if "around" in compiled.__name__ else "net"
+    callback, other = QATFakeQuant(network=name), QATFakeQuant()
     trainer(tmp_path, callback).fit(compiled(module, backend), data())
     trainer(tmp_path, other).fit(eager, data())
     rounded = [graph for graph in graphs if any("fake" in str(node.target) for node in graph.graph.nodes)]
     assert len(rounded) == 2  # ranges are observed, with batch norms as they are and folded
-    weights = {name.replace("_orig_mod.", ""): value for name, value in module.state_dict().items()}
+    weights = {re.sub(r"_orig_mod\.|inner\.", "", name): value for name, value in module.state_dict().items()}
     for name, value in eager.state_dict().items():
         assert torch.equal(value, weights[name]), name
     ends = [each.state_dict()["ranges"]["observer"]["high"] for each in (callback, other)]

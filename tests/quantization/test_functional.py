@@ -11,6 +11,7 @@ from lightning_optim.quantization.functional import (
     quantize_bias,
     round_bias,
     symmetric_scale,
+    value_range,
 )
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 
@@ -47,6 +48,52 @@ def test_gradient_passes_inside_the_range_ends_included_and_nowhere_else():
     x = torch.tensor([-0.6, -0.4, 0.0, 2.0, 7.0, 7.4, 7.6], requires_grad=True)
     fake_quantize(x, torch.tensor(1.0), torch.tensor(0.0), 0, 7).sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [torch.tensor(0.037), torch.tensor([[0.037], [0.011]])], ids=["tensor", "token"])
+def test_gradient_passes_exactly_where_nothing_is_clipped(scale, dtype):
+    torch.manual_seed(0)
+    x = (4 * torch.randn(2, 5000)).to(dtype).requires_grad_()
+    zero_point = torch.full_like(scale, 100.0)
+    gradient = torch.randn(2, 5000).to(dtype)
+    fake_quantize(x, scale, zero_point, 0, 255).backward(gradient)
+    whole = torch.round(x.detach().float() / scale) + zero_point
+    is_inside = (whole >= 0) & (whole <= 255)
+    assert 0 < is_inside.sum() < is_inside.numel()
+    assert torch.equal(x.grad, gradient * is_inside)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_known_to_be_within_is_rounded_alike_and_has_the_gradient_of_the_identity(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(3, 200).to(dtype).requires_grad_()
+    before, scale = x.detach().clone(), (x.detach().abs().amax(1, keepdim=True).float() / 127)
+    out = fake_quantize(x, scale, None, -127, 127, is_within=True)
+    out.backward(before)
+    assert torch.equal(out, fake_quantize(before, scale, None, -127, 127))
+    assert torch.equal(x.grad, before)
+    assert torch.equal(x.detach(), before)
+    assert out.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda x: x,
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.permute(3, 0, 2, 1),
+        lambda x: x[:, ::2, 1:],
+        lambda x: x.to(memory_format=torch.channels_last).bfloat16(),
+    ],
+)
+def test_the_range_of_values_is_that_of_any_arrangement_in_memory(arrange):
+    x = arrange(torch.randn(4, 6, 5, 7, generator=torch.Generator().manual_seed(0)))
+    low, high = value_range(x)
+    assert (low, high) == (x.min(), x.max())
+    x = x.clone()
+    x[1, 1, 1, 1] = torch.nan
+    assert all(end.isnan() for end in value_range(x))
 
 
 def test_bfloat16_is_rounded_in_float32():
