@@ -84,7 +84,7 @@ class Placement(TorchFunctionMode):
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._tags, self._counts = TagBook(rewrapped=is_distributed), dict[str, int]()
         self._keepers: dict[int, list[Node]] = {}  # address of a tensor's memory -> what needs it in the backward
-        self._guests: list[Tensor] = []
+        self._guests: list[Tensor] = []  # tensors that others hold: parameters, and what the network was given
         self._handlers: dict[Role, Callable[[Call], Any]] = {
             Role.CONVOLUTION: self._weighted,
             Role.LINEAR: self._weighted,
@@ -101,7 +101,7 @@ class Placement(TorchFunctionMode):
     def finish(self, output: Any) -> Any:
         """Quantize what leaves the network; called outside of the mode, which would see its own operators."""
         output = pytree.tree_map(lambda leaf: self._settle(leaf, "output"), output)
-        self._allow_overwriting((output, self._guests))  # by whoever called the network
+        self._allow_overwriting((output, self._guests))  # by whoever calls the network, or an optimizer
         return output
 
     @override
@@ -247,7 +247,7 @@ class Placement(TorchFunctionMode):
         """Return a tensor as an integer operator reads it, and the key of its quantizer."""
         tag = self._tags.get(tensor)
         if tag is None:
-            if tensor.requires_grad and not tensor.is_leaf:
+            if tensor.requires_grad:
                 self._guests.append(tensor)
             tag = Tag(f"{reader}<{place}", f"{reader}<{place}")
             self._tags.set(tensor, tag)

@@ -138,3 +138,24 @@ def test_a_caller_may_overwrite_what_the_network_was_given():
             simulator.finish_batch()
         found.append(stem.weight.grad.clone())
     assert torch.equal(*found)
+
+
+def test_an_optimizer_may_change_a_parameter_that_is_read_as_an_activation():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.randn(2))
+
+        def forward(self, x):
+            return x + self.shift
+
+    torch.manual_seed(0)
+    net, x, simulator = Shifted(), torch.randn(4, 2), Simulator(Symmetric(), Affine(), MinMax())
+    for is_observing in (True, True, False):
+        simulator.is_observing = is_observing
+        out = simulator.run(net, net.forward, (x,), {})
+        simulator.finish_batch()
+    with torch.no_grad():
+        net.shift *= 3.0
+    out.sum().backward()
+    assert net.shift.grad.tolist() == [4.0, 4.0]
