@@ -175,7 +175,7 @@ class QATFakeQuant(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not at each batch: it would cost as much as the ranges do.
-        pl_module.log("quantization/is_simulating", float(self.is_simulating), rank_zero_only=True)
+        pl_module.log("quantization/is_simulating", float(self.is_simulating), sync_dist=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

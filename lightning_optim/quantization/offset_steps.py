@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.quantization.functional import KeepsInput
+from lightning_optim.quantization.fake_quantize import KeepsInput
 
 
 class _RoundToOffsetSteps(KeepsInput):
@@ -17,7 +17,7 @@ class _RoundToOffsetSteps(KeepsInput):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, gradient_scale: float
     ) -> Tensor:
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x.detach())
         ctx.values = scale, zero_point
         ctx.settings = qmin, qmax, gradient_scale
         steps = (x.float() / scale).round_()

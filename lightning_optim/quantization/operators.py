@@ -90,7 +90,7 @@ def is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
     """
     if name.startswith("__"):
         return name.startswith("__i") and name.endswith("__")
-    return name.endswith("_") or kwargs.get("inplace") is True
+    return name.partition(".")[0].endswith("_") or kwargs.get("inplace") is True  # or one of torch.ops.aten
 
 
 def is_real(value: object) -> bool:

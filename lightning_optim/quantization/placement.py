@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.quantization.backend import Backend
+from lightning_optim.quantization.fake_quantize import allow_overwriting, holds_values, input_keeper
 from lightning_optim.quantization.fold import is_foldable
-from lightning_optim.quantization.functional import allow_overwriting, input_keeper
 from lightning_optim.quantization.module_path import CurrentModule
 from lightning_optim.quantization.operators import (
     INTEGER_ROLES,
@@ -85,18 +85,6 @@ class Placement(TorchFunctionMode):
         self._tags, self._counts = TagBook(rewrapped=is_distributed), dict[str, int]()
         self._keepers: dict[int, list[Node]] = {}  # address of a tensor's memory -> what needs it in the backward
         self._guests: list[Tensor] = []  # tensors that others hold: parameters, and what the network was given
-        self._handlers: dict[Role, Callable[[Call], Any]] = {
-            Role.CONVOLUTION: self._weighted,
-            Role.LINEAR: self._weighted,
-            Role.MATMUL: self._matmul,
-            Role.ADD: self._add,
-            Role.POOL: self._pool,
-            Role.CONCATENATE: self._concatenate,
-            Role.RELU: self._relu,
-            Role.NORM: self._norm,
-            Role.MOVE: self._move,
-            Role.WRITE: self._write,
-        }
 
     def finish(self, output: Any) -> Any:
         """Quantize what leaves the network; called outside of the mode, which would see its own operators."""
@@ -124,13 +112,13 @@ class Placement(TorchFunctionMode):
                 note = EXCLUDED
             elif self._plan.may_be_masked(key):
                 note = BEFORE_SOFTMAX
-        if self._keepers and (call.is_in_place or role is Role.WRITE):
-            self._allow_overwriting(args[:1])
+        if self._keepers and (call.is_in_place or role is Role.WRITE or "out" in kwargs):
+            self._allow_overwriting((args[:1], kwargs.get("out")))
         if note:
             return self._other(call, note)
         if self._record is not None:
             self._note(self._record, call, "")
-        return self._handlers[role](call)
+        return _HANDLERS[role](self, call)
 
     def _weighted(self, call: Call) -> Tensor:
         x, input_key = self._read(call.args[0], call.key, 0)
@@ -219,6 +207,7 @@ class Placement(TorchFunctionMode):
             self._allow_overwriting(target)
             target.copy_(quantized)
         rest, kwargs = pytree.tree_map(lambda leaf: self._settle(leaf, call.key), (call.args[1:], call.kwargs))
+        self._allow_overwriting(target)
         out = call.func(target, *rest, **kwargs)
         if tag is not None:
             self._tags.set(target, Tag(call.key, call.key))
@@ -229,6 +218,8 @@ class Placement(TorchFunctionMode):
             self._note(self._record, call, note)
         args = [self._settle_all(value, call.key) for value in call.args]
         kwargs = {name: self._settle_all(value, call.key) for name, value in call.kwargs.items()} if call.kwargs else {}
+        if call.is_in_place:  # once more: an argument that was rounded just now may share memory with the first
+            self._allow_overwriting(call.args[:1])
         out = call.func(*args, **kwargs)
         return self._give(call, out, Tag(call.key, call.key)) if is_real(out) else out
 
@@ -271,7 +262,8 @@ class Placement(TorchFunctionMode):
     def _allow_overwriting(self, values: Any) -> None:
         """Let tensors be changed in place, though the backward needs what was rounded of them."""
         for leaf in pytree.tree_leaves(values) if self._keepers else ():
-            for keeper in self._keepers.pop(address(leaf), ()) if isinstance(leaf, Tensor) else ():
+            is_plain = isinstance(leaf, Tensor) and holds_values(leaf) and leaf.layout is torch.strided
+            for keeper in self._keepers.pop(address(leaf), ()) if is_plain else ():
                 allow_overwriting(keeper)
 
     def _settle(self, leaf: Any, reader: str) -> Any:
@@ -288,7 +280,9 @@ class Placement(TorchFunctionMode):
         """Settle an argument; few are more than one leaf."""
         if isinstance(value, Tensor):
             return self._settle(value, reader)
-        if isinstance(value, (list, tuple, dict)) and not all(isinstance(part, (int, float)) for part in value):
+        if isinstance(value, (list, tuple)) and all(isinstance(part, (int, float)) for part in value):
+            return value
+        if isinstance(value, (list, tuple, dict)):
             return pytree.tree_map(lambda leaf: self._settle(leaf, reader), value)
         return value
 
@@ -308,3 +302,18 @@ class Placement(TorchFunctionMode):
         base = f"{self._path.current}:{name}"
         self._counts[base] = calls = self._counts.get(base, 0) + 1
         return base if calls == 1 else f"{base}#{calls}"
+
+
+# Not held by a placement, which would be freed by the garbage collector alone, and activations with it.
+_HANDLERS: dict[Role, Callable[[Placement, Call], Any]] = {
+    Role.CONVOLUTION: Placement._weighted,
+    Role.LINEAR: Placement._weighted,
+    Role.MATMUL: Placement._matmul,
+    Role.ADD: Placement._add,
+    Role.POOL: Placement._pool,
+    Role.CONCATENATE: Placement._concatenate,
+    Role.RELU: Placement._relu,
+    Role.NORM: Placement._norm,
+    Role.MOVE: Placement._move,
+    Role.WRITE: Placement._write,
+}

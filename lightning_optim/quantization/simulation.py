@@ -13,12 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import fold_batch_norm, uses_running_statistics
-from lightning_optim.quantization.functional import (
-    SMALLEST_SCALE,
-    bias_floor,
-    per_channel,
-    round_bias,
-)
+from lightning_optim.quantization.functional import SMALLEST_SCALE, bias_floor, per_channel, round_bias
 from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
@@ -50,10 +45,10 @@ def norm_factor(norm: _BatchNorm, weight: Tensor) -> Tensor:
 
 
 def _covers(qparams: tuple[Tensor, Tensor], scheme: Scheme, ends: tuple[Tensor, Tensor]) -> bool:
-    """Whether values between two ends are all rounded to integers of the scheme without being clipped."""
+    """Whether values between two ends are all rounded to integers of the scheme, one step from its ends or less."""
     scale, zero_point = map(float, qparams)
     low, high = map(float, ends)
-    return (scheme.qmin - zero_point - 0.5) * scale < low and high < (scheme.qmax - zero_point + 0.5) * scale
+    return (scheme.qmin - zero_point) * scale <= low and high <= (scheme.qmax - zero_point) * scale
 
 
 class KnownRanges(Protocol):
@@ -157,6 +152,7 @@ def _fake(
     """Round, as one function to whoever follows torch functions: its gradient is not that of its parts."""
     tensors = (x, scale) if zero_point is None else (x, scale, zero_point)
     if has_torch_function(tensors):
+        x = x if is_within else x.clone()  # the backward needs it, and the graph may overwrite it later on
         rounded: Tensor = handle_torch_function(quantizer.fake, tensors, x, scale, zero_point, is_within=is_within)
         return rounded
     return quantizer.fake(x, scale, zero_point, is_within=is_within)

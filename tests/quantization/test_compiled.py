@@ -43,6 +43,19 @@ class Twice(nn.Module):
         return {"out": self.second(x), "mean": (x @ x.T).mean()}
 
 
+class Overwriting(nn.Module):
+    """Overwrites what an addition has read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1)[:, :12])
+        total = x + x.mean()
+        return self.second(total) + self.second(x.relu_())
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -112,6 +125,8 @@ NETWORKS = {
         {},
     ),
     "twice": ("aot_eager", Twice, {"shift": torch.ones(12)}),
+    "overwriting": ("eager", Overwriting, {}),
+    "overwriting, traced": ("aot_eager", Overwriting, {}),
 }
 
 

@@ -3,10 +3,11 @@ import itertools
 import pytest
 import torch
 
+import lightning_optim.quantization.fake_quantize as fake_quantize_module
+from lightning_optim.quantization.fake_quantize import fake_quantize
 from lightning_optim.quantization.functional import (
     affine_qparams,
     bias_floor,
-    fake_quantize,
     pair_extreme,
     quantize_bias,
     round_bias,
@@ -62,6 +63,32 @@ def test_gradient_passes_exactly_where_nothing_is_clipped(scale, dtype):
     is_inside = (whole >= 0) & (whole <= 255)
     assert 0 < is_inside.sum() < is_inside.numel()
     assert torch.equal(x.grad, gradient * is_inside)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradient_passes_alike_where_scales_are_not_read_as_numbers(dtype, monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(5000).clamp(max=1.0).to(dtype).requires_grad_()
+    gradients = []
+    for high, is_number in itertools.product((x.detach().float().max(), torch.tensor(0.0)), (True, False)):
+        with monkeypatch.context() as patched:
+            if not is_number:  # as on an accelerator, which would have to be waited for
+                patched.setattr(fake_quantize_module, "is_number", lambda _: False)
+            x.grad = None
+            values = x if high > 0 else x * 0.0
+            fake_quantize(values, *affine_qparams(-high, high, 0, 255), 0, 255).sum().backward()
+        gradients.append(x.grad if high > 0 else x.grad + values.detach() + 1.0)
+    assert torch.equal(gradients[0], gradients[1])
+    assert gradients[0][x == x.max()].min() == 1
+    assert torch.equal(gradients[2], gradients[3])
+
+
+def test_a_scale_that_is_trained_gets_no_gradient_from_rounding_a_frozen_bias():
+    scale = torch.tensor([0.1, 0.4], requires_grad=True)
+    assert not round_bias(torch.tensor([0.26, -1.0]), scale).requires_grad
+    trained = torch.tensor([0.26, -1.0], requires_grad=True)
+    round_bias(trained, scale).sum().backward()
+    assert scale.grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -53,10 +55,6 @@ def write_part(x):
     return x
 
 
-def double_first_channels(x):
-    return torch.cat([2.0 * x[:, :2], x[:, 2:]], 1)
-
-
 def gradients_of(net, x, finish=lambda out: out):
     """Gradients of the third pass, the first that is simulated, with values that are clipped."""
     torch.manual_seed(0)
@@ -88,10 +86,24 @@ def test_a_tensor_that_was_read_may_be_overwritten(in_place, plain):
     assert all(gradient.abs().sum() > 0 for gradient in found)
 
 
+class Activated(nn.Module):
+    """Changes part of what an operator without integers put out, after an addition has read it."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
+        self.write = write
+
+    def forward(self, x):
+        one = 0.5 * self.first(x)
+        total = one + self.second(x)
+        return self.last(total) + self.last(self.write(one))
+
+
 @pytest.mark.parametrize("write", [write_through_view, write_part])
 def test_part_of_a_tensor_that_was_read_may_be_overwritten(write):
     x = 5 * torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-    found = gradients_of(Overwriting(write), x)
+    found = gradients_of(Activated(write), x)
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in found)
 
 
@@ -159,3 +171,59 @@ def test_an_optimizer_may_change_a_parameter_that_is_read_as_an_activation():
         net.shift *= 3.0
     out.sum().backward()
     assert net.shift.grad.tolist() == [4.0, 4.0]
+
+
+def simulated_thrice(net, *inputs):
+    simulator = Simulator(Symmetric(), Affine(), MinMax())
+    for is_observing in (True, True, False):
+        simulator.is_observing = is_observing
+        out = simulator.run(net, net.forward, inputs, {})
+        simulator.finish_batch()
+    return out
+
+
+def test_a_gradient_inside_the_network_frees_what_is_no_longer_needed():
+    class Force(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            hidden = 0.5 * self.first(x)
+            (force,) = torch.autograd.grad(self.second(hidden + x.sum()).sum(), x)
+            return force, hidden
+
+    torch.manual_seed(0)
+    force, _ = simulated_thrice(Force(), torch.randn(5, 3, requires_grad=True))
+    assert force.isfinite().all()
+
+
+def test_a_network_may_return_what_has_no_memory():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+
+        def forward(self, x):
+            hidden = 0.5 * self.first(x)
+            return (hidden + x).sum(), x.detach().to_sparse()
+
+    out, sparse = simulated_thrice(Sparse(), torch.randn(5, 3))
+    out.backward()
+    assert sparse.is_sparse
+
+
+def test_a_pass_without_backward_leaves_nothing_behind():
+    torch.manual_seed(0)
+    net, seen = Overwriting(lambda x: x.relu_()), []
+    handle = net.first.register_forward_hook(lambda *call: seen.append(weakref.ref(call[2])))
+    gc.collect()
+    gc.disable()
+    try:
+        out = simulated_thrice(net, torch.randn(2, 2, 6, 6))
+        del out
+        assert len(seen) == 3
+        assert all(each() is None for each in seen)
+    finally:
+        gc.enable()
+        handle.remove()

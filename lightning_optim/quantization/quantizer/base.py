@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_optim.quantization.functional import channel_range, fake_quantize, quantize
+from lightning_optim.quantization.fake_quantize import fake_quantize
+from lightning_optim.quantization.functional import channel_range, quantize
 from lightning_optim.quantization.scheme import Scheme
 
 
@@ -103,5 +104,7 @@ class Quantizer(ABC):
             scale: Step between two integers; broadcasts against ``x``.
             zero_point: Integer that stands for 0; ``None`` is 0, and faster.
             is_within: The caller knows that nothing is clipped.
+
+        What needs ``x`` again in the backward derives from ``fake_quantize.KeepsInput``, and is the last step.
         """
         return fake_quantize(x, scale, zero_point, self.scheme.qmin, self.scheme.qmax, is_within=is_within)

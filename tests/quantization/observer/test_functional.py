@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.stats import entropy as kl_divergence
 
-from lightning_optim.quantization.functional import affine_qparams, fake_quantize
+from lightning_optim.quantization.fake_quantize import fake_quantize
+from lightning_optim.quantization.functional import affine_qparams
 from lightning_optim.quantization.observer.functional import (
     NUM_BINS,
     bin_centers,
