@@ -27,7 +27,7 @@ from lightning_optim.quantization.operators import (
     why_float,
 )
 from lightning_optim.quantization.plan import BEFORE_SOFTMAX, Operator, Plan, Record
-from lightning_optim.quantization.tag import Tag, TagBook, address
+from lightning_optim.quantization.tag import Tag, TagBook, address, version_of
 
 Function = Callable[..., Any]
 NO_KERNEL = "no integer kernel"
@@ -245,14 +245,14 @@ class Placement(TorchFunctionMode):
         self._saw(tag, reader)
         if tag.is_quantized:
             return tensor, tag.key
-        # A copy made without gradients does not serve a reader that needs them.
-        lacks_grad = torch.is_grad_enabled() and tensor.requires_grad
-        if tag.quantized is None or (lacks_grad and not tag.quantized.requires_grad):
+        # A copy made without gradients does not serve a reader that needs them, nor one of values that were changed.
+        lacks_grad, version = torch.is_grad_enabled() and tensor.requires_grad, version_of(tensor)
+        if tag.quantized is None or tag.version != version or (lacks_grad and not tag.quantized.requires_grad):
             quantized = self._backend.activation(tensor, tag.key)
             if quantized is tensor:
                 tag.is_quantized = True
                 return tensor, tag.key
-            tag.quantized = quantized
+            tag.quantized, tag.version = quantized, version
             keeper = input_keeper(quantized)
             if keeper is not None:
                 self._keepers.setdefault(address(tensor), []).append(keeper)

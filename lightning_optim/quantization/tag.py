@@ -22,6 +22,7 @@ class Tag:
         is_quantized: Whether the tensor holds quantized values already.
         is_normalized: Whether the batch norm that follows was folded into the operator.
         quantized: The quantized tensor, once somebody has read it.
+        version: How often the tensor had been changed in place by then.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Tag:
     is_quantized: bool = False
     is_normalized: bool = False
     quantized: Tensor | None = None
+    version: int = 0
 
 
 @final
@@ -71,6 +73,11 @@ class TagBook:
             return None
         place = _place(tensor)
         return None if place is None else self._places.get(place)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor has been changed in place, be it through a view; 0 where that is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def address(tensor: Tensor) -> int:

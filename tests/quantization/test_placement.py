@@ -107,6 +107,19 @@ def test_part_of_a_tensor_that_was_read_may_be_overwritten(write):
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in found)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_values_that_were_changed_through_a_view_are_read_anew(grad):
+    torch.manual_seed(0)
+    net, x = Activated(write_through_view), torch.randn(4, 2, 8, 8)
+    simulator = Simulator(Symmetric(), Affine(), MinMax())
+    simulator.is_observing = True
+    for _ in range(4):
+        with torch.set_grad_enabled(grad):
+            out = simulator.run(net, net.forward, (x,), {})
+        simulator.finish_batch()
+    assert (out - net(x)).abs().max() < 0.02 * out.abs().max()
+
+
 def test_a_caller_may_overwrite_what_the_network_returned():
     class Both(nn.Module):
         def __init__(self):
