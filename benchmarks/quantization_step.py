@@ -10,6 +10,8 @@ are of medians.
   biases are not rounded, and a weight's scale comes from its largest magnitude alone. Ranges are observed at every
   step. ``portable``: the same with this library's own scales of weights, which keep sums of pairs within 16 bits.
 - all: everything that the deployed network rounds, with batch norms on their batch's statistics, and ``folded``.
+- peers: what other libraries make of the same nets, as they come: ModelOpt and Brevitas, if they are installed
+  (``benchmarks/requirements.txt``), and torch's own FX workflow. The reason why one does not run stands in its place.
 - compiled: both of these with a compiled network, beside the plain compiled one; ``compiled_graphs`` counts the graphs
   that a fit compiles while it simulates, and ``compiled_breaks`` what it had to simulate in Python.
 
@@ -21,6 +23,7 @@ data agree on and those of one process with all of it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -44,6 +47,7 @@ from benchmarks.overhead import WARMUP, Stopwatch
 from benchmarks.quantization_speed import ResNet, ViT
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.demo.model.classifier import Classifier
+from lightning_optim.export.onnx import first_line
 from lightning_optim.quantization import simulation
 from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -91,14 +95,45 @@ VARIANTS: dict[str, Callable[[], list[QATFakeQuant]]] = {
 }
 
 
+def _model_opt(network: nn.Module, images: Tensor) -> Any:
+    """Inputs and weights of convolutions and linears; the ranges of inputs are found once, here."""
+    from modelopt.torch import quantization  # type: ignore[import-not-found]  # an optional peer
+
+    return quantization.quantize(network, quantization.INT8_DEFAULT_CFG, forward_loop=lambda model: model(images))
+
+
+def _brevitas(network: nn.Module, images: Tensor) -> Any:
+    """Inputs and weights of convolutions and linears; percentiles in the first 300 steps, learned ranges then."""
+    from brevitas.graph.quantize import layerwise_quantize  # type: ignore[import-not-found]  # an optional peer
+
+    return layerwise_quantize(network)
+
+
+def _torch_fx(network: nn.Module, images: Tensor) -> Any:
+    """Fused observers of moving averages, batch norms folded."""
+    from torch.ao.quantization import get_default_qat_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_qat_fx  # type: ignore[attr-defined]  # torch's own
+
+    return prepare_qat_fx(network.train(), get_default_qat_qconfig_mapping("x86"), (images,))
+
+
+PEERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "modelopt": _model_opt,
+    "brevitas": _brevitas,
+    "torch_fx": _torch_fx,
+}
+
+
 def take_turn(net: str, variant: str, steps: int, *, compiled: bool = False) -> list[float]:
     """Train a fresh net for a few steps and return the CPU seconds of each."""
     torch.manual_seed(0)
     images = torch.randn(BATCH * (WARMUP + steps), 3, SIDE, SIDE)
     labels = torch.randint(0, 10, (len(images),))
     stopwatch = Stopwatch()
-    trainer = quiet_trainer([stopwatch, *VARIANTS[variant]()], max_epochs=1)
+    trainer = quiet_trainer([stopwatch, *VARIANTS.get(variant, list)()], max_epochs=1)
     network: Any = torch.compile(NETS[net]()) if compiled else NETS[net]()
+    if variant in PEERS:
+        network = PEERS[variant](network, images[:BATCH])
     with at_points_of_peers() if variant in ("points", "portable") else contextlib.nullcontext():
         trainer.fit(Classifier(network), DataLoader(TensorDataset(images, labels), BATCH))
     return stopwatch.seconds
@@ -115,6 +150,22 @@ def measure_steps(steps: int, rounds: int) -> dict[str, float]:
         medians = {variant: statistics.median(times) for variant, times in seconds.items()}
         names = {variant: "" if variant == "points" else f"_{variant}" for variant in VARIANTS if variant != "plain"}
         found |= {f"qat_step_ratio_{net}{end}": medians[name] / medians["plain"] for name, end in names.items()}
+    return found
+
+
+def measure_peers(steps: int, rounds: int) -> dict[str, float | str]:
+    """Ratios of other libraries to the plain step, or why there is none."""
+    found: dict[str, float | str] = {}
+    for net, peer in itertools.product(NETS, PEERS):
+        seconds: dict[str, list[float]] = {"plain": [], peer: []}
+        try:
+            for _ in range(rounds):
+                for variant, times in seconds.items():
+                    times.extend(take_turn(net, variant, steps))
+        except Exception as error:  # a peer fails in ways of its own
+            found[f"peer_step_ratio_{peer}_{net}"] = first_line(error)
+            continue
+        found[f"peer_step_ratio_{peer}_{net}"] = statistics.median(seconds[peer]) / statistics.median(seconds["plain"])
     return found
 
 
@@ -219,10 +270,11 @@ def measure_ranks() -> dict[str, float]:
     return {"ranks_worst_error": worst}
 
 
-def measure(steps: int = 12, rounds: int = 8) -> dict[str, float]:
+def measure(steps: int = 12, rounds: int = 8) -> dict[str, float | str]:
     """All figures."""
-    compiled = measure_compiled(steps, max(rounds // 2, 1))
-    return {**measure_steps(steps, rounds), **compiled, **measure_attach(), **measure_ranks()}
+    fewer = max(rounds // 2, 1)
+    ours = {**measure_steps(steps, rounds), **measure_compiled(steps, fewer), **measure_attach(), **measure_ranks()}
+    return {**ours, **measure_peers(steps, fewer)}
 
 
 def main() -> None:
