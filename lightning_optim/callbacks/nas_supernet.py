@@ -14,12 +14,12 @@ from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.callbacks.network_inputs import network_inputs
 from lightning_optim.callbacks.subnet_judge import FirstBatches, Score, SubnetJudge, judging
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.architecture import Architecture, check_architecture
 from lightning_optim.nas.selection import Findings, Selection, select
 from lightning_optim.nas.space.base import Freedom, Site
-from lightning_optim.nas.strategy.base import Strategy
-from lightning_optim.nas.strategy.evolution import Evolution
 from lightning_optim.nas.supernet import Supernet, build_supernet
+from lightning_optim.search.decision import Architecture, check_architecture
+from lightning_optim.search.strategy.base import Strategy
+from lightning_optim.search.strategy.evolution import Evolution
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import find_network
 from lightning_optim.surgery.shard import local

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
-from lightning_optim.nas.architecture import Architecture
-from lightning_optim.nas.strategy.base import SearchState
+from lightning_optim.search.decision import Architecture
+from lightning_optim.search.strategy.base import SearchState
 
 _REFUSALS_PER_EVALUATION = 100
 
@@ -118,8 +118,8 @@ def select(
         ValueError: If nothing within the bound was found, or no score is a number.
 
     Example:
-        >>> from lightning_optim.nas.architecture import Decision
-        >>> from lightning_optim.nas.strategy.random import Random
+        >>> from lightning_optim.search.decision import Decision
+        >>> from lightning_optim.search.strategy.random import Random
         >>> search = Random().start([Decision(name="width", options=("1", "2", "3"), default=2)], seed=0)
         >>> macs = lambda architecture: architecture["width"] + 1
         >>> select(search, lambda found: float(macs(found)), macs, Selection(max_macs=2)).pick.macs

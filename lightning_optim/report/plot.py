@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_optim.report.pareto import pareto_front
 from lightning_optim.report.result import Report, StageResult
 from lightning_optim.report.wording import say_bytes, say_count, say_milliseconds
+from lightning_optim.search.pareto import pareto_front
 
 _INK = "#010203"  # stands for the page's own text colour until the SVG is written
 _SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#14b8a6", "#ef4444")  # read well on black and white

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from lightning_optim.nas.architecture import Decision
 from lightning_optim.nas.selection import Findings, Selection, select
-from lightning_optim.nas.strategy.evolution import Evolution
-from lightning_optim.nas.strategy.random import Random
+from lightning_optim.search.decision import Decision
+from lightning_optim.search.strategy.evolution import Evolution
+from lightning_optim.search.strategy.random import Random
 
 DECISIONS = tuple(Decision(name=f"d{i}", options=("a", "b", "c", "d"), default=0) for i in range(5))
 NAMES = [decision.name for decision in DECISIONS]

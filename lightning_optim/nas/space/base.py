@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.architecture import Decision
 from lightning_optim.nas.live import live_forwards
+from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import submodule
 from lightning_optim.surgery.tap import Call, Taps
 

@@ -8,9 +8,9 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from lightning_optim.nas.architecture import Architecture, Decision, sample_architecture
-from lightning_optim.nas.strategy.base import SearchState, Strategy
-from lightning_optim.nas.strategy.memory import Memory
+from lightning_optim.search.decision import Architecture, Decision, sample_architecture
+from lightning_optim.search.strategy.base import SearchState, Strategy
+from lightning_optim.search.strategy.memory import Memory
 
 
 @final

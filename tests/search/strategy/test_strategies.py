@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lightning_optim.nas.architecture import Decision, sample_architecture
-from lightning_optim.nas.strategy.evolution import Evolution
-from lightning_optim.nas.strategy.random import Random
+from lightning_optim.search.decision import Decision, sample_architecture
+from lightning_optim.search.strategy.evolution import Evolution
+from lightning_optim.search.strategy.random import Random
 
 DECISIONS = tuple(Decision(name=f"d{i}", options=("a", "b", "c"), default=0) for i in range(4))
 STRATEGIES = [Random(), Evolution(population=6, sample=3)]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_optim.nas.architecture import Architecture, Decision
+from lightning_optim.search.decision import Architecture, Decision
 
 
 class SearchState(ABC):

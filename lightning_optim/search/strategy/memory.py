@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
-from lightning_optim.nas.architecture import Architecture, Decision, check_architecture
+from lightning_optim.search.decision import Architecture, Decision, check_architecture
 
 _TRIES = 100
 

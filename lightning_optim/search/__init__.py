@@ -1,0 +1,1 @@
+"""What to try next, for architectures, hyperparameters and recipes alike; no torch, no Lightning."""
