@@ -14,13 +14,13 @@ from typing_extensions import override
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
 from lightning_optim.callbacks.clock import clock_of
-from lightning_optim.callbacks.student_calls import StudentCalls
 from lightning_optim.distillation.loss.base import Context, Loss
-from lightning_optim.distillation.mixture import Mixture, Weight
+from lightning_optim.distillation.objective import Mixture, Weight
 from lightning_optim.distillation.teacher.base import Teacher
 from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.module import ModuleTeacher
 from lightning_optim.errors import TapError
+from lightning_optim.surgery.calls import StudentCalls
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import find_network
 from lightning_optim.surgery.tap import Call

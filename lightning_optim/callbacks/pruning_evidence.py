@@ -20,7 +20,7 @@ from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.coupled import activations_as_read
 from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.surgery.cut import CutPlan, taken_out
-from lightning_optim.surgery.followers import Followers
+from lightning_optim.surgery.readers import Followers
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.shard import is_sharded, local, part_of_rank
 from lightning_optim.surgery.tap import Call, Taps

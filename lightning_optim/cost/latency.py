@@ -17,13 +17,13 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
+from lightning_optim.cost.axis_widths import Ruler
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.curve import curve_through
 from lightning_optim.cost.engine import Eager, Engine
+from lightning_optim.cost.greedy import most_important
 from lightning_optim.cost.operators import TimedOperator, lengths_of, timed_operators
 from lightning_optim.cost.prices import Channels, Grid, Prices, Product, Term, prices_from_state
-from lightning_optim.cost.ruler import Ruler
-from lightning_optim.cost.search import most_important
 from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ArtefactError, LatencyError, LightningOptimError
 from lightning_optim.graph.coupling import keep_channels

@@ -8,10 +8,10 @@ from typing import final
 from torch import fx
 from typing_extensions import override
 
+from lightning_optim.cost.axis_widths import Ruler, is_tensor
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.count import count_macs
 from lightning_optim.cost.prices import Prices, Product, Term, Width
-from lightning_optim.cost.ruler import Ruler, is_tensor
 from lightning_optim.graph.rules.base import operator_name
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")

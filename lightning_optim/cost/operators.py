@@ -8,8 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
+from lightning_optim.cost.axis_widths import Ruler, is_tensor
 from lightning_optim.cost.prices import Channels, Width
-from lightning_optim.cost.ruler import Ruler, is_tensor
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.graph.rules.base import operator_name
 

@@ -8,9 +8,9 @@ from typing import final
 
 from typing_extensions import override
 
+from lightning_optim.cost.axis_widths import Ruler
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.prices import Prices, Product
-from lightning_optim.cost.ruler import Ruler
 from lightning_optim.surgery.select import plain_name
 
 

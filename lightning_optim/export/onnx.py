@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError
-from lightning_optim.export.dependency import require
 from lightning_optim.export.strip import strip_model
 from lightning_optim.export.subject import Subject, prepare_subject
+from lightning_optim.optional import require
 
 _LARGEST = 2**31 - 1  # protobuf's limit for one message, in bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_optim.export.dependency import require
+from lightning_optim.optional import require
 
 _OVERHEAD = 64  # bytes that a node costs; below, packing saves nothing
 _INT2_OPSET, _INT2_IR = 25, 13

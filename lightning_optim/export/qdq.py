@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.export.dependency import require
 from lightning_optim.export.deployed import DeployedNetwork
 from lightning_optim.export.dialect import Dialect
 from lightning_optim.export.onnx import export_onnx
 from lightning_optim.export.pack import pack_weights
 from lightning_optim.export.quantized_operators import translations
+from lightning_optim.optional import require
 from lightning_optim.quantization.simulator import Simulator
 
 

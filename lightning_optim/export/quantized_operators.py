@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_optim.export.blocks import unpack_blocks
-from lightning_optim.export.dependency import require
+from lightning_optim.optional import require
 from lightning_optim.quantization.functional import per_channel
 
 _IN_FLOAT32, _IN_INT8 = 1, 4  # levels of MatMulNBits

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.dependency import require
+from lightning_optim.optional import require
 
 Array = npt.NDArray[Any]
 Example = Array | Sequence[Array]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.dependency import require
 from lightning_optim.export.verify_operators import INTEGER_OPERATORS, float_product
+from lightning_optim.optional import require
 from lightning_optim.quantization.integer import Grid, Integers
 
 _MOVES = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.dependency import require
+from lightning_optim.optional import require
 from lightning_optim.quantization.integer import (
     Grid,
     Integers,

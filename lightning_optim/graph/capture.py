@@ -13,7 +13,7 @@ import torch.fx.config as tracing
 from torch import Tensor, nn
 
 from lightning_optim.errors import CaptureError
-from lightning_optim.graph.skeleton import SKELETON, Skeleton
+from lightning_optim.graph.shape_model import SKELETON, Skeleton
 from lightning_optim.surgery.attention import free_heads, plain_attentions
 from lightning_optim.surgery.select import plain_name
 

@@ -7,9 +7,9 @@ from typing import final
 
 import torch
 
+from lightning_optim.graph.feasible import settle
 from lightning_optim.graph.group import Group, Member, keep_channels
 from lightning_optim.graph.propagate import Propagation
-from lightning_optim.graph.settle import settle
 
 __all__ = ["Coupling", "Group", "Member", "couple", "keep_channels"]
 

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Group, Member, couple
-from lightning_optim.graph.skeleton import SKELETON
+from lightning_optim.graph.shape_model import SKELETON
 from lightning_optim.pruning.shrink import shrink
 
 

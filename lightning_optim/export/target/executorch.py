@@ -18,11 +18,11 @@ from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError
-from lightning_optim.export.dependency import require
 from lightning_optim.export.kernels import Kernels
 from lightning_optim.export.onnx import first_line, silence
 from lightning_optim.export.program import capture_program
 from lightning_optim.export.target.base import Runner, Target, check_activations, check_weights
+from lightning_optim.optional import require
 from lightning_optim.quantization.operators import Role
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulator import Simulator

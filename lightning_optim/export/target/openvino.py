@@ -13,12 +13,12 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.dependency import require
 from lightning_optim.export.dialect import AffineDialect
 from lightning_optim.export.kernels import Kernels
 from lightning_optim.export.qdq import write_qdq
 from lightning_optim.export.target.base import Runner, Target
 from lightning_optim.export.target.onnxruntime import check_affine
+from lightning_optim.optional import require
 from lightning_optim.quantization.operators import Role
 from lightning_optim.quantization.simulator import Simulator
 

@@ -12,12 +12,12 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.dependency import require
 from lightning_optim.export.dialect import SymmetricDialect
 from lightning_optim.export.kernels import MOVES, Kernels
 from lightning_optim.export.qdq import write_qdq
 from lightning_optim.export.runtime import Session, open_session
 from lightning_optim.export.target.base import Runner, Target, check_activations, check_weights
+from lightning_optim.optional import require
 from lightning_optim.quantization.operators import Role
 from lightning_optim.quantization.simulator import Simulator
 

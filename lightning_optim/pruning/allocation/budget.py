@@ -12,9 +12,9 @@ from torch import Tensor, distributed
 from typing_extensions import override
 
 from lightning_optim.cost.base import Cost
+from lightning_optim.cost.greedy import Ladder, most_important
 from lightning_optim.cost.macs import Macs
 from lightning_optim.cost.prices import Prices
-from lightning_optim.cost.search import Ladder, most_important
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.priced import PricedAllocation
 from lightning_optim.pruning.functional import drop_lowest

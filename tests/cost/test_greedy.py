@@ -4,8 +4,8 @@ import time
 from dataclasses import replace
 
 from lightning_optim.cost.curve import Curve
+from lightning_optim.cost.greedy import most_important
 from lightning_optim.cost.prices import Grid, Pool, Prices, Product, Width
-from lightning_optim.cost.search import most_important
 
 
 def random_case(draw):

@@ -4,7 +4,7 @@ from torch import nn
 
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.soft_target import SoftTarget
-from lightning_optim.distillation.mixture import Mixture
+from lightning_optim.distillation.objective import Mixture
 from lightning_optim.schedule.linear import Linear
 from lightning_optim.surgery.tap import Call
 

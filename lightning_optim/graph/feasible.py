@@ -11,7 +11,7 @@ import torch
 from lightning_optim.graph.group import Group, gather, keep_channels
 from lightning_optim.graph.labels import Axis
 from lightning_optim.graph.propagate import Propagation
-from lightning_optim.graph.skeleton import SKELETON, Objection, Skeleton
+from lightning_optim.graph.shape_model import SKELETON, Objection, Skeleton
 from lightning_optim.surgery.cut import CutPlan
 
 OPERATORS = 40_000

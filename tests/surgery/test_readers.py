@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import TapError
-from lightning_optim.surgery.followers import Followers
+from lightning_optim.surgery.readers import Followers
 
 
 class Branches(nn.Module):
