@@ -30,7 +30,7 @@ from benchmarks.common import parser_for
 from benchmarks.random_models import build, twice
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, Group, couple
-from lightning_optim.pruning.shrink import Choice, shrink
+from lightning_optim.pruning.shrink.channels import Choice, shrink
 
 TOLERANCE, LEAST_REMOVED = 1e-5, 0.1
 

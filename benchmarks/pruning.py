@@ -47,7 +47,7 @@ from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple, keep_channels
 from lightning_optim.pruning.allocation.budget import Budget
-from lightning_optim.pruning.shrink import shrink
+from lightning_optim.pruning.shrink.channels import shrink
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.linear import Linear

@@ -16,10 +16,10 @@ from lightning_optim.callbacks.reshape import Reshaper, averaged_copies
 from lightning_optim.errors import CaptureError, ShrinkError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, couple
-from lightning_optim.pruning.bypass import plan_bypass
 from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
-from lightning_optim.pruning.shrink import Choice, shrink
+from lightning_optim.pruning.shrink.branches import plan_bypass
+from lightning_optim.pruning.shrink.channels import Choice, shrink
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.output_layers import output_layers

@@ -11,11 +11,11 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_optim.callbacks.rank_tallies import gather_ranks, share_of_rank
 from lightning_optim.errors import TapError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, Seen, Statistic, Tally, measure, merge_ranks
+from lightning_optim.pruning.evidence_of_ranks import gather_ranks, share_of_rank
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.coupled import activations_as_read
 from lightning_optim.pruning.structure.neuron import Neuron

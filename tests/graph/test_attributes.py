@@ -6,7 +6,7 @@ from torch import nn
 from lightning_optim.graph.attributes import counters
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.shrink import shrink
+from lightning_optim.pruning.shrink.channels import shrink
 
 
 def cut(net, batch):

@@ -7,7 +7,7 @@ from torch import nn
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
 from lightning_optim.graph.shape_model import SKELETON, Skeleton
-from lightning_optim.pruning.shrink import shrink
+from lightning_optim.pruning.shrink.channels import shrink
 
 
 class Derived(nn.Module):

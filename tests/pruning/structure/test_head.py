@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.shrink import shrink
+from lightning_optim.pruning.shrink.channels import shrink
 from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.pruning.structure.head import Head
 

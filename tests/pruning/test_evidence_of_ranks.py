@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.callbacks.rank_tallies import gather_ranks, share_of_rank
+from lightning_optim.pruning.evidence_of_ranks import gather_ranks, share_of_rank
 
 
 def state(value, count):

@@ -11,7 +11,7 @@ from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Group, Member, couple
 from lightning_optim.graph.shape_model import SKELETON
-from lightning_optim.pruning.shrink import shrink
+from lightning_optim.pruning.shrink.channels import shrink
 
 
 class Residual(nn.Module):
@@ -354,7 +354,7 @@ def test_attention_of_torch_loses_whole_heads_with_the_width_that_it_is_compared
 
 def test_a_search_that_would_not_end_refuses_what_it_has_not_proved(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr("lightning_optim.pruning.trial.PARAMETERS", 0)
+    monkeypatch.setattr("lightning_optim.pruning.shrink.trial.PARAMETERS", 0)
     net = nn.Sequential(Baked(), nn.ReLU(), *(nn.Linear(2, 2) for _ in range(24)))
     batch = torch.randn(2, 3)
     coupling = unsettled(net, batch)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lightning_optim.cost.count import count_macs
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.pruning.bypass import plan_bypass
+from lightning_optim.pruning.shrink.branches import plan_bypass
 from lightning_optim.surgery.cut import apply_cut
 from support import ReadsItsWeight, branches_of, without
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.coupling import Coupling, Group, keep_channels
-from lightning_optim.pruning.trial import Choice, Trial
+from lightning_optim.pruning.shrink.trial import Choice, Trial
 from lightning_optim.surgery.cut import CutPlan, Replaced, apply_cut
 
 __all__ = ["Choice", "Shrunk", "shrink"]

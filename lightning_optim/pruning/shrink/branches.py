@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_optim.graph.branches import Branch
 from lightning_optim.graph.capture import eval_copy
-from lightning_optim.pruning.trial import difference, disturb
+from lightning_optim.pruning.shrink.trial import difference, disturb
 from lightning_optim.surgery.bypass import tells_its_shape
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.select import submodule

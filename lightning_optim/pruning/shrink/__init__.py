@@ -1,0 +1,1 @@
+"""What is pruned goes physically: trial, channels, whole branches."""
