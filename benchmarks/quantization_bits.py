@@ -30,9 +30,9 @@ from lightning_optim.demo.data.digits import Digits
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.quantization.bit_allocation import Cost, allocate_bits, layer_quantizers
+from lightning_optim.quantization.mixed_precision.allocation import Cost, allocate_bits, layer_quantizers
+from lightning_optim.quantization.mixed_precision.sensitivity import BitSensitivity, bit_sensitivity, divergence
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.sensitivity import BitSensitivity, bit_sensitivity, divergence
 
 QUANTIZERS = tuple(Symmetric(bits=bits) for bits in (2, 3, 4, 5, 6, 8))
 AVERAGES = (3, 4)

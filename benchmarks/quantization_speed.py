@@ -30,7 +30,7 @@ from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unquantized import Unquantized
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 _BATCH = 32
 

@@ -41,7 +41,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-import lightning_optim.quantization.compiled
+import lightning_optim.quantization.compilation.compiled
 from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
 from benchmarks.overhead import WARMUP, Stopwatch
 from benchmarks.quantization_speed import ResNet, ViT
@@ -49,13 +49,13 @@ from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.export.onnx import first_line
 from lightning_optim.quantization import simulation
-from lightning_optim.quantization.merge import merge_ranges
+from lightning_optim.quantization.compilation.trace import trace
 from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.placement import Placement
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.ranges import Ranges
-from lightning_optim.quantization.traced import trace
+from lightning_optim.quantization.simulation.placement import Placement
+from lightning_optim.quantization.simulation.ranges import Ranges
+from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
 from lightning_optim.surgery.select import Targets
 
 BATCH, SIDE = 32, 32
@@ -196,7 +196,7 @@ class CountedGraphs:
 
     def __init__(self) -> None:
         self.count = 0
-        self._patch = mock.patch.object(lightning_optim.quantization.compiled, "trace", self._trace)
+        self._patch = mock.patch.object(lightning_optim.quantization.compilation.compiled, "trace", self._trace)
 
     def _trace(self, *args: Any) -> Any:
         self.count += 1

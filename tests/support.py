@@ -13,12 +13,12 @@ from torch.nn import functional
 from lightning_optim.graph.branches import residual_branches
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
-from lightning_optim.quantization.calibration import calibrate
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 def quiet(*callbacks, **settings):

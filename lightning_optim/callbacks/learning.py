@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_optim.callbacks.agreement import check_ranks_agree
-from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.simulation.learned_values import LearnedValues
 
 
 def train_values(trainer: Trainer, learned: LearnedValues, learning_rate: float, loss_scale: float | None) -> None:

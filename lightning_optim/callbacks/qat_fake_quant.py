@@ -20,26 +20,26 @@ from lightning_optim.callbacks.calibration import calibrate_module
 from lightning_optim.callbacks.clock import clock_of
 from lightning_optim.callbacks.gate import CheckpointGate
 from lightning_optim.callbacks.learning import checked_rate, loss_scale_of, train_values
-from lightning_optim.callbacks.qat_settings import check_kinds, checked_freeze, checked_layers, excluded_modules
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
 from lightning_optim.export.target.base import Target
 from lightning_optim.export.target.find import find_target
 from lightning_optim.export.verify import Verification, verify
-from lightning_optim.quantization.calibration import calibrate
-from lightning_optim.quantization.compiled import CompiledSimulation
+from lightning_optim.quantization.compilation.compiled import CompiledSimulation
 from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
-from lightning_optim.quantization.merge import merge_ranges
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.plan import Plan
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.run import apply_methods
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
-from lightning_optim.quantization.table import placement_table
+from lightning_optim.quantization.settings import check_kinds, checked_freeze, checked_layers, excluded_modules
+from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.plan import Plan
+from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
+from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.table import placement_table
 from lightning_optim.surgery.compilation import find_compilation, uncompiled
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, named_modules

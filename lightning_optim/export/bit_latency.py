@@ -13,8 +13,8 @@ from lightning_optim.cost.timing import time_call
 from lightning_optim.export.quantized import Acceptance, call_of_one, export_quantized
 from lightning_optim.export.target.base import Target
 from lightning_optim.export.target.onnxruntime import OnnxRuntime
-from lightning_optim.quantization.sensitivity import BitLatency, BitTrials
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitTrials
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 Call = Callable[[], object]
 

@@ -18,12 +18,12 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export.blocks import pack_blocks
 from lightning_optim.export.dialect import Dialect, Grid
 from lightning_optim.export.quantized_operators import linear_of_blocks
-from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.functional import bias_floor, per_channel, quantize_bias
-from lightning_optim.quantization.operators import Role
-from lightning_optim.quantization.simulation import weight_scale
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.rounding_backend import weight_scale
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 @final

@@ -18,7 +18,7 @@ from lightning_optim.export.deployed import DeployedNetwork
 from lightning_optim.export.dialect import Dialect, Grid
 from lightning_optim.export.onnx import first_line, silence
 from lightning_optim.export.subject import prepare_subject
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 _ATEN, _DECOMPOSED = torch.ops.aten, torch.ops.quantized_decomposed
 _QUANTIZE = _DECOMPOSED.quantize_per_tensor.default

@@ -18,7 +18,7 @@ from lightning_optim.export.onnx import export_onnx
 from lightning_optim.export.pack import pack_weights
 from lightning_optim.export.quantized_operators import translations
 from lightning_optim.optional import require
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 def write_qdq(

@@ -17,10 +17,10 @@ from lightning_optim.export.kernels import Kernels
 from lightning_optim.export.parity import Parity, as_call, check_parity
 from lightning_optim.export.target.base import Runner, Target
 from lightning_optim.export.target.onnxruntime import OnnxRuntime
-from lightning_optim.quantization.operators import INTEGER_ROLES, Role
-from lightning_optim.quantization.placement import EXCLUDED
-from lightning_optim.quantization.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Role
+from lightning_optim.quantization.simulation.placement import EXCLUDED
+from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 # What stays in floating point as a whole -> how many of these it holds: both products, and the mask that is added.
 _FLOAT_PARTS: dict[str, dict[Role, int]] = {"scaled_dot_product_attention": {Role.MATMUL: 2, Role.ADD: 1}}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from lightning_optim.quantization.fake_quantize import fake_quantize, is_number
+from lightning_optim.quantization.rounding.fake_quantize import fake_quantize, is_number
 
 SMALLEST_SCALE = 1e-12
 _LARGEST_BIAS = 2.0**30  # of the 2 ** 31 of an int32 accumulator, one half is left to the products

@@ -24,12 +24,12 @@ from lightning_optim.pruning.sensitivity import Sensitivity, check_sparsities, s
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.pruning.structure.weight import Weight
-from lightning_optim.quantization.calibration import Inputs
+from lightning_optim.quantization.mixed_precision.sensitivity import BitSensitivity, bit_sensitivity, quantizers_by_bits
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.binary import Binary
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.sensitivity import BitSensitivity, bit_sensitivity, quantizers_by_bits
-from lightning_optim.quantization.simulator import Forward
+from lightning_optim.quantization.simulation.calibration import Inputs
+from lightning_optim.quantization.simulation.simulator import Forward
 from lightning_optim.recipe.evaluate import metric_of
 from lightning_optim.report.analysis import Analysis, CoupledGroup
 from lightning_optim.surgery.example import ExampleInputs

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_optim.pruning.sensitivity import Sensitivity
-from lightning_optim.quantization.sensitivity import BitSensitivity
+from lightning_optim.quantization.mixed_precision.sensitivity import BitSensitivity
 from lightning_optim.report.plot import can_plot, plot_sensitivity
 from lightning_optim.report.wording import say_count
 

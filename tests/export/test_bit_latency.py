@@ -4,8 +4,8 @@ from torch import nn
 
 from lightning_optim.errors import TargetError
 from lightning_optim.export.bit_latency import bit_latency
+from lightning_optim.quantization.mixed_precision.sensitivity import bit_trials
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.sensitivity import bit_trials
 
 
 def network():

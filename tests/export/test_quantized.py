@@ -12,7 +12,7 @@ from lightning_optim.export.runtime import load
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 from support import bright_corners, train_simulated
 
 

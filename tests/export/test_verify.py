@@ -8,12 +8,12 @@ from lightning_optim.errors import ArtefactError, ExportError
 from lightning_optim.export import verify_operators
 from lightning_optim.export.quantized import export_quantized
 from lightning_optim.export.verify import verify
-from lightning_optim.quantization.calibration import calibrate
 from lightning_optim.quantization.integer import Integers
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.simulator import Simulator
 from support import bright_corners, train_simulated
 
 

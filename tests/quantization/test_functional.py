@@ -3,8 +3,7 @@ import itertools
 import pytest
 import torch
 
-import lightning_optim.quantization.fake_quantize as fake_quantize_module
-from lightning_optim.quantization.fake_quantize import fake_quantize
+import lightning_optim.quantization.rounding.fake_quantize as fake_quantize_module
 from lightning_optim.quantization.functional import (
     affine_qparams,
     bias_floor,
@@ -15,6 +14,7 @@ from lightning_optim.quantization.functional import (
     value_range,
 )
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
 
 
 def test_fake_quantize_equals_the_formula_value_by_value():

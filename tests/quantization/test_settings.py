@@ -5,7 +5,7 @@ from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.simulation.ranges import Ranges
 
 INF = float("inf")
 

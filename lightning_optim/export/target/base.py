@@ -11,9 +11,9 @@ from torch import nn
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.kernels import Kernels
-from lightning_optim.quantization.operators import WEIGHTED_ROLES, Role
 from lightning_optim.quantization.scheme import Scheme
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.operators import WEIGHTED_ROLES, Role
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 Runner = Callable[..., Any]
 """Takes one array or CPU tensor for each input in the file's order, and returns one array for each output."""

@@ -23,9 +23,9 @@ from lightning_optim.export.onnx import first_line, silence
 from lightning_optim.export.program import capture_program
 from lightning_optim.export.target.base import Runner, Target, check_activations, check_weights
 from lightning_optim.optional import require
-from lightning_optim.quantization.operators import Role
 from lightning_optim.quantization.scheme import Scheme
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 _EXTRA = "executorch"
 _XNNPACK = "executorch.backends.xnnpack"

@@ -16,9 +16,9 @@ from lightning_optim.export.kernels import Kernels, inspect_kernels
 from lightning_optim.export.qdq import write_qdq
 from lightning_optim.export.runtime import load
 from lightning_optim.export.target.base import Runner, Target, check_activations, check_weights, has_unrounded_linear
-from lightning_optim.quantization.operators import Role
 from lightning_optim.quantization.scheme import Scheme
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 @final

@@ -19,8 +19,8 @@ from lightning_optim.export.qdq import write_qdq
 from lightning_optim.export.target.base import Runner, Target
 from lightning_optim.export.target.onnxruntime import check_affine
 from lightning_optim.optional import require
-from lightning_optim.quantization.operators import Role
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 _INTEGER = frozenset({"u8", "i8", "u4", "i4"})
 _IDLE = frozenset(

@@ -18,8 +18,8 @@ from lightning_optim.export.qdq import write_qdq
 from lightning_optim.export.runtime import Session, open_session
 from lightning_optim.export.target.base import Runner, Target, check_activations, check_weights
 from lightning_optim.optional import require
-from lightning_optim.quantization.operators import Role
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _PASSES = MOVES | {"Relu", "Clip", "MaxPool"}

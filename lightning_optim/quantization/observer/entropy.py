@@ -30,7 +30,7 @@ class Entropy(Observer):
 
     Example:
         >>> from lightning_optim.quantization.quantizer.affine import Affine
-        >>> from lightning_optim.quantization.ranges import Ranges
+        >>> from lightning_optim.quantization.simulation.ranges import Ranges
         >>> ranges = Ranges(Affine(bits=4), Entropy())
         >>> _ = ranges.observe("x", torch.cat([torch.linspace(0.0, 1.0, 9999) ** 4, torch.tensor([10.0])]))
         >>> ranges.register(ranges.new_keys)

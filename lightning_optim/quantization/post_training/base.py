@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 class PostTraining(ABC):
@@ -23,7 +23,7 @@ class PostTraining(ABC):
         Args:
             network: The trained network, its parameters on one device.
             simulator: Calibrated on the network as it is.
-            batches: Inputs, as ``lightning_optim.quantization.calibration.calibrate`` takes them.
+            batches: Inputs, as ``lightning_optim.quantization.simulation.calibration.calibrate`` takes them.
 
         Returns:
             Names of the layers that changed.

@@ -15,7 +15,7 @@ from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import equalizing_factors
 from lightning_optim.quantization.post_training.layers import Layer, find_layers
 from lightning_optim.quantization.post_training.rescale import Rescale
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 @final

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_optim.quantization.fold import fold_batch_norm, is_foldable
 from lightning_optim.quantization.functional import per_channel
-from lightning_optim.quantization.plan import Plan
+from lightning_optim.quantization.simulation.plan import Plan
 from lightning_optim.surgery.select import named_modules
 
 

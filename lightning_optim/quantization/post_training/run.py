@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_optim.quantization.calibration import calibrate
 from lightning_optim.quantization.post_training.base import PostTraining
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 def apply_methods(

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_optim.quantization.fake_quantize import fake_quantize
 from lightning_optim.quantization.functional import channel_range, quantize
+from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
 from lightning_optim.quantization.scheme import Scheme
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import SMALLEST_SCALE
-from lightning_optim.quantization.levels import binarize
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer, check_granularity
+from lightning_optim.quantization.rounding.levels import binarize
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
 

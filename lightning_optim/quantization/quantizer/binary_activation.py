@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import SMALLEST_SCALE, symmetric_scale
-from lightning_optim.quantization.levels import binarize
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.rounding.levels import binarize
 from lightning_optim.quantization.scheme import Scheme
 
 

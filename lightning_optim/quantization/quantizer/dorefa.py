@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.levels import squash, straight_through
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.rounding.levels import squash, straight_through
 from lightning_optim.quantization.scheme import Scheme
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.quantizer.learner import Start, UnsignedLearner, Values
-from lightning_optim.quantization.step_size import round_to_steps
+from lightning_optim.quantization.rounding.learned_step import round_to_steps
 
 
 @final

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.offset_steps import round_to_offset_steps, zero_point_of
 from lightning_optim.quantization.quantizer.learner import Start, UnsignedLearner, Values
+from lightning_optim.quantization.rounding.learned_offset import round_to_offset_steps, zero_point_of
 
 
 @final

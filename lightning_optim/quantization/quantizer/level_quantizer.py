@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import symmetric_scale
-from lightning_optim.quantization.levels import straight_through
 from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.rounding.levels import straight_through
 
 
 class LevelQuantizer(Quantizer):

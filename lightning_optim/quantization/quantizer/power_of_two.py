@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.levels import nearest_level
 from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer
+from lightning_optim.quantization.rounding.levels import nearest_level
 from lightning_optim.quantization.scheme import Granularity, Scheme
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.fake_quantize import fake_quantize
 from lightning_optim.quantization.functional import channel_extreme, pair_extreme, quantize, symmetric_scale
-from lightning_optim.quantization.levels import binarize, group_extreme, straight_through
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
+from lightning_optim.quantization.rounding.levels import binarize, group_extreme, straight_through
 from lightning_optim.quantization.scheme import Granularity, Scheme, find_scheme
 
 

@@ -11,14 +11,14 @@ from lightning_optim.export.target.onnxruntime import OnnxRuntime
 from lightning_optim.export.target.openvino import OpenVino
 from lightning_optim.export.target.tensorrt import TensorRt
 from lightning_optim.export.verify import verify
-from lightning_optim.quantization.calibration import calibrate
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.dorefa import DoReFa
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unquantized import Unquantized
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import Targets
 
 IN_FLOAT = "its activations are not quantized"

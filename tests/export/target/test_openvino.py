@@ -10,7 +10,7 @@ from lightning_optim.export.target.openvino import OpenVino
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
 

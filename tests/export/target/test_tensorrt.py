@@ -12,7 +12,7 @@ from lightning_optim.export.target.tensorrt import TensorRt, inspect_symmetric
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 INT8 = Symmetric(granularity="tensor", narrow_range=False)
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from scipy.stats import entropy as kl_divergence
 
-from lightning_optim.quantization.fake_quantize import fake_quantize
 from lightning_optim.quantization.functional import affine_qparams
 from lightning_optim.quantization.observer.functional import (
     NUM_BINS,
@@ -16,6 +15,7 @@ from lightning_optim.quantization.observer.functional import (
     percentile_range,
     widen_bins,
 )
+from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
 
 HALF = NUM_BINS // 2
 

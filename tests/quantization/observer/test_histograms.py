@@ -10,7 +10,7 @@ from lightning_optim.quantization.observer.mean_squared_error import MeanSquared
 from lightning_optim.quantization.observer.percentile import Percentile
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.simulation.ranges import Ranges
 
 OBSERVERS = [Percentile(percentile=99.0), MeanSquaredError(num_steps=20), Entropy(stride=64)]
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.export.verify import verify
-from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.clipping_level import ClippingLevel
 from lightning_optim.quantization.quantizer.learner import Start
+from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from support import same
 
 

@@ -18,7 +18,7 @@ from lightning_optim.quantization.quantizer.power_of_two import PowerOfTwo
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.ternary import Ternary
 from lightning_optim.quantization.quantizer.unit_interval import UnitInterval
-from lightning_optim.quantization.simulation import weight_scale
+from lightning_optim.quantization.simulation.rounding_backend import weight_scale
 
 WEIGHTS = [
     *(Symmetric(bits=bits, granularity=kind) for bits in range(1, 9) for kind in ("tensor", "channel")),

@@ -11,12 +11,12 @@ from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.export.deployed import DeployedNetwork
 from lightning_optim.export.dialect import AffineDialect
 from lightning_optim.export.verify import verify
-from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.learned_step import LearnedStep
 from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
 from lightning_optim.quantization.quantizer.learner import Start
-from lightning_optim.quantization.step_size import round_to_steps
+from lightning_optim.quantization.rounding.learned_step import round_to_steps
+from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from support import same
 
 

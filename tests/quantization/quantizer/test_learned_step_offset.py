@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.export.quantized import export_quantized
 from lightning_optim.export.verify import verify
-from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.offset_steps import round_to_offset_steps, zero_point_of
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
 from lightning_optim.quantization.quantizer.learned_step_offset import LearnedStepOffset
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.rounding.learned_offset import round_to_offset_steps, zero_point_of
+from lightning_optim.quantization.simulation.learned_values import LearnedValues
+from lightning_optim.quantization.simulation.simulator import Simulator
 from support import same
 
 

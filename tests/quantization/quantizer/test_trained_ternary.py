@@ -13,7 +13,7 @@ from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.trained_ternary import TrainedTernary
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 from support import same
 
 

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.calibration import calibrate
 from lightning_optim.quantization.observer.entropy import Entropy
 from lightning_optim.quantization.observer.mean_squared_error import MeanSquaredError
 from lightning_optim.quantization.observer.min_max import MinMax
@@ -11,8 +10,9 @@ from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unquantized import Unquantized
 from lightning_optim.quantization.scheme import Scheme
-from lightning_optim.quantization.simulator import Simulator
-from lightning_optim.quantization.table import placement_rows
+from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.table import placement_rows
 
 WEIGHT = Symmetric(bits=3, granularity="group", group_size=4)
 

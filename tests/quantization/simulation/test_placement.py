@@ -9,7 +9,7 @@ from torch import nn
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 @pytest.mark.parametrize("bound", [nn.ReLU6, lambda inplace: nn.Hardtanh(0.0, 6.0, inplace=inplace)])

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from lightning_optim.quantization.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
-from lightning_optim.quantization.plan import UNROUNDED, Plan
-from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
+from lightning_optim.quantization.simulation.plan import UNROUNDED, Plan
+from lightning_optim.quantization.simulation.ranges import Ranges
 
 BitsOf = Callable[[str], tuple[int | None, int | None]]
 _FLOAT_BITS = 32

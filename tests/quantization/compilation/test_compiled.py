@@ -8,10 +8,10 @@ from torch import nn
 from torch._dynamo import lookup_backend
 from torch.utils.flop_counter import FlopCounterMode
 
-import lightning_optim.quantization.compiled
+import lightning_optim.quantization.compilation.compiled
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.quantization.compiled import CompiledSimulation
+from lightning_optim.quantization.compilation.compiled import CompiledSimulation
 from lightning_optim.quantization.observer.entropy import Entropy
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
@@ -19,7 +19,7 @@ from lightning_optim.quantization.quantizer.learned_step import LearnedStep
 from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.trained_ternary import TrainedTernary
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +249,7 @@ def test_what_cannot_be_one_graph_is_simulated_in_python_and_says_so():
 
 
 def test_more_shapes_than_graphs_are_simulated_in_python_and_two_networks_share_no_limit(monkeypatch):
-    monkeypatch.setattr(lightning_optim.quantization.compiled, "_MOST_GRAPHS", 2)
+    monkeypatch.setattr(lightning_optim.quantization.compilation.compiled, "_MOST_GRAPHS", 2)
     for _ in range(2):
         torch.manual_seed(0)
         network, simulator = ResidualNet(widths=(4,)).train(), simulator_of()

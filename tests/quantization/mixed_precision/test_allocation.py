@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.quantization.bit_allocation import (
+from lightning_optim.quantization.mixed_precision.allocation import (
     allocate_bits,
     allocate_latency,
     cheapest_choices,
     layer_quantizers,
 )
+from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitSensitivity, LayerLoss
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.ternary import Ternary
-from lightning_optim.quantization.sensitivity import BitLatency, BitSensitivity, LayerLoss
 
 
 def total(table, chosen):

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.quantization.calibration import calibrate
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 class Net(nn.Module):

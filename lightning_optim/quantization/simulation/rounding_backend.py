@@ -11,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import handle_torch_function, has_torch_function
 from typing_extensions import override
 
-from lightning_optim.quantization.backend import Backend
 from lightning_optim.quantization.fold import fold_batch_norm, uses_running_statistics
 from lightning_optim.quantization.functional import SMALLEST_SCALE, bias_floor, per_channel, round_bias
-from lightning_optim.quantization.learned import LearnedValues
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
 from lightning_optim.quantization.scheme import Scheme
+from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.learned_values import LearnedValues
 
 
 def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, norm: _BatchNorm | None = None) -> Tensor:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.errors import TargetError
-from lightning_optim.quantization.backend import FloatBackend
-from lightning_optim.quantization.simulator import Forward, Simulator
+from lightning_optim.quantization.simulation.backend import FloatBackend
+from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.patch import Patches
 
 

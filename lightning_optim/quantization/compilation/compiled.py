@@ -15,8 +15,8 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, To
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from lightning_optim.quantization.simulator import Forward, Simulator
-from lightning_optim.quantization.traced import trace
+from lightning_optim.quantization.compilation.trace import trace
+from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.compilation import Compiler
 
 _MOST_GRAPHS = 64  # of one state of the simulation: every shape of a batch has its own

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
-from lightning_optim.quantization.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
+from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
 
 BEFORE_SOFTMAX = "what a softmax alone reads may be masked"
 """Why a sum is computed in floating point: with the huge numbers of a mask in it, one scale would leave nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from lightning_optim.quantization.ranges import Ranges
+from lightning_optim.quantization.simulation.ranges import Ranges
 
 
 def merge_ranges(ranges: Ranges, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.quantization.fake_quantize import KeepsInput
+from lightning_optim.quantization.rounding.fake_quantize import KeepsInput
 
 
 class _RoundToOffsetSteps(KeepsInput):

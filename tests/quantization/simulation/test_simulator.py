@@ -11,9 +11,9 @@ from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulation import SimulationBackend
-from lightning_optim.quantization.simulator import Simulator
-from lightning_optim.quantization.table import placement_rows
+from lightning_optim.quantization.simulation.rounding_backend import SimulationBackend
+from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.table import placement_rows
 
 
 class Net(nn.Module):

@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.errors import TracingError
-from lightning_optim.quantization.module_path import module_names
-from lightning_optim.quantization.plan import Plan, Record
-from lightning_optim.quantization.simulator import Simulator
+from lightning_optim.quantization.simulation.module_path import module_names
+from lightning_optim.quantization.simulation.plan import Plan, Record
+from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import plain_name
 
 _CALLED_AGAIN = re.compile(r"@\d+$")

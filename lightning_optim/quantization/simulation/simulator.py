@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_optim.quantization.backend import Backend, FloatBackend
 from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.learned import LearnedValues
-from lightning_optim.quantization.module_path import CurrentModule, ModulePath, module_names
 from lightning_optim.quantization.observer.base import Evidence, Observer
-from lightning_optim.quantization.placement import Placement
-from lightning_optim.quantization.plan import Plan, Record
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
-from lightning_optim.quantization.ranges import Ranges
-from lightning_optim.quantization.simulation import KnownRanges, SimulationBackend
+from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
+from lightning_optim.quantization.simulation.learned_values import LearnedValues
+from lightning_optim.quantization.simulation.module_path import CurrentModule, ModulePath, module_names
+from lightning_optim.quantization.simulation.placement import Placement
+from lightning_optim.quantization.simulation.plan import Plan, Record
+from lightning_optim.quantization.simulation.ranges import Ranges
+from lightning_optim.quantization.simulation.rounding_backend import KnownRanges, SimulationBackend
 from lightning_optim.surgery.select import named_modules
 
 Forward = Callable[..., Any]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import TargetError
-from lightning_optim.quantization.calibration import calibrate, call_network, evaluating, run_hooked
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -19,7 +18,8 @@ from lightning_optim.quantization.post_training.layers import Layer, find_layers
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulator import Forward, Simulator
+from lightning_optim.quantization.simulation.calibration import calibrate, call_network, evaluating, run_hooked
+from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.select import Targets
 
 Measure = Callable[[Forward], float]
@@ -107,7 +107,7 @@ def bit_sensitivity(
 
     Args:
         network: The trained network.
-        batches: Inputs, as ``lightning_optim.quantization.calibration.calibrate`` takes them.
+        batches: Inputs, as ``lightning_optim.quantization.simulation.calibration.calibrate`` takes them.
         weight_quantizers: What to try, one for each width.
         rest: Quantizer of all other weights; ``None`` is int8 with a scale per output channel.
         activation_quantizer: Quantizer of activations; ``None`` is uint8 with a zero point.

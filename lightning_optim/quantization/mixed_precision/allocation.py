@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_optim.quantization.layers import LayerQuantizers
+from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitSensitivity, quantizers_by_bits
 from lightning_optim.quantization.quantizer.base import Quantizer
-from lightning_optim.quantization.sensitivity import BitLatency, BitSensitivity, quantizers_by_bits
 from lightning_optim.surgery.select import Targets
 
 _MOST_STATES = 1 << 16
@@ -42,7 +42,7 @@ def allocate_bits(
         ValueError: If even the smallest width of the table costs more, or a setting is out of range.
 
     Example:
-        >>> from lightning_optim.quantization.sensitivity import LayerLoss
+        >>> from lightning_optim.quantization.mixed_precision.sensitivity import LayerLoss
         >>> layers = (
         ...     LayerLoss(layer="a", num_weights=10, macs=10, values=(9.0, 1.0)),
         ...     LayerLoss(layer="b", num_weights=10, macs=10, values=(2.0, 1.0)),
@@ -88,7 +88,7 @@ def allocate_latency(
         ValueError: If the tables are not of the same layers and widths, or even the fastest widths take longer.
 
     Example:
-        >>> from lightning_optim.quantization.sensitivity import LayerLoss
+        >>> from lightning_optim.quantization.mixed_precision.sensitivity import LayerLoss
         >>> layers = (LayerLoss(layer="a", num_weights=10, macs=10, values=(9.0, 1.0)),)
         >>> latency = BitLatency(bits=(2, 4), base=3.0, layers={"a": (1.0, 2.0)})
         >>> allocate_latency(BitSensitivity(bits=(2, 4), base=0.0, layers=layers), latency, seconds=2.5)

@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from lightning_optim.quantization.backend import Backend
-from lightning_optim.quantization.fake_quantize import allow_overwriting, holds_values, input_keeper
 from lightning_optim.quantization.fold import is_foldable
-from lightning_optim.quantization.module_path import CurrentModule
-from lightning_optim.quantization.operators import (
+from lightning_optim.quantization.rounding.fake_quantize import allow_overwriting, holds_values, input_keeper
+from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.module_path import CurrentModule
+from lightning_optim.quantization.simulation.operators import (
     INTEGER_ROLES,
     Role,
     describe_function,
@@ -26,8 +26,8 @@ from lightning_optim.quantization.operators import (
     upper_bound,
     why_float,
 )
-from lightning_optim.quantization.plan import BEFORE_SOFTMAX, Operator, Plan, Record
-from lightning_optim.quantization.tag import Tag, TagBook, address, version_of
+from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
+from lightning_optim.quantization.simulation.tensor_state import Tag, TagBook, address, version_of
 
 Function = Callable[..., Any]
 NO_KERNEL = "no integer kernel"

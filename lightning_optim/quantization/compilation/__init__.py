@@ -1,0 +1,1 @@
+"""A simulated network as one graph."""

@@ -1,0 +1,1 @@
+"""Tensor -> rounded tensor with a gradient."""
