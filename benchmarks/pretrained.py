@@ -38,9 +38,9 @@ from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.cost.count import count_macs, count_parameters
 from lightning_optim.errors import LightningOptimError
-from lightning_optim.export.onnx import export_onnx
+from lightning_optim.export.onnx_file.session import load, time_models
+from lightning_optim.export.onnx_file.write import export_onnx
 from lightning_optim.export.parity import check_parity
-from lightning_optim.export.runtime import load, time_models
 from lightning_optim.pruning.load import load_pruned
 
 Figures = dict[str, Any]

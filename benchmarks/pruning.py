@@ -232,8 +232,8 @@ def half(net: nn.Module, images: Tensor, share: float = 0.5, multiple: int = 16)
 
 def measure_speed() -> Figures:
     """Batches of one image of 128 x 128."""
-    from lightning_optim.export.onnx import export_onnx
-    from lightning_optim.export.runtime import time_models
+    from lightning_optim.export.onnx_file.session import time_models
+    from lightning_optim.export.onnx_file.write import export_onnx
 
     torch.manual_seed(0)
     images = torch.randn(2, 3, 128, 128)

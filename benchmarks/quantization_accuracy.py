@@ -40,7 +40,7 @@ from benchmarks.pruning_accuracy import BASE, QUICK_BASE, Study, Training, accur
 from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.demo.data.fashion_mnist import FashionMNIST
-from lightning_optim.export.runtime import load
+from lightning_optim.export.onnx_file.session import load
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.post_training.adaround import AdaRound
 from lightning_optim.quantization.post_training.base import PostTraining

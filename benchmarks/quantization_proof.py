@@ -33,9 +33,9 @@ from lightning_optim.demo.data.fashion_mnist import FashionMNIST
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.demo.model.vit import VisionTransformer
+from lightning_optim.export.onnx_file.session import load
 from lightning_optim.export.quantized import QuantizedExport
-from lightning_optim.export.runtime import load
-from lightning_optim.export.verify import verify
+from lightning_optim.export.verification import verify
 
 SIDE = 28
 PROMISED = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add", "AveragePool")

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import parser_for, quiet, show_figures
-from lightning_optim.export.onnx import export_onnx
+from lightning_optim.export.onnx_file.session import load, time_models
+from lightning_optim.export.onnx_file.write import export_onnx
 from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.export.runtime import load, time_models
-from lightning_optim.export.target.onnxruntime import OnnxRuntime
+from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric

@@ -47,12 +47,12 @@ from benchmarks.overhead import WARMUP, Stopwatch
 from benchmarks.quantization_speed import ResNet, ViT
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.export.onnx import first_line
-from lightning_optim.quantization import simulation
+from lightning_optim.export.onnx_file.write import first_line
 from lightning_optim.quantization.compilation.trace import trace
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.simulation import rounding_backend
 from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
@@ -70,8 +70,8 @@ def at_points_of_peers() -> Iterator[None]:
     with (
         mock.patch.object(Placement, "_settle", lambda self, leaf, reader: leaf),
         mock.patch.object(Placement, "_move", lambda self, call: call.run()),
-        mock.patch.object(simulation, "round_bias", lambda bias, scale: bias),
-        mock.patch.object(simulation, "bias_floor", return_value=None),
+        mock.patch.object(rounding_backend, "round_bias", lambda bias, scale: bias),
+        mock.patch.object(rounding_backend, "bias_floor", return_value=None),
     ):
         yield
 

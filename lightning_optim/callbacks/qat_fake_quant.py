@@ -22,9 +22,9 @@ from lightning_optim.callbacks.gate import CheckpointGate
 from lightning_optim.callbacks.learning import checked_rate, loss_scale_of, train_values
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
-from lightning_optim.export.target.base import Target
-from lightning_optim.export.target.find import find_target
-from lightning_optim.export.verify import Verification, verify
+from lightning_optim.export.runtime.base import Target
+from lightning_optim.export.runtime.find import find_target
+from lightning_optim.export.verification import Verification, verify
 from lightning_optim.quantization.compilation.compiled import CompiledSimulation
 from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
 from lightning_optim.quantization.observer.base import Observer

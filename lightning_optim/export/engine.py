@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from lightning_optim.cost.engine import Engine
 from lightning_optim.cost.timing import time_call
-from lightning_optim.export.onnx import export_onnx
-from lightning_optim.export.runtime import load
+from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.write import export_onnx
 
 
 @final

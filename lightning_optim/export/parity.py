@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.runtime import load
+from lightning_optim.export.onnx_file.session import load
 
 
 @final
@@ -53,7 +53,7 @@ def check_parity(
 
     Example:
         >>> import tempfile
-        >>> from lightning_optim.export.onnx import export_onnx
+        >>> from lightning_optim.export.onnx_file.write import export_onnx
         >>> model, batch = torch.nn.Linear(3, 2).eval(), torch.ones(4, 3)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = export_onnx(model, (batch,), f"{folder}/model.onnx")

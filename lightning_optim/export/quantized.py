@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ExportError
-from lightning_optim.export.kernels import Kernels
+from lightning_optim.export.onnx_file.kernels import Kernels
 from lightning_optim.export.parity import Parity, as_call, check_parity
-from lightning_optim.export.target.base import Runner, Target
-from lightning_optim.export.target.onnxruntime import OnnxRuntime
+from lightning_optim.export.runtime.base import Runner, Target
+from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Role
 from lightning_optim.quantization.simulation.placement import EXCLUDED
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, UNROUNDED, Operator

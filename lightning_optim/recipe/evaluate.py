@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.onnx import export_onnx
+from lightning_optim.export.onnx_file.write import export_onnx
 from lightning_optim.recipe.artefact import save_inputs
 from lightning_optim.recipe.exported_forward import ExportedForward
 from lightning_optim.report.result import StageResult

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.runtime import Session, load
+from lightning_optim.export.onnx_file.session import Session, load
 from lightning_optim.surgery.patch import Patches
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_optim.export.kernels import Kernels, inspect_kernels
-from lightning_optim.export.runtime import measure_latency
+from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
+from lightning_optim.export.onnx_file.session import measure_latency
 from lightning_optim.recipe.artefact import load_inputs
 from lightning_optim.recipe.run import Finished
 from lightning_optim.report.result import MEASURED, Report, collect_versions

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.runtime import load
+from lightning_optim.export.onnx_file.session import load
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.surgery.select import Targets
 from support import same

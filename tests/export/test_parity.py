@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx import export_onnx
+from lightning_optim.export.onnx_file.write import export_onnx
 from lightning_optim.export.parity import check_parity
 
 

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
+from lightning_optim.export.onnx_file.session import load
 from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.export.runtime import load
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric

@@ -8,7 +8,7 @@ from callbacks.test_qat_fake_quant import Stateless, data, made, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.verify import verify
+from lightning_optim.export.verification import verify
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.clipping_level import ClippingLevel
 from lightning_optim.quantization.quantizer.learner import Start

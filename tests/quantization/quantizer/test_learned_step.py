@@ -8,9 +8,9 @@ import torch
 from callbacks.test_qat_fake_quant import Manual, Module, Stateless, data, made, trainer
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.deployed import DeployedNetwork
-from lightning_optim.export.dialect import AffineDialect
-from lightning_optim.export.verify import verify
+from lightning_optim.export.lowering.deployed import DeployedNetwork
+from lightning_optim.export.lowering.dialect import AffineDialect
+from lightning_optim.export.verification import verify
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.learned_step import LearnedStep
 from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine

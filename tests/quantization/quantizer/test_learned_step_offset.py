@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.export.quantized import export_quantized
-from lightning_optim.export.verify import verify
+from lightning_optim.export.verification import verify
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine

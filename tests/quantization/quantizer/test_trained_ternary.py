@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.verify import verify
+from lightning_optim.export.verification import verify
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine

@@ -1,0 +1,1 @@
+"""Arithmetic of the runtime's integer kernels, worked out once more: the proof."""

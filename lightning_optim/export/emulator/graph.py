@@ -1,0 +1,193 @@
+"""An exported file, computed in integers by this package instead of the runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from lightning_optim.errors import ArtefactError
+from lightning_optim.export.emulator.arithmetic import Grid, Integers
+from lightning_optim.export.emulator.operators import INTEGER_OPERATORS, float_product
+from lightning_optim.optional import require
+
+_MOVES = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An operator whose kernel is known once its reader is: rounded at once it has an integer one.
+
+    Args:
+        node: The operator.
+        inputs: What it reads, all of it integers.
+        is_clipped: Whether a ReLU follows, which a kernel takes in where the output's integers begin at zero.
+        moves: Views that follow, each with what else it reads: a runtime rounds before them.
+    """
+
+    node: Any
+    inputs: tuple[Integers, ...]
+    is_clipped: bool = False
+    moves: tuple[tuple[Any, tuple[Value, ...]], ...] = ()
+
+
+Value: TypeAlias = "Tensor | Integers | Pending"
+
+
+@final
+class IntegerGraph:
+    """Runs an ONNX file of ``QuantizeLinear`` and ``DequantizeLinear`` as a runtime with integer kernels would.
+
+    It reads what the export wrote, and so proves the file, not the simulation's own idea of it: which operators
+    become one kernel with the rounding behind them is decided here, and the kernel's arithmetic is
+    ``lightning_optim.export.emulator.arithmetic``'s. What has no integer kernel is run by ONNX Runtime, one at a time.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        computed: Operator -> how many of its nodes were computed in integers by the last run.
+
+    Raises:
+        ArtefactError: If the file is missing or no model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        onnx = require("onnx")
+        if not Path(path).is_file():
+            raise ArtefactError(f"no ONNX model at {path}: was the export finished?")
+        try:
+            self._model = onnx.load(path)
+        except Exception as error:  # protobuf raises a class of its own
+            raise ArtefactError(f"{path} is not an ONNX model") from error
+        graph = self._model.graph
+        self._constants: dict[str, Tensor] = {each.name: _tensor_of(each) for each in graph.initializer}
+        self._output_names = [value.name for value in graph.output]
+        reads = [name for node in graph.node for name in node.input]
+        self._readers = Counter([*reads, *self._output_names])
+        self._sessions: dict[str, Any] = {}
+        self.computed: Counter[str] = Counter()
+
+    def run(self, *arrays: Any) -> list[Tensor | Integers]:
+        """Run one batch, an array or CPU tensor for each input in the file's order; rounded outputs are integers."""
+        names = [value.name for value in self._model.graph.input]
+        if len(arrays) != len(names):
+            raise ValueError(f"the model takes {len(names)} inputs {tuple(names)}, got {len(arrays)}")
+        values: dict[str, Value] = dict(self._constants)
+        values.update({name: torch.as_tensor(array) for name, array in zip(names, arrays, strict=True)})
+        self.computed = Counter()
+        for node in self._model.graph.node:
+            outputs = self._run_node(node, values)
+            values.update(dict(zip(node.output, outputs, strict=False)))
+        return [self._settled(values[name]) for name in self._output_names]
+
+    def _run_node(self, node: Any, values: Mapping[str, Value]) -> Sequence[Value]:
+        inputs = [values[name] for name in node.input if name]
+        if node.op_type == "QuantizeLinear":
+            return [self._quantize(inputs)]
+        if node.op_type == "DequantizeLinear":
+            return [_dequantize(node, inputs)]
+        if node.op_type == "Clip" and isinstance(inputs[0], Integers):  # of fewer bits than their type
+            low, high = (float(_real(bound)) for bound in inputs[1:])
+            return [Integers(inputs[0].whole.clamp(low, high), inputs[0].grid)]
+        is_alone = self._readers[node.output[0]] == 1
+        if is_alone and isinstance(inputs[0], Pending) and node.op_type in _MOVES | {"Relu"}:
+            move = () if node.op_type == "Relu" else ((node, tuple(inputs[1:])),)
+            is_clipped = inputs[0].is_clipped or node.op_type == "Relu"
+            return [replace(inputs[0], is_clipped=is_clipped, moves=inputs[0].moves + move)]
+        if is_alone and node.op_type in INTEGER_OPERATORS:
+            integers = tuple(value for value in inputs if isinstance(value, Integers))
+            if len(integers) == len(inputs):
+                return [Pending(node, integers)]
+        return self._run_float(node, inputs)
+
+    def _quantize(self, inputs: Sequence[Value]) -> Integers:
+        x, scale, zero_point = inputs[0], _real(inputs[1]), _real(inputs[2])
+        limits = torch.iinfo(zero_point.dtype)
+        grid = Grid(scale, zero_point.float(), limits.min, limits.max)
+        if isinstance(x, Pending) and (not x.is_clipped or float(grid.zero_point) == grid.low):
+            self.computed[x.node.op_type] += 1
+            rounded = INTEGER_OPERATORS[x.node.op_type](x.node, x.inputs, grid)
+            return Integers(self._moved(rounded.whole, x), grid)
+        return grid.quantize(self._float(x))
+
+    def _settled(self, value: Value) -> Tensor | Integers:
+        return self._float(value) if isinstance(value, Pending) else value
+
+    def _float(self, value: Value) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, Integers):
+            return value.values()
+        product = float_product(value.node, value.inputs)
+        if product is None:
+            product = self._run_float(value.node, value.inputs)[0]
+        else:
+            self.computed[value.node.op_type] += 1
+        return self._moved(torch.relu(product) if value.is_clipped else product, value)
+
+    def _moved(self, tensor: Tensor, pending: Pending) -> Tensor:
+        for node, rest in pending.moves:
+            tensor = self._run_float(node, (tensor, *rest))[0]
+        return tensor
+
+    def _run_float(self, node: Any, inputs: Sequence[Value]) -> list[Tensor]:
+        tensors = [self._float(value) for value in inputs]
+        names = [name for name in node.input if name]
+        feed = {name: tensor.contiguous().numpy() for name, tensor in zip(names, tensors, strict=True)}
+        key = node.output[0]
+        if key not in self._sessions:
+            self._sessions[key] = self._session(node, feed)
+        changing = {name: array for name, array in feed.items() if name not in self._constants}
+        return [torch.from_numpy(array) for array in self._sessions[key].run(None, changing)]
+
+    def _session(self, node: Any, feed: Mapping[str, Any]) -> Any:
+        onnx, runtime = require("onnx"), require("onnxruntime")
+        helper = onnx.helper
+        shapes = {name: [None] * array.ndim for name, array in feed.items()}
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shapes[name])
+            for name, array in feed.items()
+            if name not in self._constants
+        ]
+        constants = [
+            onnx.numpy_helper.from_array(array, name) for name, array in feed.items() if name in self._constants
+        ]
+        outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
+        graph = helper.make_graph([node], "one", inputs, outputs, constants)
+        model = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _dequantize(node: Any, inputs: Sequence[Value]) -> Integers:
+    whole, scale, zero_point = inputs[0], _real(inputs[1]), _real(inputs[2])
+    limits, zero = torch.iinfo(zero_point.dtype), zero_point.float()
+    if isinstance(whole, Integers):
+        return Integers(whole.whole, Grid(scale, zero, limits.min, limits.max))
+    whole = _real(whole)
+    if scale.dim():
+        axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
+        shape = [-1 if place == axis % whole.dim() else 1 for place in range(whole.dim())]
+        scale, zero = scale.view(shape), zero.view(shape)
+    is_wide = whole.dtype is torch.int32  # a bias does not fit into a float32
+    return Integers(whole.double() if is_wide else whole.float(), Grid(scale, zero, limits.min, limits.max))
+
+
+def _real(value: Value) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _tensor_of(initializer: Any) -> Tensor:
+    array = require("onnx").numpy_helper.to_array(initializer)
+    is_narrow = array.dtype.kind not in "biuf"  # 2 or 4 bits, which torch has no arithmetic for
+    return torch.from_numpy((array.astype("int8") if is_narrow else array).copy())

@@ -1,0 +1,1 @@
+"""From a simulated network to an integer graph."""

@@ -1,0 +1,214 @@
+"""A network that computes with integer constants, ready for an exporter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from lightning_optim.errors import ExportError
+from lightning_optim.export.lowering.blocks import pack_blocks
+from lightning_optim.export.lowering.dialect import Dialect, Grid
+from lightning_optim.export.lowering.operators import linear_of_blocks
+from lightning_optim.quantization.fold import fold_batch_norm
+from lightning_optim.quantization.functional import bias_floor, per_channel, quantize_bias
+from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.rounding_backend import weight_scale
+from lightning_optim.quantization.simulation.simulator import Simulator
+
+
+@final
+class ConstantBackend(Backend, nn.Module):
+    """Emits quantizing operators, and keeps the integers that a weight or a bias becomes as buffers.
+
+    The first pass, on real tensors, makes the constants; later passes, such as one of an exporter, find them.
+
+    Args:
+        simulator: Knows ranges and quantizers.
+        dialect: The words of the runtime.
+        narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
+    """
+
+    def __init__(self, simulator: Simulator, dialect: Dialect, narrowest: int) -> None:
+        super().__init__()
+        self._simulator, self._dialect, self._ranges = simulator, dialect, simulator.ranges
+        self._narrowest, self._block_bits = narrowest, dict[str, int]()
+        self._names: dict[str, str] = {}
+        self._numbers: dict[str, tuple[float, int]] = {}
+        self._largest: dict[str, int] = {}
+
+    @override
+    def activation(self, tensor: Tensor, key: str) -> Tensor:
+        if self._is_exact(key):
+            return tensor
+        return self._dialect.activation(tensor, self._grid(key))
+
+    @override
+    def moved(self, tensor: Tensor, key: str) -> Tensor:
+        return self.activation(tensor, key)
+
+    @override
+    def folds(self, norm: _BatchNorm) -> bool:
+        return True
+
+    @override
+    def weight(
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if f"{key}/weight" not in self._names:
+            self._make_constants(weight, bias, key, input_key, norm)
+        # One in blocks is what the layer's own operator reads; the other is not used then.
+        values = weight if key in self._block_bits else self._dialect.constant(*self._constants(f"{key}/weight"))
+        if f"{key}/float_bias" in self._names:
+            return values, self._constant(f"{key}/float_bias")
+        if f"{key}/bias" not in self._names:
+            return values, None
+        return values, self._dialect.constant(*self._constants(f"{key}/bias"))
+
+    @override
+    def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
+        x, weight, bias = inputs
+        if key in self._block_bits:
+            packed, scale = self._constant(f"{key}/weight"), self._constant(f"{key}/weight_scale")
+            out: Tensor = linear_of_blocks(x, packed, scale, bias, weight.shape[1], self._block_bits[key])
+            return out
+        if x.dim() == 2 or not self._ranges.has(key):
+            return functional.linear(x, weight, bias)
+        # As a matrix it becomes one integer kernel; otherwise the bias would be added in floating point. Rounding the
+        # output at once changes nothing: if a ReLU follows, the integers of its range begin at 0.
+        flat = self.moved(x.flatten(0, -2), input_key)
+        out = self.activation(functional.linear(flat, weight, bias), key)
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @override
+    def clip(self, tensor: Tensor, key: str, upper: float) -> Tensor:
+        if self._is_exact(key) or not self._ranges.has(key):
+            return functional.hardtanh(tensor, 0.0, upper)
+        grid = self._full_grid(key)
+        largest = int(np.rint(np.float32(upper) / np.float32(grid.step))) + grid.zero  # divides as a runtime does
+        if largest < grid.qmax and not self._dialect.keeps_bounds:
+            return functional.hardtanh(tensor, 0.0, upper)
+        # The largest integer is the bound then, and a kernel takes a ReLU in.
+        self._largest[key] = min(largest, self._largest.get(key, grid.qmax))
+        return functional.relu(tensor)
+
+    @override
+    def pool(
+        self, function: Callable[..., Any], tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        name = function.__name__
+        if name == "avg_pool2d":
+            out: Tensor = function(tensor, *args, **kwargs)
+            return out
+        keeps = name != "mean" or (args[1] if len(args) > 1 else kwargs.get("keepdim", False))
+        tokens = tensor.dim() == 3
+        pooled = self._dialect.average(tensor.transpose(1, 2).unsqueeze(-1) if tokens else tensor)
+        if not keeps:
+            return pooled.flatten(1)
+        return pooled.flatten(1).unsqueeze(1) if tokens else pooled
+
+    def _make_constants(
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+    ) -> None:
+        if norm is not None:
+            weight, bias = fold_batch_norm(weight, bias, norm)
+        quantizer = self._simulator.weight_quantizer_of(key)
+        input_scale = None if self._is_exact(input_key) else self._grid(input_key).scale
+        floor = None if bias is None or input_scale is None else bias_floor(bias, input_scale)
+        scale = weight_scale(weight, quantizer, floor, norm)
+        spread = per_channel(scale, weight)
+        whole = quantizer.integers(weight.detach(), spread, torch.zeros_like(spread))
+        if self._is_linear(key) and (input_scale is None or scale.dim() == 2):
+            blocks = pack_blocks(whole, scale, self._narrowest)
+            self._block_bits[key] = blocks.bits
+            self._keep(f"{key}/weight", blocks.packed)
+            self._keep(f"{key}/weight_scale", blocks.scale)
+        else:
+            self._keep(f"{key}/weight", whole.to(torch.int8))
+            self._keep(f"{key}/weight_scale", scale)
+            self._keep(f"{key}/weight_zero_point", torch.zeros_like(scale, dtype=self._dialect.zero_type))
+        if bias is None:
+            return
+        if input_scale is None or scale.dim() == 2:  # no accumulator in integers
+            self._keep(f"{key}/float_bias", bias)
+            return
+        self._make_bias(bias.detach(), (input_scale * scale).expand(bias.shape).clone(), key)
+
+    def _make_bias(self, bias: Tensor, scale: Tensor, key: str) -> None:
+        whole = quantize_bias(bias, scale)
+        if self._dialect.has_float_bias:
+            self._keep(f"{key}/float_bias", whole.to(scale.dtype) * scale)
+            return
+        self._keep(f"{key}/bias", whole)
+        self._keep(f"{key}/bias_scale", scale)
+        self._keep(f"{key}/bias_zero_point", torch.zeros_like(scale, dtype=torch.int32))
+
+    def _is_exact(self, key: str) -> bool:
+        return self._simulator.activation_quantizer_of(key).scheme.is_exact
+
+    def _is_linear(self, key: str) -> bool:
+        plan = self._simulator.plan
+        return plan is not None and plan.operators[key].role is Role.LINEAR
+
+    def _grid(self, key: str) -> Grid:
+        grid = self._full_grid(key)
+        return replace(grid, qmax=self._largest.get(key, grid.qmax))
+
+    def _full_grid(self, key: str) -> Grid:
+        scheme = self._simulator.activation_quantizer_of(key).scheme
+        if key not in self._numbers:
+            found = self._ranges.qparams(key, torch.device("cpu"))
+            if found is None:
+                raise ExportError(
+                    f"{key} was never observed in training, so it has no range: train through this branch, "
+                    "or leave the layer out with targets.exclude"
+                )
+            self._keep(f"{key}/scale", found[0].clone())
+            self._keep(f"{key}/zero", found[1].to(torch.uint8 if scheme.signed == "uint" else torch.int8))
+            self._numbers[key] = float(found[0]), int(found[1])
+        scale, zero_point = self._constant(f"{key}/scale"), self._constant(f"{key}/zero")
+        return Grid(scale, zero_point, *self._numbers[key], scheme.qmin, scheme.qmax)
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        self._names[name] = f"constant_{len(self._names)}"
+        self.register_buffer(self._names[name], value.detach())
+
+    def _constant(self, name: str) -> Tensor:
+        return self.get_buffer(self._names[name])
+
+    def _constants(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        return self._constant(name), self._constant(f"{name}_scale"), self._constant(f"{name}_zero_point")
+
+
+@final
+class DeployedNetwork(nn.Module):
+    """A network that computes with integer constants and quantizing operators, ready for an exporter.
+
+    Args:
+        network: The trained network; it is copied.
+        simulator: What was learned about it.
+        dialect: The words of the runtime.
+        narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
+    """
+
+    def __init__(self, network: nn.Module, simulator: Simulator, dialect: Dialect, narrowest: int = 8) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).cpu().float().eval()
+        self.backend = ConstantBackend(simulator, dialect, narrowest)
+        self._simulator = simulator
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network's own forward."""
+        plain = type(self.network).forward.__get__(self.network)
+        with self._simulator.placed(self.network, self.backend) as placement:
+            output = plain(*args, **kwargs)
+        return placement.finish(output)

@@ -1,0 +1,111 @@
+"""How an exported graph says that a value is an integer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.export.lowering.operators import (
+    dequantize_constant,
+    dequantize_symmetric,
+    global_average_pool,
+    quantize_dequantize,
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values that an activation is rounded to.
+
+    Args:
+        scale: Step between two of them, a scalar.
+        zero_point: Integer that stands for 0, a scalar of the type that the integers are stored in.
+        step: ``scale`` as a number.
+        zero: ``zero_point`` as a number.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    step: float
+    zero: int
+    qmin: int
+    qmax: int
+
+
+class Dialect(ABC):
+    """Writes what a placement asks for in the words of one family of runtimes."""
+
+    zero_type: ClassVar[torch.dtype] = torch.int8
+    """Type of the zero points of weights."""
+
+    has_float_bias: ClassVar[bool]
+    """Whether biases are stored as the floats that their int32 values stand for: some runtimes round by themselves."""
+
+    keeps_bounds: ClassVar[bool] = True
+    """Whether an activation's integers end where its grid says, and not where their type does."""
+
+    @abstractmethod
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        """Round an activation to its grid."""
+
+    @abstractmethod
+    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Return the weight or bias that stored integers stand for."""
+
+    @abstractmethod
+    def average(self, x: Tensor) -> Tensor:
+        """Average an image over its height and width, ``[N, C, H, W]`` to ``[N, C, 1, 1]``."""
+
+
+@final
+class AffineDialect(Dialect):
+    """ONNX's QuantizeLinear and DequantizeLinear as processors want them: explicit zero points, int32 biases."""
+
+    has_float_bias: ClassVar[bool] = False
+
+    @override
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        out: Tensor = quantize_dequantize(x, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
+        return out
+
+    @override
+    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        out: Tensor = dequantize_constant(whole, scale, zero_point)
+        return out
+
+    @override
+    def average(self, x: Tensor) -> Tensor:
+        out: Tensor = global_average_pool(x)
+        return out
+
+
+@final
+class SymmetricDialect(Dialect):
+    """ONNX's QuantizeLinear and DequantizeLinear as TensorRT wants them: int8 around 0, floating-point biases."""
+
+    has_float_bias: ClassVar[bool] = True
+    keeps_bounds: ClassVar[bool] = False
+
+    @override
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        limits = torch.iinfo(grid.zero_point.dtype)
+        out: Tensor = quantize_dequantize(x, grid.scale, grid.zero_point, limits.min, limits.max)
+        return out
+
+    @override
+    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        out: Tensor = dequantize_symmetric(whole, scale)
+        return out
+
+    @override
+    def average(self, x: Tensor) -> Tensor:
+        out: Tensor = global_average_pool(x)
+        return out

@@ -1,0 +1,189 @@
+"""A quantized network as a ``torch.export`` program of torch's decomposed quantizing operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeAlias, final
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+from typing_extensions import override
+
+from lightning_optim.errors import ExportError
+from lightning_optim.export.lowering.deployed import DeployedNetwork
+from lightning_optim.export.lowering.dialect import Dialect, Grid
+from lightning_optim.export.onnx_file.capture import prepare_subject
+from lightning_optim.export.onnx_file.write import first_line, silence
+from lightning_optim.quantization.simulation.simulator import Simulator
+
+_ATEN, _DECOMPOSED = torch.ops.aten, torch.ops.quantized_decomposed
+_QUANTIZE = _DECOMPOSED.quantize_per_tensor.default
+_DEQUANTIZE = _DECOMPOSED.dequantize_per_tensor.default
+_RESHAPES = (_ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints, _ATEN.unflatten.int)
+Node: TypeAlias = Any  # torch.fx's; its arguments are of a union of thirty types
+Numbers: TypeAlias = tuple[Any, ...]
+
+
+@final
+class DecomposedDialect(Dialect):
+    """torch's ``quantized_decomposed`` operators as XNNPACK wants them: int8 throughout, floating-point biases.
+
+    An unsigned integer is stored less 128, and so is its zero point: both stand for the same value.
+    """
+
+    zero_type: ClassVar[torch.dtype] = torch.int64
+    has_float_bias: ClassVar[bool] = True
+    keeps_bounds: ClassVar[bool] = False
+
+    @override
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        shift = 128 if grid.zero_point.dtype is torch.uint8 else 0
+        numbers = (grid.step, grid.zero - shift, grid.qmin - shift, grid.qmax - shift, torch.int8)
+        out: Tensor = _DEQUANTIZE(_QUANTIZE(x, *numbers), *numbers)
+        return out
+
+    @override
+    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        if scale.dim() == 0:
+            scale, zero_point = scale.expand(len(whole)), zero_point.expand(len(whole))
+        out: Tensor = _DECOMPOSED.dequantize_per_channel.default(whole, scale, zero_point, 0, -128, 127, torch.int8)
+        return out
+
+    @override
+    def average(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+def capture_program(
+    simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], max_batch: int
+) -> ExportedProgram:
+    """Capture a network with integer constants, in the patterns that a delegate looks for.
+
+    Args:
+        simulator: What training learned.
+        network: The trained network; it stays as it is.
+        args: Example positional inputs, on the CPU.
+        kwargs: Example keyword inputs.
+        max_batch: Largest batch that the program takes; 1 fixes it.
+
+    Raises:
+        ExportError: If the network can't be captured; the message names its class.
+    """
+    deployed = DeployedNetwork(network, simulator, DecomposedDialect())
+    args, kwargs = _resized((args, dict(kwargs)), max_batch)
+    with torch.no_grad():
+        deployed(*args, **kwargs)
+    try:
+        batch = torch.export.Dim("batch", min=1, max=max_batch) if max_batch > 1 else None
+        subject = prepare_subject(deployed, args, kwargs, batch=batch)
+        with silence(), torch.no_grad():
+            program: ExportedProgram = torch.export.export(
+                subject.model, subject.args, subject.kwargs, dynamic_shapes=subject.shapes, strict=False
+            ).run_decompositions({})
+    except Exception as error:  # an exporter raises whatever its many layers raise
+        raise ExportError(f"{type(network).__name__} cannot be captured: {first_line(error)}") from error
+    for tidy in (_drop_idle, _infer_batch, _round_before_views, _align_parts, _give_each_reader_its_own, _drop_unread):
+        tidy(program)
+    program.graph.lint()
+    program.graph_module.recompile()
+    return program
+
+
+def _resized(inputs: Any, size: int) -> Any:
+    """Repeat the rows of a batch: a smaller example than the largest would let guards bound the program by it."""
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    given = len(leaves[0]) if leaves else 0
+
+    def resize(leaf: Tensor) -> Tensor:
+        return leaf[torch.arange(size) % given] if leaf.dim() and len(leaf) == given else leaf
+
+    return pytree.tree_map_only(Tensor, resize, inputs)
+
+
+def _calls(program: ExportedProgram, *targets: Any) -> Iterator[Node]:
+    return (node for node in list(program.graph.nodes) if node.target in targets)
+
+
+def _drop_idle(program: ExportedProgram) -> None:
+    """Take out what hides a quantized input and does nothing: what dropout left, and writing back in place."""
+    for node in _calls(program, _ATEN.dropout.default, _ATEN.clone.default):
+        if node.kwargs.get("memory_format") is None:
+            _replace(node, node.args[0])
+    for node in _calls(program, _ATEN.copy.default):
+        target, source = node.args[:2]
+        if (
+            target.meta["val"].shape == source.meta["val"].shape
+            and target.meta["val"].dtype == source.meta["val"].dtype
+        ):
+            _replace(node, source)
+
+
+def _replace(node: Node, other: Any) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def _infer_batch(program: ExportedProgram) -> None:
+    """Let views infer an open dimension: delegates take no computed one."""
+    for node in _calls(program, *_RESHAPES):
+        shape, source = node.meta["val"].shape, node.args[0].meta["val"]
+        is_open = [not isinstance(size, int) for size in shape]
+        if sum(is_open) == 1 and source.is_contiguous():
+            inferred = [-1 if free else size for size, free in zip(shape, is_open, strict=True)]
+            node.target, node.args, node.kwargs = _ATEN.view.default, (node.args[0], inferred), {}
+
+
+def _round_before_views(program: ExportedProgram) -> None:
+    """Round what an operator puts out at once, where a view follows: a delegate's kernel ends with the rounding."""
+    for node in reversed(list(_calls(program, _ATEN.view.default))):
+        readers = list(node.users)
+        if len(readers) == 1 and readers[0].target is _QUANTIZE and node.args[0].target is not _DEQUANTIZE:
+            node.args = (_requantized(program, node.args[0], readers[0].args[1:]), *node.args[1:])
+
+
+def _align_parts(program: ExportedProgram) -> None:
+    """Round what is concatenated to the grid of the whole before, not after: delegates move integers as they are."""
+    for node in _calls(program, _ATEN.cat.default):
+        readers = list(node.users)
+        if len(readers) != 1 or readers[0].target is not _QUANTIZE:
+            continue
+        numbers = readers[0].args[1:]
+        parts = [_requantized(program, part, numbers) for part in node.args[0]]
+        node.args = (parts, *node.args[1:])
+
+
+def _requantized(program: ExportedProgram, part: Node, numbers: Numbers) -> Node:
+    if part.target is _DEQUANTIZE and part.args[1:] == numbers:
+        return part
+    with program.graph.inserting_after(part):
+        whole = program.graph.call_function(_QUANTIZE, (part, *numbers))
+    with program.graph.inserting_after(whole):
+        out = program.graph.call_function(_DEQUANTIZE, (whole, *numbers))
+    whole.meta["val"], out.meta["val"] = part.meta["val"].to(torch.int8), part.meta["val"]
+    return out
+
+
+def _give_each_reader_its_own(program: ExportedProgram) -> None:
+    """Dequantize anew for every reader: with one for all, the readers become several delegates."""
+    for node in _calls(program, _DEQUANTIZE):
+        for reader in list(node.users)[1:]:
+            with program.graph.inserting_after(node):
+                own = program.graph.node_copy(node)
+            reader.replace_input_with(node, own)
+
+
+def _drop_unread(program: ExportedProgram) -> None:
+    """Take out parameters and buffers that nobody reads: the trained weights, which are integers now."""
+    program.graph.eliminate_dead_code()
+    signature, unread = program.graph_signature, set()
+    for node in [node for node in program.graph.nodes if node.op == "placeholder" and not node.users]:
+        spec = next(each for each in signature.input_specs if each.arg.name == node.name)
+        if spec.kind is not InputKind.USER_INPUT and spec.target is not None:
+            unread.add(node.name)
+            program.state_dict.pop(spec.target, None)
+            program.graph.erase_node(node)
+    signature.input_specs = [spec for spec in signature.input_specs if spec.arg.name not in unread]

@@ -1,0 +1,64 @@
+"""What a deployed network takes when one layer has few bits and nothing else does."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from lightning_optim.cost.timing import time_call
+from lightning_optim.export.quantized import Acceptance, call_of_one, export_quantized
+from lightning_optim.export.runtime.base import Target
+from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
+from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitTrials
+from lightning_optim.quantization.simulation.simulator import Simulator
+
+Call = Callable[[], object]
+
+
+def bit_latency(
+    network: nn.Module,
+    trials: BitTrials,
+    *,
+    target: Target | None = None,
+    rounds: int = 5,
+    clock: Callable[[Call], float] = time_call,
+) -> BitLatency:
+    """Deploy a network once for every layer and width, and time them all in turns; it stays as it is.
+
+    A runtime may gain nothing from few bits: ONNX Runtime's convolutions compute in 8 bits whatever is stored.
+
+    Args:
+        network: The trained network.
+        trials: What to try, by ``bit_trials`` of this network; one sample of its first batch is what is timed.
+        target: The runtime; ``None`` is ONNX Runtime.
+        rounds: How often each is timed, at least 1; the median counts.
+        clock: Times a call, in seconds.
+
+    Raises:
+        ExportError: If the runtime can't run one of the widths.
+        ValueError: If ``rounds`` is out of range.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    target = target or OnnxRuntime()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def deployed(simulator: Simulator, name: str) -> Call:
+            assert simulator.example is not None
+            path = Path(folder, f"{name}.onnx")
+            export_quantized(simulator, network, path, target=target, acceptance=Acceptance(min_agreement=0.0))
+            return call_of_one(target.load(path), simulator.example)
+
+        calls = [deployed(trials.base(), "base")]
+        calls += [deployed(trials.of(layer.name, bits), layer.name) for layer in trials.layers for bits in trials.bits]
+        turns = [[clock(call) for call in calls] for _ in range(rounds)]
+    base, *others = (statistics.median(samples) for samples in zip(*turns, strict=True))
+    width = len(trials.bits)
+    rows = (tuple(others[place * width : (place + 1) * width]) for place in range(len(trials.layers)))
+    return BitLatency(
+        bits=trials.bits, base=base, layers=dict(zip((each.name for each in trials.layers), rows, strict=True))
+    )

@@ -1,0 +1,1 @@
+"""Any module to one ONNX file, and back into a session."""

@@ -1,0 +1,134 @@
+"""A model as an ONNX file: small, deterministic, whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_optim.atomic import write_atomic
+from lightning_optim.errors import ExportError
+from lightning_optim.export.onnx_file.capture import Subject, prepare_subject
+from lightning_optim.export.onnx_file.strip import strip_model
+from lightning_optim.optional import require
+
+_LARGEST = 2**31 - 1  # protobuf's limit for one message, in bytes
+
+
+def export_onnx(
+    model: nn.Module,
+    args: Sequence[Any],
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_batch: bool = True,
+    opset: int = 21,
+    translations: Mapping[Any, Callable[..., Any]] | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write a model to one ONNX file, without exporter metadata; equal weights give equal bytes.
+
+    The model is exported as a copy in eval mode on the CPU; the caller's model stays as it is.
+
+    Args:
+        model: Any module that ``torch.export`` can capture.
+        args: Example positional inputs; tensors have the batch as dimension 0.
+        path: The file to write; an older one is replaced in one step.
+        kwargs: Example keyword inputs.
+        dynamic_batch: Leave the batch open: dimension 0 of every input tensor that is as long there as the
+            first one. Otherwise the file takes the example's batch alone.
+        opset: ONNX operator set.
+        translations: Custom operator -> onnxscript function, for operators that ONNX does not know.
+        name: What errors call the model; without one, its class.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ExportError: If the model cannot be captured or translated, or is larger than 2 GB.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = export_onnx(nn.Linear(3, 2), (torch.ones(2, 3),), f"{folder}/model.onnx")
+        ...     path.stat().st_size < 300
+        True
+    """
+    require("onnx")
+    require("onnxscript")
+    name = name or type(model).__name__
+    try:
+        batch = torch.export.Dim("batch") if dynamic_batch else None
+        proto = _translate(prepare_subject(model, args, kwargs, batch=batch), opset, translations)
+    except Exception as error:  # an exporter raises whatever its many layers raise
+        raise ExportError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error
+    strip_model(proto)
+    if proto.ByteSize() > _LARGEST:
+        raise ExportError(f"{name} takes {proto.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2 GB")
+    return write_atomic(path, proto.SerializeToString(deterministic=True))
+
+
+def _translate(subject: Subject, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:
+    model, args, kwargs, shapes = subject.model, subject.args, subject.kwargs, subject.shapes
+    with silence(), torch.no_grad():
+        names = _output_names(model(*args, **kwargs))
+        # Captured here, not by torch.onnx: its fallbacks would bake a batch in rather than fail.
+        captured = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(
+            captured,
+            dynamic_shapes=shapes,  # names the open dimensions
+            dynamo=True,
+            opset_version=opset,
+            input_names=subject.input_names,
+            output_names=names,
+            custom_translation_table=dict(translations or {}),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # dynamo=True always gives a program
+    return program.model_proto
+
+
+def _output_names(output: Any) -> list[str] | None:
+    """Names from the output's structure, such as ``logits`` for ``{"logits": ...}``."""
+    paths = pytree.tree_flatten_with_path(output)[0]
+    if not all(isinstance(leaf, Tensor) for _, leaf in paths):
+        return None
+    names = []
+    for keys, _ in paths:
+        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in keys]
+        names.append("_".join(part if not part.isdigit() else f"output_{part}" for part in parts) or "output")
+    return names
+
+
+def first_line(error: BaseException) -> str:
+    """The innermost cause in one line: exporters wrap it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep the exporter's progress, warnings and log lines off the user's terminal."""
+    disabled = logging.root.manager.disable
+    try:
+        logging.disable(logging.CRITICAL)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,94 @@
+"""ONNX Runtime's integer kernels on processors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.errors import ExportError
+from lightning_optim.export.lowering.dialect import AffineDialect
+from lightning_optim.export.lowering.qdq import write_qdq
+from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
+from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.runtime.base import Runner, Target, check_activations, check_weights, has_unrounded_linear
+from lightning_optim.quantization.scheme import Scheme
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.simulator import Simulator
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntime(Target):
+    """An ONNX file that ONNX Runtime runs in integers: uint8 activations, int8 weights, int32 biases.
+
+    Linear layers beside ``Unquantized`` activations read their weight packed in 8, 4 or 2 bits, with a scale per group
+    of inputs if it has groups, and compute in float32 (``MatMulNBits``); other operators of such activations are left
+    in floating point, and named in the report.
+
+    Args:
+        packed: Store weights whose integers fit into 4 or 2 bits so; the runtime widens them when it loads the file.
+        rounds_inputs: Let linear layers beside ``Unquantized`` activations round their inputs to int8, block by block.
+            The simulation does not, so answers differ in more than the order of sums; but with weights of 8 and 2 bits
+            the runtime is fast in this way alone: in float32 it unpacks them anew at every call.
+    """
+
+    promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]] = {
+        (Role.CONVOLUTION,): frozenset({"Conv", "FusedConv", "ConvTranspose"}),
+        (Role.LINEAR, Role.MATMUL): frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits"}),
+        (Role.ADD,): frozenset({"Add"}),
+        (Role.POOL,): frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "MaxPool"}),
+    }
+
+    packed: bool = True
+    rounds_inputs: bool = False
+
+    @override
+    def check(self, simulator: Simulator) -> None:
+        check_activations(
+            simulator,
+            "ONNX Runtime",
+            "uint8 activations of one scale per tensor, or Unquantized ones",
+            lambda scheme: scheme.is_exact or _is_affine(scheme),
+        )
+        check_weights(simulator, "ONNX Runtime", takes_groups=True)
+        if self.rounds_inputs and not has_unrounded_linear(simulator):
+            raise ExportError("rounds_inputs needs linear layers beside Unquantized activations, there are none")
+
+    @override
+    def write(
+        self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
+    ) -> Kernels:
+        write_qdq(
+            simulator,
+            network,
+            args,
+            kwargs,
+            path,
+            AffineDialect(),
+            narrowest=2 if self.packed else 8,
+            rounds_inputs=self.rounds_inputs,
+        )
+        return inspect_kernels(path)
+
+    @override
+    def load(self, path: Path) -> Runner:
+        return load(path).run
+
+
+def check_affine(simulator: Simulator, runtime: str) -> None:
+    """Refuse what is no uint8 activation with one scale and no int8 weight.
+
+    Raises:
+        ExportError: If there is something.
+    """
+    check_activations(simulator, runtime, "uint8 activations of one scale per tensor", _is_affine)
+    check_weights(simulator, runtime)
+
+
+def _is_affine(scheme: Scheme) -> bool:
+    return scheme.signed == "uint" and scheme.granularity == "tensor"

@@ -1,0 +1,99 @@
+"""OpenVINO's integer kernels on processors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.errors import ExportError
+from lightning_optim.export.lowering.dialect import AffineDialect
+from lightning_optim.export.lowering.qdq import write_qdq
+from lightning_optim.export.onnx_file.kernels import Kernels
+from lightning_optim.export.runtime.base import Runner, Target
+from lightning_optim.export.runtime.onnxruntime import check_affine
+from lightning_optim.optional import require
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.simulator import Simulator
+
+_INTEGER = frozenset({"u8", "i8", "u4", "i4"})
+_IDLE = frozenset(
+    {"Input", "Output", "Const", "Reorder", "Reshape", "Transpose", "Convert", "Split", "Concatenation"}
+    | {"StridedSlice", "Gather", "Broadcast", "ShapeOf", "FakeQuantize"}
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVino(Target):
+    """The ONNX file of ``onnxruntime``, checked and timed in OpenVINO.
+
+    OpenVINO plans by its own rules: it runs convolutions and linear layers in integers, and most sums outside of them
+    in floating point, so the first two are promised. Its integers may differ from the simulation's by one.
+
+    Args:
+        packed: Store weights whose integers fit into 4 bits so; of 2-bit integers OpenVINO knows nothing.
+    """
+
+    promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]] = {
+        (Role.CONVOLUTION,): frozenset({"Convolution", "Deconvolution"}),
+        (Role.LINEAR,): frozenset({"FullyConnected"}),
+    }
+
+    packed: bool = True
+
+    @override
+    def check(self, simulator: Simulator) -> None:
+        check_affine(simulator, "OpenVINO")
+
+    @override
+    def write(
+        self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
+    ) -> Kernels:
+        require("openvino", "openvino")
+        write_qdq(simulator, network, args, kwargs, path, AffineDialect(), narrowest=4 if self.packed else 8)
+        nodes = [node.get_rt_info() for node in _compiled(path).get_runtime_model().get_ordered_ops()]
+        kinds = [(str(_value(info, "layerType")), str(_value(info, "runtimePrecision"))) for info in nodes]
+        computing = [(kind, precision in _INTEGER) for kind, precision in kinds if kind not in _IDLE]
+        return Kernels(
+            counts=dict(Counter(kind for kind, _ in kinds)),
+            integer=dict(Counter(kind for kind, is_integer in computing if is_integer)),
+            floating=dict(Counter(kind for kind, is_integer in computing if not is_integer)),
+        )
+
+    @override
+    def load(self, path: Path) -> Runner:
+        request = _compiled(path).create_infer_request()
+
+        def run(*arrays: Any) -> list[Any]:
+            answers = request.infer([np.asarray(array) for array in arrays])
+            return [np.array(answers[place]) for place in range(len(answers))]
+
+        return run
+
+
+def _compiled(path: Path) -> Any:
+    core = require("openvino", "openvino").Core()
+    try:
+        # As bytes: the format is told from a file's name otherwise, which it has not got yet.
+        model = core.read_model(path.read_bytes(), b"")
+        return core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1})
+    except Exception as error:  # the runtime raises its own, and plain RuntimeErrors
+        raise ExportError(f"OpenVINO cannot run the file: {_reason(error)}") from error
+
+
+def _value(info: Any, name: str) -> Any:
+    value = info[name]
+    return getattr(value, "value", value)
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something: the first ones name OpenVINO's own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

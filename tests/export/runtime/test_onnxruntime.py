@@ -1,0 +1,179 @@
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_optim.errors import ExportError
+from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.quantized import Acceptance, export_quantized
+from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
+from lightning_optim.export.runtime.openvino import OpenVino
+from lightning_optim.export.runtime.tensorrt import TensorRt
+from lightning_optim.export.verification import verify
+from lightning_optim.quantization.layers import LayerQuantizers
+from lightning_optim.quantization.observer.min_max import MinMax
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.dorefa import DoReFa
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.quantizer.unquantized import Unquantized
+from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.select import Targets
+
+IN_FLOAT = "its activations are not quantized"
+
+
+class Block(nn.Module):
+    """The feed-forward half of a transformer's layer; one layer has a batch norm, one no bias."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width, False),
+        )
+        self.between = nn.BatchNorm1d(4 * width)
+
+    def forward(self, x):
+        return x + self.down(F.relu6(self.between(self.up(self.norm(x)))))
+
+
+def simulated(net, weight, activation, *batches, layers=None, assigned=None):
+    simulator = Simulator(weight, activation, MinMax(), layers)
+    simulator.assigned = assigned or {}
+    calibrate(simulator, net.eval(), [*batches])
+    return simulator
+
+
+def grouped(bits, size=32):
+    return Symmetric(bits=bits, granularity="group", group_size=size)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "share"),
+    [(grouped(8), 0.29), (grouped(4, 96), 0.17), (Symmetric(bits=2), 0.11)],
+)
+def test_linear_layers_with_float_activations_are_packed_and_compute_what_was_simulated(tmp_path, weight, share):
+    net, x = nn.Sequential(Block(96), nn.Linear(96, 10)), torch.randn(64, 96)
+    with torch.no_grad():
+        net.train()(x)  # statistics for the batch norms
+    simulator = simulated(net, weight, Unquantized(), x, x)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(batches=[x]))
+    assert written.kernels.counts["MatMulNBits"] == 3
+    assert not {"Gemm", "MatMul", "DequantizeLinear"} & set(written.kernels.counts)
+    assert set(written.fallbacks.values()) == {IN_FLOAT}
+    assert written.parity.max_abs_error <= 1e-5  # sums in another order
+    assert written.parity.top1_agreement == 1.0
+    assert written.num_bytes <= share * 4 * sum(weight.numel() for weight in net.parameters())
+    assert verify(written.path, [x]).exact_fraction == 1.0
+
+
+def test_weights_are_not_packed_where_that_is_not_wanted(tmp_path):
+    net, x = nn.Linear(96, 10), torch.randn(8, 96)
+    export_quantized(
+        simulated(net, grouped(4), Unquantized(), x, x), net, tmp_path / "model.onnx", target=OnnxRuntime(packed=False)
+    )
+    (node,) = onnx.load(tmp_path / "model.onnx").graph.node
+    assert {each.name: each.i for each in node.attribute}["bits"] == 8
+
+
+def test_inputs_of_packed_layers_are_rounded_where_that_is_wanted(tmp_path):
+    net, x = nn.Linear(96, 10), torch.randn(64, 96)
+    simulator, target = simulated(net, grouped(4), Unquantized(), x, x), OnnxRuntime(rounds_inputs=True)
+    accept = Acceptance(batches=[x], min_agreement=0.9)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", target=target, acceptance=accept)
+    # A block of 32 products: what its largest input is rounded by, at most, times the sum of its weights.
+    steps = x.unflatten(1, (3, 32)).abs().amax(2) / 127
+    bound = (0.51 * steps) @ net.weight.detach().abs().unflatten(1, (3, 32)).sum(2).T
+    assert 1e-4 < written.parity.max_abs_error <= 1.2 * bound.max()
+    with pytest.raises(ExportError, match="rounds_inputs needs linear layers beside Unquantized activations"):
+        export_quantized(simulated(net, Symmetric(), Affine(), x, x), net, tmp_path / "other.onnx", target=target)
+
+
+def test_a_head_with_groups_follows_layers_in_integers(tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    x = torch.randn(64, 1, 6, 6)
+    layers = {
+        "head": LayerQuantizers(
+            targets=Targets(include=["*"]), weight_quantizer=grouped(4), activation_quantizer=Unquantized()
+        )
+    }
+    simulator = simulated(net, Symmetric(), Affine(), x, x, layers=layers, assigned={"5": "head"})
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(batches=[x]))
+    assert written.kernels.integer == {"QLinearConv": 1, "QGemm": 1}
+    assert written.kernels.floating == {"MatMulNBits": 1}
+    assert written.fallbacks == {"5:linear": IN_FLOAT}
+    # One value of the layers in integers that rounds the other way is worth a step times a weight.
+    step = simulator.ranges.qparams("3:linear", torch.device("cpu"))[0]
+    assert written.parity.max_abs_error <= 1.01 * step * net[5].weight.abs().max()
+    table = simulator.bits_of
+    assert table("5:linear") == (4, 32)
+
+
+def test_other_operators_of_float_activations_are_named_in_the_report(tmp_path):
+    net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    x = 9 * torch.randn(16, 2, 6, 6)
+    simulator = simulated(net, Symmetric(bits=4), Unquantized(), x, x)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(batches=[x]))
+    assert written.fallbacks == dict.fromkeys(("0:conv2d", "2:adaptive_avg_pool2d", "4:linear"), IN_FLOAT)
+    assert written.parity.max_abs_error <= 1e-5
+    deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
+    assert torch.allclose(simulator.forward_of(net)(x), deployed, atol=1e-5)
+
+
+def test_a_layer_in_integers_that_reads_floats_is_refused_unless_it_may_be_one_in_floats(tmp_path):
+    net, x = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 4)), torch.randn(16, 32)
+    first = {"first": LayerQuantizers(targets=Targets(include=["*"]), activation_quantizer=Unquantized())}
+    simulator = simulated(net, Symmetric(), Affine(), x, x, layers=first, assigned={"0": "first"})
+    with pytest.raises(ExportError, match=r"2 MatMulNBits would run in floating point.*allow_float=\['MatMulNBits'\]"):
+        export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    accept = Acceptance(allow_float=("MatMulNBits",), batches=[x])
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept)
+    assert written.parity.max_abs_error <= 1.01 * simulator.ranges.qparams("1:linear", torch.device("cpu"))[0]
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "weight", "activation", "why"),
+    [
+        (
+            nn.Linear(32, 4),
+            (8, 32),
+            grouped(4),
+            Affine(),
+            r"scale per tensor or per channel.*its activations Unquantized",
+        ),
+        (nn.Conv2d(32, 4, 1), (8, 32, 1, 1), grouped(4), Unquantized(), "scale per tensor or per channel"),
+        (nn.Linear(32, 4), (8, 32), grouped(4, 8), Unquantized(), "multiple of 16 inputs, got 8"),
+    ],
+)
+def test_groups_that_have_no_kernel_are_refused(tmp_path, net, shape, weight, activation, why):
+    x = torch.randn(shape)
+    simulator = simulated(net, weight, activation, x, x)
+    with pytest.raises(ExportError, match=why):
+        export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", [OpenVino(), TensorRt()])
+def test_targets_without_packed_layers_refuse_float_activations(tmp_path, target):
+    net, x = nn.Linear(32, 4), torch.randn(8, 32)
+    with pytest.raises(ExportError, match=r"integer kernels need .*signed='float'"):
+        export_quantized(simulated(net, Symmetric(), Unquantized(), x, x), net, tmp_path / "model.onnx", target=target)
+
+
+@pytest.mark.parametrize("activation", [Affine(), Unquantized()])
+def test_codes_of_eight_bits_that_reach_beyond_int8_are_refused(tmp_path, activation):
+    net, x = nn.Linear(32, 4), torch.randn(8, 32)
+    simulator = simulated(net, DoReFa(bits=8), activation, x, x)
+    with pytest.raises(ExportError, match=r"signed symmetric weights in int8, :linear has .*limit=255"):
+        export_quantized(simulator, net, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    export_quantized(simulated(net, DoReFa(bits=7), activation, x, x), net, tmp_path / "model.onnx")

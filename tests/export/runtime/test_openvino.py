@@ -1,0 +1,61 @@
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_optim.errors import ExportError
+from lightning_optim.export.quantized import export_quantized
+from lightning_optim.export.runtime.openvino import OpenVino
+from lightning_optim.quantization.observer.min_max import MinMax
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.simulation.simulator import Simulator
+
+INSTALLED = importlib.util.find_spec("openvino") is not None
+
+
+class Net(nn.Module):
+    """A convolution, a sum with a parameter, and a linear layer over tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.position, self.fc = (
+            nn.Conv2d(1, 16, 2, 2),
+            nn.Parameter(torch.randn(1, 9, 16)),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, image):
+        return self.fc(self.patch(image).flatten(2).transpose(1, 2) + self.position)[:, 0]
+
+
+def simulated(net, batch, weight):
+    simulator = Simulator(weight, Affine(), MinMax())
+    simulator.is_observing = True
+    for _ in range(3):
+        simulator.run(net.eval(), net.forward, (batch,), {})
+        simulator.finish_batch()
+    simulator.is_observing = False
+    return simulator
+
+
+@pytest.mark.skipif(not INSTALLED, reason="needs openvino: pip install 'lightning-optim[openvino]'")
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_layers_run_in_integers_and_answer_as_simulated(tmp_path, bits):
+    torch.manual_seed(0)
+    net, batch = Net(), torch.randn(64, 1, 6, 6)
+    written = export_quantized(
+        simulated(net, batch, Symmetric(bits=bits)), net, tmp_path / "model.onnx", target=OpenVino()
+    )
+    assert written.kernels.integer["Convolution"] == 1
+    assert written.kernels.integer["FullyConnected"] == 1
+    assert written.parity.top1_agreement >= 0.95
+
+
+@pytest.mark.skipif(INSTALLED, reason="openvino is installed")
+def test_without_openvino_the_error_says_how_to_install_it(tmp_path):
+    net, batch = Net(), torch.randn(8, 1, 6, 6)
+    with pytest.raises(ExportError, match=r"pip install 'lightning-optim\[openvino\]'"):
+        export_quantized(simulated(net, batch, Symmetric()), net, tmp_path / "model.onnx", target=OpenVino())
+    assert not list(tmp_path.iterdir())
