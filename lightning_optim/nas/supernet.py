@@ -12,9 +12,9 @@ from torch import nn
 
 from lightning_optim.cost.count import count_macs
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.dispatch import Dispatch, output_layout
-from lightning_optim.nas.live import activate, live_forwards, strip
-from lightning_optim.nas.slicing import SlicedForward, cut_plan
+from lightning_optim.nas.forward.choice import Dispatch, output_layout
+from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
+from lightning_optim.nas.forward.switchable import activate, live_forwards, strip
 from lightning_optim.nas.space.base import Freedom, Site
 from lightning_optim.search.decision import (
     Architecture,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.nas_supernet import NASSupernet, _prepare_strategy
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.live import live_forwards
+from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.space.elastic_width import ElasticWidth
 from lightning_optim.nas.space.operation_choice import OperationChoice

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lightning_optim.cost.count import count_macs
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.live import live_forwards
+from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.nas.space.base import Site
 from lightning_optim.nas.space.elastic_width import ElasticWidth
 from lightning_optim.nas.space.operation_choice import OperationChoice

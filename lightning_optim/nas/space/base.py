@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.live import live_forwards
+from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import submodule
 from lightning_optim.surgery.tap import Call, Taps

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.slicing import Slicing, sliced_forward
+from lightning_optim.nas.forward.sliced import Slicing, sliced_forward
 from lightning_optim.nas.space.base import Freedom, Site
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import Targets, submodule

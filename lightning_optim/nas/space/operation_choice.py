@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.dispatch import RESERVED, Dispatch, output_layout
+from lightning_optim.nas.forward.choice import RESERVED, Dispatch, output_layout
 from lightning_optim.nas.space.base import Freedom, Site
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import Targets

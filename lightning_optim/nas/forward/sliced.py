@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.live import LiveForward, live_forwards
+from lightning_optim.nas.forward.switchable import LiveForward, live_forwards
 from lightning_optim.surgery.cut import apply_cut
 
 Cuts = dict[str, list[tuple[int, Tensor]]]

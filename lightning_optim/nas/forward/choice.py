@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from lightning_optim.nas.live import LiveForward
+from lightning_optim.nas.forward.switchable import LiveForward
 
 RESERVED = "_candidates"
 _EVERY = -1

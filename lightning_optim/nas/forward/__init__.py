@@ -1,0 +1,1 @@
+"""Forwards that follow the active architecture."""
