@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_optim.callbacks.agreement import check_ranks_agree
-from lightning_optim.callbacks.clock import clock_of
+from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.objective import Mixture, Weight
 from lightning_optim.distillation.teacher.base import Teacher

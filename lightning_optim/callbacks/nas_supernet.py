@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.callbacks.agreement import check_ranks_agree
-from lightning_optim.callbacks.network_inputs import network_inputs
-from lightning_optim.callbacks.subnet_judge import FirstBatches, Score, SubnetJudge, judging
+from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetJudge, judging
+from lightning_optim.callbacks.nas.example import network_inputs
+from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.selection import Findings, Selection, select
 from lightning_optim.nas.space.base import Freedom, Site

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_optim.callbacks.agreement import check_ranks_agree
-from lightning_optim.callbacks.clock import clock_of
-from lightning_optim.callbacks.gate import CheckpointGate
-from lightning_optim.callbacks.pricing import agreed_prices
-from lightning_optim.callbacks.pruned_network import PrunedNetwork
-from lightning_optim.callbacks.pruning_evidence import LAYERS, PruningEvidence
-from lightning_optim.callbacks.pruning_lookout import Lookout
-from lightning_optim.callbacks.pruning_neighbours import Neighbours
-from lightning_optim.callbacks.pruning_reach import check_schedule, closes_within_fit, warn_of_early_end
-from lightning_optim.callbacks.pruning_regrower import Regrower
-from lightning_optim.callbacks.pruning_rewinder import Rewinder
+from lightning_optim.callbacks.pruning.conflicts import Neighbours
+from lightning_optim.callbacks.pruning.evidence import LAYERS, PruningEvidence
+from lightning_optim.callbacks.pruning.metric_guard import Lookout
+from lightning_optim.callbacks.pruning.network import PrunedNetwork
+from lightning_optim.callbacks.pruning.prices import agreed_prices
+from lightning_optim.callbacks.pruning.regrower import Regrower
+from lightning_optim.callbacks.pruning.rewinder import Rewinder
+from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit, warn_of_early_end
+from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.monitors import CheckpointGate
+from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import TargetError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.allocation.base import Allocation

@@ -15,11 +15,11 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_optim.callbacks.agreement import check_ranks_agree
-from lightning_optim.callbacks.calibration import calibrate_module
-from lightning_optim.callbacks.clock import clock_of
-from lightning_optim.callbacks.gate import CheckpointGate
-from lightning_optim.callbacks.learning import checked_rate, loss_scale_of, train_values
+from lightning_optim.callbacks.quantization.calibration import calibrate_module
+from lightning_optim.callbacks.quantization.learned_values import checked_rate, loss_scale_of, train_values
+from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.monitors import CheckpointGate
+from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
 from lightning_optim.export.runtime.base import Target

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_optim.callbacks.pruning_evidence import LAYERS
+from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.cost.base import Subject
 from lightning_optim.cost.macs import Macs
 from lightning_optim.cost.parameters import Parameters

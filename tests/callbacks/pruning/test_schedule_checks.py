@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_reach import closes_within_fit
+from lightning_optim.callbacks.pruning.schedule_checks import closes_within_fit
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.constant import Constant

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_optim.callbacks.clock import clock_of
+from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.pruning.rewind.base import Rewind
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.surgery.snapshot import Snapshot

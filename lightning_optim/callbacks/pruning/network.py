@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optim.callbacks.pruning_evidence import LAYERS
-from lightning_optim.callbacks.reshape import Reshaper, averaged_copies
+from lightning_optim.callbacks.pruning.evidence import LAYERS
+from lightning_optim.callbacks.trainer.reshape import Reshaper, averaged_copies
 from lightning_optim.errors import CaptureError, ShrinkError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, couple

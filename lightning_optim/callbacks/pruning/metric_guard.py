@@ -8,8 +8,8 @@ from typing import Any, final
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_optim.callbacks.pruned_network import PrunedNetwork
-from lightning_optim.callbacks.reshape import averaged_copies
+from lightning_optim.callbacks.pruning.network import PrunedNetwork
+from lightning_optim.callbacks.trainer.reshape import averaged_copies
 from lightning_optim.pruning.structure.base import Shrink
 from lightning_optim.pruning.until.metric_drop import MetricDrop, Verdict
 from lightning_optim.pruning.until.search import SparsitySearch

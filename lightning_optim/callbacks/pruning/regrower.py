@@ -8,8 +8,8 @@ from typing import Any, final
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from lightning_optim.callbacks.agreement import check_ranks_agree
-from lightning_optim.callbacks.pruned_network import PrunedNetwork
+from lightning_optim.callbacks.pruning.network import PrunedNetwork
+from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.pruning.regrow.base import Regrowth, decayed
 from lightning_optim.pruning.regrow.functional import exchange
 from lightning_optim.pruning.structure.base import Structure

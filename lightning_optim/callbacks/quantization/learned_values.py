@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_optim.callbacks.agreement import check_ranks_agree
+from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 

@@ -9,7 +9,7 @@ import math
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_optim.callbacks.clock import clock_of
+from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.window import Window

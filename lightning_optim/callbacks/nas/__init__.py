@@ -1,0 +1,1 @@
+"""What NASSupernet alone needs."""

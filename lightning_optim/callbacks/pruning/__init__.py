@@ -1,0 +1,1 @@
+"""What PruningScheduler alone needs."""

@@ -1,0 +1,1 @@
+"""What QATFakeQuant alone needs."""
