@@ -310,14 +310,14 @@ def measure_sparsity() -> Figures:
 
 def measure_latency() -> Figures:
     """Batches of one image; the worst and the median error of each net in each engine, and the worst of an engine."""
-    from lightning_optim.export.engine import OnnxRuntime
+    from lightning_optim.export.engine import ONNXRuntimeEngine
 
     torch.manual_seed(0)
     nets = {
         "resnet8": (ResidualNet(widths=(32, 64, 128)).eval(), torch.randn(2, 1, 28, 28)),
         "resnet18": (ResNet18().eval(), torch.randn(2, 3, 128, 128)),
     }
-    engines: dict[str, Engine] = {"eager": Eager(), "ort": OnnxRuntime()}
+    engines: dict[str, Engine] = {"eager": Eager(), "ort": ONNXRuntimeEngine()}
     figures: Figures = {}
     for kind, engine in engines.items():
         for name, (net, images) in nets.items():

@@ -42,7 +42,7 @@ from lightning_optim.demo.data.fashion_mnist import FashionMNIST
 from lightning_optim.demo.data.tensors import Split
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.pruning.allocation.lamp import Lamp
+from lightning_optim.pruning.allocation.lamp import LAMP
 from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.constant import Constant
@@ -111,7 +111,7 @@ def ours(sparsity: float, network: nn.Module, training: Training) -> Callback:
     """Single weights, by one threshold on what is relative to the layer, on the cubic schedule."""
     return PruningScheduler(
         schedule=Cubic(end=sparsity),
-        allocation=Lamp(),
+        allocation=LAMP(),
         window=Window(end=PRUNES_UNTIL, every=PRUNES_UNTIL / 20),
     )
 

@@ -48,7 +48,7 @@ from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.cost.count import count_macs, count_parameters
-from lightning_optim.pruning.allocation.lamp import Lamp
+from lightning_optim.pruning.allocation.lamp import LAMP
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.cubic import Cubic
 from lightning_optim.window import Window
@@ -59,13 +59,13 @@ SPARSITY = 0.8
 def pruning(end: float) -> Callback:
     """Single weights, on the cubic schedule."""
     window = Window(end=end, every=end / 20)
-    return PruningScheduler(schedule=Cubic(end=SPARSITY), allocation=Lamp(), window=window)
+    return PruningScheduler(schedule=Cubic(end=SPARSITY), allocation=LAMP(), window=window)
 
 
 def holding() -> Callback:
     """The zeros of an earlier fit stay."""
     window = Window(end=1, unit="step")
-    return PruningScheduler(schedule=Constant(value=SPARSITY), allocation=Lamp(), window=window)
+    return PruningScheduler(schedule=Constant(value=SPARSITY), allocation=LAMP(), window=window)
 
 
 def distilling(teacher: nn.Module) -> Callback:

@@ -9,7 +9,7 @@ from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.demo.data.digits import Digits
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.pruning.allocation.lamp import Lamp
+from lightning_optim.pruning.allocation.lamp import LAMP
 from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.schedule.linear import Linear
 from lightning_optim.window import Window
@@ -32,7 +32,7 @@ def measure_until() -> dict[str, float]:
         ends = []
         pruning = PruningScheduler(
             schedule=Linear(end=0.99),
-            allocation=Lamp(),
+            allocation=LAMP(),
             window=Window(end=0.8, every=0.08),
             until=MetricDrop(monitor="val/accuracy", max_drop=ALLOWED, patience=1, reference=before),
         )

@@ -25,7 +25,7 @@ from benchmarks.common import parser_for, quiet, show_figures
 from lightning_optim.export.onnx_file.session import load, time_models
 from lightning_optim.export.onnx_file.write import export_onnx
 from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
+from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
@@ -160,7 +160,7 @@ def _measure_weights_alone(folder: Path, seconds: float) -> dict[str, Any]:
                 network,
                 folder / f"{name}.onnx",
                 (batch,),
-                target=OnnxRuntime(rounds_inputs=rounds),
+                target=ONNXRuntime(rounds_inputs=rounds),
                 acceptance=Acceptance(min_agreement=0.0),
             )
             paths[name], found[f"{name}_max_error"] = written.path, written.parity.max_abs_error
@@ -201,7 +201,7 @@ def _measure_packing(bits: int, folder: Path) -> dict[str, Any]:
             network,
             folder / f"{bits}_{packed}.onnx",
             (batch,),
-            target=OnnxRuntime(packed=packed),
+            target=ONNXRuntime(packed=packed),
             acceptance=Acceptance(min_agreement=0.0),
         )
     answers = [load(each.path).run(batch)[0] for each in files.values()]

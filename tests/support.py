@@ -17,7 +17,7 @@ from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 
@@ -98,7 +98,7 @@ def without(net, branch):
 def calibrated(net, batches, weight):
     """A simulator that knows a network's operators and ranges."""
     simulator = Simulator(weight, Affine(), MinMax())
-    calibrate(simulator, net, batches)
+    run_calibration(simulator, net, batches)
     return simulator
 
 

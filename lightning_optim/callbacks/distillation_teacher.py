@@ -15,15 +15,15 @@ from typing_extensions import override
 from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.distillation.loss.base import Context, Loss
-from lightning_optim.distillation.objective import Mixture, Weight
+from lightning_optim.distillation.objective import DistillationObjective, LossWeight
 from lightning_optim.distillation.teacher.base import Teacher
 from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.module import ModuleTeacher
 from lightning_optim.errors import TapError
-from lightning_optim.surgery.calls import StudentCalls
+from lightning_optim.surgery.calls import NetworkCalls
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import find_network
-from lightning_optim.surgery.tap import Call
+from lightning_optim.surgery.tap import ModuleCall
 from lightning_optim.window import Window
 
 
@@ -74,14 +74,14 @@ class DistillationTeacher(Callback):
         teacher: Teacher | nn.Module,
         losses: Mapping[str, Loss] | Loss | None = None,
         network: str | None = None,
-        weight: Weight | Mapping[str, Weight] = 0.5,
-        hard_weight: Weight = 0.5,
+        weight: LossWeight | Mapping[str, LossWeight] = 0.5,
+        hard_weight: LossWeight = 0.5,
         window: Window | None = None,
         backward_index: int = 0,
         name: str | None = None,
     ) -> None:
         self._source = _as_teacher(teacher)
-        self._mixture = Mixture(losses, weight, hard_weight)
+        self._mixture = DistillationObjective(losses, weight, hard_weight)
         if not (window is None or isinstance(window, Window)):
             raise TypeError(f"window must be a Window, got {type(window).__name__}")
         if backward_index < 0:
@@ -89,7 +89,7 @@ class DistillationTeacher(Callback):
         self._window = Window() if window is None and self._mixture.has_schedule else window
         self._network, self._backward_index, self._name = network, backward_index, name
         self._teacher: FrozenTeacher | None = None
-        self._patches, self._calls = Patches(), StudentCalls()
+        self._patches, self._calls = Patches(), NetworkCalls()
         self._step: _Step | None = None
         self._has_distilled = False
 
@@ -267,7 +267,7 @@ class DistillationTeacher(Callback):
         self._has_distilled = True
         return self._mixture.total(own, values, step.context.progress)
 
-    def _compare(self, calls: list[Call], context: Context) -> dict[str, Tensor]:
+    def _compare(self, calls: list[ModuleCall], context: Context) -> dict[str, Tensor]:
         return self._mixture.compare([(call, self._frozen()(call)) for call in calls], context)
 
 

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetJudge, judging
+from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetEvaluator, judging
 from lightning_optim.callbacks.nas.example import network_inputs
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.selection import Findings, Selection, select
-from lightning_optim.nas.space.base import Freedom, Site
+from lightning_optim.nas.selection import SearchResult, Selection, run_search
+from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.nas.supernet import Supernet, build_supernet
 from lightning_optim.search.decision import Architecture, check_architecture
 from lightning_optim.search.strategy.base import Strategy
@@ -62,7 +62,7 @@ class NASSupernet(Callback):
 
     def __init__(
         self,
-        space: Mapping[str, Freedom],
+        space: Mapping[str, SearchDimension],
         network: str | None = None,
         strategy: Strategy | None = None,
         selection: Selection | None = None,
@@ -81,7 +81,7 @@ class NASSupernet(Callback):
         self._supernet: Supernet | None = None
         self._patches = Patches()
         self._counts: dict[str, list[int]] = {}
-        self.findings: Findings | None = None
+        self.findings: SearchResult | None = None
 
     @property
     @override
@@ -172,7 +172,7 @@ class NASSupernet(Callback):
             raise ValueError(f"the checkpoint's supernet decides {saved}, this one {here}: give it the same space")
         self._counts = {name: [int(count) for count in counts] for name, counts in state_dict["counts"].items()}
         findings = state_dict["findings"]
-        self.findings = None if findings is None else Findings.from_state_dict(findings)
+        self.findings = None if findings is None else SearchResult.from_state_dict(findings)
 
     def convert(self, pl_module: LightningModule) -> Supernet:
         """Turn a module into the supernet; ``setup`` does, and a second call changes nothing.
@@ -199,7 +199,7 @@ class NASSupernet(Callback):
         dataloaders: Any = None,
         calibration: Any = None,
         score: Score | None = None,
-    ) -> Findings:
+    ) -> SearchResult:
         """Pick the best architecture within the bound, judged with the weights it inherits.
 
         Each is given batch-norm statistics of its own, then validated by the trainer. Loggers, progress bars,
@@ -231,11 +231,11 @@ class NASSupernet(Callback):
         batches = FirstBatches(
             calibration if calibration is not None else iter(()), selection.recalibration_batches, self._seed
         )
-        judge = SubnetJudge(trainer, supernet, selection, dataloaders, batches, score)
+        judge = SubnetEvaluator(trainer, supernet, selection, dataloaders, batches, score)
         first = [supernet.default, supernet.find_cheapest()]
         proposals = self._strategy.start(supernet.decisions, self._seed, first)
         with judging(trainer, judge):
-            self.findings = select(proposals, judge, supernet.count_macs, selection)
+            self.findings = run_search(proposals, judge, supernet.count_macs, selection)
             judge.calibrate(self.findings.pick.architecture)
         supernet.activate(self.resting)
         return self.findings
@@ -282,12 +282,12 @@ def _late_hook(pl_module: LightningModule) -> str | None:
     return None
 
 
-def _checked_space(space: Mapping[str, Freedom]) -> dict[str, Freedom]:
+def _checked_space(space: Mapping[str, SearchDimension]) -> dict[str, SearchDimension]:
     entries = dict(space)
     if not entries:
         raise ValueError("space must say what may vary, got no entry; choose from lightning_optim.nas.space")
     for key, value in entries.items():
-        if not isinstance(value, Freedom):
+        if not isinstance(value, SearchDimension):
             raise TypeError(f"space[{key!r}] must be one of lightning_optim.nas.space, got {type(value).__name__}")
     return entries
 
@@ -301,7 +301,7 @@ def _refuse_compiled(pl_module: LightningModule) -> None:
         )
 
 
-def _check_slices(trainer: Trainer, space: Mapping[str, Freedom]) -> None:
+def _check_slices(trainer: Trainer, space: Mapping[str, SearchDimension]) -> None:
     slicing = [key for key, freedom in space.items() if freedom.slices_weights]
     if slicing and "ModelParallelStrategy" in {kind.__name__ for kind in type(trainer.strategy).__mro__}:
         raise ValueError(

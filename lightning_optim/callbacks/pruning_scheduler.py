@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_optim.callbacks.pruning.conflicts import Neighbours
+from lightning_optim.callbacks.pruning.conflicts import PrunerConflicts
 from lightning_optim.callbacks.pruning.evidence import LAYERS, PruningEvidence
-from lightning_optim.callbacks.pruning.metric_guard import Lookout
+from lightning_optim.callbacks.pruning.metric_guard import MetricGuard
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
 from lightning_optim.callbacks.pruning.prices import agreed_prices
 from lightning_optim.callbacks.pruning.regrower import Regrower
 from lightning_optim.callbacks.pruning.rewinder import Rewinder
 from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit, warn_of_early_end
 from lightning_optim.callbacks.trainer.clock import clock_of
-from lightning_optim.callbacks.trainer.monitors import CheckpointGate
+from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import TargetError
 from lightning_optim.graph.coupling import Coupling
@@ -30,7 +30,7 @@ from lightning_optim.pruning.allocation.priced import PricedAllocation
 from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.evidence import LayerEvidence
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.regrow.base import Regrowth
 from lightning_optim.pruning.rewind.base import Rewind
@@ -102,8 +102,8 @@ class PruningScheduler(Callback):
         self.name = name
         check_schedule(schedule, self.structure)
         self.allocation = allocation or Uniform()
-        self._gate = CheckpointGate()
-        self._neighbours = Neighbours(self)
+        self._monitors = SuspendedMonitors()
+        self._conflicts = PrunerConflicts(self)
         self._seen_step: int | None = None
         self._owner: LightningModule | None = None
         self._start_afresh()
@@ -111,7 +111,7 @@ class PruningScheduler(Callback):
     def _start_afresh(self) -> None:
         self._pruner = Pruner(self.criterion, self.structure, self.allocation)
         self._pruned = PrunedNetwork(self._pruner)
-        self._lookout = Lookout(self.until, self.structure.shrink, self.schedule)
+        self._guard = MetricGuard(self.until, self.structure.shrink, self.schedule)
         self._rewinder = Rewinder(self.rewind)
         self._pruned.followers.append(self._rewinder.snapshot)
         self._regrower = Regrower(self.regrow)
@@ -154,7 +154,7 @@ class PruningScheduler(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pruned.name, network = find_network(pl_module, self.network)
         layers = self.layers(pl_module)
-        self._neighbours.check_targets(trainer, pl_module)
+        self._conflicts.check_targets(trainer, pl_module)
         check_ranks_agree(
             trainer,
             (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window),
@@ -171,12 +171,12 @@ class PruningScheduler(Callback):
         if self._restored is not None:
             self._take_up(pl_module, self._restored)
             self._restored = None
-            self._lookout.catch_up(trainer)
-        self._lookout.check(trainer)
+            self._guard.catch_up(trainer)
+        self._guard.check(trainer)
         self._rewinder.check(trainer, self.window, self.schedule)
         warn_of_early_end(trainer, self.window, self.schedule, self.structure)
-        if not (self._lookout.is_stopped if self._lookout.is_on else self._reached == self.schedule(1.0)):
-            self._gate.close(trainer)
+        if not (self._guard.is_stopped if self._guard.is_on else self._reached == self.schedule(1.0)):
+            self._monitors.suspend(trainer)
         self._pruned.watch(trainer)
 
     # Each step.
@@ -193,11 +193,11 @@ class PruningScheduler(Callback):
         progress = self.window.progress(clock_of(trainer))
         if progress is None:
             return
-        aim = self._lookout.aim(progress, self._reached)
+        aim = self._guard.next_sparsity(progress, self._reached)
         if aim is not None and aim != self._reached and self._is_ready(trainer):
             self._prune(trainer, pl_module, aim)
-            if not self._lookout.is_on and (progress == 1.0 or self._reached == self.schedule(1.0)):
-                self._gate.open(trainer)
+            if not self._guard.is_on and (progress == 1.0 or self._reached == self.schedule(1.0)):
+                self._monitors.resume(trainer)
         if self._reached:
             self._regrower.note(progress, self._pruned)
 
@@ -217,20 +217,20 @@ class PruningScheduler(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._lookout.is_on or trainer.sanity_checking or trainer.state.fn != "fit":
+        if not self._guard.is_on or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         progress = self.window.progress(clock_of(trainer)) or 0.0
         with torch.inference_mode(mode=False):  # what is held and what is cut must serve training
-            reached = self._lookout.judge(trainer, pl_module, self._pruned, progress, self._reached)
+            reached = self._guard.judge(trainer, pl_module, self._pruned, progress, self._reached)
         if reached != self._reached:
             self._reached = reached
             self._evidence.reset()  # it was of a model that is no more
-        if self._lookout.is_stopped:
-            self._gate.open(trainer)
+        if self._guard.is_stopped:
+            self._monitors.resume(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._lookout.is_on:
+        if self._guard.is_on:
             self._log(pl_module)
 
     def _is_ready(self, trainer: Trainer) -> bool:
@@ -239,12 +239,12 @@ class PruningScheduler(Callback):
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
         pruned = self._pruned
-        self._lookout.hold_unpruned(trainer, pl_module, pruned)
+        self._guard.save_unpruned(trainer, pl_module, pruned)
         reshard(pl_module)
         parameters = pruned.parameters(pl_module)
         coupling = pruned.couple(pl_module) if self.structure.needs_coupling else None
         if coupling is not None:
-            self._neighbours.check_coupling(trainer, pl_module, coupling, parameters)
+            self._conflicts.check_coupling(trainer, pl_module, coupling, parameters)
         seen = self._seen(trainer, pl_module, parameters, coupling)
         group = shard_group([parameters[name] for name in seen])
         if coupling is not None and isinstance(self.allocation, PricedAllocation) and self._pruner.wants_prices:
@@ -261,7 +261,7 @@ class PruningScheduler(Callback):
             self._prune(trainer, pl_module, sparsity)  # the others must pay for what stays
             return
         self._reached = sparsity
-        self._lookout.take(sparsity)
+        self._guard.note_step(sparsity)
         self._evidence.reset()
         if sparsity:
             self._rewinder.rewind(trainer, pl_module)
@@ -280,7 +280,7 @@ class PruningScheduler(Callback):
         shrink, is_final = self.structure.shrink, sparsity == self.schedule(1.0)
         if coupling is None or shrink == "never":
             self._pruned.mask(pl_module, coupling, keep)
-        elif self._lookout.is_on:
+        elif self._guard.is_on:
             self._pruned.mask_before_shrink(trainer, pl_module, coupling, keep)
         elif shrink == "update" or is_final:
             self._pruned.shrink(trainer, pl_module, coupling, keep)
@@ -321,7 +321,7 @@ class PruningScheduler(Callback):
         pl_module: LightningModule,
         parameters: dict[str, nn.Parameter],
         coupling: Coupling | None,
-    ) -> dict[str, Seen]:
+    ) -> dict[str, LayerEvidence]:
         weights = {f"{name}.weight": parameters[f"{name}.weight"] for name in self.layers(pl_module)}
         found = {
             name: seen
@@ -341,7 +341,7 @@ class PruningScheduler(Callback):
         return {
             "reached": self._reached,
             **self._pruned.state_dict(),
-            "lookout": self._lookout.state_dict(),
+            "guard": self._guard.state_dict(),
             "rewinder": self._rewinder.state_dict(),
             "regrower": self._regrower.state_dict(),
             "evidence": self._evidence.state_dict(),
@@ -361,17 +361,17 @@ class PruningScheduler(Callback):
 
     def _take_up(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self._pruned.load_state_dict(pl_module, state)
-        self._lookout.load_state_dict(state["lookout"])
+        self._guard.load_state_dict(state["guard"])
         self._rewinder.load_state_dict(state["rewinder"])
         self._regrower.load_state_dict(state["regrower"])
         self._evidence.load_state_dict(state["evidence"], pl_module.trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reached = self._lookout.land(
+        self._reached = self._guard.finish(
             trainer, pl_module, self._pruned, self._reached, is_last=closes_within_fit(trainer, self.window)
         )
-        self._gate.release()
+        self._monitors.release()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -384,7 +384,7 @@ class PruningScheduler(Callback):
     def _release(self) -> None:
         self._pruned.release()
         self._evidence.remove()
-        self._gate.release()
+        self._monitors.release()
         self._seen_step = None
 
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 from lightning_optim.callbacks.quantization.calibration import calibrate_module
 from lightning_optim.callbacks.quantization.learned_values import checked_rate, loss_scale_of, train_values
 from lightning_optim.callbacks.trainer.clock import clock_of
-from lightning_optim.callbacks.trainer.monitors import CheckpointGate
+from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
@@ -35,7 +35,7 @@ from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.settings import check_kinds, checked_freeze, checked_layers, excluded_modules
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.plan import Plan
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -104,7 +104,7 @@ class QATFakeQuant(Callback):
         self._settings[1].check(Operand.ACTIVATION)
         self._simulator = Simulator(*self._settings)
         self.learning_rate = checked_rate(learning_rate, self._simulator.quantizers)
-        self._patches, self._gate = Patches(), CheckpointGate()
+        self._patches, self._monitors = Patches(), SuspendedMonitors()
         self._owner: LightningModule | None = None
         self._live: nn.Module | None = None
 
@@ -131,7 +131,7 @@ class QATFakeQuant(Callback):
         check_ranks_agree(trainer, settings, f"the settings of {self.state_key}")
         self._attach(pl_module)
         if not self.is_simulating:
-            self._gate.close(trainer)
+            self._monitors.suspend(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,7 +227,7 @@ class QATFakeQuant(Callback):
             inputs: list[Any] = [*calibrate_module(simulator, model, network, data, num_batches=num_batches)]
         else:
             inputs = list(islice(data, max(num_batches, 0)))
-            calibrate(simulator, network, inputs, num_batches=num_batches)
+            run_calibration(simulator, network, inputs, num_batches=num_batches)
         self._simulator = apply_methods(network, simulator, inputs, methods, start)
         self._live, self._owner = network, model if isinstance(model, LightningModule) else None
 
@@ -354,15 +354,15 @@ class QATFakeQuant(Callback):
             plan = self._simulator.plan
             check_ranks_agree(trainer, None if plan is None else plan.state_dict(), "the operators of the network")
         if self.is_simulating and not was_simulating:
-            self._gate.open(trainer)
+            self._monitors.resume(trainer)
 
     def _detach(self) -> None:
         self._patches.undo()
-        self._gate.release()
+        self._monitors.release()
         self._simulator.is_observing = False
         self._simulator.discard_batch()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the live model and what is set on it out of copies and pickles."""
-        fresh = {"_patches": Patches(), "_gate": CheckpointGate(), "_owner": None, "_live": None}
+        fresh = {"_patches": Patches(), "_monitors": SuspendedMonitors(), "_owner": None, "_live": None}
         return {**vars(self), **fresh}

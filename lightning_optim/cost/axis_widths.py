@@ -14,7 +14,7 @@ from lightning_optim.graph.labels import Axis
 
 
 @final
-class Ruler:
+class AxisWidths:
     """Reads the channel labels of a graph as lengths that depend on channel counts.
 
     Args:

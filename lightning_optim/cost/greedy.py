@@ -46,7 +46,7 @@ class _Search:
         self._rung = {pool: len(ladder) - 1 for pool, ladder in ladders.items()}
         self._terms = {pool: prices.of_pool(pool) for pool in ladders}
         self._present = {**prices.sizes, **self.channels}
-        self._neighbours = {
+        self._conflicts = {
             pool: {other for term in terms for other in term.pools if other in ladders}
             for pool, terms in self._terms.items()
         }
@@ -65,7 +65,7 @@ class _Search:
             if loss == float("inf"):
                 return
             self._move(pool, rung)
-            for neighbour in self._neighbours[pool]:
+            for neighbour in self._conflicts[pool]:
                 offers[neighbour] = self._offer(neighbour)
 
     def fill(self) -> None:

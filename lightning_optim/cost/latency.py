@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.cost.axis_widths import Ruler
+from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.curve import curve_through
 from lightning_optim.cost.engine import Eager, Engine
@@ -82,7 +82,7 @@ class Latency(Cost):
 
     @override
     def __call__(self, subject: Subject) -> Prices:
-        ruler = Ruler(subject.coupling, subject.pools)
+        ruler = AxisWidths(subject.coupling, subject.pools)
         if self.table is not None and Path(self.table).is_file():
             return _read(Path(self.table), ruler)
         prices = self._measure(subject, ruler)
@@ -90,7 +90,7 @@ class Latency(Cost):
             write_atomic(self.table, json.dumps(prices.state_dict()).encode())
         return prices
 
-    def _measure(self, subject: Subject, ruler: Ruler) -> Prices:
+    def _measure(self, subject: Subject, ruler: AxisWidths) -> Prices:
         rows = next(
             len(leaf)
             for leaf in pytree.tree_leaves((subject.args, subject.kwargs))
@@ -149,7 +149,7 @@ class Latency(Cost):
         return self.engine(small, *inputs)
 
 
-def _read(path: Path, ruler: Ruler) -> Prices:
+def _read(path: Path, ruler: AxisWidths) -> Prices:
     try:
         prices = prices_from_state(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -8,7 +8,7 @@ from typing import final
 from torch import fx
 from typing_extensions import override
 
-from lightning_optim.cost.axis_widths import Ruler, is_tensor
+from lightning_optim.cost.axis_widths import AxisWidths, is_tensor
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.count import count_macs
 from lightning_optim.cost.prices import Prices, Product, Term, Width
@@ -21,7 +21,7 @@ _PRODUCTS = ("matmul", "mm", "bmm")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Macs(Cost):
+class MACs(Cost):
     """Multiply-accumulates of one forward pass over the example; FLOPs are twice as many.
 
     Convolutions, linears, matrix products and attention follow the channel counts. What else ``count_macs`` counts
@@ -30,7 +30,7 @@ class Macs(Cost):
 
     @override
     def __call__(self, subject: Subject) -> Prices:
-        ruler = Ruler(subject.coupling, subject.pools)
+        ruler = AxisWidths(subject.coupling, subject.pools)
         terms: list[Term] = []
         for node in subject.coupling.propagation.program.graph.nodes:
             if node.op == "call_function" and is_tensor(node):
@@ -42,7 +42,7 @@ class Macs(Cost):
         return Prices("MACs", ruler.pools, tuple(terms))
 
 
-def _terms(node: fx.Node, ruler: Ruler) -> list[Term]:
+def _terms(node: fx.Node, ruler: AxisWidths) -> list[Term]:
     name = operator_name(node.target)
     operands = [operand for operand in (*node.args, *node.kwargs.values()) if is_tensor(operand)]
     widths = [ruler.of_value(operand) for operand in operands]  # type: ignore[arg-type]  # nodes, all of them

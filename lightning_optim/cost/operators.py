@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
-from lightning_optim.cost.axis_widths import Ruler, is_tensor
+from lightning_optim.cost.axis_widths import AxisWidths, is_tensor
 from lightning_optim.cost.prices import Channels, Width
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.graph.rules.base import operator_name
@@ -31,7 +31,7 @@ class TimedOperator:
         constants: Nodes of parameters and buffers, which have no batch.
     """
 
-    def __init__(self, node: fx.Node, ruler: Ruler, scale: float, constants: set[fx.Node]) -> None:
+    def __init__(self, node: fx.Node, ruler: AxisWidths, scale: float, constants: set[fx.Node]) -> None:
         self.node, self._scale, self._constants = node, scale, constants
         self._widths = {source: ruler.of_value(source) for source in node.all_input_nodes if is_tensor(source)}
         pools = {pool for widths in self._widths.values() for width in widths for pool in width.parts}
@@ -68,7 +68,7 @@ class TimedOperator:
         return made
 
 
-def timed_operators(coupling: Coupling, ruler: Ruler, scale: float) -> list[TimedOperator]:
+def timed_operators(coupling: Coupling, ruler: AxisWidths, scale: float) -> list[TimedOperator]:
     """Every operator of a graph that computes something, in order."""
     program = coupling.propagation.program
     signature = program.graph_signature

@@ -7,7 +7,7 @@ from typing import final
 
 from typing_extensions import override
 
-from lightning_optim.cost.axis_widths import Ruler
+from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.prices import Prices, Product
 from lightning_optim.surgery.select import plain_name
@@ -20,7 +20,7 @@ class Parameters(Cost):
 
     @override
     def __call__(self, subject: Subject) -> Prices:
-        ruler = Ruler(subject.coupling, subject.pools)
+        ruler = AxisWidths(subject.coupling, subject.pools)
         named = {plain_name(name): tuple(tensor.shape) for name, tensor in subject.network.named_parameters()}
         terms = (Product(name, 1.0, ruler.of_tensor(name, shape)) for name, shape in named.items())
         return Prices("parameters", ruler.pools, tuple(terms))

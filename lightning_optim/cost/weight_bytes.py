@@ -8,7 +8,7 @@ from typing import final
 
 from typing_extensions import override
 
-from lightning_optim.cost.axis_widths import Ruler
+from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.prices import Prices, Product
 from lightning_optim.surgery.select import plain_name
@@ -21,7 +21,7 @@ class WeightBytes(Cost):
 
     @override
     def __call__(self, subject: Subject) -> Prices:
-        ruler = Ruler(subject.coupling, subject.pools)
+        ruler = AxisWidths(subject.coupling, subject.pools)
         held = itertools.chain(subject.network.named_parameters(), subject.network.named_buffers())
         named = {plain_name(name): tensor for name, tensor in held}
         terms = (

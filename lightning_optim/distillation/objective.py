@@ -12,13 +12,13 @@ from torch import Tensor
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.soft_target import SoftTarget
 from lightning_optim.schedule.base import Schedule
-from lightning_optim.surgery.tap import Call
+from lightning_optim.surgery.tap import ModuleCall
 
-Weight = float | Schedule
+LossWeight = float | Schedule
 
 
 @final
-class Mixture:
+class DistillationObjective:
     """``hard_weight * own loss + sum of weight * transfer loss``.
 
     Args:
@@ -32,7 +32,7 @@ class Mixture:
 
     Example:
         >>> import torch
-        >>> mixture = Mixture(SoftTarget(), weight=0.5, hard_weight=0.25)
+        >>> mixture = DistillationObjective(SoftTarget(), weight=0.5, hard_weight=0.25)
         >>> mixture.total(torch.tensor(4.0), {"soft_target": torch.tensor(2.0)}, progress=0.0)
         tensor(2.)
     """
@@ -40,22 +40,22 @@ class Mixture:
     def __init__(
         self,
         losses: Mapping[str, Loss] | Loss | None,
-        weight: Weight | Mapping[str, Weight],
-        hard_weight: Weight,
+        weight: LossWeight | Mapping[str, LossWeight],
+        hard_weight: LossWeight,
     ) -> None:
         self.losses = _as_losses(losses)
         self.weights = _as_weights(weight, list(self.losses))
         self.hard_weight = _as_weight(hard_weight, "hard_weight")
 
     def __repr__(self) -> str:
-        return f"Mixture(losses={self.losses}, weight={self.weights}, hard_weight={self.hard_weight})"
+        return f"DistillationObjective(losses={self.losses}, weight={self.weights}, hard_weight={self.hard_weight})"
 
     @property
     def has_schedule(self) -> bool:
         """Whether any weight changes while training goes on."""
         return any(isinstance(weight, Schedule) for weight in (*self.weights.values(), self.hard_weight))
 
-    def compare(self, pairs: Sequence[tuple[Call, Call]], context: Context) -> dict[str, Tensor]:
+    def compare(self, pairs: Sequence[tuple[ModuleCall, ModuleCall]], context: Context) -> dict[str, Tensor]:
         """Return each transfer loss by key, unweighted, in the mean over pairs.
 
         Args:
@@ -101,7 +101,7 @@ def _as_losses(losses: Any) -> dict[str, Loss]:
     return {str(key): loss for key, loss in losses.items()}
 
 
-def _as_weights(weight: Any, keys: list[str]) -> dict[str, Weight]:
+def _as_weights(weight: Any, keys: list[str]) -> dict[str, LossWeight]:
     if not isinstance(weight, Mapping):
         weight = dict.fromkeys(keys, weight)
     if set(weight) != set(keys):
@@ -112,7 +112,7 @@ def _as_weights(weight: Any, keys: list[str]) -> dict[str, Weight]:
     return weights
 
 
-def _as_weight(value: Any, what: str) -> Weight:
+def _as_weight(value: Any, what: str) -> LossWeight:
     if isinstance(value, Schedule):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -122,5 +122,5 @@ def _as_weight(value: Any, what: str) -> Weight:
     return float(value)
 
 
-def _value(weight: Weight, progress: float) -> float:
+def _value(weight: LossWeight, progress: float) -> float:
     return weight(progress) if isinstance(weight, Schedule) else weight

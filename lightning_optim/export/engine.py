@@ -20,7 +20,7 @@ from lightning_optim.export.onnx_file.write import export_onnx
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxRuntime(Engine):
+class ONNXRuntimeEngine(Engine):
     """The exported network in ONNX Runtime, on one thread of the CPU."""
 
     @override

@@ -12,11 +12,11 @@ from torch import nn
 from lightning_optim.cost.timing import time_call
 from lightning_optim.export.quantized import Acceptance, call_of_one, export_quantized
 from lightning_optim.export.runtime.base import Target
-from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
+from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitTrials
 from lightning_optim.quantization.simulation.simulator import Simulator
 
-Call = Callable[[], object]
+TimedCall = Callable[[], object]
 
 
 def bit_latency(
@@ -25,7 +25,7 @@ def bit_latency(
     *,
     target: Target | None = None,
     rounds: int = 5,
-    clock: Callable[[Call], float] = time_call,
+    clock: Callable[[TimedCall], float] = time_call,
 ) -> BitLatency:
     """Deploy a network once for every layer and width, and time them all in turns; it stays as it is.
 
@@ -44,10 +44,10 @@ def bit_latency(
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    target = target or OnnxRuntime()
+    target = target or ONNXRuntime()
     with tempfile.TemporaryDirectory() as folder:
 
-        def deployed(simulator: Simulator, name: str) -> Call:
+        def deployed(simulator: Simulator, name: str) -> TimedCall:
             assert simulator.example is not None
             path = Path(folder, f"{name}.onnx")
             export_quantized(simulator, network, path, target=target, acceptance=Acceptance(min_agreement=0.0))

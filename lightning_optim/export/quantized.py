@@ -16,7 +16,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.kernels import Kernels
 from lightning_optim.export.parity import Parity, as_call, check_parity
 from lightning_optim.export.runtime.base import Runner, Target
-from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
+from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Role
 from lightning_optim.quantization.simulation.placement import EXCLUDED
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
@@ -103,7 +103,7 @@ def export_quantized(
             exported, if a convolution, linear layer, addition or pooling stays in floating point, or if too few answers
             agree.
     """
-    target, acceptance = target or OnnxRuntime(), acceptance or Acceptance()
+    target, acceptance = target or ONNXRuntime(), acceptance or Acceptance()
     if not simulator.is_ready:
         raise ExportError("there are no activation ranges yet: train at least two batches within the window")
     target.check(simulator)

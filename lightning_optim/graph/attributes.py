@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_optim.graph.capture import ATTRIBUTES
 from lightning_optim.graph.labels import Axes, Axis, Labels
-from lightning_optim.graph.rules.base import Call, operator_name
+from lightning_optim.graph.rules.base import OperatorCall, operator_name
 from lightning_optim.surgery.select import plain_name
 
 _VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "chunk"})
@@ -22,7 +22,7 @@ _WIDTH_OF_ONE = re.compile(r"head_(dim|size|width)|dim_(per_)?head|per_head|head
 _WIDTHS = frozenset({"embed_dim", "kdim", "vdim"})
 
 
-def note_counts(call: Call, axes: Any, meta: Mapping[str, Any], counts: dict[str, Axis]) -> None:
+def note_counts(call: OperatorCall, axes: Any, meta: Mapping[str, Any], counts: dict[str, Axis]) -> None:
     """Remember which attributes of the calling module say how long a labelled axis of a view is.
 
     Args:

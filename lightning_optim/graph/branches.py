@@ -11,7 +11,7 @@ from torch import fx
 from lightning_optim.graph.attributes import calling_modules
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.graph.propagate import Propagation
-from lightning_optim.graph.rules.base import Call, operator_name
+from lightning_optim.graph.rules.base import OperatorCall, operator_name
 
 _LINEAR = frozenset({"linear", "conv1d", "conv2d", "conv3d", "convolution"})
 _NORMS = frozenset({"batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm"})
@@ -104,7 +104,7 @@ def _called_in(inside: set[fx.Node], propagation: Propagation) -> list[str]:
 def _last_layer(node: fx.Node, inside: set[fx.Node], propagation: Propagation) -> list[fx.Node]:
     """Weight and bias of the layer that a branch ends in; nothing if zeros there might not make the branch zero."""
     while node.op == "call_function" and node in inside:
-        call, name = Call(node, propagation.axes, propagation.labels), operator_name(node.target)
+        call, name = OperatorCall(node, propagation.axes, propagation.labels), operator_name(node.target)
         if name in _LINEAR | _NORMS:
             held = [call.get("weight"), call.get("bias")]
             return [tensor for tensor in held if isinstance(tensor, fx.Node)] if held[0] is not None else []

@@ -13,7 +13,7 @@ import torch.fx.config as tracing
 from torch import Tensor, nn
 
 from lightning_optim.errors import CaptureError
-from lightning_optim.graph.shape_model import SKELETON, Skeleton
+from lightning_optim.graph.shape_model import SKELETON, ShapeModel
 from lightning_optim.surgery.attention import free_heads, plain_attentions
 from lightning_optim.surgery.select import plain_name
 
@@ -92,7 +92,7 @@ def capture(
             "name a part of it that can be exported as the network, or choose a technique that needs no graph"
         ) from error
     program.graph_module.meta[ATTRIBUTES] = _integer_attributes(shadow)
-    program.graph_module.meta[SKELETON] = Skeleton(shadow, args, dict(kwargs or {}))
+    program.graph_module.meta[SKELETON] = ShapeModel(shadow, args, dict(kwargs or {}))
     return program
 
 

@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 
-from lightning_optim.graph.feasible import settle
+from lightning_optim.graph.feasible import feasible_groups
 from lightning_optim.graph.group import Group, Member, keep_channels
 from lightning_optim.graph.propagate import Propagation
 
@@ -63,5 +63,5 @@ def couple(program: torch.export.ExportedProgram) -> Coupling:
         [(4, [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)])]
     """
     propagation = Propagation(program)
-    groups, whole = settle(propagation)
+    groups, whole = feasible_groups(propagation)
     return Coupling(tuple(groups), dict(propagation.unknown), propagation, whole)

@@ -11,14 +11,14 @@ import torch
 from lightning_optim.graph.group import Group, gather, keep_channels
 from lightning_optim.graph.labels import Axis
 from lightning_optim.graph.propagate import Propagation
-from lightning_optim.graph.shape_model import SKELETON, Objection, Skeleton
+from lightning_optim.graph.shape_model import SKELETON, Objection, ShapeModel
 from lightning_optim.surgery.cut import CutPlan
 
 OPERATORS = 40_000
 """Operators that a search may run, some ten seconds; a number and no time, so that every process finds the same."""
 
 
-def settle(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:
+def feasible_groups(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:
     """Find groups that the model's code can lose channels of, whichever and however many.
 
     Code that derives a head's width from the width of its input cannot lose a head alone: such heads are tied to the
@@ -36,12 +36,12 @@ def settle(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:
         >>> from torch import nn
         >>> from lightning_optim.graph.capture import capture
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> groups, whole = settle(Propagation(capture(net, (torch.ones(2, 3),))))
+        >>> groups, whole = feasible_groups(Propagation(capture(net, (torch.ones(2, 3),))))
         >>> len(groups), whole
         (1, {})
     """
     groups = gather(propagation)
-    skeleton: Skeleton | None = propagation.program.graph_module.meta.get(SKELETON)
+    skeleton: ShapeModel | None = propagation.program.graph_module.meta.get(SKELETON)
     if skeleton is None:
         return groups, {}
     trials = max(10, OPERATORS // len(propagation.axes))

@@ -15,7 +15,7 @@ from lightning_optim.graph.labels import Axis
 from lightning_optim.graph.propagate import Propagation
 from lightning_optim.surgery.cut import CutPlan
 
-Place = tuple[str, int]
+TensorDim = tuple[str, int]
 """Name and dimension of a tensor."""
 
 
@@ -87,7 +87,7 @@ def keep_channels(choices: Iterable[tuple[Group, Tensor]]) -> CutPlan:
         >>> keep_channels([(group, torch.tensor([0, 2]))])
         {'weight': [(0, tensor([0, 1, 4, 5]))]}
     """
-    stays: dict[Place, Tensor] = {}
+    stays: dict[TensorDim, Tensor] = {}
     for group, channels in choices:
         chosen = _checked(group, channels)
         for member in group.members + group.counts:
@@ -138,7 +138,7 @@ class _Part:
     positions: Axis
 
 
-def _parts(axes: Mapping[Place, Axis], propagation: Propagation) -> dict[int, _Part]:
+def _parts(axes: Mapping[TensorDim, Axis], propagation: Propagation) -> dict[int, _Part]:
     """Each class that is not frozen, in the order in which they appear."""
     if not axes:
         return {}
@@ -155,7 +155,7 @@ def _parts(axes: Mapping[Place, Axis], propagation: Propagation) -> dict[int, _P
     }
 
 
-def _members(axes: Mapping[Place, Axis], parts: list[_Part]) -> tuple[Member, ...]:
+def _members(axes: Mapping[TensorDim, Axis], parts: list[_Part]) -> tuple[Member, ...]:
     """The places where each of several classes lies equally often."""
     numbered, first = list(axes.items()), parts[0].places
     if any(not np.array_equal(part.places, first) for part in parts):

@@ -11,7 +11,7 @@ from torch import fx
 
 from lightning_optim.graph.attributes import note_counts, note_widths
 from lightning_optim.graph.labels import Axes, Axis, Labels
-from lightning_optim.graph.rules.base import Call, Result, Rule, all_rules, fixed, operator_name
+from lightning_optim.graph.rules.base import OperatorCall, Result, Rule, all_rules, fixed, operator_name
 from lightning_optim.graph.rules.pointwise import combine, is_pointwise
 from lightning_optim.graph.unused import tie_unused
 
@@ -90,13 +90,13 @@ class Propagation:
             if source is not None:
                 self.axes[node] = source[node.args[1]]
             return
-        call = Call(node, self.axes, self.labels)
+        call = OperatorCall(node, self.axes, self.labels)
         self.axes[node] = self._apply(call)
         if call.uses_statistic:
             self.statistics.add(node)
         note_counts(call, self.axes[node], self.program.graph_module.meta, self.counts)
 
-    def _apply(self, call: Call) -> Result:
+    def _apply(self, call: OperatorCall) -> Result:
         name = operator_name(call.node.target)
         rule = all_rules().get(name, combine if is_pointwise(call.node.target) else None)
         result = None if rule is None else self._try(rule, call)
@@ -108,7 +108,7 @@ class Propagation:
             return [fixed(len(shape)) for shape in call.outputs]
         return fixed(len(call.output))
 
-    def _try(self, rule: Rule, call: Call) -> Result | None:
+    def _try(self, rule: Rule, call: OperatorCall) -> Result | None:
         """What a rule says; ``None`` where it fails, or says what the output cannot be: an unforeseen call."""
         try:
             result = rule(call)
@@ -128,7 +128,7 @@ class Propagation:
         return bool(found)
 
 
-def _fits(result: Result, call: Call) -> bool:
+def _fits(result: Result, call: OperatorCall) -> bool:
     """Whether there is one label for each position of each output, or none at all."""
     if not isinstance(call.node.meta.get("val"), tuple | list):
         return _matches(result, call.output)

@@ -40,7 +40,7 @@ _Run = Callable[[nn.Module], _Shapes]
 
 
 @final
-class Skeleton:
+class ShapeModel:
     """Modules over tensors that have a shape and no content, so that a trial costs neither memory nor arithmetic.
 
     Python code writes shapes down in many ways: as an attribute, a constant, a width divided by a number of heads.
@@ -52,8 +52,9 @@ class Skeleton:
         kwargs: Keyword inputs.
 
     Example:
-        >>> skeleton, kept = Skeleton(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (torch.ones(2, 3),), {}), [0, 2]
-        >>> objection = skeleton.objection({"0.weight": [(0, torch.tensor(kept))], "0.bias": [(0, torch.tensor(kept))]})
+        >>> model = ShapeModel(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (torch.ones(2, 3),), {})
+        >>> kept = [0, 2]
+        >>> objection = model.objection({"0.weight": [(0, torch.tensor(kept))], "0.bias": [(0, torch.tensor(kept))]})
         >>> objection.reason, objection.module
         ('a and b must have same reduction dim, but got [2, 2] X [4, 2].', '1')
     """

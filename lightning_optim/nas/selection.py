@@ -57,7 +57,7 @@ class Selection:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Evaluation:
     """An architecture, its score as monitored, and its MACs for one sample."""
 
     architecture: Architecture
@@ -67,7 +67,7 @@ class Judged:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class SearchResult:
     """What a search has found.
 
     Args:
@@ -76,9 +76,9 @@ class Findings:
         judged: All that were judged, in order.
     """
 
-    pick: Judged
-    pareto: tuple[Judged, ...]
-    judged: tuple[Judged, ...]
+    pick: Evaluation
+    pareto: tuple[Evaluation, ...]
+    judged: tuple[Evaluation, ...]
 
     def state_dict(self) -> dict[str, Any]:
         """The findings as plain primitives."""
@@ -89,18 +89,18 @@ class Findings:
         }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Findings:
-        """Findings from ``state_dict``."""
-        pareto, judged = (tuple(Judged(**entry) for entry in state[key]) for key in ("pareto", "judged"))
-        return cls(pick=Judged(**state["pick"]), pareto=pareto, judged=judged)
+    def from_state_dict(cls, state: Mapping[str, Any]) -> SearchResult:
+        """The result from ``state_dict``."""
+        pareto, judged = (tuple(Evaluation(**entry) for entry in state[key]) for key in ("pareto", "judged"))
+        return cls(pick=Evaluation(**state["pick"]), pareto=pareto, judged=judged)
 
 
-def select(
+def run_search(
     search: SearchState,
     judge: Callable[[Architecture], float],
     count_macs: Callable[[Architecture], int],
     selection: Selection,
-) -> Findings:
+) -> SearchResult:
     """Ask, judge and tell until the evaluations are spent or the space is exhausted.
 
     What breaks the bound is refused before it is judged, and costs no evaluation.
@@ -119,13 +119,13 @@ def select(
 
     Example:
         >>> from lightning_optim.search.decision import Decision
-        >>> from lightning_optim.search.strategy.random import Random
-        >>> search = Random().start([Decision(name="width", options=("1", "2", "3"), default=2)], seed=0)
+        >>> from lightning_optim.search.strategy.random import RandomSearch
+        >>> search = RandomSearch().start([Decision(name="width", options=("1", "2", "3"), default=2)], seed=0)
         >>> macs = lambda architecture: architecture["width"] + 1
-        >>> select(search, lambda found: float(macs(found)), macs, Selection(max_macs=2)).pick.macs
+        >>> run_search(search, lambda found: float(macs(found)), macs, Selection(max_macs=2)).pick.macs
         2
     """
-    judged: list[Judged] = []
+    judged: list[Evaluation] = []
     refusals, cheapest = 0, math.inf
     while len(judged) < selection.evaluations and refusals < _REFUSALS_PER_EVALUATION * selection.evaluations:
         architecture = search.ask()
@@ -139,11 +139,11 @@ def select(
             continue
         score = judge(architecture)
         search.tell(architecture, None if math.isnan(score) else selection.gain(score))
-        judged.append(Judged(architecture=architecture, score=score, macs=macs))
+        judged.append(Evaluation(architecture=architecture, score=score, macs=macs))
     return _concluded(judged, selection, cheapest)
 
 
-def _concluded(judged: Sequence[Judged], selection: Selection, cheapest: float) -> Findings:
+def _concluded(judged: Sequence[Evaluation], selection: Selection, cheapest: float) -> SearchResult:
     if not judged:
         raise ValueError(
             f"no architecture tried meets max_macs={selection.max_macs:g}, the cheapest has {cheapest:g}; "
@@ -153,11 +153,11 @@ def _concluded(judged: Sequence[Judged], selection: Selection, cheapest: float) 
     if not sound:
         raise ValueError(f"every one of {len(judged)} architectures scored NaN; has the supernet diverged in training?")
     pick = max(sound, key=lambda entry: (selection.gain(entry.score), -entry.macs))
-    return Findings(pick=pick, pareto=tuple(_pareto(sound, selection)), judged=tuple(judged))
+    return SearchResult(pick=pick, pareto=tuple(_pareto(sound, selection)), judged=tuple(judged))
 
 
-def _pareto(judged: Sequence[Judged], selection: Selection) -> list[Judged]:
-    front: list[Judged] = []
+def _pareto(judged: Sequence[Evaluation], selection: Selection) -> list[Evaluation]:
+    front: list[Evaluation] = []
     for entry in sorted(judged, key=lambda entry: (entry.macs, -selection.gain(entry.score))):
         if not front or selection.gain(entry.score) > selection.gain(front[-1].score):
             front.append(entry)

@@ -15,7 +15,7 @@ from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.choice import Dispatch, output_layout
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
 from lightning_optim.nas.forward.switchable import activate, live_forwards, strip
-from lightning_optim.nas.space.base import Freedom, Site
+from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.search.decision import (
     Architecture,
     Decision,
@@ -105,7 +105,7 @@ class Supernet:
         return model
 
 
-def build_supernet(site: Site, space: Mapping[str, Freedom], name: str = "") -> Supernet:
+def build_supernet(site: Site, space: Mapping[str, SearchDimension], name: str = "") -> Supernet:
     """Convert a model in place; if anything is wrong with the space, it is left as it was.
 
     Own parameters keep their names and stay the same objects, so an optimizer, a checkpoint or a
@@ -146,7 +146,7 @@ def build_supernet(site: Site, space: Mapping[str, Freedom], name: str = "") -> 
     return supernet
 
 
-def _attached(site: Site, space: Mapping[str, Freedom]) -> Supernet:
+def _attached(site: Site, space: Mapping[str, SearchDimension]) -> Supernet:
     before = live_forwards(site.root)
     if any(isinstance(live, SlicedForward) for live in before) and any(entry.adds_modules for entry in space.values()):
         raise TargetError("widths vary already and would not know of added modules; choose the operations first")
@@ -166,7 +166,7 @@ def _attached(site: Site, space: Mapping[str, Freedom]) -> Supernet:
     return supernet
 
 
-def _signature(space: Mapping[str, Freedom]) -> str:
+def _signature(space: Mapping[str, SearchDimension]) -> str:
     # A candidate's factory has no comparable text; its name has.
     def text(value: object) -> object:
         return list(value) if isinstance(value, Mapping) else value

@@ -32,7 +32,7 @@ class Statistic:
         term: Of a gradient, ``term(weight, gradient)`` is added at each optimizer step, both float32; what it returns
             is shaped as the weight, or has one entry per output channel. Of activations, ``term(values)`` is
             element by element, and is summed over all samples and positions of a channel.
-        lasts: Whether the sum goes on over pruning steps; if not, each starts it afresh.
+        resets_at_step: Whether each pruning step starts the sum afresh; if not, it goes on.
 
     Example:
         >>> energy = Statistic(name="energy", of=Evidence.INPUT, term=torch.square)
@@ -45,15 +45,15 @@ class Statistic:
     name: str
     of: Evidence
     term: Callable[..., Tensor]
-    lasts: bool = False
+    resets_at_step: bool = True
 
     def __post_init__(self) -> None:
         if self.of not in (Evidence.GRADIENT, Evidence.INPUT, Evidence.OUTPUT):
             raise ValueError(f"a statistic is of gradients, inputs or outputs, got {self.of}")
 
-    def start(self) -> Tally:
+    def start(self) -> RunningSum:
         """Begin to sum."""
-        return Tally()
+        return RunningSum()
 
 
 Need = Evidence | Statistic
@@ -62,7 +62,7 @@ Need = Evidence | Statistic
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class LayerEvidence:
     """What is known of one layer when its weights are scored.
 
     Args:
@@ -104,7 +104,7 @@ class Seen:
 
 
 @final
-class Tally:
+class RunningSum:
     """Sums by layer, and of how many terms each is."""
 
     def __init__(self) -> None:
@@ -160,7 +160,7 @@ def measure(term: Callable[..., Tensor], activation: Tensor, channel_dim: int) -
     return term(flat).sum(1, dtype=torch.float32), flat.shape[1]
 
 
-def merge_ranks(tallies: Sequence[Tally], all_reduce: Callable[[Tensor], object]) -> None:
+def merge_ranks(tallies: Sequence[RunningSum], all_reduce: Callable[[Tensor], object]) -> None:
     """Make every rank's sums those of all ranks, in one collective.
 
     Args:

@@ -15,7 +15,7 @@ from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.priced import PricedAllocation
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Seen, Statistic
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Statistic
 from lightning_optim.pruning.masks import pack, unpack
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.channel import Channel
@@ -63,7 +63,7 @@ class Pruner:
         self._prices = prices, highest
 
     def channels_at(
-        self, prices: Prices, sparsity: float, seen: Mapping[str, Seen], coupling: Coupling
+        self, prices: Prices, sparsity: float, seen: Mapping[str, LayerEvidence], coupling: Coupling
     ) -> dict[str, int] | None:
         """How many channels of each pool would be left at some prices; ``None`` where ``decide`` would refuse."""
         assert isinstance(self._setting, PricedAllocation)
@@ -94,7 +94,7 @@ class Pruner:
     def decide(
         self,
         sparsity: float,
-        seen: Mapping[str, Seen],
+        seen: Mapping[str, LayerEvidence],
         coupling: Coupling | None = None,
         group: distributed.ProcessGroup | None = None,
     ) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ class Pruner:
         self,
         allocation: Allocation,
         sparsity: float,
-        seen: Mapping[str, Seen],
+        seen: Mapping[str, LayerEvidence],
         coupling: Coupling | None,
         group: distributed.ProcessGroup | None,
     ) -> dict[str, Tensor]:

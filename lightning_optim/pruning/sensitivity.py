@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_optim.errors import ArtefactError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Seen
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence
 from lightning_optim.pruning.functional import mask_from_scores
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.surgery.select import plain_name
@@ -23,7 +23,7 @@ from lightning_optim.surgery.select import plain_name
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class SensitivityCurve:
     """The metric while one pool alone is pruned.
 
     Args:
@@ -55,8 +55,8 @@ class Sensitivity:
     mode: Literal["max", "min"]
     base: float
     sparsities: tuple[float, ...]
-    layers: tuple[Curve, ...]
-    groups: tuple[Curve, ...]
+    layers: tuple[SensitivityCurve, ...]
+    groups: tuple[SensitivityCurve, ...]
 
     def __post_init__(self) -> None:
         check_sparsities(self.sparsities)
@@ -66,7 +66,7 @@ class Sensitivity:
             if len(curve.values) != len(self.sparsities):
                 raise ValueError(f"{curve.pool} has {len(curve.values)} values for {len(self.sparsities)} sparsities")
 
-    def losses(self, curve: Curve) -> list[float]:
+    def losses(self, curve: SensitivityCurve) -> list[float]:
         """How much worse than the base a pool makes the metric, at each sparsity; never falling, at least 0."""
         sign = 1.0 if self.mode == "max" else -1.0
         worst, losses = 0.0, []
@@ -100,7 +100,7 @@ def read_sensitivity(path: str | Path) -> Sensitivity:
     try:
         content = json.loads(Path(path).read_text())["sensitivity"]
         curves = {
-            kind: tuple(Curve(**{**curve, "values": tuple(curve["values"])}) for curve in content[kind])
+            kind: tuple(SensitivityCurve(**{**curve, "values": tuple(curve["values"])}) for curve in content[kind])
             for kind in ("layers", "groups")
         }
         return Sensitivity(**{**content, **curves, "sparsities": tuple(content["sparsities"])})
@@ -119,7 +119,7 @@ def sweep(
     structure: Structure,
     sparsities: Sequence[float],
     measure: Callable[[], float],
-) -> list[Curve]:
+) -> list[SensitivityCurve]:
     """Prune one pool at a time by masking, at each sparsity, and measure; then put its weights back.
 
     Args:
@@ -140,7 +140,7 @@ def sweep(
     weights: dict[str, Tensor] = {f"{name}.weight": parameters[f"{name}.weight"].detach() for name in layers}
     if coupling is not None:
         weights = {name: weight for name, weight in weights.items() if coupling.group_of(name, 0) is not None}
-    scores = {name: criterion(Seen(name=name, weight=weight)) for name, weight in weights.items()}
+    scores = {name: criterion(LayerEvidence(name=name, weight=weight)) for name, weight in weights.items()}
     curves = []
     for pool, score in structure.pools(weights, scores, coupling).items():
         values = []
@@ -148,7 +148,7 @@ def sweep(
             keep = structure.settle({pool: mask_from_scores(score, sparsity)}, {pool: score})
             masks = structure.masks(keep, {name: held.detach() for name, held in parameters.items()}, coupling)
             values.append(_measure_masked(parameters, masks, measure))
-        curves.append(Curve(pool=pool, size=score.numel(), values=tuple(values)))
+        curves.append(SensitivityCurve(pool=pool, size=score.numel(), values=tuple(values)))
     return curves
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.cost.base import Subject
-from lightning_optim.cost.macs import Macs
+from lightning_optim.cost.macs import MACs
 from lightning_optim.cost.parameters import Parameters
 from lightning_optim.errors import ArtefactError, TargetError
 from lightning_optim.graph.capture import capture
@@ -156,7 +156,7 @@ def _describe(
     inputs: Any,
 ) -> Analysis:
     rows = next(len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim())
-    parameters, macs = (cost(Subject(live, coupling, pools, *inputs)) for cost in (Parameters(), Macs()))
+    parameters, macs = (cost(Subject(live, coupling, pools, *inputs)) for cost in (Parameters(), MACs()))
     groups = tuple(
         CoupledGroup(
             name=pool,

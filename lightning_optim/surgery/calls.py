@@ -8,11 +8,11 @@ from torch import nn
 
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.patch import Patches
-from lightning_optim.surgery.tap import Call, Taps
+from lightning_optim.surgery.tap import ModuleCall, Taps
 
 
 @final
-class StudentCalls:
+class NetworkCalls:
     """Records the calls of one network while it is open.
 
     A network below the LightningModule is tapped by a hook. The LightningModule itself is not: under DDP its hooks fire
@@ -21,7 +21,7 @@ class StudentCalls:
 
     def __init__(self) -> None:
         self._patches, self._taps = Patches(), Taps()
-        self._root_calls: list[Call] = []
+        self._root_calls: list[ModuleCall] = []
         self._is_root = self._is_open = False
         self.name: str | None = None
 
@@ -50,7 +50,7 @@ class StudentCalls:
         self._taps.close()
         self._root_calls, self._is_open = [], False
 
-    def take(self) -> list[Call]:
+    def take(self) -> list[ModuleCall]:
         """Stop recording and return the calls, in order.
 
         Raises:
@@ -75,5 +75,5 @@ class StudentCalls:
     def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
         if self._is_open:
-            self._root_calls.append(Call(args, kwargs, output))
+            self._root_calls.append(ModuleCall(args, kwargs, output))
         return output

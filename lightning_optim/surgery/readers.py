@@ -11,12 +11,12 @@ from lightning_optim.surgery.tap import Taps
 
 
 @final
-class Followers:
+class Readers:
     """Finds, for each of some modules, the one of others that reads its output as it is.
 
     Example:
         >>> import torch
-        >>> conv, norm, followers = nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), Followers()
+        >>> conv, norm, followers = nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), Readers()
         >>> followers.attach({"conv": conv}, {"norm": norm})
         >>> followers.open()
         >>> _ = norm(conv(torch.zeros(1, 2, 5)))

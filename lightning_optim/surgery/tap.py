@@ -14,7 +14,7 @@ from lightning_optim.errors import TapError
 
 @final
 @dataclass(frozen=True, slots=True)
-class Call:
+class ModuleCall:
     """One forward pass of a tapped module: its positional and keyword arguments and its output."""
 
     args: tuple[Any, ...]
@@ -26,12 +26,12 @@ class Call:
 class _Hook:
     """A forward hook that becomes inert in a copy, so that no copy of a model drags a callback along."""
 
-    def __init__(self, listener: Callable[[Call], None] | None) -> None:
+    def __init__(self, listener: Callable[[ModuleCall], None] | None) -> None:
         self._listener = listener
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._listener is not None:
-            self._listener(Call(args, kwargs, output))
+            self._listener(ModuleCall(args, kwargs, output))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return _Hook(None)
@@ -61,7 +61,7 @@ class Taps:
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._names: tuple[str, ...] = ()
-        self._calls: dict[str, list[Call]] = {}
+        self._calls: dict[str, list[ModuleCall]] = {}
         self._is_open = False
 
     @property
@@ -84,7 +84,7 @@ class Taps:
         """Stop recording and forget what was seen."""
         self._calls, self._is_open = {}, False
 
-    def take(self) -> dict[str, list[Call]]:
+    def take(self) -> dict[str, list[ModuleCall]]:
         """Stop recording and return the calls of every tap, in order.
 
         Raises:
@@ -107,6 +107,6 @@ class Taps:
         self._names = ()
         self.close()
 
-    def _record(self, name: str, call: Call) -> None:
+    def _record(self, name: str, call: ModuleCall) -> None:
         if self._is_open:
             self._calls.setdefault(name, []).append(call)

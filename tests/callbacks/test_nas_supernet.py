@@ -164,7 +164,7 @@ def test_checkpointing_and_early_stopping_do_not_see_the_search(tmp_path):
     before = sorted(tmp_path.iterdir()), best.best_model_score, stopping.best_score, stopping.wait_count
     callback.search(made, module)
     assert (sorted(tmp_path.iterdir()), best.best_model_score, stopping.best_score, stopping.wait_count) == before
-    assert "SubnetJudge" not in [type(entry).__name__ for entry in made.callbacks]
+    assert "SubnetEvaluator" not in [type(entry).__name__ for entry in made.callbacks]
 
 
 def test_resume_draws_the_same_paths_and_ends_bit_equal(tmp_path):

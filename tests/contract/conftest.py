@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 import lightning_optim.conf
 from lightning_optim.cli.build import build
 from lightning_optim.cost.base import Subject
-from lightning_optim.cost.macs import Macs
+from lightning_optim.cost.macs import MACs
 from lightning_optim.cost.prices import Prices
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.sensitivity import Curve, Sensitivity
+from lightning_optim.pruning.sensitivity import Sensitivity, SensitivityCurve
 from lightning_optim.pruning.structure.coupled import targeted_groups
 
 CONF = Path(lightning_optim.conf.__path__[0])
@@ -297,7 +297,7 @@ def write_latency_table(folder: Path) -> None:
     network, batch = Net(), torch.zeros(2, 3, 6, 6)
     coupling = couple(capture(network, (batch,)))
     weights = {name: weight for name, weight in network.named_parameters() if weight.dim() > 1}
-    prices = Macs()(Subject(network, coupling, targeted_groups(coupling, weights), (batch,)))
+    prices = MACs()(Subject(network, coupling, targeted_groups(coupling, weights), (batch,)))
     seconds = Prices("seconds", prices.pools, prices.terms)
     (folder / "latency.json").write_text(json.dumps(seconds.state_dict()))
 
@@ -305,7 +305,7 @@ def write_latency_table(folder: Path) -> None:
 def write_sensitivity(folder: Path) -> None:
     weights = [(name, weight) for name, weight in Net().named_parameters() if weight.dim() > 1]
     curves = [
-        Curve(pool=name, size=weight.numel(), values=(0.9, 0.7 - 0.1 * place))
+        SensitivityCurve(pool=name, size=weight.numel(), values=(0.9, 0.7 - 0.1 * place))
         for place, (name, weight) in enumerate(weights)
     ]
     table = Sensitivity(

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_optim.cost.base import Subject
 from lightning_optim.cost.count import count_macs, count_parameters
-from lightning_optim.cost.macs import Macs
+from lightning_optim.cost.macs import MACs
 from lightning_optim.cost.parameters import Parameters
 from lightning_optim.cost.weight_bytes import WeightBytes
 from lightning_optim.demo.model.residual import ResidualNet
@@ -63,7 +63,7 @@ def bytes_of(network):
     ("cost", "count"),
     [
         (Parameters(), lambda network, batch: count_parameters(network)),
-        (Macs(), lambda network, batch: count_macs(network, (batch,))),
+        (MACs(), lambda network, batch: count_macs(network, (batch,))),
         (WeightBytes(), lambda network, batch: bytes_of(network)),
     ],
     ids=["parameters", "macs", "bytes"],
@@ -103,6 +103,6 @@ def test_what_has_no_rule_of_its_own_is_counted_as_fixed():
     network, batch = Recurrent(), torch.randn(2, 5, 4)
     coupling = couple(capture(network, (batch,)))
     pools = {group.name: group for group in coupling.groups if group.name == "head.weight"}
-    prices = Macs()(Subject(network, coupling, pools, (batch,)))
+    prices = MACs()(Subject(network, coupling, pools, (batch,)))
     assert prices.full == count_macs(network, (batch,))
     assert prices.full - prices({"head.weight": 4}) == 2 * 5 * 4 * (6 + 2)

@@ -4,27 +4,27 @@ from torch import nn
 
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.soft_target import SoftTarget
-from lightning_optim.distillation.objective import Mixture
+from lightning_optim.distillation.objective import DistillationObjective
 from lightning_optim.schedule.linear import Linear
-from lightning_optim.surgery.tap import Call
+from lightning_optim.surgery.tap import ModuleCall
 
 CONTEXT = Context(progress=0.0, batch=None)
 
 
 def call(seed):
-    return Call((), {}, torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)))
+    return ModuleCall((), {}, torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)))
 
 
 def test_total_weighs_each_loss_by_its_own_schedule():
     losses = {"a": SoftTarget(), "b": SoftTarget()}
-    mixture = Mixture(losses, {"a": Linear(start=0.0, end=1.0), "b": 2.0}, Linear(start=1.0, end=0.0))
+    mixture = DistillationObjective(losses, {"a": Linear(start=0.0, end=1.0), "b": 2.0}, Linear(start=1.0, end=0.0))
     assert mixture.has_schedule
     values = {"a": torch.tensor(10.0), "b": torch.tensor(100.0)}
     assert float(mixture.total(torch.tensor(1.0), values, 0.25)) == 0.75 + 2.5 + 200.0
 
 
 def test_compare_averages_over_calls():
-    mixture = Mixture({"soft": SoftTarget()}, 1.0, 1.0)
+    mixture = DistillationObjective({"soft": SoftTarget()}, 1.0, 1.0)
     pairs = [(call(0), call(1)), (call(2), call(3))]
     expected = (SoftTarget()(*pairs[0], CONTEXT) + SoftTarget()(*pairs[1], CONTEXT)) / 2
     torch.testing.assert_close(mixture.compare(pairs, CONTEXT)["soft"], expected)
@@ -32,7 +32,7 @@ def test_compare_averages_over_calls():
 
 @pytest.mark.parametrize("losses", [None, SoftTarget()])
 def test_single_loss_is_named_after_its_leaf(losses):
-    assert list(Mixture(losses, 1.0, 1.0).losses) == ["soft_target"]
+    assert list(DistillationObjective(losses, 1.0, 1.0).losses) == ["soft_target"]
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_single_loss_is_named_after_its_leaf(losses):
 )
 def test_bad_settings_are_refused(losses, weight, hard_weight, error, message):
     with pytest.raises(error, match=message):
-        Mixture(losses, weight, hard_weight)
+        DistillationObjective(losses, weight, hard_weight)

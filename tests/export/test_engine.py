@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from lightning_optim.export.engine import OnnxRuntime
+from lightning_optim.export.engine import ONNXRuntimeEngine
 
 
 def test_a_network_of_more_work_takes_longer_in_the_runtime():
@@ -9,4 +9,4 @@ def test_a_network_of_more_work_takes_longer_in_the_runtime():
         return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 8)).eval()
 
     inputs = (torch.ones(32, 64),)
-    assert 0.0 < OnnxRuntime()(net(16), inputs, {}) < OnnxRuntime()(net(2048), inputs, {})
+    assert 0.0 < ONNXRuntimeEngine()(net(16), inputs, {}) < ONNXRuntimeEngine()(net(2048), inputs, {})

@@ -12,7 +12,7 @@ from lightning_optim.export.verification import verify
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import bright_corners, train_simulated
 
@@ -102,7 +102,7 @@ def test_few_bits_are_read_from_where_they_are_packed(tmp_path):
 def test_activations_of_few_bits_are_computed_to_the_bit(tmp_path, kind, bits):
     torch.manual_seed(0)
     net, simulator = kind(), Simulator(Symmetric(), Affine(bits=bits), MinMax())
-    calibrate(simulator, net, bright_corners(64)[0].split(32))
+    run_calibration(simulator, net, bright_corners(64)[0].split(32))
     path = export_quantized(simulator, net, tmp_path / "model.onnx").path
     found = verify(path, (3 * bright_corners(256)[0]).split(64))
     assert (found.compared, found.exact_fraction) == (1024, 1.0)

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
-from lightning_optim.graph.shape_model import SKELETON, Skeleton
+from lightning_optim.graph.shape_model import SKELETON, ShapeModel
 from lightning_optim.pruning.shrink.channels import shrink
 
 
@@ -158,14 +158,14 @@ def test_nothing_is_held_against_code_that_needs_numbers():
         def forward(self, x):
             return x if float(x.sum()) > 0 else -x
 
-    skeleton = Skeleton(nn.Sequential(nn.Linear(3, 4), Branch()), (torch.randn(2, 3),), {})
+    skeleton = ShapeModel(nn.Sequential(nn.Linear(3, 4), Branch()), (torch.randn(2, 3),), {})
     assert skeleton.objection({"0.weight": [(0, torch.tensor([0]))]}) is None
 
 
 def test_a_skeleton_leaves_model_and_random_numbers_alone():
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.BatchNorm1d(4)).train()
     before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
-    skeleton = Skeleton(net, (torch.ones(2, 3),), {})
+    skeleton = ShapeModel(net, (torch.ones(2, 3),), {})
     assert skeleton.objection_in_training({"0.weight": [(0, torch.tensor([0, 1]))]}) is not None
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)

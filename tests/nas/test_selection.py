@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from lightning_optim.nas.selection import Findings, Selection, select
+from lightning_optim.nas.selection import SearchResult, Selection, run_search
 from lightning_optim.search.decision import Decision
 from lightning_optim.search.strategy.evolution import Evolution
-from lightning_optim.search.strategy.random import Random
+from lightning_optim.search.strategy.random import RandomSearch
 
 DECISIONS = tuple(Decision(name=f"d{i}", options=("a", "b", "c", "d"), default=0) for i in range(5))
 NAMES = [decision.name for decision in DECISIONS]
@@ -28,13 +28,13 @@ def test_evolution_finds_the_optimum_under_a_bound_in_a_third_of_the_space():
     best = max((found for found in SPACE if macs(found) <= bound), key=score)
     for seed in range(5):
         search = Evolution(population=16, sample=6).start(DECISIONS, seed)
-        findings = select(search, score, macs, Selection(max_macs=bound, evaluations=340))
+        findings = run_search(search, score, macs, Selection(max_macs=bound, evaluations=340))
         assert findings.pick.architecture == best
 
 
 def test_nothing_over_the_bound_is_judged_and_nothing_twice():
-    for strategy in (Random(), Evolution(population=8, sample=3)):
-        findings = select(strategy.start(DECISIONS, 0), score, macs, Selection(max_macs=20, evaluations=60))
+    for strategy in (RandomSearch(), Evolution(population=8, sample=3)):
+        findings = run_search(strategy.start(DECISIONS, 0), score, macs, Selection(max_macs=20, evaluations=60))
         judged = [tuple(entry.architecture.values()) for entry in findings.judged]
         assert len(set(judged)) == len(judged) == 60
         assert all(entry.macs <= 20 for entry in findings.judged)
@@ -42,12 +42,12 @@ def test_nothing_over_the_bound_is_judged_and_nothing_twice():
 
 def test_a_tight_bound_is_met_from_the_cheapest_architecture_on():
     search = Evolution().start(DECISIONS, 0, first=[dict.fromkeys(NAMES, 0)])
-    findings = select(search, score, macs, Selection(max_macs=8, evaluations=6))
+    findings = run_search(search, score, macs, Selection(max_macs=8, evaluations=6))
     assert len(findings.judged) == 6  # the cheapest and its five neighbours: 0.6 % of the space
 
 
 def test_the_pareto_front_is_what_brute_force_finds():
-    findings = select(Random().start(DECISIONS, 1), score, macs, Selection(evaluations=200))
+    findings = run_search(RandomSearch().start(DECISIONS, 1), score, macs, Selection(evaluations=200))
     front = [
         one
         for one in findings.judged
@@ -60,10 +60,10 @@ def test_the_pareto_front_is_what_brute_force_finds():
 
 
 def test_min_mode_picks_the_lowest_and_ties_go_to_the_cheapest():
-    findings = select(Random().start(DECISIONS, 0), score, macs, Selection(mode="min", evaluations=2000))
+    findings = run_search(RandomSearch().start(DECISIONS, 0), score, macs, Selection(mode="min", evaluations=2000))
     assert findings.pick.score == min(map(score, SPACE))
     assert len(findings.judged) == len(SPACE)
-    tied = select(Random().start(DECISIONS, 0), lambda _: 1.0, macs, Selection(evaluations=2000))
+    tied = run_search(RandomSearch().start(DECISIONS, 0), lambda _: 1.0, macs, Selection(evaluations=2000))
     assert tied.pick.macs == 5
     assert len(tied.pareto) == 1
 
@@ -72,20 +72,20 @@ def test_nan_is_never_picked():
     def judge(architecture):
         return math.nan if architecture["d0"] else score(architecture)
 
-    findings = select(Evolution().start(DECISIONS, 0), judge, macs, Selection(evaluations=100))
+    findings = run_search(Evolution().start(DECISIONS, 0), judge, macs, Selection(evaluations=100))
     assert findings.pick.architecture["d0"] == 0
     with pytest.raises(ValueError, match="scored NaN"):
-        select(Random().start(DECISIONS, 0), lambda _: math.nan, macs, Selection(evaluations=3))
+        run_search(RandomSearch().start(DECISIONS, 0), lambda _: math.nan, macs, Selection(evaluations=3))
 
 
 def test_a_bound_that_nothing_meets_says_what_the_cheapest_costs():
     with pytest.raises(ValueError, match="max_macs=4, the cheapest has 5"):
-        select(Random().start(DECISIONS, 0), score, macs, Selection(max_macs=4, evaluations=100))
+        run_search(RandomSearch().start(DECISIONS, 0), score, macs, Selection(max_macs=4, evaluations=100))
 
 
 def test_findings_survive_as_plain_primitives():
-    findings = select(Random().start(DECISIONS, 0), score, macs, Selection(evaluations=10))
-    assert Findings.from_state_dict(findings.state_dict()) == findings
+    findings = run_search(RandomSearch().start(DECISIONS, 0), score, macs, Selection(evaluations=10))
+    assert SearchResult.from_state_dict(findings.state_dict()) == findings
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.evidence import Evidence, Statistic, Tally, measure, merge_ranks
+from lightning_optim.pruning.evidence import Evidence, RunningSum, Statistic, measure, merge_ranks
 
 
 def test_activations_are_summed_over_everything_but_the_channels():
@@ -17,7 +17,7 @@ def test_activations_are_summed_over_everything_but_the_channels():
 def test_ranks_are_merged_in_one_collective():
     ranks = []
     for rank in range(3):
-        tallies = [Tally(), Tally()]
+        tallies = [RunningSum(), RunningSum()]
         tallies[0].update("a", torch.arange(3.0) + rank, count=rank + 1)
         tallies[0].update("b", torch.ones(1), count=2)
         tallies[1].update("a", torch.full((2,), 10.0**rank))
@@ -36,7 +36,7 @@ def test_ranks_are_merged_in_one_collective():
 
 
 def test_a_cut_weight_keeps_the_sums_of_what_is_left():
-    tally = Tally()
+    tally = RunningSum()
     tally.update("w", torch.arange(12.0).view(4, 3))
     tally.update("channels", torch.arange(4.0))
     for name in ("w", "channels", "unknown"):
@@ -47,7 +47,7 @@ def test_a_cut_weight_keeps_the_sums_of_what_is_left():
 
 
 def test_an_update_does_not_change_what_was_added_before():
-    tally, first = Tally(), torch.ones(2)
+    tally, first = RunningSum(), torch.ones(2)
     tally.update("w", first)
     state = tally.state_dict()
     tally.update("w", torch.ones(2))

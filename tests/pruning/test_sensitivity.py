@@ -10,7 +10,7 @@ from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.sensitivity import Curve, Sensitivity, check_sparsities, read_sensitivity, sweep
+from lightning_optim.pruning.sensitivity import Sensitivity, SensitivityCurve, check_sparsities, read_sensitivity, sweep
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.weight import Weight
 
@@ -76,13 +76,13 @@ def test_a_criterion_that_sees_data_is_refused(network):
 
 
 def test_losses_never_fall_and_a_better_metric_is_no_loss():
-    curve = Curve(pool="a", size=4, values=(0.95, 0.7, 0.8))
+    curve = SensitivityCurve(pool="a", size=4, values=(0.95, 0.7, 0.8))
     table = Sensitivity(metric="acc", mode="max", base=0.9, sparsities=(0.2, 0.4, 0.6), layers=(curve,), groups=())
     assert table.losses(curve) == pytest.approx([0.0, 0.2, 0.2])
 
 
 def test_a_table_comes_back_from_its_file(tmp_path):
-    curve = Curve(pool="a", size=4, values=(0.5, 0.25))
+    curve = SensitivityCurve(pool="a", size=4, values=(0.5, 0.25))
     table = Sensitivity(metric="acc", mode="max", base=0.75, sparsities=(0.2, 0.4), layers=(curve,), groups=(curve,))
     (tmp_path / "analyze.json").write_text(json.dumps({"sensitivity": table.to_dict()}))
     assert read_sensitivity(tmp_path / "analyze.json") == table

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import TapError
-from lightning_optim.surgery.readers import Followers
+from lightning_optim.surgery.readers import Readers
 
 
 class Branches(nn.Module):
@@ -18,7 +18,7 @@ class Branches(nn.Module):
 
 
 def watched(net):
-    followers = Followers()
+    followers = Readers()
     modules = dict(net.named_children())
     followers.attach(
         {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)},

@@ -22,7 +22,7 @@ Score = Callable[[LightningModule], float]
 
 
 @final
-class SubnetJudge(Callback):
+class SubnetEvaluator(Callback):
     """Joins a trainer for the time of a search, and judges one architecture after the other.
 
     Args:
@@ -113,7 +113,7 @@ class SubnetJudge(Callback):
 
 
 @contextmanager
-def judging(trainer: Trainer, judge: SubnetJudge) -> Iterator[None]:
+def judging(trainer: Trainer, judge: SubnetEvaluator) -> Iterator[None]:
     """Let a judge into the trainer's callbacks; what it validates goes into no logger and no progress bar."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
     loggers, bar = trainer.loggers, trainer.progress_bar_callback

@@ -13,7 +13,7 @@ from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, Statistic
 from lightning_optim.pruning.rewind.base import Rewind
-from lightning_optim.pruning.structure.base import Place, Structure
+from lightning_optim.pruning.structure.base import Structure, TouchedDim
 from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.surgery.select import find_network
 
@@ -32,7 +32,7 @@ class Pruning(Protocol):
 
 
 @final
-class Neighbours:
+class PrunerConflicts:
     """Refuses what would leave one callback with shapes from before another one's cut.
 
     Masks are of a shape, and cuts are recorded one callback at a time: a resumed fit would cut in another order. So
@@ -82,7 +82,7 @@ class Neighbours:
 
     def _touched(
         self, one: Pruning, pl_module: LightningModule, coupling: Coupling, parameters: Mapping[str, nn.Parameter]
-    ) -> set[Place]:
+    ) -> set[TouchedDim]:
         if find_network(pl_module, one.network) != find_network(pl_module, self._me.network):
             return set()
         weights = {name: parameters[name] for name in (f"{layer}.weight" for layer in one.layers(pl_module))}
@@ -104,7 +104,7 @@ class Neighbours:
         ]
 
 
-def _shared(mine: set[Place], others: set[Place]) -> list[str]:
+def _shared(mine: set[TouchedDim], others: set[TouchedDim]) -> list[str]:
     """Tensors of which both need the same dimension, or one needs the whole."""
     pairs = ((name, dim, other) for name, dim in mine for same, other in others if name == same)
     return sorted({name for name, dim, other in pairs if dim == other or dim is None or other is None})

@@ -14,16 +14,16 @@ from torch.optim import Optimizer
 from lightning_optim.errors import TapError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Seen, Statistic, Tally, measure, merge_ranks
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, RunningSum, Statistic, measure, merge_ranks
 from lightning_optim.pruning.evidence_of_ranks import gather_ranks, share_of_rank
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.coupled import activations_as_read
 from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.surgery.cut import CutPlan, taken_out
-from lightning_optim.surgery.readers import Followers
+from lightning_optim.surgery.readers import Readers
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.shard import is_sharded, local, part_of_rank
-from lightning_optim.surgery.tap import Call, Taps
+from lightning_optim.surgery.tap import ModuleCall, Taps
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weights are scored: output channels come first."""
@@ -43,7 +43,7 @@ class PruningEvidence:
         tallies = {statistic: statistic.start() for statistic in sorted(statistics, key=lambda each: each.name)}
         self._gradients = {each: tally for each, tally in tallies.items() if each.of is Evidence.GRADIENT}
         self._activations = {each: tally for each, tally in tallies.items() if each.of is not Evidence.GRADIENT}
-        self._taps, self._norms = Taps(), Followers()
+        self._taps, self._norms = Taps(), Readers()
         self._layers: dict[str, nn.Module] = {}
         self._watched: dict[str, nn.Module] = {}
         self._waiting_since: int | None = None
@@ -94,13 +94,13 @@ class PruningEvidence:
         # What the criterion refuses whatever it sees, it refuses now and not in the middle of the fit.
         self._criterion(self._blank(min(self._layers, key=lambda name: _weight(self._layers[name]).numel())))
 
-    def _blank(self, name: str) -> Seen:
+    def _blank(self, name: str) -> LayerEvidence:
         """What would be known of a layer of zeros that saw nothing but zeros."""
         layer = self._layers[name]
         shape = _weight(layer).shape
         sizes = {Evidence.OUTPUT: shape[:1], Evidence.INPUT: torch.Size([shape[1] * getattr(layer, "groups", 1)])}
         totals = {each: torch.zeros(sizes.get(each.of, shape)) for each in (*self._gradients, *self._activations)}
-        return Seen(
+        return LayerEvidence(
             name=f"{name}.weight",
             weight=torch.zeros(shape),
             falls=self._falls,
@@ -134,7 +134,7 @@ class PruningEvidence:
                 for call in calls:
                     self._measure(name, call)
 
-    def _measure(self, name: str, call: Call) -> None:
+    def _measure(self, name: str, call: ModuleCall) -> None:
         layer = self._watched[name]
         inputs = call.args[0] if call.args else call.kwargs["input"]
         channel_dim = 1 - _weight(layer).dim()
@@ -185,7 +185,9 @@ class PruningEvidence:
             self._waiting_since = epoch
         return is_ready
 
-    def seen(self, trainer: Trainer, weights: Mapping[str, Tensor], coupling: Coupling | None) -> dict[str, Seen]:
+    def seen(
+        self, trainer: Trainer, weights: Mapping[str, Tensor], coupling: Coupling | None
+    ) -> dict[str, LayerEvidence]:
         """What all ranks have seen of each layer; a collective call.
 
         Args:
@@ -202,7 +204,7 @@ class PruningEvidence:
                 means[statistic] = activations_as_read(coupling, mean, weights)
         return {name: self._seen(name, weight, means) for name, weight in weights.items()}
 
-    def _seen(self, name: str, weight: Tensor, means: Mapping[Statistic, Mapping[str, Tensor]]) -> Seen:
+    def _seen(self, name: str, weight: Tensor, means: Mapping[Statistic, Mapping[str, Tensor]]) -> LayerEvidence:
         totals = {each: tally.totals[name] for each, tally in self._gradients.items() if name in tally}
         counts = {each: tally.counts[name] for each, tally in self._gradients.items() if name in tally}
         for statistic, mean in means.items():
@@ -210,7 +212,7 @@ class PruningEvidence:
                 is_by_row = statistic.of is Evidence.OUTPUT
                 totals[statistic] = part_of_rank(mean[name], weight) if is_by_row else mean[name]
                 counts[statistic] = 1
-        return Seen(
+        return LayerEvidence(
             name=name,
             weight=local(weight.detach()),
             falls=self._falls,
@@ -220,9 +222,9 @@ class PruningEvidence:
         )
 
     def reset(self) -> None:
-        """Begin afresh after a pruning step, but for what lasts."""
+        """Begin afresh after a pruning step, but for what goes on."""
         for statistic, tally in (self._gradients | self._activations).items():
-            if not statistic.lasts:
+            if statistic.resets_at_step:
                 tally.reset()
 
     def cut(self, plan: CutPlan, prefix: str = "") -> None:
@@ -275,14 +277,14 @@ class PruningEvidence:
                 tally.load_state_dict(found[statistic.name], trainer.strategy.root_device)
         self._norms.load_state_dict(state["norms"])
 
-    def _by_sharing(self) -> tuple[dict[Statistic, Tally], dict[Statistic, Tally]]:
+    def _by_sharing(self) -> tuple[dict[Statistic, RunningSum], dict[Statistic, RunningSum]]:
         """What is the same on every rank, and what is not."""
         if any(is_sharded(_weight(layer)) for layer in self._layers.values()):
             return {}, self._gradients | self._activations
         return self._gradients, self._activations
 
 
-def _states(tallies: Mapping[Statistic, Tally]) -> dict[str, Any]:
+def _states(tallies: Mapping[Statistic, RunningSum]) -> dict[str, Any]:
     return {statistic.name: tally.state_dict() for statistic, tally in tallies.items()}
 
 

@@ -18,7 +18,7 @@ from lightning_optim.surgery.snapshot import Snapshot
 
 
 @final
-class Lookout:
+class MetricGuard:
     """Judges a model at the end of each validation, and holds the last state that was good.
 
     Channels that are to be removed are masked until a validation found that good: what went too far can then come back,
@@ -49,7 +49,7 @@ class Lookout:
         """Whether nothing more is tried."""
         return self._is_stopped
 
-    def aim(self, progress: float, reached: float | None) -> float | None:
+    def next_sparsity(self, progress: float, reached: float | None) -> float | None:
         """The sparsity to have at ``progress`` of the window; ``reached``, if nothing may go now."""
         if self._watch is None:
             return self._schedule(progress)
@@ -57,7 +57,7 @@ class Lookout:
             return reached
         return self._search.aim(progress, reached)
 
-    def take(self, sparsity: float) -> None:
+    def note_step(self, sparsity: float) -> None:
         """Note a pruning step."""
         self._search.take(sparsity)
 
@@ -88,15 +88,15 @@ class Lookout:
             loop.val_loop.run()
             trainer.training = True
 
-    def hold(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None) -> None:
+    def save(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None) -> None:
         """Remember the present state as good."""
         self._snapshot.take(pl_module, trainer.optimizers, averaged_copies(trainer))
         self._held = {**pruned.state_dict(), "reached": reached}
 
-    def hold_unpruned(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork) -> None:
+    def save_unpruned(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork) -> None:
         """Remember the model before its first pruning step, if no validation came before it."""
         if self.is_on and not self._snapshot:
-            self.hold(trainer, pl_module, pruned, None)
+            self.save(trainer, pl_module, pruned, None)
 
     def judge(
         self,
@@ -126,7 +126,7 @@ class Lookout:
         self._has_judged = True
         if not reached and not self._search.has_failed:
             self._watch.note(value)
-            self.hold(trainer, pl_module, pruned, reached)
+            self.save(trainer, pl_module, pruned, reached)
             return reached
         verdict = self._watch.judge(value)
         self._search.judge(verdict, progress, reached or 0.0, self._good or 0.0)
@@ -142,7 +142,7 @@ class Lookout:
             self._keep(trainer, pl_module, pruned, reached)
         return reached
 
-    def land(
+    def finish(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -190,7 +190,7 @@ class Lookout:
     def _keep(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None) -> None:
         if self._shrink == "update" or self._is_stopped:
             pruned.settle(trainer, pl_module)
-        self.hold(trainer, pl_module, pruned, reached)
+        self.save(trainer, pl_module, pruned, reached)
 
     @property
     def _good(self) -> float | None:

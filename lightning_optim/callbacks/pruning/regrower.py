@@ -79,11 +79,11 @@ class Regrower:
                 return  # overflow in half precision: this step will be skipped, and the next one serves
             seed = trainer.global_step * len(parameters) + number
             try:
-                desire = self._setting.desire(parameter.detach(), parameter.grad, seed)
+                growth_score = self._setting.growth_score(parameter.detach(), parameter.grad, seed)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             share = decayed(self._setting.fraction, self._jump or 0.0)
-            renewed[name] = exchange(kept[name], parameter, desire, share)
+            renewed[name] = exchange(kept[name], parameter, growth_score, share)
         if renewed:
             self._due -= renewed.keys()
             pruned.regrow(trainer, pl_module, renewed)

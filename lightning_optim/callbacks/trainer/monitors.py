@@ -16,30 +16,30 @@ def _callbacks_of(trainer: Any, kind: str) -> list[Any]:
 
 
 @final
-class CheckpointGate:
-    """Between ``close`` and ``open`` early stopping does not judge; ``open`` makes every "best" start afresh.
+class SuspendedMonitors:
+    """Between ``suspend`` and ``resume`` early stopping does not judge; ``resume`` makes every "best" start afresh.
 
-    An uncompressed epoch nearly always scores best. Once the target state is reached, the gate is opened: what
+    An uncompressed epoch nearly always scores best. Once the target state is reached, monitors resume: what
     ``ModelCheckpoint`` and ``EarlyStopping`` remember is of another model, and is forgotten. Checkpoints are
     written all along, so that a killed run can be resumed.
     """
 
     def __init__(self) -> None:
         self._patches = Patches()
-        self._is_closed = False
+        self._is_suspended = False
 
-    def close(self, trainer: Trainer) -> None:
+    def suspend(self, trainer: Trainer) -> None:
         """Stop early stopping from judging; a second call does nothing."""
-        if self._is_closed:
+        if self._is_suspended:
             return
-        self._is_closed = True
+        self._is_suspended = True
         for callback in _callbacks_of(trainer, "EarlyStopping"):
             for hook in ("on_validation_end", "on_train_epoch_end"):
                 self._patches.wrap(callback, hook, lambda original, *args, **kwargs: None)
 
-    def open(self, trainer: Trainer) -> None:
-        """Let everything judge again, from a clean slate; does nothing if the gate was not closed."""
-        if not self._is_closed:
+    def resume(self, trainer: Trainer) -> None:
+        """Let everything judge again, from a clean slate; does nothing if they were not suspended."""
+        if not self._is_suspended:
             return
         self.release()
         for callback in _callbacks_of(trainer, "ModelCheckpoint"):
@@ -53,7 +53,7 @@ class CheckpointGate:
     def release(self) -> None:
         """Take the patches off and forget nothing: for teardown and exceptions."""
         self._patches.undo()
-        self._is_closed = False
+        self._is_suspended = False
 
 
 def _forget_best_checkpoints(trainer: Trainer, callback: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lightning_optim.surgery.tap import Call
+from lightning_optim.surgery.tap import ModuleCall
 
 
 @final
@@ -29,7 +29,7 @@ class Loss(ABC):
     """Compares one call of the student's network with the teacher's answer to the same inputs."""
 
     @abstractmethod
-    def __call__(self, student: Call, teacher: Call, context: Context) -> Tensor:
+    def __call__(self, student: ModuleCall, teacher: ModuleCall, context: Context) -> Tensor:
         """Return a scalar, differentiable in the student's output.
 
         Args:

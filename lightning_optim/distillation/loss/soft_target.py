@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_optim.distillation.functional import Reduction, check_reduction, check_temperature, soft_target_loss
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.output import select_output
-from lightning_optim.surgery.tap import Call
+from lightning_optim.surgery.tap import ModuleCall
 
 
 @final
@@ -31,7 +31,7 @@ class SoftTarget(Loss):
         ValueError: If a setting is out of range.
 
     Example:
-        >>> call = Call((), {}, torch.tensor([[1.0, 2.0]]))
+        >>> call = ModuleCall((), {}, torch.tensor([[1.0, 2.0]]))
         >>> float(SoftTarget()(call, call, Context(progress=0.0, batch=None)))
         0.0
     """
@@ -47,7 +47,7 @@ class SoftTarget(Loss):
         check_reduction(self.reduction)
 
     @override
-    def __call__(self, student: Call, teacher: Call, context: Context) -> Tensor:
+    def __call__(self, student: ModuleCall, teacher: ModuleCall, context: Context) -> Tensor:
         student_logits = select_output(student.output, self.output)
         if student_logits.ndim < 2:
             raise ValueError(
@@ -63,7 +63,7 @@ class SoftTarget(Loss):
             mask=self._mask(student),
         )
 
-    def _mask(self, student: Call) -> Tensor | None:
+    def _mask(self, student: ModuleCall) -> Tensor | None:
         if self.mask is None:
             return None
         mask = student.kwargs.get(self.mask)

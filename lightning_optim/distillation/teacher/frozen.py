@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_optim.distillation.teacher.base import Precision
-from lightning_optim.surgery.tap import Call
+from lightning_optim.surgery.tap import ModuleCall
 
 
 @final
@@ -34,7 +34,7 @@ class FrozenTeacher:
         """
         self.module.to(device=device, dtype=self._dtype or student_dtype)
 
-    def __call__(self, call: Call) -> Call:
+    def __call__(self, call: ModuleCall) -> ModuleCall:
         """Answer the inputs of ``call``, without gradient.
 
         With a precision of its own, the teacher is kept out of autocast: autocast would convert frozen weights anew at
@@ -42,10 +42,10 @@ class FrozenTeacher:
         """
         with torch.no_grad():
             if self._dtype is None:
-                return Call(call.args, call.kwargs, self.module(*call.args, **call.kwargs))
+                return ModuleCall(call.args, call.kwargs, self.module(*call.args, **call.kwargs))
             args, kwargs = tree_map(self._convert, (call.args, call.kwargs))
             with torch.autocast(self._device_type(), enabled=False):
-                return Call(args, kwargs, self.module(*args, **kwargs))
+                return ModuleCall(args, kwargs, self.module(*args, **kwargs))
 
     def digest(self) -> tuple[float, ...]:
         """A few numbers that differ if the weights do."""

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 @final
 @dataclass(frozen=True, slots=True)
-class Subject:
+class CaptureInputs:
     """What ``torch.export`` is to see.
 
     Args:
@@ -36,7 +36,7 @@ class Subject:
 
 def prepare_subject(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, *, batch: torch.export.Dim | None
-) -> Subject:
+) -> CaptureInputs:
     """Return a copy of a model, row-major and without gradients, with inputs of two samples or more.
 
     Args:
@@ -56,7 +56,7 @@ def prepare_subject(
         input_names = _names_by_position(inputs, named)
         frozen, inputs, named = _ByPosition(frozen, len(inputs), tuple(named)), (*inputs, *named.values()), {}
     shapes = None if batch is None else _open_batch(frozen, inputs, named, batch)
-    return Subject(frozen, inputs, named, shapes, input_names)
+    return CaptureInputs(frozen, inputs, named, shapes, input_names)
 
 
 @final

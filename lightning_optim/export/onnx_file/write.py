@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.capture import Subject, prepare_subject
+from lightning_optim.export.onnx_file.capture import CaptureInputs, prepare_subject
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
 
@@ -76,7 +76,7 @@ def export_onnx(
     return write_atomic(path, proto.SerializeToString(deterministic=True))
 
 
-def _translate(subject: Subject, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:
+def _translate(subject: CaptureInputs, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:
     model, args, kwargs, shapes = subject.model, subject.args, subject.kwargs, subject.shapes
     with silence(), torch.no_grad():
         names = _output_names(model(*args, **kwargs))

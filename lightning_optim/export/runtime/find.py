@@ -20,7 +20,7 @@ def find_target(target: Target | str) -> Target:
 
     Example:
         >>> find_target("onnxruntime")
-        OnnxRuntime(packed=True, rounds_inputs=False)
+        ONNXRuntime(packed=True, rounds_inputs=False)
     """
     if isinstance(target, Target):
         return target

@@ -23,7 +23,7 @@ from lightning_optim.quantization.simulation.simulator import Simulator
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxRuntime(Target):
+class ONNXRuntime(Target):
     """An ONNX file that ONNX Runtime runs in integers: uint8 activations, int8 weights, int32 biases.
 
     Linear layers beside ``Unquantized`` activations read their weight packed in 8, 4 or 2 bits, with a scale per group

@@ -31,7 +31,7 @@ _IDLE = frozenset(
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenVino(Target):
+class OpenVINO(Target):
     """The ONNX file of ``onnxruntime``, checked and timed in OpenVINO.
 
     OpenVINO plans by its own rules: it runs convolutions and linear layers in integers, and most sums outside of them

@@ -29,7 +29,7 @@ _READS_ONE = frozenset({"AveragePool", "GlobalAveragePool"})
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRt(Target):
+class TensorRT(Target):
     """An ONNX file with int8 activations and weights around 0, a scale per output channel, and floating-point biases.
 
     TensorRT needs a GPU to build an engine, so the file is checked as it stands: every pair of QuantizeLinear and

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from lightning_optim.graph.labels import Axes, Axis
-from lightning_optim.graph.rules.base import Call, operator_name, rule
+from lightning_optim.graph.rules.base import OperatorCall, operator_name, rule
 
 _PRODUCTS = frozenset({"scaled_dot_product_attention", "matmul", "bmm", "einsum", "softmax", "_softmax"})
 _ENDS = frozenset({"linear", "addmm", "mm", "conv1d", "conv2d", "conv3d", "convolution", "layer_norm", "batch_norm"})
@@ -44,7 +44,7 @@ def is_taken_apart(node: fx.Node, length: int) -> bool:
 
 
 @rule("scaled_dot_product_attention")
-def attend(call: Call) -> Axes:
+def attend(call: OperatorCall) -> Axes:
     """Tie the heads of query, key and value; keys must stay, and so must the width that sets the scale.
 
     With ``enable_gqa`` a key's head goes with all of its queries' heads.
@@ -61,7 +61,7 @@ def attend(call: Call) -> Axes:
     return [*heads, query[-2], value[-1]]
 
 
-def _tie_heads(call: Call, dim: int, operands: tuple[Axes, Axes, Axes]) -> Axis | None:
+def _tie_heads(call: OperatorCall, dim: int, operands: tuple[Axes, Axes, Axes]) -> Axis | None:
     """Axes of ``operands`` at ``dim``, repeated where one head serves several queries."""
     size = call.output[dim]
     axes: list[Axis | None] = []
@@ -71,7 +71,7 @@ def _tie_heads(call: Call, dim: int, operands: tuple[Axes, Axes, Axes]) -> Axis 
     return call.join(*axes)
 
 
-def _tie_mask(call: Call, heads: Axes) -> None:
+def _tie_mask(call: OperatorCall, heads: Axes) -> None:
     mask, shape = call.axes(call["attn_mask"]), call.shape(call["attn_mask"])
     call.freeze(*mask[-2:])
     for dim in range(len(mask) - 2):

@@ -15,7 +15,7 @@ from lightning_optim.graph.labels import Axes, Axis, Labels
 
 Result = Axes | list[Axes]
 """Axes of the output, or of each output."""
-Rule = Callable[["Call"], Result]
+Rule = Callable[["OperatorCall"], Result]
 _Function = TypeVar("_Function", bound=Rule)
 
 _RULES: dict[str, Rule] = {}
@@ -62,7 +62,7 @@ def fixed(rank: int) -> Axes:
 
 
 @final
-class Call:
+class OperatorCall:
     """One operator call: its operands by name, their labels, and what a rule may do to them."""
 
     def __init__(self, node: fx.Node, known: dict[fx.Node, Any], labels: Labels) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lightning_optim.graph.labels import Axes, Axis
-from lightning_optim.graph.rules.base import Call, rule
+from lightning_optim.graph.rules.base import OperatorCall, rule
 from lightning_optim.graph.rules.pointwise import broadcast
 
 
 @rule("linear")
-def multiply_by_weight(call: Call) -> Axes:
+def multiply_by_weight(call: OperatorCall) -> Axes:
     """Tie the input's last axis to the weight's axis 1 and the bias to axis 0."""
     inputs, weight = call.axes(call["input"]), call.axes(call["weight"])
     call.join(inputs[-1], weight[-1])
@@ -19,7 +19,7 @@ def multiply_by_weight(call: Call) -> Axes:
 
 
 @rule("addmm")
-def multiply_and_add(call: Call) -> Axes:
+def multiply_and_add(call: OperatorCall) -> Axes:
     """Tie the contracted axes, and the summand to the product."""
     left, right = call.axes(call["mat1"]), call.axes(call["mat2"])
     call.join(left[1], right[0])
@@ -29,7 +29,7 @@ def multiply_and_add(call: Call) -> Axes:
 
 
 @rule("matmul", "mm", "bmm")
-def multiply(call: Call) -> Axes:
+def multiply(call: OperatorCall) -> Axes:
     """Tie the contracted axes and, where they are not broadcast, the batch axes."""
     one, other = call["self"], call.get("other", "mat2")
     left, right = call.axes(one), call.axes(other)
@@ -42,7 +42,7 @@ def multiply(call: Call) -> Axes:
 
 
 @rule("einsum")
-def contract(call: Call) -> Axes:
+def contract(call: OperatorCall) -> Axes:
     """Tie axes of the same letter; an ellipsis, or a letter twice in one operand, is refused."""
     inputs, _, outputs = call["equation"].replace(" ", "").partition("->")
     terms = inputs.split(",")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lightning_optim.graph.labels import Axes
-from lightning_optim.graph.rules.base import Call, Result, rule
+from lightning_optim.graph.rules.base import OperatorCall, Result, rule
 
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training")
-def normalize_channels(call: Call) -> Axes:
+def normalize_channels(call: OperatorCall) -> Axes:
     """Tie scale, shift and running statistics to the channel axis; no channel sees another.
 
     Statistics of the input itself are taken over all other axes, as in a standardized weight.
@@ -22,7 +22,7 @@ def normalize_channels(call: Call) -> Axes:
 
 
 @rule("layer_norm", "rms_norm")
-def normalize_last(call: Call) -> Axes:
+def normalize_last(call: OperatorCall) -> Axes:
     """Tie scale and shift to the normalized axes, over which a statistic is taken.
 
     Without a scale the normalized shape is written in the layer alone, so its axes stay.
@@ -42,7 +42,7 @@ def normalize_last(call: Call) -> Axes:
 
 
 @rule("group_norm")
-def normalize_groups(call: Call) -> Axes:
+def normalize_groups(call: OperatorCall) -> Axes:
     """Tie scale and shift to the channel axis, and a channel to its counterpart in every other group.
 
     With one channel in each group no channel sees another, and the number of groups follows.
@@ -63,7 +63,7 @@ def normalize_groups(call: Call) -> Axes:
 
 
 @rule("_weight_norm", "_weight_norm_interface")
-def normalize_weight(call: Call) -> Result:
+def normalize_weight(call: OperatorCall) -> Result:
     """Tie the lengths to the axis that they are given along; the weight's other axes enter the norm."""
     axes, dim = call.axes(call["v"]), call["dim"] % len(call.shape(call["v"]))
     axes[dim] = call.join(axes[dim], call.axes(call["g"])[dim])

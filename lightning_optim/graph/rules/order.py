@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from lightning_optim.graph.labels import Axes, Axis
-from lightning_optim.graph.rules.base import Call, rule
+from lightning_optim.graph.rules.base import OperatorCall, rule
 
 
 @rule("permute", "permute_copy")
-def permute(call: Call) -> Axes:
+def permute(call: OperatorCall) -> Axes:
     """Reorder axes."""
     axes = call.axes(call["self"])
     return [axes[dim] for dim in call["dims"]]
 
 
 @rule("transpose", "swapaxes", "swapdims", "transpose_copy")
-def transpose(call: Call) -> Axes:
+def transpose(call: OperatorCall) -> Axes:
     """Swap two axes."""
     axes = call.axes(call.first())
     one, other = (call.get(*names) for names in (("dim0", "axis0"), ("dim1", "axis1")))
@@ -23,14 +23,14 @@ def transpose(call: Call) -> Axes:
 
 
 @rule("t", "numpy_T", "mT")
-def swap_last(call: Call) -> Axes:
+def swap_last(call: OperatorCall) -> Axes:
     """Swap the axes of a matrix."""
     axes = call.axes(call.first())
     return axes[:-2] + axes[-2:][::-1]
 
 
 @rule("movedim", "moveaxis")
-def move(call: Call) -> Axes:
+def move(call: OperatorCall) -> Axes:
     """Move axes, the others in their old order."""
     axes = call.axes(call["self"])
     source, target = (
@@ -43,7 +43,7 @@ def move(call: Call) -> Axes:
 
 
 @rule("expand")
-def expand(call: Call) -> Axes:
+def expand(call: OperatorCall) -> Axes:
     """New and lengthened axes are fixed."""
     axes, shape = call.axes(call["self"]), call.shape(call["self"])
     ahead = len(call.output) - len(axes)
@@ -52,7 +52,7 @@ def expand(call: Call) -> Axes:
 
 
 @rule("repeat")
-def tile(call: Call) -> Axes:
+def tile(call: OperatorCall) -> Axes:
     """Tile labels along with what they name; a tiled fixed axis stays fixed."""
     axes: Axes = call.axes(call["self"])
     counts: list[int] = call["repeats"]
@@ -64,7 +64,7 @@ def tile(call: Call) -> Axes:
 
 
 @rule("roll", "flip", "cumsum", "constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad2d")
-def touch(call: Call) -> Axes:
+def touch(call: OperatorCall) -> Axes:
     """Freeze the axes along which positions are moved or added; the others pass."""
     axes, shape = call.axes(call["self"]), call.shape(call["self"])
     given = call.get("dims", "dim")

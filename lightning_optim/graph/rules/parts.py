@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from lightning_optim.graph.labels import Axes, Axis
-from lightning_optim.graph.rules.base import Call, Result, rule
+from lightning_optim.graph.rules.base import OperatorCall, Result, rule
 from lightning_optim.graph.rules.pointwise import broadcast
 
 
 @rule("cat", "concat", "concatenate")
-def concatenate(call: Call) -> Axes:
+def concatenate(call: OperatorCall) -> Axes:
     """String labels together; a fixed part gets labels of its own, frozen."""
     operands = call["tensors"]
     dim = call.get("dim", "axis") % len(call.output)
@@ -24,7 +24,7 @@ def concatenate(call: Call) -> Axes:
     return [*joined[:dim], whole, *joined[dim:]]
 
 
-def _labelled(call: Call, axis: Axis | None, length: int) -> Axis:
+def _labelled(call: OperatorCall, axis: Axis | None, length: int) -> Axis:
     if axis is None:
         axis = call.labels.fresh(length)
         call.freeze(axis)
@@ -40,7 +40,7 @@ def _drop(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
 
 
 @rule("stack")
-def stack(call: Call) -> Axes:
+def stack(call: OperatorCall) -> Axes:
     """Join the axes of all parts; the new one is fixed."""
     operands = call["tensors"]
     dim = call["dim"] % len(call.output)
@@ -50,7 +50,7 @@ def stack(call: Call) -> Axes:
 
 
 @rule("unbind")
-def unbind(call: Call) -> Result:
+def unbind(call: OperatorCall) -> Result:
     """Freeze the axis that is taken apart."""
     axes = call.axes(call["self"])
     dim = call["dim"] % len(axes)
@@ -59,7 +59,7 @@ def unbind(call: Call) -> Result:
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
-def split(call: Call) -> Result:
+def split(call: OperatorCall) -> Result:
     """Equal parts stay equal: a channel goes with its counterparts. Unequal ones are written in numbers, and stay."""
     axes = call.axes(call["self"])
     dim = call["dim"] % len(axes)
@@ -76,7 +76,7 @@ def split(call: Call) -> Result:
 
 
 @rule("slice", "narrow")
-def cut_out(call: Call) -> Axes:
+def cut_out(call: OperatorCall) -> Axes:
     """Read a run of positions: one of several equal parts, or else the axis is fixed."""
     axes, shape = call.axes(call["self"]), call.shape(call["self"])
     dim = call["dim"] % len(axes)
@@ -99,7 +99,7 @@ def _begin(start: int | None, size: int) -> int:
 
 
 @rule("select")
-def select(call: Call) -> Axes:
+def select(call: OperatorCall) -> Axes:
     """Freeze the axis that one position is read from."""
     axes = call.axes(call["self"])
     dim = call["dim"] % len(axes)
@@ -108,7 +108,7 @@ def select(call: Call) -> Axes:
 
 
 @rule("index_select")
-def select_many(call: Call) -> Axes:
+def select_many(call: OperatorCall) -> Axes:
     """Freeze the axis that positions are read from."""
     axes = call.axes(call["self"])
     dim = call["dim"] % len(axes)
@@ -118,7 +118,7 @@ def select_many(call: Call) -> Axes:
 
 
 @rule("index")
-def look_up(call: Call) -> Axes:
+def look_up(call: OperatorCall) -> Axes:
     """Freeze the indexed axes; the others pass around them."""
     axes, indices = call.axes(call["self"]), list(call["indices"])
     indexed = [dim for dim, index in enumerate(indices) if index is not None]
@@ -131,7 +131,7 @@ def look_up(call: Call) -> Axes:
 
 
 @rule("embedding")
-def embed(call: Call) -> Axes:
+def embed(call: OperatorCall) -> Axes:
     """Rows are chosen by number, so they stay; the width passes."""
     weight = call.axes(call["weight"])
     call.freeze(weight[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lightning_optim.graph.labels import Axes, Axis
-from lightning_optim.graph.rules.base import Call, fixed, rule
+from lightning_optim.graph.rules.base import OperatorCall, fixed, rule
 
 
 def is_pointwise(target: object) -> bool:
@@ -15,7 +15,7 @@ def is_pointwise(target: object) -> bool:
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
 
 
-def broadcast(call: Call, operands: Sequence[tuple[Axes, tuple[int, ...]]], output: tuple[int, ...]) -> Axes:
+def broadcast(call: OperatorCall, operands: Sequence[tuple[Axes, tuple[int, ...]]], output: tuple[int, ...]) -> Axes:
     """Join axes that meet under broadcasting.
 
     Args:
@@ -40,7 +40,7 @@ def broadcast(call: Call, operands: Sequence[tuple[Axes, tuple[int, ...]]], outp
     "masked_fill_", "rsub", "floor_divide", "multiply", "divide", "subtract", "negative", "absolute", "arctan2",
     "expand_as",
 )  # fmt: skip
-def combine(call: Call) -> Axes:
+def combine(call: OperatorCall) -> Axes:
     """Join all tensor operands of an element-wise operator."""
     operands = [(call.axes(node), call.shape(node)) for node in call.node.all_input_nodes]
     return broadcast(call, operands, call.output)
@@ -50,7 +50,7 @@ def combine(call: Call) -> Axes:
     "alias", "clone", "contiguous", "detach", "dropout", "dropout_", "feature_dropout", "alpha_dropout",
     "lift_fresh_copy", "zero_", "fill_", "to", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like",
 )  # fmt: skip
-def keep(call: Call) -> Axes:
+def keep(call: OperatorCall) -> Axes:
     """Hand the first operand's axes on; a second one lends its type alone."""
     return call.axes(call.first())
 
@@ -59,19 +59,19 @@ def keep(call: Call) -> Axes:
     "_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_size", "sym_numel", "sym_constrain_range",
     "sym_constrain_range_for_size",
 )  # fmt: skip
-def inspect(call: Call) -> Axes:
+def inspect(call: OperatorCall) -> Axes:
     """Read what is no element: a type, a device, a length. Nothing comes out that carries channels."""
     return []
 
 
 @rule("new_zeros", "new_ones", "new_full", "new_empty")
-def fill(call: Call) -> Axes:
+def fill(call: OperatorCall) -> Axes:
     """Make a tensor of a given shape; the operand lends its type alone."""
     return fixed(len(call.output))
 
 
 @rule("prelu")
-def scale_negatives(call: Call) -> Axes:
+def scale_negatives(call: OperatorCall) -> Axes:
     """Tie the slopes to the channel axis, unless one slope serves all."""
     axes, slopes = call.axes(call["self"]), call.axes(call["weight"])
     if call.shape(call["weight"]) != (1,) and len(axes) > 1:
@@ -80,7 +80,7 @@ def scale_negatives(call: Call) -> Axes:
 
 
 @rule("glu")
-def gate(call: Call) -> Axes:
+def gate(call: OperatorCall) -> Axes:
     """A channel of the first half goes with its gate in the second."""
     axes = call.axes(call["self"])
     dim = call["dim"] % len(axes)

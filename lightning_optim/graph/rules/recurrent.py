@@ -10,11 +10,11 @@ import numpy as np
 from torch import fx
 
 from lightning_optim.graph.labels import Axis
-from lightning_optim.graph.rules.base import Call, Result, fixed, operator_name, rule
+from lightning_optim.graph.rules.base import OperatorCall, Result, fixed, operator_name, rule
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
-def recur(call: Call) -> Result:
+def recur(call: OperatorCall) -> Result:
     """Tie G * H rows and H columns of all weights, the states, and D * H outputs; projected states are left alone.
 
     Every layer and direction has the one number of units that the module was given.
@@ -37,7 +37,7 @@ def recur(call: Call) -> Result:
     return [[*fixed(len(inputs) - 1), outputs], *([*states] for _ in call.outputs[1:])]
 
 
-def _tie_layer(call: Call, units: Axis | None, read: Axis | None, axes: list[Axis | None]) -> None:
+def _tie_layer(call: OperatorCall, units: Axis | None, read: Axis | None, axes: list[Axis | None]) -> None:
     """Weights of inputs and of states, two axes each, then two biases or none."""
     call.join(read, axes[1])
     call.join(units, axes[3])
@@ -45,7 +45,7 @@ def _tie_layer(call: Call, units: Axis | None, read: Axis | None, axes: list[Axi
         call.join(_repeated(units, 0 if rows is None or units is None else len(rows) // len(units)), rows)
 
 
-def _tie_states(call: Call, units: Axis | None) -> None:
+def _tie_states(call: OperatorCall, units: Axis | None) -> None:
     """States that start at zero are made by the layer, as long as it needs them."""
     given: Any = call["hx"]
     for state in given if isinstance(given, list | tuple) else [given]:

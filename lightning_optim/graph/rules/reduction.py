@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lightning_optim.graph.labels import Axes
-from lightning_optim.graph.rules.base import Call, Result, fixed, rule
+from lightning_optim.graph.rules.base import OperatorCall, Result, fixed, rule
 
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "max", "min", "prod", "norm", "linalg_vector_norm", "logsumexp")
-def reduce(call: Call) -> Result:
+def reduce(call: OperatorCall) -> Result:
     """Drop the reduced axes; a reduction over labels is a statistic of them."""
     operands = call.node.all_input_nodes
     axes = call.axes(call.first())
@@ -24,7 +24,7 @@ def reduce(call: Call) -> Result:
     return [axis for dim, axis in enumerate(axes) if dim not in reduced]
 
 
-def _dimensions(call: Call, rank: int) -> set[int]:
+def _dimensions(call: OperatorCall, rank: int) -> set[int]:
     given = call.get("dim", "dims")
     if given is None or given == []:
         return set(range(rank))
@@ -32,7 +32,7 @@ def _dimensions(call: Call, rank: int) -> set[int]:
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
-def compete(call: Call) -> Axes:
+def compete(call: OperatorCall) -> Axes:
     """Freeze the axis along which positions compete."""
     axes = call.axes(call.first())
     dim = call["dim"] % len(axes)

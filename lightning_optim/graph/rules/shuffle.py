@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from lightning_optim.graph.labels import Axes
-from lightning_optim.graph.rules.base import Call, rule
+from lightning_optim.graph.rules.base import OperatorCall, rule
 
 
 @rule("pixel_shuffle")
-def make_pixels(call: Call) -> Axes:
+def make_pixels(call: OperatorCall) -> Axes:
     """Tie the R * R channels that become one."""
     axes, factor = call.axes(call["self"]), int(call["upscale_factor"])
     call.freeze(*axes[-2:])
@@ -23,7 +23,7 @@ def make_pixels(call: Call) -> Axes:
 
 
 @rule("pixel_unshuffle")
-def make_channels(call: Call) -> Axes:
+def make_channels(call: OperatorCall) -> Axes:
     """Hand a channel's label on to the R * R channels that it becomes."""
     axes, factor = call.axes(call["self"]), int(call["downscale_factor"])
     call.freeze(*axes[-2:])
@@ -32,7 +32,7 @@ def make_channels(call: Call) -> Axes:
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
-def shuffle_channels(call: Call) -> Axes:
+def shuffle_channels(call: OperatorCall) -> Axes:
     """The number of groups stays, so a channel goes with its counterpart in every other group."""
     axes, groups = call.axes(call["self"]), int(call["groups"])
     if axes[1] is not None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_optim.graph.labels import Axes, Axis
 from lightning_optim.graph.rules.attention import feeds_attention, is_taken_apart
-from lightning_optim.graph.rules.base import Call, rule
+from lightning_optim.graph.rules.base import OperatorCall, rule
 
 
 @rule(
@@ -23,13 +23,13 @@ from lightning_optim.graph.rules.base import Call, rule
     "view_as",
     "reshape_as",
 )
-def reshape(call: Call) -> Axes:
+def reshape(call: OperatorCall) -> Axes:
     """Follow axes through a merge or a split."""
     source = call.node.args[0]
     return reshape_axes(call, call.axes(source), call.shape(source), call.output)
 
 
-def reshape_axes(call: Call, axes: Axes, old: tuple[int, ...], new: tuple[int, ...]) -> Axes:
+def reshape_axes(call: OperatorCall, axes: Axes, old: tuple[int, ...], new: tuple[int, ...]) -> Axes:
     """Labels of a row-major reshape.
 
     Args:
@@ -88,7 +88,7 @@ def _spread(axes: Axes, before: list[int], old: tuple[int, ...], dim: int) -> Ax
     return np.broadcast_to(axis.reshape(column), shape).reshape(-1)
 
 
-def _split(call: Call, table: Axis) -> tuple[int | None, Axis]:
+def _split(call: OperatorCall, table: Axis) -> tuple[int | None, Axis]:
     """Choose the one axis of a split that goes on carrying channels; the others become fixed."""
     roots = call.labels.find(table)
     for dim in range(table.ndim):
@@ -104,7 +104,7 @@ def _split(call: Call, table: Axis) -> tuple[int | None, Axis]:
     return chosen, rows[:, 0].copy()
 
 
-def _channel_axis(call: Call, shape: tuple[int, ...]) -> int | None:
+def _channel_axis(call: OperatorCall, shape: tuple[int, ...]) -> int | None:
     """Before attention whole heads go: the first axis, or the one after (or before) query, key and value.
 
     Elsewhere the longer of two axes goes.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from lightning_optim.nas.forward.switchable import LiveForward
+from lightning_optim.nas.forward.switchable import SwitchableForward
 
 RESERVED = "_candidates"
 _EVERY = -1
@@ -44,7 +44,7 @@ def _fill_in(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 
 
 @final
-class Dispatch(LiveForward):
+class Dispatch(SwitchableForward):
     """Runs the operation that the architecture chooses.
 
     Args:

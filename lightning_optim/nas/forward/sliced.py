@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.forward.switchable import LiveForward, live_forwards
+from lightning_optim.nas.forward.switchable import SwitchableForward, live_forwards
 from lightning_optim.surgery.cut import apply_cut
 
 Cuts = dict[str, list[tuple[int, Tensor]]]
@@ -44,7 +44,7 @@ class Slicing:
 
 
 @final
-class SlicedForward(LiveForward):
+class SlicedForward(SwitchableForward):
     """Runs the owner's forward while its tensors are cut to the active width.
 
     Slicing costs a few percent of the step of a plain narrow layer, where masking costs the full width.

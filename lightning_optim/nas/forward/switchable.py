@@ -12,7 +12,7 @@ from torch import nn
 _LIVE = "_nas_live"
 
 
-class LiveForward(ABC):
+class SwitchableForward(ABC):
     """Stands in for ``owner.forward`` and does what the active architecture says.
 
     It holds plain attributes and its owner, no closure: a deep copy or an unpickled owner has its own,
@@ -59,7 +59,7 @@ class LiveForward(ABC):
             vars(self.owner)["forward"] = self._inner
 
 
-def live_forwards(root: nn.Module) -> list[LiveForward]:
+def live_forwards(root: nn.Module) -> list[SwitchableForward]:
     """Every live forward in ``root``, in the model's order, inner ones first."""
     return [live for module in root.modules() for live in vars(module).get(_LIVE, ())]
 
@@ -70,7 +70,7 @@ def activate(root: nn.Module, architecture: Mapping[str, int]) -> None:
         live.activate(architecture)
 
 
-def strip(root: nn.Module, keep: Collection[LiveForward] = (), forget: Set[str] = frozenset()) -> None:
+def strip(root: nn.Module, keep: Collection[SwitchableForward] = (), forget: Set[str] = frozenset()) -> None:
     """Take live forwards off, and with them what they had added.
 
     Args:

@@ -17,7 +17,7 @@ from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import submodule
-from lightning_optim.surgery.tap import Call, Taps
+from lightning_optim.surgery.tap import ModuleCall, Taps
 
 if TYPE_CHECKING:
     from lightning_optim.graph.coupling import Coupling
@@ -49,7 +49,7 @@ class Site:
         leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
         return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
-    def calls(self, names: Sequence[str]) -> dict[str, Call]:
+    def calls(self, names: Sequence[str]) -> dict[str, ModuleCall]:
         """Return what goes into and comes out of each module, the first time that the example reaches it.
 
         Raises:
@@ -97,7 +97,7 @@ class Site:
         return f"{self.network}.{name}" if self.network else name
 
 
-class Freedom(ABC):
+class SearchDimension(ABC):
     """A setting that says what may vary, and where.
 
     Attributes:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.sliced import Slicing, sliced_forward
-from lightning_optim.nas.space.base import Freedom, Site
+from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import Targets, submodule
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ElasticWidth(Freedom):
+class ElasticWidth(SearchDimension):
     """Let the output channels of each target be the first ``k`` (Yu et al., 2019; arXiv:1812.08928, section 3).
 
     Whatever is coupled to them (norms, the next layer's inputs, the other side of a residual sum) follows;

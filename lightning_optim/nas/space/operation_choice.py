@@ -14,17 +14,17 @@ from typing_extensions import override
 
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.choice import RESERVED, Dispatch, output_layout
-from lightning_optim.nas.space.base import Freedom, Site
+from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import Targets
-from lightning_optim.surgery.tap import Call
+from lightning_optim.surgery.tap import ModuleCall
 
 Candidate = nn.Module | Callable[[], nn.Module]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperationChoice(Freedom):
+class OperationChoice(SearchDimension):
     """Let each target be its own operation or one of the candidates (Guo et al., 2020; arXiv:1904.00420).
 
     The own operation is option 0 and keeps its place and its keys. Candidates lie below
@@ -67,7 +67,7 @@ class OperationChoice(Freedom):
         options = ("own", *self.candidates)
         return [Decision(name=f"{name}:operation", options=options, default=0) for name in chosen]
 
-    def _build(self, name: str, call: Call, seed: int) -> dict[str, nn.Module]:
+    def _build(self, name: str, call: ModuleCall, seed: int) -> dict[str, nn.Module]:
         like = next((leaf for leaf in call.args if isinstance(leaf, torch.Tensor)), torch.empty(0))
         built: dict[str, nn.Module] = {}
         with torch.random.fork_rng(devices=[]):  # the user's own random numbers go on as if nothing had been built
@@ -93,7 +93,7 @@ def _refuse_overlap(chosen: Mapping[str, nn.Module]) -> None:
             raise TargetError(f"{name!r} is a {type(module).__name__} and never called; choose among what lies in it")
 
 
-def _check_candidate(name: str, key: str, module: nn.Module, call: Call) -> None:
+def _check_candidate(name: str, key: str, module: nn.Module, call: ModuleCall) -> None:
     needed = output_layout(call.output)
     try:
         with torch.no_grad():

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.cost.base import Cost
 from lightning_optim.cost.greedy import Ladder, most_important
-from lightning_optim.cost.macs import Macs
+from lightning_optim.cost.macs import MACs
 from lightning_optim.cost.prices import Prices
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.priced import PricedAllocation
@@ -34,10 +34,10 @@ class Budget(PricedAllocation):
 
     Args:
         cost: What is counted: parameters, MACs, bytes or measured latency; MACs by default.
-        least: Share of its channels that every group keeps, in ``(0, 1]``.
+        min_kept: Share of its channels that every group keeps, in ``(0, 1]``.
 
     Raises:
-        ValueError: If ``least`` is out of range.
+        ValueError: If ``min_kept`` is out of range.
 
     Example:
         >>> from lightning_optim.cost.prices import Pool, Product, Width
@@ -48,16 +48,16 @@ class Budget(PricedAllocation):
         tensor([ True, False])
     """
 
-    cost: Cost = Macs()  # noqa: RUF009  # frozen
-    least: float = 0.1
+    cost: Cost = MACs()  # noqa: RUF009  # frozen
+    min_kept: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.least <= 1.0:
-            raise ValueError(f"least must be in (0, 1], got {self.least}")
+        if not 0.0 < self.min_kept <= 1.0:
+            raise ValueError(f"min_kept must be in (0, 1], got {self.min_kept}")
 
     @override
     def start(self, prices: Prices, *, multiple: int, highest: float) -> Allocation:
-        ladders = {pool: _ladder(size, self.least, multiple) for pool, size in prices.sizes.items()}
+        ladders = {pool: _ladder(size, self.min_kept, multiple) for pool, size in prices.sizes.items()}
         allocation = _BudgetAllocation(prices, ladders)
         allocation.check(highest, ladders)
         return allocation

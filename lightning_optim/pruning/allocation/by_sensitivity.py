@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.functional import sum_over_ranks
 from lightning_optim.pruning.functional import drop_lowest
-from lightning_optim.pruning.sensitivity import Curve, Sensitivity, read_sensitivity
+from lightning_optim.pruning.sensitivity import Sensitivity, SensitivityCurve, read_sensitivity
 
 # Where a metric does not fall at all, the smaller sparsity is still the safer one.
 _SLOPE = 1e-3
@@ -55,7 +55,7 @@ class BySensitivity(Allocation):
         }
 
 
-def equal_losses(table: Sensitivity, curves: Sequence[Curve], drop: int, gone: Sequence[int]) -> list[int]:
+def equal_losses(table: Sensitivity, curves: Sequence[SensitivityCurve], drop: int, gone: Sequence[int]) -> list[int]:
     """How many entries each pool loses, so that each loses as much of the metric.
 
     Args:
@@ -65,7 +65,7 @@ def equal_losses(table: Sensitivity, curves: Sequence[Curve], drop: int, gone: S
         gone: Entries of each pool that have gone already, and do not come back.
 
     Example:
-        >>> curves = [Curve(pool="a", size=10, values=(1.0,)), Curve(pool="b", size=10, values=(0.5,))]
+        >>> curves = [SensitivityCurve(pool=pool, size=10, values=(loss,)) for pool, loss in (("a", 1.0), ("b", 0.5))]
         >>> table = Sensitivity(metric="m", mode="max", base=1.0, sparsities=(0.5,), layers=tuple(curves), groups=())
         >>> equal_losses(table, curves, drop=9, gone=[0, 0])
         [7, 2]
@@ -102,7 +102,7 @@ def _whole_numbers(wanted: Sequence[float], total: int, gone: Sequence[int]) -> 
     return drops
 
 
-def _curve_of(table: Sensitivity, pool: str, size: int) -> Curve:
+def _curve_of(table: Sensitivity, pool: str, size: int) -> SensitivityCurve:
     for curve in (*table.layers, *table.groups):
         if (curve.pool, curve.size) == (pool, size):
             return curve

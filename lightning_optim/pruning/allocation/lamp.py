@@ -17,7 +17,7 @@ from lightning_optim.pruning.functional import drop_lowest
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lamp(Allocation):
+class LAMP(Allocation):
     """Drop what matters least beside all that would stay of its layer with it (Lee et al., 2021; arXiv:2010.07611).
 
     One threshold serves all layers: it is set on the squared score over the sum of the squares of all scores of the
@@ -25,7 +25,7 @@ class Lamp(Allocation):
     ``criterion=magnitude`` this is the paper's method.
 
     Example:
-        >>> masks = Lamp()({"a": torch.tensor([1.0, 1.0, 1.0]), "b": torch.tensor([1.0, 10.0, 20.0])}, 0.34)
+        >>> masks = LAMP()({"a": torch.tensor([1.0, 1.0, 1.0]), "b": torch.tensor([1.0, 10.0, 20.0])}, 0.34)
         >>> [mask.tolist() for mask in masks.values()]
         [[True, True, True], [False, False, True]]
     """
@@ -51,7 +51,7 @@ def _of_whole_pool(name: str, score: Tensor, group: distributed.ProcessGroup | N
     whole = torch.cat(parts)
     if bool((whole.isfinite() & (whole < 0.0)).any()):
         raise ValueError(
-            f"'Lamp' compares squares, so that scores must be at least 0, but those of {name} are not: "
+            f"'LAMP' compares squares, so that scores must be at least 0, but those of {name} are not: "
             "choose a criterion such as magnitude, or another allocation"
         )
     rank = 0 if group is None else distributed.get_rank(group)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lightning_optim.pruning.evidence import Need, Seen
+from lightning_optim.pruning.evidence import LayerEvidence, Need
 
 
 class Criterion(ABC):
@@ -16,7 +16,7 @@ class Criterion(ABC):
         """The evidence it asks for: what is at hand by its kind, what must be gathered by its statistic."""
 
     @abstractmethod
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         """Return importances, higher is kept: shaped as the weight, or ``[channels]``, one per output channel.
 
         Raises:

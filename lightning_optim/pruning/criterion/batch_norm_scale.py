@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Need, Seen
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need
 from lightning_optim.surgery.shard import local
 
 
@@ -25,7 +25,7 @@ class BatchNormScale(Criterion):
         >>> import torch
         >>> norm = torch.nn.BatchNorm2d(2)
         >>> _ = norm.weight.data.copy_(torch.tensor([-0.5, 0.25]))
-        >>> BatchNormScale()(Seen(name="conv.weight", weight=torch.zeros(2, 3, 3, 3), norm=norm))
+        >>> BatchNormScale()(LayerEvidence(name="conv.weight", weight=torch.zeros(2, 3, 3, 3), norm=norm))
         tensor([0.5000, 0.2500])
     """
 
@@ -35,7 +35,7 @@ class BatchNormScale(Criterion):
         return frozenset({Evidence.MODULE})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         scale = None if seen.norm is None else seen.norm.weight
         if not isinstance(scale, Tensor):
             found = "none does" if seen.norm is None else "the one that does has none"

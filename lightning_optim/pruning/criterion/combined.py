@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import ranks
-from lightning_optim.pruning.evidence import Need, Seen
+from lightning_optim.pruning.evidence import LayerEvidence, Need
 
 
 @final
@@ -39,7 +39,7 @@ class Combined(Criterion):
         >>> from lightning_optim.pruning.criterion.magnitude import Magnitude
         >>> from lightning_optim.pruning.criterion.random import Random
         >>> both = Combined(criteria={"size": Magnitude(), "chance": Random()}, weights={"chance": 0.0})
-        >>> both(Seen(name="conv.weight", weight=torch.tensor([[1.0, -3.0]])))
+        >>> both(LayerEvidence(name="conv.weight", weight=torch.tensor([[1.0, -3.0]])))
         tensor([[0.5000, 1.0000]], dtype=torch.float64)
     """
 
@@ -72,7 +72,7 @@ class Combined(Criterion):
         return frozenset().union(*(criterion.needs for criterion in self.criteria.values()))
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         scores = [_fit(criterion(seen), seen) for criterion in self.criteria.values()]
         for name, score in zip(self.criteria, scores, strict=True):
             if score.isnan().any():
@@ -88,7 +88,7 @@ class Combined(Criterion):
         return self.weights[name]
 
 
-def _fit(score: Tensor, seen: Seen) -> Tensor:
+def _fit(score: Tensor, seen: LayerEvidence) -> Tensor:
     """Bring a score to the shape of what falls: one per channel, or one per weight."""
     if seen.falls == "channel":
         return score if score.dim() == 1 else score.flatten(1).sum(1)

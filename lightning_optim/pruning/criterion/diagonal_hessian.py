@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import squared_gradient
-from lightning_optim.pruning.evidence import Evidence, Need, Seen, Statistic
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
 
 _FISHER = Statistic(name="squared gradient", of=Evidence.GRADIENT, term=squared_gradient)
 
@@ -29,7 +29,7 @@ class DiagonalHessian(Criterion):
         >>> import torch
         >>> (fisher,) = [need for need in DiagonalHessian().needs if isinstance(need, Statistic)]
         >>> gathered = {"totals": {fisher: torch.tensor([[2.0, 8.0]])}, "counts": {fisher: 2}}
-        >>> DiagonalHessian()(Seen(name="conv.weight", weight=torch.tensor([[3.0, 1.0]]), **gathered))
+        >>> DiagonalHessian()(LayerEvidence(name="conv.weight", weight=torch.tensor([[3.0, 1.0]]), **gathered))
         tensor([[4.5000, 2.0000]])
     """
 
@@ -39,5 +39,5 @@ class DiagonalHessian(Criterion):
         return frozenset({Evidence.WEIGHT, _FISHER})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         return seen.mean(_FISHER) * seen.weight.detach().float().square() / 2

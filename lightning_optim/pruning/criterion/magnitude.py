@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Need, Seen
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need
 from lightning_optim.pruning.functional import magnitude
 
 
@@ -29,7 +29,7 @@ class Magnitude(Criterion):
 
     Example:
         >>> import torch
-        >>> Magnitude(p=2.0)(Seen(name="conv.weight", weight=torch.tensor([[1.0, -3.0]])))
+        >>> Magnitude(p=2.0)(LayerEvidence(name="conv.weight", weight=torch.tensor([[1.0, -3.0]])))
         tensor([[1., 9.]])
     """
 
@@ -45,5 +45,5 @@ class Magnitude(Criterion):
         return frozenset({Evidence.WEIGHT})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         return magnitude(seen.weight.detach(), self.p)

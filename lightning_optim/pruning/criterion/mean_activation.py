@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Need, Seen, Statistic
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
 
 _ACTIVITY = Statistic(name="mean absolute activation", of=Evidence.OUTPUT, term=torch.abs)
 
@@ -26,7 +26,7 @@ class MeanActivation(Criterion):
     Example:
         >>> (activity,) = MeanActivation().needs
         >>> gathered = {"totals": {activity: torch.tensor([6.0, 2.0])}, "counts": {activity: 4}}
-        >>> MeanActivation()(Seen(name="conv.weight", weight=torch.zeros(2, 1), **gathered))
+        >>> MeanActivation()(LayerEvidence(name="conv.weight", weight=torch.zeros(2, 1), **gathered))
         tensor([1.5000, 0.5000])
     """
 
@@ -36,5 +36,5 @@ class MeanActivation(Criterion):
         return frozenset({_ACTIVITY})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         return seen.mean(_ACTIVITY)

@@ -10,9 +10,9 @@ from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import negative_product
-from lightning_optim.pruning.evidence import Evidence, Need, Seen, Statistic
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
 
-_MOVEMENT = Statistic(name="movement", of=Evidence.GRADIENT, term=negative_product, lasts=True)
+_MOVEMENT = Statistic(name="movement", of=Evidence.GRADIENT, term=negative_product, resets_at_step=False)
 
 
 @final
@@ -28,7 +28,7 @@ class Movement(Criterion):
         >>> import torch
         >>> (movement,) = Movement().needs
         >>> gathered = {"totals": {movement: torch.tensor([[0.5, -2.0]])}, "counts": {movement: 2}}
-        >>> Movement()(Seen(name="linear.weight", weight=torch.ones(1, 2), **gathered))
+        >>> Movement()(LayerEvidence(name="linear.weight", weight=torch.ones(1, 2), **gathered))
         tensor([[ 0.5000, -2.0000]])
     """
 
@@ -38,5 +38,5 @@ class Movement(Criterion):
         return frozenset({_MOVEMENT})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         return seen.total(_MOVEMENT)

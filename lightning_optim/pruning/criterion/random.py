@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.evidence import Evidence, Need, Seen
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need
 
 
 @final
@@ -29,7 +29,7 @@ class Random(Criterion):
         ValueError: If ``seed`` is below 0.
 
     Example:
-        >>> seen = Seen(name="conv.weight", weight=torch.zeros(2, 3))
+        >>> seen = LayerEvidence(name="conv.weight", weight=torch.zeros(2, 3))
         >>> torch.equal(Random(seed=1)(seen), Random(seed=1)(seen))
         True
     """
@@ -46,6 +46,6 @@ class Random(Criterion):
         return frozenset({Evidence.WEIGHT})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {seen.name}".encode()))
         return torch.rand(seen.weight.shape, generator=generator).to(seen.weight.device)

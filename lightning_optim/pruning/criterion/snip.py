@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import negative_product
-from lightning_optim.pruning.evidence import Evidence, Need, Seen, Statistic
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
 
 _SENSITIVITY = Statistic(name="sensitivity of connections", of=Evidence.GRADIENT, term=negative_product)
 
@@ -28,7 +28,7 @@ class SNIP(Criterion):
         >>> import torch
         >>> (sensitivity,) = SNIP().needs
         >>> gathered = {"totals": {sensitivity: torch.tensor([[0.5, -2.0]])}, "counts": {sensitivity: 2}}
-        >>> SNIP()(Seen(name="conv.weight", weight=torch.ones(1, 2), **gathered))
+        >>> SNIP()(LayerEvidence(name="conv.weight", weight=torch.ones(1, 2), **gathered))
         tensor([[0.2500, 1.0000]])
     """
 
@@ -38,5 +38,5 @@ class SNIP(Criterion):
         return frozenset({_SENSITIVITY})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         return seen.mean(_SENSITIVITY).abs()

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import squared_channel_product, squared_product
-from lightning_optim.pruning.evidence import Evidence, Need, Seen, Statistic
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
 
 _STATISTICS = {
     "weight": Statistic(name="squared weight times gradient", of=Evidence.GRADIENT, term=squared_product),
@@ -40,7 +40,7 @@ class Taylor(Criterion):
         >>> import torch
         >>> (product,) = Taylor().needs
         >>> gathered = {"totals": {product: torch.tensor([[2.0, 8.0]])}, "counts": {product: 2}}
-        >>> Taylor()(Seen(name="conv.weight", weight=torch.ones(1, 2), **gathered))
+        >>> Taylor()(LayerEvidence(name="conv.weight", weight=torch.ones(1, 2), **gathered))
         tensor([[1., 4.]])
     """
 
@@ -56,5 +56,5 @@ class Taylor(Criterion):
         return frozenset({_STATISTICS[self.over]})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         return seen.mean(_STATISTICS[self.over])

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import ranks_in_rows, scale_by_input
-from lightning_optim.pruning.evidence import Evidence, Need, Seen, Statistic
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
 
 
 def _squared(values: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Wanda(Criterion):
         >>> import torch
         >>> (energy,) = [need for need in Wanda().needs if isinstance(need, Statistic)]
         >>> gathered = {"totals": {energy: torch.tensor([2.0, 32.0])}, "counts": {energy: 2}}
-        >>> seen = Seen(name="linear.weight", weight=torch.tensor([[3.0, -1.0], [0.2, 0.1]]), **gathered)
+        >>> seen = LayerEvidence(name="linear.weight", weight=torch.tensor([[3.0, -1.0], [0.2, 0.1]]), **gathered)
         >>> Wanda(within="layer")(seen)
         tensor([[3.0000, 4.0000],
                 [0.2000, 0.4000]])
@@ -61,7 +61,7 @@ class Wanda(Criterion):
         return frozenset({Evidence.WEIGHT, _ENERGY})
 
     @override
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: LayerEvidence) -> Tensor:
         if self.within == "output" and seen.falls == "channel":
             raise ValueError(
                 "'Wanda' compares weights within each output channel, which says nothing of the channels; "

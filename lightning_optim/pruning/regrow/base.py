@@ -20,7 +20,7 @@ class Regrowth(ABC):
         """Share of the weights left that is replaced at the window's first jump, in ``(0, 1)``."""
 
     @abstractmethod
-    def desire(self, weight: Tensor, gradient: Tensor | None, seed: int) -> Tensor:
+    def growth_score(self, weight: Tensor, gradient: Tensor | None, seed: int) -> Tensor:
         """How much every weight is wanted back; shaped as the weight, higher comes back first.
 
         Args:

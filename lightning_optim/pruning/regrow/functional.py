@@ -9,7 +9,7 @@ from lightning_optim.pruning.functional import drop_lowest
 
 
 def exchange(
-    keep: Tensor, weight: Tensor, desire: Tensor, fraction: float, group: distributed.ProcessGroup | None = None
+    keep: Tensor, weight: Tensor, growth_score: Tensor, fraction: float, group: distributed.ProcessGroup | None = None
 ) -> Tensor:
     """Drop the smallest of the kept weights, and bring back as many of the others, the most desired first.
 
@@ -18,7 +18,7 @@ def exchange(
     Args:
         keep: Boolean mask of the weights that are left.
         weight: The weights, shaped as ``keep``.
-        desire: How much each is wanted back; finite, shaped as ``keep``.
+        growth_score: How much each is wanted back; finite, shaped as ``keep``.
         fraction: Share of the kept weights to exchange, in ``[0, 1]``.
         group: Process group over which the tensors are sharded; ``None`` if each rank sees all of them.
 
@@ -26,11 +26,11 @@ def exchange(
         Boolean mask with as many ``True`` as ``keep`` (over all ranks of ``group``).
 
     Raises:
-        ValueError: If a weight or a desire is not a number.
+        ValueError: If a weight or a growth score is not a number.
 
     Example:
         >>> exchange(torch.tensor([True, True, False, False]), torch.tensor([3.0, 1.0, 0.0, 0.0]),
-        ...     desire=torch.tensor([0.0, 0.0, 2.0, 5.0]), fraction=0.5)
+        ...     growth_score=torch.tensor([0.0, 0.0, 2.0, 5.0]), fraction=0.5)
         tensor([ True, False, False,  True])
     """
     counts = torch.tensor([keep.numel(), int(keep.count_nonzero())], device=keep.device)
@@ -40,5 +40,5 @@ def exchange(
     # NaN survives the masking, so that it is refused rather than dropped.
     magnitude = weight.detach().float().abs().masked_fill(~keep & ~weight.isnan(), -torch.inf)
     stays = drop_lowest([magnitude], total - left + round(fraction * left), group)[0]
-    wanted = desire.float().masked_fill(stays & ~desire.isnan(), torch.inf)
+    wanted = growth_score.float().masked_fill(stays & ~growth_score.isnan(), torch.inf)
     return drop_lowest([wanted], total - left, group)[0]

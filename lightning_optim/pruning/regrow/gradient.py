@@ -27,7 +27,7 @@ class GradientRegrowth(Regrowth):
 
     Example:
         >>> import torch
-        >>> GradientRegrowth().desire(torch.zeros(2), torch.tensor([-2.0, 1.0]), seed=0)
+        >>> GradientRegrowth().growth_score(torch.zeros(2), torch.tensor([-2.0, 1.0]), seed=0)
         tensor([2., 1.])
     """
 
@@ -39,7 +39,7 @@ class GradientRegrowth(Regrowth):
         check_fraction(self.fraction)
 
     @override
-    def desire(self, weight: Tensor, gradient: Tensor | None, seed: int) -> Tensor:
+    def growth_score(self, weight: Tensor, gradient: Tensor | None, seed: int) -> Tensor:
         if gradient is None:
             raise ValueError("'GradientRegrowth' needs the gradient of every weight, but one has none: is it frozen?")
         return gradient.detach().abs()

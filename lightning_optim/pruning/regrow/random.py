@@ -26,8 +26,8 @@ class RandomRegrowth(Regrowth):
         ValueError: If ``fraction`` is outside ``(0, 1)``.
 
     Example:
-        >>> wanted = RandomRegrowth().desire(torch.zeros(2, 3), None, seed=1)
-        >>> torch.equal(wanted, RandomRegrowth().desire(torch.zeros(2, 3), None, seed=1))
+        >>> wanted = RandomRegrowth().growth_score(torch.zeros(2, 3), None, seed=1)
+        >>> torch.equal(wanted, RandomRegrowth().growth_score(torch.zeros(2, 3), None, seed=1))
         True
     """
 
@@ -40,7 +40,7 @@ class RandomRegrowth(Regrowth):
         check_fraction(self.fraction)
 
     @override
-    def desire(self, weight: Tensor, gradient: Tensor | None, seed: int) -> Tensor:
+    def growth_score(self, weight: Tensor, gradient: Tensor | None, seed: int) -> Tensor:
         # Drawn on the CPU: generators of other devices give other numbers.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + seed)
         return torch.rand(weight.shape, generator=generator).to(weight.device)

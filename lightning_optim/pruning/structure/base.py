@@ -12,7 +12,7 @@ from lightning_optim.graph.branches import Branch
 from lightning_optim.graph.coupling import Coupling
 
 Shrink = Literal["never", "end", "update"]
-Place = tuple[str, int | None]
+TouchedDim = tuple[str, int | None]
 """A tensor's name and one of its dimensions, or ``None`` for all of them."""
 
 
@@ -35,7 +35,7 @@ class Structure(ABC):
         """Whether anything of a targeted weight can fall, in a network whose coupling is known."""
         return coupling.group_of(name, 0) is not None
 
-    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[Place]:
+    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[TouchedDim]:
         """All tensors that pruning ``weights`` masks or cuts.
 
         A cut that leaves no mask behind needs one dimension for itself; a mask needs the whole tensor to stay.

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.coupling import Coupling, Group
-from lightning_optim.pruning.structure.base import Place, Shrink, Structure
+from lightning_optim.pruning.structure.base import Shrink, Structure, TouchedDim
 
 
 class CoupledStructure(Structure):
@@ -45,7 +45,7 @@ class CoupledStructure(Structure):
         return channel_masks(self.groups(coupling, {name: weights[name] for name in losing}), losing, weights)
 
     @override
-    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[Place]:
+    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[TouchedDim]:
         members = [member for group in self.groups(coupling, weights).values() for member in group.members]
         return {(member.name, member.dim if self.shrink == "update" else None) for member in members}
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.branches import Branch, residual_branches
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.structure.base import Place, Shrink, Structure
+from lightning_optim.pruning.structure.base import Shrink, Structure, TouchedDim
 
 # All branches compete, so they are entries of one pool; an allocation hands back masks by pool, and what else a
 # structure is given later does not say which branches were targeted. The pool's name does: it lists its entries.
@@ -81,7 +81,7 @@ class Layer(Structure):
         return any(name in branch.parameters for branch in _branches(coupling))
 
     @override
-    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[Place]:
+    def touched(self, weights: Mapping[str, Tensor], coupling: Coupling) -> set[TouchedDim]:
         targeted = [branch for branch in _branches(coupling) if not weights.keys().isdisjoint(branch.parameters)]
         return {(name, None) for branch in targeted for name in branch.parameters}
 

@@ -14,11 +14,11 @@ from lightning_optim.errors import TargetError
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.post_training.layers import Layer, find_layers
+from lightning_optim.quantization.post_training.layers import WeightedLayer, find_layers
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulation.calibration import calibrate, call_network, evaluating, run_hooked
+from lightning_optim.quantization.simulation.calibration import call_network, evaluating, run_calibration, run_hooked
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.select import Targets
 
@@ -107,7 +107,7 @@ def bit_sensitivity(
 
     Args:
         network: The trained network.
-        batches: Inputs, as ``lightning_optim.quantization.simulation.calibration.calibrate`` takes them.
+        batches: Inputs, as ``run_calibration`` takes them.
         weight_quantizers: What to try, one for each width.
         rest: Quantizer of all other weights; ``None`` is int8 with a scale per output channel.
         activation_quantizer: Quantizer of activations; ``None`` is uint8 with a zero point.
@@ -163,7 +163,7 @@ class BitTrials:
         make: Name of a layer -> its width in words -> the simulator.
     """
 
-    layers: Sequence[Layer]
+    layers: Sequence[WeightedLayer]
     bits: tuple[int, ...]
     make: Callable[[Mapping[str, str]], Simulator]
 
@@ -190,7 +190,7 @@ def bit_trials(
     entries = {str(bits): _entry(quantizer) for bits, quantizer in by_bits.items()}
     settings = (rest or Symmetric(), activation_quantizer or Affine(), observer or MovingAverage())
     calibrated = Simulator(*settings)
-    calibrate(calibrated, network, batches, num_batches=len(batches))
+    run_calibration(calibrated, network, batches, num_batches=len(batches))
     assert calibrated.plan is not None
     layers = find_layers(network, calibrated.plan)
     if not layers:
@@ -268,11 +268,11 @@ def _against(network: nn.Module, batches: Sequence[Any], compare: Callable[[Tens
     return measure
 
 
-def _count_macs(network: nn.Module, layers: Sequence[Layer], batch: Any) -> dict[str, int]:
+def _count_macs(network: nn.Module, layers: Sequence[WeightedLayer], batch: Any) -> dict[str, int]:
     """Each value of an output takes as many as one output channel has weights."""
     counts: dict[str, int] = {}
 
-    def watch(layer: Layer) -> Callable[..., None]:
+    def watch(layer: WeightedLayer) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
             counts[layer.name] = output.numel() * layer.module.weight[0].numel()
 

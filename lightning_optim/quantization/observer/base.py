@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_optim.quantization.quantizer.base import Quantizer
 
 
-class Evidence(Enum):
+class ObserverInput(Enum):
     """What an observer may want to know of a tensor."""
 
     RANGE = "range"
@@ -70,7 +70,7 @@ class Observer(ABC):
 
     __slots__ = ()
 
-    needs: ClassVar[Evidence] = Evidence.RANGE
+    needs: ClassVar[ObserverInput] = ObserverInput.RANGE
 
     @abstractmethod
     def start(self) -> ObserverState:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.observer.base import Evidence, Observer
+from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.observer.functional import entropy_threshold
 from lightning_optim.quantization.observer.running_histogram import RunningHistogram, check_decay
 from lightning_optim.quantization.quantizer.base import Quantizer
@@ -39,7 +39,7 @@ class Entropy(Observer):
         True
     """
 
-    needs: ClassVar[Evidence] = Evidence.HISTOGRAM
+    needs: ClassVar[ObserverInput] = ObserverInput.HISTOGRAM
 
     stride: int = 8
     decay: float = 1.0

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.observer.base import Evidence, Observer
+from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.observer.functional import least_squares_range
 from lightning_optim.quantization.observer.running_histogram import RunningHistogram, check_decay
 from lightning_optim.quantization.quantizer.base import Quantizer
@@ -38,7 +38,7 @@ class MeanSquaredError(Observer):
         True
     """
 
-    needs: ClassVar[Evidence] = Evidence.HISTOGRAM
+    needs: ClassVar[ObserverInput] = ObserverInput.HISTOGRAM
 
     num_steps: int = 100
     decay: float = 1.0

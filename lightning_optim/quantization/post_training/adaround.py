@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.grid import is_found_again, largest_of_each_scale, replace_weight
-from lightning_optim.quantization.post_training.layers import Layer, find_layers
+from lightning_optim.quantization.post_training.layers import WeightedLayer, find_layers
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -136,7 +136,7 @@ def output_error(weight: Tensor, rounded: Tensor, moments: Tensor) -> Tensor:
     return ((error @ moments) * error).sum(-1)
 
 
-def _is_treatable(layer: Layer) -> bool:
+def _is_treatable(layer: WeightedLayer) -> bool:
     module = layer.module
     if isinstance(module, nn.Conv2d):
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)

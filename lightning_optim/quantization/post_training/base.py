@@ -23,7 +23,7 @@ class PostTraining(ABC):
         Args:
             network: The trained network, its parameters on one device.
             simulator: Calibrated on the network as it is.
-            batches: Inputs, as ``lightning_optim.quantization.simulation.calibration.calibrate`` takes them.
+            batches: Inputs, as ``run_calibration`` takes them.
 
         Returns:
             Names of the layers that changed.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.quantization.post_training.base import PostTraining
-from lightning_optim.quantization.post_training.layers import Layer, find_layers
+from lightning_optim.quantization.post_training.layers import WeightedLayer, find_layers
 from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.patch import Patches
@@ -45,12 +45,12 @@ class BiasCorrection(PostTraining):
         return tuple(layer.name for layer in layers)
 
 
-def _means(network: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> dict[str, Tensor]:
+def _means(network: nn.Module, layers: Sequence[WeightedLayer], batches: Sequence[Any]) -> dict[str, Tensor]:
     """Mean of every output channel over all batches, ``[O]`` for each layer."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def watch(layer: Layer) -> Callable[..., None]:
+    def watch(layer: WeightedLayer) -> Callable[..., None]:
         axis = -1 if isinstance(layer.module, nn.Linear) and layer.norm is None else 1
 
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:

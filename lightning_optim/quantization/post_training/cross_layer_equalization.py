@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import equalizing_factors
-from lightning_optim.quantization.post_training.layers import Layer, find_layers
+from lightning_optim.quantization.post_training.layers import WeightedLayer, find_layers
 from lightning_optim.quantization.post_training.rescale import Rescale
 from lightning_optim.quantization.simulation.simulator import Simulator
 
@@ -51,7 +51,7 @@ class CrossLayerEqualization(PostTraining):
         return tuple(dict.fromkeys(layer.name for pair in pairs for layer in pair[:2]))
 
 
-def _between(maker: Layer, reader: Layer) -> Rescale | None:
+def _between(maker: WeightedLayer, reader: WeightedLayer) -> Rescale | None:
     channels = len(maker.module.weight)
     if not maker.can_scale_outputs or reader.input_view(reader.module.weight, channels) is None:
         return None
@@ -65,7 +65,7 @@ def _between(maker: Layer, reader: Layer) -> Rescale | None:
     return Rescale(num_channels=channels, make=maker.scale_outputs, read=read)
 
 
-def _ranges(maker: Layer, reader: Layer) -> tuple[Tensor, Tensor]:
+def _ranges(maker: WeightedLayer, reader: WeightedLayer) -> tuple[Tensor, Tensor]:
     made = maker.folded()
     read = reader.input_view(reader.folded(), len(made))
     assert read is not None

@@ -22,7 +22,7 @@ from lightning_optim.quantization.simulation.simulator import Simulator
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gptq(PostTraining):
+class GPTQ(PostTraining):
     """Round linear layers, one input after another, so that their outputs on the data change least.
 
     Frantar et al., 2022 (arXiv:2210.17323, algorithm 1), layer after layer, so that each sees the ones before it

@@ -18,7 +18,7 @@ from lightning_optim.surgery.select import named_modules
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
+class WeightedLayer:
     """A convolution or a linear layer, and the batch norm that is folded into it.
 
     Args:
@@ -85,7 +85,7 @@ class Layer:
         return weight if len(weight) == num_channels else None
 
 
-def find_layers(network: nn.Module, plan: Plan) -> list[Layer]:
+def find_layers(network: nn.Module, plan: Plan) -> list[WeightedLayer]:
     """Return the convolutions and linear layers that run in integers, in the order of the forward pass.
 
     Only what runs once, in a module of its own, is among them.
@@ -99,5 +99,7 @@ def find_layers(network: nn.Module, plan: Plan) -> list[Layer]:
         is_layer = isinstance(module, (_ConvNd, nn.Linear)) and not getattr(module, "transposed", False)
         if is_layer and paths.count(path) == 1:
             assert isinstance(module, (_ConvNd, nn.Linear))
-            layers.append(Layer(name=path, key=key, module=module, norm=norm if norm and is_foldable(norm) else None))
+            layers.append(
+                WeightedLayer(name=path, key=key, module=module, norm=norm if norm and is_foldable(norm) else None)
+            )
     return layers

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_optim.quantization.post_training.base import PostTraining
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 
@@ -24,7 +24,7 @@ def apply_methods(
     Args:
         network: The trained network.
         simulator: Calibrated on the network as it is.
-        batches: Inputs, as ``calibrate`` takes them.
+        batches: Inputs, as ``run_calibration`` takes them.
         methods: What to apply.
         start: Returns a simulator that knows nothing yet.
 
@@ -36,7 +36,7 @@ def apply_methods(
         for method in methods:
             method.apply(network, simulator, batches)
             simulator = start()
-            calibrate(simulator, network, batches, num_batches=len(batches))
+            run_calibration(simulator, network, batches, num_batches=len(batches))
     except BaseException:
         network.load_state_dict(before)
         raise

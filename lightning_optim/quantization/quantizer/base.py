@@ -28,8 +28,8 @@ class Quantizer(ABC):
 
     Attributes:
         serves: What it can quantize.
-        is_absolute: Whether the scale of a weight does not grow with the weight. A batch norm that is folded in then
-            multiplies the scale as well.
+        scale_ignores_weight: Whether the scale of a weight does not grow with the weight. A batch norm that is
+            folded in then multiplies the scale as well.
         learns: Whether its scales are trained, and get a gradient from ``fake``.
         is_traceable: Whether ``fake`` goes by its arguments alone, so that it can be part of a compiled graph.
     """
@@ -37,7 +37,7 @@ class Quantizer(ABC):
     __slots__ = ()
 
     serves: ClassVar[frozenset[Operand]] = frozenset(Operand)
-    is_absolute: ClassVar[bool] = False
+    scale_ignores_weight: ClassVar[bool] = False
     learns: ClassVar[bool] = False
     is_traceable: ClassVar[bool] = True
 
@@ -47,12 +47,12 @@ class Quantizer(ABC):
         """The integers in use."""
 
     @property
-    def is_odd(self) -> bool:
+    def is_sign_symmetric(self) -> bool:
         """Whether weights of both signs are treated alike, so that a batch norm may turn them."""
         return self.scheme.qmin == -self.scheme.qmax
 
     @property
-    def keeps_sign_alone(self) -> bool:
+    def is_binary(self) -> bool:
         """Whether an activation becomes one of two values, so that nothing is left of one that has a single sign."""
         return False
 

@@ -44,7 +44,7 @@ class BinaryActivation(Quantizer):
 
     @property
     @override
-    def keeps_sign_alone(self) -> bool:
+    def is_binary(self) -> bool:
         return True
 
     @override

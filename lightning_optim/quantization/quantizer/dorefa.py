@@ -32,7 +32,7 @@ class DoReFa(Quantizer):
     """
 
     serves: ClassVar[frozenset[Operand]] = frozenset({Operand.WEIGHT})
-    is_absolute: ClassVar[bool] = True
+    scale_ignores_weight: ClassVar[bool] = True
 
     bits: int = 4
 

@@ -73,7 +73,7 @@ class Symmetric(Quantizer):
 
     @property
     @override
-    def keeps_sign_alone(self) -> bool:
+    def is_binary(self) -> bool:
         return self.bits == 1
 
     @override

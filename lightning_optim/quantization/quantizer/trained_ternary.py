@@ -58,7 +58,7 @@ class TrainedTernary(WeightLearner):
 
     @property
     @override
-    def is_odd(self) -> bool:
+    def is_sign_symmetric(self) -> bool:
         return False
 
     @override
@@ -106,7 +106,7 @@ class TrainedTernary(WeightLearner):
 class _TernaryWeight(Quantizer):
     """The rule with the scales of one weight, ``[O]`` each or scalars."""
 
-    is_absolute: ClassVar[bool] = True
+    scale_ignores_weight: ClassVar[bool] = True
 
     rule: TrainedTernary
     positive: Tensor
@@ -119,7 +119,7 @@ class _TernaryWeight(Quantizer):
 
     @property
     @override
-    def is_odd(self) -> bool:
+    def is_sign_symmetric(self) -> bool:
         return False
 
     @override

@@ -93,7 +93,7 @@ class Calibration:
             raise TargetError("calibration found no operator that computes in integers: see describe(), and targets")
 
 
-def calibrate(simulator: Simulator, network: nn.Module, batches: Iterable[Any], *, num_batches: int = 32) -> None:
+def run_calibration(simulator: Simulator, network: nn.Module, batches: Iterable[Any], *, num_batches: int = 32) -> None:
     """Run a network on some batches, so that a simulator learns its operators and ranges. The network stays as it is.
 
     Args:
@@ -111,7 +111,7 @@ def calibrate(simulator: Simulator, network: nn.Module, batches: Iterable[Any], 
         >>> from lightning_optim.quantization.quantizer.affine import Affine
         >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
         >>> simulator = Simulator(Symmetric(), Affine(), MinMax())
-        >>> calibrate(simulator, nn.Linear(2, 1), [torch.tensor([[0.0, 3.0]])])
+        >>> run_calibration(simulator, nn.Linear(2, 1), [torch.tensor([[0.0, 3.0]])])
         >>> simulator.ranges.range_of(":linear<0")
         (0.0, 3.0)
     """

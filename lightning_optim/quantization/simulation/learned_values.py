@@ -185,7 +185,7 @@ class LearnedWeight(Quantizer):
         step: Its step, ``[O]`` or a scalar.
     """
 
-    is_absolute: ClassVar[bool] = True
+    scale_ignores_weight: ClassVar[bool] = True
 
     rule: Quantizer
     step: Tensor

@@ -27,7 +27,7 @@ from lightning_optim.quantization.simulation.operators import (
     why_float,
 )
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
-from lightning_optim.quantization.simulation.tensor_state import Tag, TagBook, address, version_of
+from lightning_optim.quantization.simulation.tensor_state import TensorState, TensorStates, address, version_of
 
 Function = Callable[..., Any]
 NO_KERNEL = "no integer kernel"
@@ -36,7 +36,7 @@ EXCLUDED = "left out by targets"
 
 @final
 @dataclass(slots=True)  # not frozen: that would take three times as long to make
-class Call:
+class FunctionCall:
     """One call of a torch function."""
 
     func: Function
@@ -82,7 +82,7 @@ class Placement(TorchFunctionMode):
         self._backend, self._plan, self._modules, self._excluded = backend, plan, modules, excluded
         self._path, self._record = path, record
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._tags, self._counts = TagBook(rewrapped=is_distributed), dict[str, int]()
+        self._tags, self._counts = TensorStates(rewrapped=is_distributed), dict[str, int]()
         self._keepers: dict[int, list[Node]] = {}  # address of a tensor's memory -> what needs it in the backward
         self._guests: list[Tensor] = []  # tensors that others hold: parameters, and what the network was given
 
@@ -106,7 +106,7 @@ class Placement(TorchFunctionMode):
         note = NO_KERNEL if role is Role.OTHER else why_float(name, role, args, kwargs)
         # Numbered apart: noise that is drawn in training alone must not shift the numbers of what is quantized.
         key = self._key(f"float {name}" if note and is_integer else name)
-        call = Call(func, key, name, role, args, kwargs, is_in_place(name, kwargs))
+        call = FunctionCall(func, key, name, role, args, kwargs, is_in_place(name, kwargs))
         if is_integer and not note:
             if self._path.current in self._excluded:
                 note = EXCLUDED
@@ -120,7 +120,7 @@ class Placement(TorchFunctionMode):
             self._note(self._record, call, "")
         return _HANDLERS[role](self, call)
 
-    def _weighted(self, call: Call) -> Tensor:
+    def _weighted(self, call: FunctionCall) -> Tensor:
         x, input_key = self._read(call.args[0], call.key, 0)
         kwargs = dict(call.kwargs)
         weight = call.args[1] if len(call.args) > 1 else kwargs.pop("weight")
@@ -133,26 +133,26 @@ class Placement(TorchFunctionMode):
         else:
             out = call.func(x, weight, bias, *call.args[3:], **kwargs)
         is_normalized = norm is not None and self._backend.folds(norm)
-        self._tags.set(out, Tag(call.key, call.key, is_pending=True, is_normalized=is_normalized))
+        self._tags.set(out, TensorState(call.key, call.key, is_pending=True, is_normalized=is_normalized))
         return out
 
-    def _matmul(self, call: Call) -> Tensor:
+    def _matmul(self, call: FunctionCall) -> Tensor:
         left, right = (self._read(call.args[place], call.key, place)[0] for place in (0, 1))
         return self._produced(call, call.func(left, right, **call.kwargs))
 
-    def _add(self, call: Call) -> Tensor:
+    def _add(self, call: FunctionCall) -> Tensor:
         left, right = (self._read(call.args[place], call.key, place)[0] for place in (0, 1))
         return self._produced(call, torch.add(left, right))
 
-    def _pool(self, call: Call) -> Tensor:
+    def _pool(self, call: FunctionCall) -> Tensor:
         x, _ = self._read(call.args[0], call.key, 0)
         return self._produced(call, self._backend.pool(call.func, x, call.args[1:], call.kwargs))
 
-    def _concatenate(self, call: Call) -> Tensor:
+    def _concatenate(self, call: FunctionCall) -> Tensor:
         parts = [self._read(part, call.key, place)[0] for place, part in enumerate(call.args[0])]
         return self._produced(call, call.func(parts, *call.args[1:], **call.kwargs))
 
-    def _norm(self, call: Call) -> Any:
+    def _norm(self, call: FunctionCall) -> Any:
         tag = self._tags.get(call.args[0])
         is_own = tag is not None and self._plan.norms.get(tag.origin) == self._path.current and not tag.is_quantized
         if tag is None or not is_own:
@@ -161,27 +161,27 @@ class Placement(TorchFunctionMode):
             tag.is_normalized, tag.origin = False, call.key
             return call.args[0]
         out = call.run()
-        self._tags.set(out, Tag(tag.key, call.key, is_pending=True))
+        self._tags.set(out, TensorState(tag.key, call.key, is_pending=True))
         return out
 
-    def _relu(self, call: Call) -> Any:
+    def _relu(self, call: FunctionCall) -> Any:
         tag, upper = self._tags.get(call.args[0]), upper_bound(call.name, call.args, call.kwargs)
         if tag is None or not (tag.is_pending or tag.is_quantized):
-            return self._give(call, call.run(), Tag(call.key, call.key))
+            return self._give(call, call.run(), TensorState(call.key, call.key))
         if tag.is_pending and not tag.is_quantized and tag.origin not in self._plan.shared:
             self._saw(tag, call.key)
             if upper is None:
-                return self._give(call, call.run(), Tag(tag.key, call.key, is_pending=True))
+                return self._give(call, call.run(), TensorState(tag.key, call.key, is_pending=True))
             # The clip's gradient needs what is overwritten with its result.
             x = call.args[0].clone() if call.is_in_place else call.args[0]
             out = self._backend.clip(x, tag.key, upper)
-            return self._give(call, out, Tag(tag.key, call.key, is_pending=True))
+            return self._give(call, out, TensorState(tag.key, call.key, is_pending=True))
         if upper is not None:
             return self._other(call, NO_KERNEL)  # the bound lies between two values of the grid
         out = torch.relu(self._read(call.args[0], call.key, 0)[0])  # what is on the grid stays on it
-        return self._give(call, self._backend.moved(out, tag.key), Tag(tag.key, call.key, is_quantized=True))
+        return self._give(call, self._backend.moved(out, tag.key), TensorState(tag.key, call.key, is_quantized=True))
 
-    def _move(self, call: Call) -> Any:
+    def _move(self, call: FunctionCall) -> Any:
         tag = self._tags.get(call.args[0]) if call.args and is_real(call.args[0]) else None
         if tag is None:
             return call.run()
@@ -195,11 +195,11 @@ class Placement(TorchFunctionMode):
             if not is_real(part):
                 return part
             part = self._backend.moved(part, tag.key) if is_placed else part
-            return self._give(call, part, Tag(tag.key, call.key, is_quantized=is_quantized))
+            return self._give(call, part, TensorState(tag.key, call.key, is_quantized=is_quantized))
 
         return place(out) if isinstance(out, Tensor) else pytree.tree_map(place, out)
 
-    def _write(self, call: Call) -> Any:
+    def _write(self, call: FunctionCall) -> Any:
         target = call.args[0]
         tag = self._tags.get(target) if is_real(target) else None
         if tag is not None and tag.is_pending and not tag.is_quantized:
@@ -210,10 +210,10 @@ class Placement(TorchFunctionMode):
         self._allow_overwriting(target)
         out = call.func(target, *rest, **kwargs)
         if tag is not None:
-            self._tags.set(target, Tag(call.key, call.key))
+            self._tags.set(target, TensorState(call.key, call.key))
         return out
 
-    def _other(self, call: Call, note: str) -> Any:
+    def _other(self, call: FunctionCall, note: str) -> Any:
         if self._record is not None and any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
             self._note(self._record, call, note)
         args = [self._settle_all(value, call.key) for value in call.args]
@@ -221,13 +221,13 @@ class Placement(TorchFunctionMode):
         if call.is_in_place:  # once more: an argument that was rounded just now may share memory with the first
             self._allow_overwriting(call.args[:1])
         out = call.func(*args, **kwargs)
-        return self._give(call, out, Tag(call.key, call.key)) if is_real(out) else out
+        return self._give(call, out, TensorState(call.key, call.key)) if is_real(out) else out
 
-    def _produced(self, call: Call, out: Tensor) -> Tensor:
-        return self._give(call, out, Tag(call.key, call.key, is_pending=True))
+    def _produced(self, call: FunctionCall, out: Tensor) -> Tensor:
+        return self._give(call, out, TensorState(call.key, call.key, is_pending=True))
 
-    def _give(self, call: Call, out: Tensor, tag: Tag) -> Tensor:
-        """Tag a result, and put it where an in-place call asked for it."""
+    def _give(self, call: FunctionCall, out: Tensor, tag: TensorState) -> Tensor:
+        """Note the state of a result, and put it where an in-place call asked for it."""
         if call.is_in_place and is_real(call.args[0]) and out is not call.args[0]:
             self._allow_overwriting(call.args[0])
             out = call.args[0].copy_(out)
@@ -240,7 +240,7 @@ class Placement(TorchFunctionMode):
         if tag is None:
             if tensor.requires_grad:
                 self._guests.append(tensor)
-            tag = Tag(f"{reader}<{place}", f"{reader}<{place}")
+            tag = TensorState(f"{reader}<{place}", f"{reader}<{place}")
             self._tags.set(tensor, tag)
         self._saw(tag, reader)
         if tag.is_quantized:
@@ -256,7 +256,7 @@ class Placement(TorchFunctionMode):
             keeper = input_keeper(quantized)
             if keeper is not None:
                 self._keepers.setdefault(address(tensor), []).append(keeper)
-            self._tags.set(quantized, Tag(tag.key, tag.origin, is_quantized=True))
+            self._tags.set(quantized, TensorState(tag.key, tag.origin, is_quantized=True))
         return tag.quantized, tag.key
 
     def _allow_overwriting(self, values: Any) -> None:
@@ -286,7 +286,7 @@ class Placement(TorchFunctionMode):
             return pytree.tree_map(lambda leaf: self._settle(leaf, reader), value)
         return value
 
-    def _saw(self, tag: Tag, reader: str) -> None:
+    def _saw(self, tag: TensorState, reader: str) -> None:
         if tag.is_normalized:
             raise RuntimeError(
                 f"{reader} reads the output of {tag.origin} before its batch norm, which the recorded pass did not: "
@@ -295,7 +295,7 @@ class Placement(TorchFunctionMode):
         if self._record is not None:
             self._record.read(tag.origin, reader)
 
-    def _note(self, record: Record, call: Call, note: str) -> None:
+    def _note(self, record: Record, call: FunctionCall, note: str) -> None:
         record.add(call.key, Operator(self._path.current, call.name, call.role, note))
 
     def _key(self, name: str) -> str:
@@ -305,7 +305,7 @@ class Placement(TorchFunctionMode):
 
 
 # Not held by a placement, which would be freed by the garbage collector alone, and activations with it.
-_HANDLERS: dict[Role, Callable[[Placement, Call], Any]] = {
+_HANDLERS: dict[Role, Callable[[Placement, FunctionCall], Any]] = {
     Role.CONVOLUTION: Placement._weighted,
     Role.LINEAR: Placement._weighted,
     Role.MATMUL: Placement._matmul,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.quantization.functional import value_range
-from lightning_optim.quantization.observer.base import Evidence, Observer
+from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.observer.functional import NUM_BINS, count_values, exponent_of, widen_bins
 from lightning_optim.quantization.quantizer.base import Quantizer
 
@@ -39,7 +39,7 @@ class Ranges:
         self._quantizer_of = quantizer_of or (lambda _: quantizer)
         self._state = observer.start()
         self._places: dict[str, int] = {}
-        self._counts_values = observer.needs is Evidence.HISTOGRAM
+        self._counts_values = observer.needs is ObserverInput.HISTOGRAM
         self._batch: dict[str, tuple[Tensor, Tensor]] = {}
         self._counts: dict[str, tuple[Tensor, Tensor]] = {}
         self._qparams: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
@@ -208,7 +208,7 @@ class Ranges:
         for quantizer, places in self._places_by_quantizer().items():
             scales, zero_points = (values.unbind() for values in quantizer.qparams(low, high))
             known = [place for place in places if keys[place] in seen]
-            if quantizer.keeps_sign_alone:
+            if quantizer.is_binary:
                 _check_signs(quantizer, {keys[place]: (low[place], high[place]) for place in known})
             self._qparams.update({(keys[place], device): (scales[place], zero_points[place]) for place in known})
 

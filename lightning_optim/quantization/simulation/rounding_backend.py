@@ -30,7 +30,7 @@ def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, nor
         norm: The batch norm that was folded in.
     """
     scale = quantizer.weight_scale(weight)
-    if norm is not None and quantizer.is_absolute:
+    if norm is not None and quantizer.scale_ignores_weight:
         factor = norm_factor(norm, weight).abs().clamp(min=SMALLEST_SCALE)
         scale = scale * (factor if scale.dim() < 2 else factor.unsqueeze(1))
     if floor is None or scale.dim() == 2:
@@ -159,8 +159,8 @@ def _fake(
 
 
 def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm: _BatchNorm) -> Tensor:
-    if quantizer.scheme.granularity != "tensor" or quantizer.is_absolute:
-        if quantizer.is_odd:
+    if quantizer.scheme.granularity != "tensor" or quantizer.scale_ignores_weight:
+        if quantizer.is_sign_symmetric:
             return _round(weight, quantizer, weight_scale(weight, quantizer, None))
         # A rule that tells the signs apart sees them as they will be once the norm is folded in.
         sign = per_channel(torch.where(norm_factor(norm, weight) < 0, -1.0, 1.0), weight)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @final
 @dataclass(slots=True)
-class Tag:
+class TensorState:
     """What is known about one tensor.
 
     Args:
@@ -35,8 +35,8 @@ class Tag:
 
 
 @final
-class TagBook:
-    """Tags of tensors, by identity.
+class TensorStates:
+    """States of tensors, by identity.
 
     Hooks of FSDP wrap a tensor anew between two operators; it is then recognized by its memory and shape. This is safe
     only while the first tensor is kept alive: in training, where autograd keeps most of them anyway, and where alone
@@ -48,12 +48,12 @@ class TagBook:
 
     def __init__(self, *, rewrapped: bool) -> None:
         self._rewrapped = rewrapped
-        self._tags: dict[int, tuple[weakref.ref[Tensor], Tag]] = {}
-        self._places: dict[tuple[int, torch.Size], Tag] = {}
+        self._tags: dict[int, tuple[weakref.ref[Tensor], TensorState]] = {}
+        self._places: dict[tuple[int, torch.Size], TensorState] = {}
         self._kept: list[Tensor] = []
 
-    def set(self, tensor: Tensor, tag: Tag) -> None:
-        """Tag a tensor; an older tag of it is dropped."""
+    def set(self, tensor: Tensor, tag: TensorState) -> None:
+        """Note the state of a tensor; an older one is dropped."""
         identity = id(tensor)
         if self._rewrapped and torch.is_grad_enabled():
             self._kept.append(tensor)
@@ -64,8 +64,8 @@ class TagBook:
             return
         self._tags[identity] = (weakref.ref(tensor, lambda _: self._tags.pop(identity, None)), tag)
 
-    def get(self, tensor: Tensor) -> Tag | None:
-        """Return the tag of a tensor, or ``None``."""
+    def get(self, tensor: Tensor) -> TensorState | None:
+        """Return the state of a tensor, or ``None``."""
         found = self._tags.get(id(tensor))
         if found is not None and found[0]() is tensor:
             return found[1]

@@ -15,11 +15,11 @@ from lightning_optim.search.strategy.memory import Memory
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Random(Strategy):
+class RandomSearch(Strategy):
     """Propose architectures uniformly, without repeats (Li and Talwalkar, 2019; arXiv:1902.07638).
 
     Example:
-        >>> search = Random().start([Decision(name="mix", options=("own", "skip"), default=0)], seed=0)
+        >>> search = RandomSearch().start([Decision(name="mix", options=("own", "skip"), default=0)], seed=0)
         >>> sorted(search.ask()["mix"] for _ in range(2)), search.ask()
         ([0, 1], None)
     """

@@ -111,7 +111,7 @@ def test_a_fit_under_a_budget_resumes_bit_equal(tmp_path, stop):
 def test_a_last_budget_below_the_floor_is_refused_at_the_first_step():
     schedule = Iterative(end=0.99, rounds=3)
     with pytest.raises(ValueError, match=r"0\.01 of the original MACs is below the floor of"):
-        fit(PruningScheduler(schedule=schedule, structure=Channel(), allocation=Budget(least=0.5)))
+        fit(PruningScheduler(schedule=schedule, structure=Channel(), allocation=Budget(min_kept=0.5)))
 
 
 def test_a_budget_counts_channels_and_not_weights():

@@ -8,7 +8,7 @@ from lightning_optim.export.lowering.program import capture_program
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import PooledSums
 
@@ -31,7 +31,7 @@ class Tokens(nn.Module):
 
 def simulated(net, x, weight=None):
     simulator = Simulator(weight or Symmetric(), Affine(), MinMax())
-    calibrate(simulator, net.eval(), [x, x])
+    run_calibration(simulator, net.eval(), [x, x])
     return simulator
 
 

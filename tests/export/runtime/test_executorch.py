@@ -12,7 +12,7 @@ from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unquantized import Unquantized
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import PooledSums
 
@@ -45,7 +45,7 @@ class Windows(nn.Module):
 
 def simulated(net, x, weight=None, activation=None):
     simulator = Simulator(weight or Symmetric(), activation or Affine(), MinMax())
-    calibrate(simulator, net.eval(), [x, x])
+    run_calibration(simulator, net.eval(), [x, x])
     return simulator
 
 

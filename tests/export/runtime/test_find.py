@@ -1,12 +1,12 @@
 import pytest
 
 from lightning_optim.export.runtime.find import find_target
-from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
+from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 
 
 def test_a_name_is_the_target_with_its_defaults_and_a_target_is_itself():
-    assert find_target("onnxruntime") == OnnxRuntime()
-    mine = OnnxRuntime(packed=False)
+    assert find_target("onnxruntime") == ONNXRuntime()
+    mine = ONNXRuntime(packed=False)
     assert find_target(mine) is mine
 
 

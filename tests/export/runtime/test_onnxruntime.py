@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.session import load
 from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.export.runtime.onnxruntime import OnnxRuntime
-from lightning_optim.export.runtime.openvino import OpenVino
-from lightning_optim.export.runtime.tensorrt import TensorRt
+from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
+from lightning_optim.export.runtime.openvino import OpenVINO
+from lightning_optim.export.runtime.tensorrt import TensorRT
 from lightning_optim.export.verification import verify
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.min_max import MinMax
@@ -17,7 +17,7 @@ from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.dorefa import DoReFa
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unquantized import Unquantized
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import Targets
 
@@ -43,7 +43,7 @@ class Block(nn.Module):
 def simulated(net, weight, activation, *batches, layers=None, assigned=None):
     simulator = Simulator(weight, activation, MinMax(), layers)
     simulator.assigned = assigned or {}
-    calibrate(simulator, net.eval(), [*batches])
+    run_calibration(simulator, net.eval(), [*batches])
     return simulator
 
 
@@ -78,7 +78,7 @@ def test_linear_layers_with_float_activations_are_packed_and_compute_what_was_si
 def test_weights_are_not_packed_where_that_is_not_wanted(tmp_path):
     net, x = nn.Linear(96, 10), torch.randn(8, 96)
     export_quantized(
-        simulated(net, grouped(4), Unquantized(), x, x), net, tmp_path / "model.onnx", target=OnnxRuntime(packed=False)
+        simulated(net, grouped(4), Unquantized(), x, x), net, tmp_path / "model.onnx", target=ONNXRuntime(packed=False)
     )
     (node,) = onnx.load(tmp_path / "model.onnx").graph.node
     assert {each.name: each.i for each in node.attribute}["bits"] == 8
@@ -86,7 +86,7 @@ def test_weights_are_not_packed_where_that_is_not_wanted(tmp_path):
 
 def test_inputs_of_packed_layers_are_rounded_where_that_is_wanted(tmp_path):
     net, x = nn.Linear(96, 10), torch.randn(64, 96)
-    simulator, target = simulated(net, grouped(4), Unquantized(), x, x), OnnxRuntime(rounds_inputs=True)
+    simulator, target = simulated(net, grouped(4), Unquantized(), x, x), ONNXRuntime(rounds_inputs=True)
     accept = Acceptance(batches=[x], min_agreement=0.9)
     written = export_quantized(simulator, net, tmp_path / "model.onnx", target=target, acceptance=accept)
     # A block of 32 products: what its largest input is rounded by, at most, times the sum of its weights.
@@ -162,7 +162,7 @@ def test_groups_that_have_no_kernel_are_refused(tmp_path, net, shape, weight, ac
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", [OpenVino(), TensorRt()])
+@pytest.mark.parametrize("target", [OpenVINO(), TensorRT()])
 def test_targets_without_packed_layers_refuse_float_activations(tmp_path, target):
     net, x = nn.Linear(32, 4), torch.randn(8, 32)
     with pytest.raises(ExportError, match=r"integer kernels need .*signed='float'"):

@@ -33,7 +33,7 @@ def test_the_lowest_scores_of_a_pool_go():
 
 
 def test_multiples_are_kept_and_the_least_share_stays():
-    allocation = Budget(least=0.25).start(prices(a=32, b=48), multiple=8, highest=0.85)
+    allocation = Budget(min_kept=0.25).start(prices(a=32, b=48), multiple=8, highest=0.85)
     counts = {name: int(mask.sum()) for name, mask in allocation(scores(a=32, b=48), 0.85).items()}
     assert all(count % 8 == 0 for count in counts.values())
     assert counts["a"] >= 8
@@ -55,7 +55,7 @@ def test_a_pool_that_cannot_be_cut_is_paid_for_by_the_others():
 
 def test_a_budget_below_the_floor_is_refused_with_the_floor():
     with pytest.raises(ValueError, match=r"0\.05 of the original MACs is below the floor of 0\.28"):
-        Budget(least=0.4).start(prices(a=10, b=10), multiple=1, highest=0.95)
+        Budget(min_kept=0.4).start(prices(a=10, b=10), multiple=1, highest=0.95)
 
 
 def test_channels_of_no_importance_at_all_do_not_confuse_it():
@@ -63,10 +63,10 @@ def test_channels_of_no_importance_at_all_do_not_confuse_it():
     assert prices(a=8, b=8)({name: int(mask.sum()) for name, mask in found.items()}) <= 0.5 * prices(a=8, b=8).full
 
 
-@pytest.mark.parametrize("least", [0.0, 1.5])
-def test_a_least_share_out_of_range_is_refused(least):
-    with pytest.raises(ValueError, match="least"):
-        Budget(least=least)
+@pytest.mark.parametrize("min_kept", [0.0, 1.5])
+def test_a_least_share_out_of_range_is_refused(min_kept):
+    with pytest.raises(ValueError, match="min_kept"):
+        Budget(min_kept=min_kept)
 
 
 def test_scores_that_are_no_numbers_are_refused():

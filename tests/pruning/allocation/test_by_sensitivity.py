@@ -7,14 +7,14 @@ import torch
 
 from lightning_optim.errors import ArtefactError
 from lightning_optim.pruning.allocation.by_sensitivity import BySensitivity, equal_losses
-from lightning_optim.pruning.sensitivity import Curve, Sensitivity
+from lightning_optim.pruning.sensitivity import Sensitivity, SensitivityCurve
 
 SPARSITIES = (0.25, 0.5, 0.75)
 CURVES = {"a": (0.9, 0.9, 0.89), "b": (0.85, 0.6, 0.3), "c": (0.91, 0.88, 0.5)}
 
 
 def table(size=40):
-    curves = tuple(Curve(pool=pool, size=size, values=values) for pool, values in CURVES.items())
+    curves = tuple(SensitivityCurve(pool=pool, size=size, values=values) for pool, values in CURVES.items())
     return Sensitivity(metric="acc", mode="max", base=0.9, sparsities=SPARSITIES, layers=curves, groups=())
 
 
@@ -62,7 +62,7 @@ def test_what_has_gone_is_counted_and_does_not_come_back(allocation):
 
 
 def test_a_metric_that_is_better_when_low_is_read_the_other_way():
-    curves = (Curve(pool="a", size=4, values=(0.3,)), Curve(pool="b", size=4, values=(0.9,)))
+    curves = (SensitivityCurve(pool="a", size=4, values=(0.3,)), SensitivityCurve(pool="b", size=4, values=(0.9,)))
     low = Sensitivity(metric="loss", mode="min", base=0.2, sparsities=(0.5,), layers=curves, groups=())
     drops = equal_losses(low, curves, 4, [0, 0])
     assert drops[0] > drops[1]
@@ -70,7 +70,7 @@ def test_a_metric_that_is_better_when_low_is_read_the_other_way():
 
 
 def test_where_nothing_hurts_all_lose_alike():
-    curves = tuple(Curve(pool=pool, size=40, values=(0.9, 0.9, 0.9)) for pool in "ab")
+    curves = tuple(SensitivityCurve(pool=pool, size=40, values=(0.9, 0.9, 0.9)) for pool in "ab")
     flat = Sensitivity(metric="acc", mode="max", base=0.9, sparsities=SPARSITIES, layers=curves, groups=())
     assert equal_losses(flat, curves, 40, [0, 0]) == [20, 20]
 

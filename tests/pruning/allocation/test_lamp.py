@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.allocation.lamp import Lamp
+from lightning_optim.pruning.allocation.lamp import LAMP
 
 
 def scores():
@@ -27,7 +27,7 @@ def kept_by_definition(given, drop):
 @pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.8, 0.95])
 def test_each_layer_keeps_what_the_definition_says_and_the_sum_is_exact(sparsity):
     given, drop = scores(), round(sparsity * 100)
-    masks = Lamp()(given, sparsity)
+    masks = LAMP()(given, sparsity)
     assert sum(int((~mask).sum()) for mask in masks.values()) == drop
     assert {name: int(mask.sum()) for name, mask in masks.items()} == kept_by_definition(given, drop)
 
@@ -35,24 +35,24 @@ def test_each_layer_keeps_what_the_definition_says_and_the_sum_is_exact(sparsity
 def test_scale_of_a_layer_does_not_matter():
     given = scores()
     scaled = {name: score * factor for (name, score), factor in zip(given.items(), (1e6, 1e-4, 3.0), strict=True)}
-    one, other = Lamp()(given, 0.6), Lamp()(scaled, 0.6)
+    one, other = LAMP()(given, 0.6), LAMP()(scaled, 0.6)
     assert all(torch.equal(one[name], other[name]) for name in given)
 
 
 def test_the_lowest_of_each_layer_go_even_where_relative_scores_tie():
     given = {"a": torch.cat([torch.tensor([1e4]), 1.0 + torch.arange(500.0).flip(0) * 2e-7])}
-    mask = Lamp()(given, 0.5)["a"]
+    mask = LAMP()(given, 0.5)["a"]
     assert float(given["a"][mask].min()) >= float(given["a"][~mask].max())
 
 
 def test_every_layer_keeps_its_best_entry_to_the_last():
-    masks = Lamp()(scores(), 0.97)
+    masks = LAMP()(scores(), 0.97)
     assert [int(mask.sum()) for mask in masks.values()] == [1, 1, 1]
 
 
 def test_what_has_gone_falls_first_and_what_must_stay_stays():
     given = {"a": torch.tensor([-torch.inf, 5.0, 1.0, torch.inf]), "b": torch.tensor([3.0, 4.0])}
-    masks = Lamp()(given, 0.5)
+    masks = LAMP()(given, 0.5)
     assert masks["a"].tolist() == [False, True, False, True]
     assert masks["b"].tolist() == [False, True]
 
@@ -60,4 +60,4 @@ def test_what_has_gone_falls_first_and_what_must_stay_stays():
 @pytest.mark.parametrize(("bad", "message"), [(-1.0, "at least 0, but those of a"), (torch.nan, "NaN")])
 def test_scores_without_a_square_root_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
-        Lamp()({"a": torch.tensor([1.0, bad])}, 0.5)
+        LAMP()({"a": torch.tensor([1.0, bad])}, 0.5)

@@ -8,17 +8,17 @@ import torch
 
 from lightning_optim.pruning.allocation.erdos_renyi import ErdosRenyi
 from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.allocation.lamp import Lamp
+from lightning_optim.pruning.allocation.lamp import LAMP
 from lightning_optim.pruning.allocation.uniform import Uniform
 
 SPARSITIES = (0.0, 0.33, 0.7, 0.95)
-ALLOCATIONS = {kind.__name__: kind() for kind in (ErdosRenyi, GlobalThreshold, Lamp, Uniform)}
+ALLOCATIONS = {kind.__name__: kind() for kind in (ErdosRenyi, GlobalThreshold, LAMP, Uniform)}
 RANK = f"""
 import sys, torch
 from torch import distributed
 from lightning_optim.pruning.allocation.erdos_renyi import ErdosRenyi
 from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.allocation.lamp import Lamp
+from lightning_optim.pruning.allocation.lamp import LAMP
 from lightning_optim.pruning.allocation.uniform import Uniform
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -27,7 +27,7 @@ scores = torch.load(f"{{folder}}/scores.pt", weights_only=True)
 mine = {{name: score.chunk(2)[rank] for name, score in scores.items()}}
 found = {{
     f"{{kind.__name__}}-{{sparsity}}": kind()(mine, sparsity, distributed.group.WORLD)
-    for kind in (ErdosRenyi, GlobalThreshold, Lamp, Uniform)
+    for kind in (ErdosRenyi, GlobalThreshold, LAMP, Uniform)
     for sparsity in {SPARSITIES}
 }}
 torch.save(found, f"{{folder}}/{{rank}}.pt")

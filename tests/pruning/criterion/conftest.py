@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.pruning.evidence import Evidence, Seen, Statistic
+from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Statistic
 
 STEPS, STEP_SIZE = 3, 0.05
 
@@ -60,7 +60,7 @@ class Problem:
                 for weight, gradient in zip(self.weights, self.gradients, strict=True):
                     tally.update("0.weight", statistic.term(weight, gradient))
                 totals[statistic], counts[statistic] = tally.totals["0.weight"], tally.counts["0.weight"]
-        return Seen(name="0.weight", weight=self.net[0].weight.detach(), totals=totals, counts=counts)
+        return LayerEvidence(name="0.weight", weight=self.net[0].weight.detach(), totals=totals, counts=counts)
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.criterion.mean_activation import MeanActivation
 from lightning_optim.pruning.criterion.random import Random
 from lightning_optim.pruning.criterion.taylor import Taylor
-from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.evidence import LayerEvidence
 
 
 def seen(weight, **more):
     norm = torch.nn.BatchNorm2d(weight.shape[0])
     norm.weight.data = torch.arange(weight.shape[0], dtype=torch.float32) + 1
-    return Seen(name="w", weight=weight, norm=norm, **more)
+    return LayerEvidence(name="w", weight=weight, norm=norm, **more)
 
 
 def both(**settings):

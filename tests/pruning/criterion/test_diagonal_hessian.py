@@ -1,7 +1,7 @@
 import torch
 
 from lightning_optim.pruning.criterion.diagonal_hessian import DiagonalHessian
-from lightning_optim.pruning.evidence import Seen, Statistic
+from lightning_optim.pruning.evidence import LayerEvidence, Statistic
 
 
 def test_score_is_half_the_mean_squared_gradient_times_the_squared_weight(problem):
@@ -25,5 +25,5 @@ def test_at_the_optimum_of_a_gaussian_model_it_is_the_rise_of_the_loss():
     per_sample = -noise[:, None] * inputs
     tally.update("w", sum(fisher.term(weight[0], part).unsqueeze(0) for part in per_sample[:4000]), count=4000)
     rise = torch.stack([(inputs[:, k] * weight[0, k]).square().mean() / 2 for k in range(2)])
-    seen = Seen(name="w", weight=weight, totals={fisher: tally.totals["w"]}, counts={fisher: 4000})
+    seen = LayerEvidence(name="w", weight=weight, totals={fisher: tally.totals["w"]}, counts={fisher: 4000})
     torch.testing.assert_close(DiagonalHessian()(seen)[0], rise, rtol=0.1, atol=0.0)

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.evidence import LayerEvidence
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0, 2.0])
 def test_score_is_the_size_to_the_power_of_p(p):
     weight = torch.tensor([[0.0, -4.0], [9.0, 0.25]], requires_grad=True)
-    score = Magnitude(p=p)(Seen(name="w", weight=weight))
+    score = Magnitude(p=p)(LayerEvidence(name="w", weight=weight))
     assert score.flatten().tolist() == pytest.approx([abs(w) ** p for w in (0.0, -4.0, 9.0, 0.25)])
     assert not score.requires_grad
 

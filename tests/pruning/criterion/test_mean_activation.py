@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.evidence import Seen, measure
+from lightning_optim.pruning.evidence import LayerEvidence, measure
 
 
 def test_score_is_the_mean_size_over_samples_and_positions_of_batches_of_any_size():
@@ -13,7 +13,7 @@ def test_score_is_the_mean_size_over_samples_and_positions_of_batches_of_any_siz
     for batch in batches:
         tally.update("conv.weight", *measure(activity.term, batch, 1))
     totals, counts = {activity: tally.totals["conv.weight"]}, {activity: tally.counts["conv.weight"]}
-    score = MeanActivation()(Seen(name="conv.weight", weight=torch.ones(3, 1), totals=totals, counts=counts))
+    score = MeanActivation()(LayerEvidence(name="conv.weight", weight=torch.ones(3, 1), totals=totals, counts=counts))
     expected = [
         sum(abs(float(a)) for batch in batches for a in batch[:, channel].flatten()) / (7 * 16) for channel in range(3)
     ]
@@ -22,4 +22,4 @@ def test_score_is_the_mean_size_over_samples_and_positions_of_batches_of_any_siz
 
 def test_activations_that_were_not_seen_are_named():
     with pytest.raises(ValueError, match=r"mean absolute activation of conv\.weight is needed"):
-        MeanActivation()(Seen(name="conv.weight", weight=torch.ones(1)))
+        MeanActivation()(LayerEvidence(name="conv.weight", weight=torch.ones(1)))

@@ -1,7 +1,7 @@
 import torch
 
 from lightning_optim.pruning.criterion.movement import Movement
-from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.evidence import LayerEvidence
 
 
 def test_score_is_the_negative_sum_of_all_slopes(problem):
@@ -17,10 +17,12 @@ def test_weights_that_shrink_score_below_zero_and_those_that_grow_above():
         gradient = weight - goal
         tally.update("w", movement.term(weight, gradient))
         weight = weight - 0.1 * gradient
-    score = Movement()(Seen(name="w", weight=weight, totals={movement: tally.totals["w"]}, counts={movement: 4}))
+    score = Movement()(
+        LayerEvidence(name="w", weight=weight, totals={movement: tally.totals["w"]}, counts={movement: 4})
+    )
     assert (score > 0).tolist() == [True, False, True, False]
 
 
 def test_sum_goes_on_over_pruning_steps():
     (movement,) = Movement().needs
-    assert movement.lasts
+    assert not movement.resets_at_step

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from lightning_optim.pruning.criterion.random import Random
-from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.evidence import LayerEvidence
 
 
 def score(seed=0, name="a.weight", size=1000):
-    return Random(seed=seed)(Seen(name=name, weight=torch.zeros(size)))
+    return Random(seed=seed)(LayerEvidence(name=name, weight=torch.zeros(size)))
 
 
 def test_numbers_are_a_function_of_seed_and_name_and_move_no_other():

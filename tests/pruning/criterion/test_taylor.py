@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_optim.pruning.criterion.taylor import Taylor
-from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.evidence import LayerEvidence
 
 
 def test_score_is_the_mean_squared_slope_of_the_loss_by_a_factor_of_each_weight(problem):
@@ -23,7 +23,7 @@ def test_the_least_of_the_scores_is_the_weight_that_the_loss_misses_least():
     (statistic,) = Taylor().needs
     term = statistic.term(weight, gradient)
     change = torch.stack([(weight * gradient).sum() - (weight * gradient * keep).sum() for keep in 1 - torch.eye(3)])
-    seen = Seen(name="w", weight=weight, totals={statistic: term}, counts={statistic: 1})
+    seen = LayerEvidence(name="w", weight=weight, totals={statistic: term}, counts={statistic: 1})
     torch.testing.assert_close(Taylor()(seen)[0], change.square())
 
 
@@ -34,4 +34,4 @@ def test_another_way_to_go_to_zero_is_refused():
 
 def test_gradients_that_were_not_seen_are_named():
     with pytest.raises(ValueError, match=r"squared weight times gradient of conv\.weight is needed.*targets\.exclude"):
-        Taylor()(Seen(name="conv.weight", weight=torch.ones(1)))
+        Taylor()(LayerEvidence(name="conv.weight", weight=torch.ones(1)))

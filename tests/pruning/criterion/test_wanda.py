@@ -3,14 +3,14 @@ import torch
 from torch import nn
 
 from lightning_optim.pruning.criterion.wanda import Wanda
-from lightning_optim.pruning.evidence import Seen, Statistic, measure
+from lightning_optim.pruning.evidence import LayerEvidence, Statistic, measure
 from lightning_optim.pruning.functional import mask_from_scores
 
 
 def seen_of(layer, inputs, channel_dim, **more):
     (energy,) = [need for need in Wanda().needs if isinstance(need, Statistic)]
     total, count = measure(energy.term, inputs, channel_dim)
-    return Seen(name="w", weight=layer.weight, totals={energy: total}, counts={energy: count}, **more)
+    return LayerEvidence(name="w", weight=layer.weight, totals={energy: total}, counts={energy: count}, **more)
 
 
 def test_score_is_the_weight_times_the_norm_of_what_it_reads():

@@ -8,7 +8,7 @@ from lightning_optim.errors import TargetError
 from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
 from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.evidence import Seen
+from lightning_optim.pruning.evidence import LayerEvidence
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.structure.semi_structured import SemiStructured
 from lightning_optim.schedule.constant import Constant
@@ -24,7 +24,7 @@ def weights():
 
 def step(pruner, held, sparsity):
     """Decide, mask and remember, as the scheduler does."""
-    keep = pruner.decide(sparsity, {name: Seen(name=name, weight=weight) for name, weight in held.items()})
+    keep = pruner.decide(sparsity, {name: LayerEvidence(name=name, weight=weight) for name, weight in held.items()})
     masks = pruner.masks(keep, held)
     pruner.remember(keep)
     return {name: weight * masks[name] for name, weight in held.items()}
@@ -98,7 +98,7 @@ def test_layers_that_the_pattern_does_not_fit_stay_dense_with_a_warning():
     held = {**weights(), "stem.weight": torch.ones(4, 3, 3, 3)}
     pruner = Pruner(Magnitude(), SemiStructured(), Uniform())
     with pytest.warns(UserWarning, match=r"stem\.weight stay dense: 4 does not divide"):
-        keep = pruner.decide(0.5, {name: Seen(name=name, weight=weight) for name, weight in held.items()})
+        keep = pruner.decide(0.5, {name: LayerEvidence(name=name, weight=weight) for name, weight in held.items()})
     assert "stem.weight" not in keep
 
 

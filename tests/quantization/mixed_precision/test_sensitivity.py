@@ -14,7 +14,7 @@ from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unit_interval import UnitInterval
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import Targets
 
@@ -45,7 +45,7 @@ def batches():
 def simulated(net, layers, assigned):
     simulator = Simulator(Symmetric(), Affine(), MovingAverage(), layers)
     simulator.assigned = assigned
-    calibrate(simulator, net, batches())
+    run_calibration(simulator, net, batches())
     return simulator.forward_of(net)
 
 

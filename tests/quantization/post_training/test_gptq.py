@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lightning_optim.quantization.post_training.functional import compensated_rounding
-from lightning_optim.quantization.post_training.gptq import Gptq
+from lightning_optim.quantization.post_training.gptq import GPTQ
 from lightning_optim.quantization.post_training.grid import largest_of_each_scale
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from support import calibrated
@@ -55,7 +55,7 @@ def test_outputs_are_nearer_than_those_of_rounding_to_the_nearest(quantizer):
     wanted, before = net(x), net[0].weight.detach().clone()
     simulator = calibrated(net, [x], quantizer)
     nearest = simulator.forward_of(net)(x)
-    assert Gptq().apply(net, simulator, [x[:250], x[250:]]) == ("0", "2")
+    assert GPTQ().apply(net, simulator, [x[:250], x[250:]]) == ("0", "2")
     assert torch.equal(quantizer.weight_scale(before), quantizer.weight_scale(net[0].weight))
     compensated = calibrated(net, [x], quantizer).forward_of(net)(x)
     assert (compensated - wanted).square().mean() < 0.6 * (nearest - wanted).square().mean()
@@ -63,7 +63,7 @@ def test_outputs_are_nearer_than_those_of_rounding_to_the_nearest(quantizer):
 
 def test_weights_are_left_on_their_grid():
     quantizer, net, x = Symmetric(bits=4), nn.Sequential(nn.Linear(8, 6)).eval(), inputs()
-    Gptq().apply(net, calibrated(net, [x], quantizer), [x])
+    GPTQ().apply(net, calibrated(net, [x], quantizer), [x])
     whole = net[0].weight / quantizer.weight_scale(net[0].weight).view(-1, 1)
     assert torch.allclose(whole, whole.round(), atol=1e-4)
 
@@ -79,17 +79,17 @@ def test_a_scale_that_would_move_leaves_its_layer_alone():
     with torch.no_grad():
         net[0].weight.uniform_(0.5, 1.0)  # of one sign, so that the sums of pairs make the scale
     before = net[0].weight.detach().clone()
-    assert Gptq().apply(net, calibrated(net, [x], Symmetric(bits=8)), [x]) == ()
+    assert GPTQ().apply(net, calibrated(net, [x], Symmetric(bits=8)), [x]) == ()
     assert torch.equal(net[0].weight, before)
 
 
 def test_inputs_that_are_always_zero_are_no_obstacle():
     net, x = nn.Sequential(nn.Linear(8, 6)).eval(), inputs()
     x[:, 2] = 0.0
-    assert Gptq().apply(net, calibrated(net, [x], Symmetric(bits=3)), [x]) == ("0",)
+    assert GPTQ().apply(net, calibrated(net, [x], Symmetric(bits=3)), [x]) == ("0",)
     assert net[0].weight.isfinite().all()
 
 
 def test_no_damping_is_refused():
     with pytest.raises(ValueError, match="damping must be > 0"):
-        Gptq(damping=0.0)
+        GPTQ(damping=0.0)

@@ -75,7 +75,7 @@ def test_a_folded_batch_norm_changes_the_scale_of_absolute_rules_alone(quantizer
         norm.weight.copy_(torch.tensor([0.5, -2.0, 1.0, 3.0]))
         norm.running_var.uniform_(0.5, 2.0)
         folded = fold_batch_norm(weight, None, norm)[0]
-    if not quantizer.is_absolute:
+    if not quantizer.scale_ignores_weight:
         assert torch.equal(weight_scale(folded, quantizer, None, norm), weight_scale(folded, quantizer, None))
         return
     plain, _ = parts(quantizer, weight)

@@ -10,7 +10,7 @@ from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unquantized import Unquantized
 from lightning_optim.quantization.scheme import Scheme
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.table import placement_rows
 
@@ -22,7 +22,7 @@ def test_weights_alone_are_rounded(observer):
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(8, 12), nn.ReLU6(), nn.Linear(12, 3, bias=False)), 5.0 * torch.randn(16, 8)
     simulator = Simulator(WEIGHT, Unquantized(), observer)
-    calibrate(simulator, net, [x, x])
+    run_calibration(simulator, net, [x, x])
 
     def rounded(weight):
         groups = weight.detach().unflatten(1, (-1, 4))
@@ -55,6 +55,6 @@ def test_a_width_of_32_is_that_of_floats_alone(bits, signed):
 def test_the_table_says_that_they_are_not_quantized():
     net, x = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), torch.randn(4, 8)
     simulator = Simulator(WEIGHT, Unquantized(), MinMax())
-    calibrate(simulator, net.eval(), [x, x])
+    run_calibration(simulator, net.eval(), [x, x])
     (row,) = placement_rows(simulator.plan, simulator.ranges, simulator.bits_of)
     assert (row.computes, row.bits, row.note) == ("float", "w3 a32", "with 1, its activations are not quantized")

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulation.calibration import calibrate
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 
@@ -33,7 +33,7 @@ def fresh():
 def test_ranges_are_those_of_the_floating_point_network(net):
     batches = [torch.randn(8, 1, 5, 5) for _ in range(4)]
     simulator = fresh()
-    calibrate(simulator, net, batches)
+    run_calibration(simulator, net, batches)
     net.eval()
     with torch.no_grad():
         hidden = [F.relu(net.norm(net.conv(x))) for x in batches]
@@ -45,7 +45,7 @@ def test_ranges_are_those_of_the_floating_point_network(net):
 def test_the_network_stays_as_it_is(net):
     net.fc.eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    calibrate(fresh(), net, [torch.randn(4, 1, 5, 5)])
+    run_calibration(fresh(), net, [torch.randn(4, 1, 5, 5)])
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert "forward" not in vars(net)
     assert net.norm.training
@@ -55,7 +55,7 @@ def test_the_network_stays_as_it_is(net):
 @pytest.mark.parametrize("batch", [{"x": torch.ones(2, 1, 5, 5), "gain": 2.0}, (torch.ones(2, 1, 5, 5),)])
 def test_inputs_may_be_named_or_several(net, batch):
     simulator = fresh()
-    calibrate(simulator, net, [batch])
+    run_calibration(simulator, net, [batch])
     assert simulator.is_ready
     assert torch.equal(
         simulator.example[0][0] if simulator.example[0] else simulator.example[1]["x"], torch.ones(2, 1, 5, 5)
@@ -64,24 +64,24 @@ def test_inputs_may_be_named_or_several(net, batch):
 
 def test_no_more_batches_are_drawn_than_wanted(net):
     loader = iter([torch.randn(2, 1, 5, 5)] * 5)
-    calibrate(fresh(), net, loader, num_batches=2)
+    run_calibration(fresh(), net, loader, num_batches=2)
     assert len(list(loader)) == 3
 
 
 def test_no_data_is_refused(net):
     with pytest.raises(ValueError, match="never called the network: the data has no batch"):
-        calibrate(fresh(), net, [])
+        run_calibration(fresh(), net, [])
     with pytest.raises(ValueError, match="num_batches must be at least 1, got 0"):
-        calibrate(fresh(), net, [torch.ones(1, 1, 5, 5)], num_batches=0)
+        run_calibration(fresh(), net, [torch.ones(1, 1, 5, 5)], num_batches=0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_data_that_is_not_finite_is_refused(net, bad):
     with pytest.raises(ValueError, match="gives NaN or infinities at 'conv:conv2d"):
-        calibrate(fresh(), net, [torch.ones(2, 1, 5, 5), torch.full((2, 1, 5, 5), bad)])
+        run_calibration(fresh(), net, [torch.ones(2, 1, 5, 5), torch.full((2, 1, 5, 5), bad)])
     assert "forward" not in vars(net)
 
 
 def test_nothing_to_quantize_is_refused():
     with pytest.raises(ValueError, match="no operator that computes in integers"):
-        calibrate(fresh(), nn.GELU(), [torch.ones(2)])
+        run_calibration(fresh(), nn.GELU(), [torch.ones(2)])

@@ -3,10 +3,10 @@ import torch
 
 from lightning_optim.search.decision import Decision, sample_architecture
 from lightning_optim.search.strategy.evolution import Evolution
-from lightning_optim.search.strategy.random import Random
+from lightning_optim.search.strategy.random import RandomSearch
 
 DECISIONS = tuple(Decision(name=f"d{i}", options=("a", "b", "c"), default=0) for i in range(4))
-STRATEGIES = [Random(), Evolution(population=6, sample=3)]
+STRATEGIES = [RandomSearch(), Evolution(population=6, sample=3)]
 
 
 def run(search, steps):
@@ -77,7 +77,7 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="sample"):
         Evolution(population=4, sample=5)
     with pytest.raises(ValueError, match="at least one decision"):
-        Random().start([], 0)
+        RandomSearch().start([], 0)
     with pytest.raises(ValueError, match="decides 1 things"):
         Evolution().start(DECISIONS, 0).load_state_dict(
             {"proposed": [[0]], "alive": [], "born": 0, "refused_in_a_row": 0}

@@ -1,4 +1,4 @@
-"""Run by ``test_pruning_on_ranks``: fits under DDP on so many ranks as its argument says.
+"""Run by ``test_on_ranks``: fits under DDP on so many ranks as its argument says.
 
 They go back, rewind and regrow, with and without a shrink; each rank prints ``LABEL equal SPARSITY``.
 """
@@ -23,7 +23,7 @@ def load(name):
     return module
 
 
-until, rewinder, regrower = (load(f"test_pruning_{name}") for name in ("until", "rewinder", "regrower"))
+until, rewinder, regrower = (load(f"test_{name}") for name in ("metric_guard", "rewinder", "regrower"))
 
 
 class Scored(until.Scored):
