@@ -1,30 +1,17 @@
 """Lightning callbacks that make a model small and fast, with the evidence.
 
 The front door is lazy: Hydra imports this package in every application of the environment, and must not pay for torch.
+What it offers stands in ``__init__.pyi``, here and in each package below; file paths below the packages are private.
 """
 
-from __future__ import annotations
-
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lightning_optim.callbacks.distillation_teacher import DistillationTeacher as DistillationTeacher
-    from lightning_optim.callbacks.nas_supernet import NASSupernet as NASSupernet
-    from lightning_optim.callbacks.pruning_scheduler import PruningScheduler as PruningScheduler
-    from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant as QATFakeQuant
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = ["DistillationTeacher", "NASSupernet", "PruningScheduler", "QATFakeQuant", "__version__"]
-
-_CALLBACKS = {
-    "DistillationTeacher": "distillation_teacher",
-    "NASSupernet": "nas_supernet",
-    "PruningScheduler": "pruning_scheduler",
-    "QATFakeQuant": "qat_fake_quant",
-}
+_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 # A wheel carries conf/ inside the package; a source checkout keeps it one level up.
 _here = Path(__file__).resolve().parent
@@ -33,10 +20,6 @@ if not (_here / "conf").is_dir() and (_here.parent / "conf" / "__init__.py").is_
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CALLBACKS:
-        return getattr(importlib.import_module(f"lightning_optim.callbacks.{_CALLBACKS[name]}"), name)
+    if name in __all__:
+        return _attribute(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -1,1 +1,5 @@
-"""What a model costs."""
+"""Cost: what a model takes, in a unit of one's choice."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

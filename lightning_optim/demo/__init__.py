@@ -1,1 +1,5 @@
-"""The data and models of the default job."""
+"""Demonstration: the data and models of the default job."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

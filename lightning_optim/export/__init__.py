@@ -1,1 +1,5 @@
-"""From a trained model to a file that runs on a device."""
+"""Export: from a trained model to a file that runs on a device."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

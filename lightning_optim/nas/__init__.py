@@ -1,1 +1,5 @@
-"""Search for an architecture inside one trained supernet."""
+"""Architecture search: a space of architectures, trained in one supernet."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

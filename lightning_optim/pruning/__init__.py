@@ -1,1 +1,5 @@
-"""Which weights, channels or layers may go."""
+"""Pruning: which weights, channels, heads or branches may go."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
-"""Low-bit numbers, simulated as the device computes them."""
+"""Quantization: low-bit weights and activations, simulated as the device computes them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
-"""Stages of optimization, one after the other."""
+"""Recipe: stages of optimization, one after the other."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
-"""The evidence: tables, plots and a page."""
+"""Report: the evidence as tables, plots and a page."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

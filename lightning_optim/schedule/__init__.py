@@ -1,1 +1,5 @@
-"""How much: progress through a window -> value."""
+"""Schedules: progress through a window -> value."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

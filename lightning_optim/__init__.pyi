@@ -1,0 +1,8 @@
+from .callbacks.distillation_teacher import DistillationTeacher as DistillationTeacher
+from .callbacks.nas_supernet import NASSupernet as NASSupernet
+from .callbacks.pruning_scheduler import PruningScheduler as PruningScheduler
+from .callbacks.qat_fake_quant import QATFakeQuant as QATFakeQuant
+from .surgery.select import Targets as Targets
+from .window import Window as Window
+
+__version__: str

@@ -1,0 +1,12 @@
+from .base import Cost as Cost
+from .base import Subject as Subject
+from .count import count_bytes as count_bytes
+from .count import count_macs as count_macs
+from .count import count_parameters as count_parameters
+from .engine import Eager as Eager
+from .engine import Engine as Engine
+from .latency import Latency as Latency
+from .macs import MACs as MACs
+from .parameters import Parameters as Parameters
+from .prices import Prices as Prices
+from .weight_bytes import WeightBytes as WeightBytes

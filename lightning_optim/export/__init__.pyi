@@ -1,0 +1,17 @@
+from .engine import ONNXRuntimeEngine as ONNXRuntimeEngine
+from .measured_bits import bit_latency as bit_latency
+from .onnx_file.session import Session as Session
+from .onnx_file.session import open_session as open_session
+from .onnx_file.session import time_models as time_models
+from .onnx_file.write import export_onnx as export_onnx
+from .parity import Parity as Parity
+from .parity import check_parity as check_parity
+from .quantized import Acceptance as Acceptance
+from .quantized import QuantizedExport as QuantizedExport
+from .quantized import export_quantized as export_quantized
+from .runtime.executorch import ExecuTorch as ExecuTorch
+from .runtime.onnxruntime import ONNXRuntime as ONNXRuntime
+from .runtime.openvino import OpenVINO as OpenVINO
+from .runtime.tensorrt import TensorRT as TensorRT
+from .verification import Verification as Verification
+from .verification import verify as verify

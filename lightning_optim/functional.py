@@ -1,0 +1,49 @@
+"""Functions of pruning, distillation, quantization and cost in one name: tensors in, tensors out.
+
+Unlike the packages, importing this file imports torch.
+
+Example:
+    >>> import torch
+    >>> import lightning_optim.functional as LF
+    >>> LF.mask_from_scores(torch.tensor([3.0, 1.0]), sparsity=0.5)
+    tensor([ True, False])
+"""
+
+from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
+from lightning_optim.distillation.functional import attention_transfer_loss, soft_target_loss
+from lightning_optim.pruning.functional import drop_lowest, magnitude, mask_from_scores
+from lightning_optim.quantization.functional import (
+    affine_qparams,
+    bias_floor,
+    channel_extreme,
+    channel_range,
+    pair_extreme,
+    per_channel,
+    quantize,
+    quantize_bias,
+    round_bias,
+    symmetric_scale,
+    value_range,
+)
+
+__all__ = [
+    "affine_qparams",
+    "attention_transfer_loss",
+    "bias_floor",
+    "channel_extreme",
+    "channel_range",
+    "count_bytes",
+    "count_macs",
+    "count_parameters",
+    "drop_lowest",
+    "magnitude",
+    "mask_from_scores",
+    "pair_extreme",
+    "per_channel",
+    "quantize",
+    "quantize_bias",
+    "round_bias",
+    "soft_target_loss",
+    "symmetric_scale",
+    "value_range",
+]

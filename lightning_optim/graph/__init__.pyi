@@ -1,0 +1,4 @@
+from .coupling import Coupling as Coupling
+from .coupling import couple as couple
+from .group import Group as Group
+from .group import keep_channels as keep_channels

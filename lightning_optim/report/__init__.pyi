@@ -1,0 +1,4 @@
+from .result import Report as Report
+from .result import StageResult as StageResult
+from .result import read_report as read_report
+from .write import write_report as write_report
