@@ -1,5 +1,10 @@
-"""What every law runs over: each leaf of ``conf/`` in its callback, and a module small enough to train in no time."""
+"""What every law runs over: each leaf of ``conf/`` in its callback, and a module small enough to train in no time.
 
+By default each leaf fits, resumes and is refused once; every law runs over one leaf a family and over those that say
+``# law: all``, and over all of them with ``-m slow``.
+"""
+
+import functools
 import json
 import warnings
 from collections.abc import Iterator
@@ -195,6 +200,8 @@ class Case:
     overrides: tuple[str, ...]
     label: str
     folder: Path = Path()
+    slot: tuple[str, str | None] = ("", "")  # the family that the option is of, and that family's default
+    text: str = ""  # of the option's file
 
     def make(self, *extra: str):
         """Build a fresh callback; seeded, so that modules inside it are the same each time."""
@@ -251,7 +258,7 @@ def cases() -> list[Case]:
         for callback, package, default in places:
             found_here = [leaf for leaf in (CONF / group).glob("*.yaml") if leaf.stem != default]
             options = sorted(leaf.stem for leaf in found_here if fits(leaf, package))
-            found += [_case(callback, group, package, option) for option in options]
+            found += [_case(callback, group, package, option, default) for option in options]
     return found
 
 
@@ -261,7 +268,7 @@ def fits(leaf: Path, package: str) -> bool:
     return serves is None or any(operand.value in package for operand in serves)
 
 
-def _case(callback: str, group: str, package: str, option: str) -> Case:
+def _case(callback: str, group: str, package: str, option: str, default: str | None = "") -> Case:
     overrides, chosen = [], {option}
     if group:
         if group in INNER:
@@ -277,13 +284,41 @@ def _case(callback: str, group: str, package: str, option: str) -> Case:
     for key in (callback, *sorted(chosen)):
         overrides += VALUES.get(key, [])
     slot = package.split(".", 1)[1] if package else ""
-    return Case(callback, tuple(overrides), "-".join(filter(None, (callback, slot, option))))
+    label = "-".join(filter(None, (callback, slot, option)))
+    text = (CONF / group / f"{option}.yaml").read_text() if group else ""
+    return Case(callback, tuple(overrides), label, slot=(group, default), text=text)
+
+
+def stands_for_its_family(case: Case) -> bool:
+    """Whether every law runs over a case by default: each callback as it comes, and one option of each further family.
+
+    A leaf whose mechanism is its own says ``# law: all``.
+    """
+    if case.label.endswith("-default") or "# law: all" in case.text:
+        return True
+    return case.label in first_options()
+
+
+@functools.cache
+def first_options() -> frozenset[str]:
+    """The first option of each family that no callback has by default."""
+    found = {group: case for case in reversed(cases()) for group, default in [case.slot] if group and not default}
+    return frozenset(case.label for case in found.values())
 
 
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
         found = cases()
         metafunc.parametrize("case", found, ids=[case.label for case in found], indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is slow is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave a law over most leaves to ``-m slow``, unless it is marked to run over every leaf."""
+    for item in items:
+        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+        if isinstance(case, Case) and not (stands_for_its_family(case) or item.get_closest_marker("every_leaf")):
+            item.add_marker(pytest.mark.slow)
 
 
 def write_teachers(folder: Path) -> None:

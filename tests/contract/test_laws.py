@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 SETTINGS = {
+    "plain": {},
     "accumulation": {"accumulate_grad_batches": 2},
     "bf16-mixed": {"precision": "bf16-mixed"},
     "clipping": {"gradient_clip_val": 0.1},
@@ -18,7 +19,10 @@ def prunes(case):
     return case.callback == "pruning_scheduler"
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(each, id=key, marks=[pytest.mark.every_leaf] * (key == "plain")) for key, each in SETTINGS.items()],
+)
 def test_trains_under_the_trainers_settings(case, kit, settings):
     module, callback = case.module(), case.make()
     before = copy.deepcopy(module.state_dict())

@@ -4,6 +4,7 @@ import inspect
 import re
 
 import hydra.utils
+import pytest
 from omegaconf import OmegaConf
 
 
@@ -52,5 +53,6 @@ def test_every_family_has_a_place(kit):
     assert families == set(kit.slots())
 
 
+@pytest.mark.every_leaf
 def test_every_leaf_makes_its_callback(case):
     assert type(case.make()).__name__.lower() == case.callback.replace("_", "")

@@ -41,6 +41,7 @@ def test_resume_is_bit_equal_beside_an_average(case, kit, tmp_path):
     kit.same(expected, dict(resumed.state_dict()))
 
 
+@pytest.mark.every_leaf
 def test_wrong_network_is_refused_before_anything_changes(case, kit):
     module = case.module()
     before, traces = copy.deepcopy(dict(module.state_dict())), kit.traces(module)

@@ -18,13 +18,23 @@ def uninterrupted(case, kit, tmp_path):
     return tmp_path, copy.deepcopy(kit.state(trainer, callback))
 
 
+def resume(case, kit, folder, name, expected):
+    module, callback = case.module(seed=9), case.make()
+    torch.manual_seed(77)
+    trainer = kit.fit(module, callback, ckpt_path=folder / name)
+    kit.same(expected, kit.state(trainer, callback), name)
+
+
+@pytest.mark.every_leaf
+def test_resume_in_the_middle_is_bit_equal(case, kit, uninterrupted):
+    folder, expected = uninterrupted
+    resume(case, kit, folder, "step=3.ckpt", expected)
+
+
 def test_resume_at_any_step_and_at_the_end_of_an_epoch_is_bit_equal(case, kit, uninterrupted):
     folder, expected = uninterrupted
-    for name in ("step=1.ckpt", "step=3.ckpt", "step=4.ckpt", "ends/epoch=0.ckpt", "step=6.ckpt"):
-        module, callback = case.module(seed=9), case.make()
-        torch.manual_seed(77)
-        trainer = kit.fit(module, callback, ckpt_path=folder / name)
-        kit.same(expected, kit.state(trainer, callback), name)
+    for name in ("step=1.ckpt", "step=4.ckpt", "ends/epoch=0.ckpt", "step=6.ckpt"):
+        resume(case, kit, folder, name, expected)
 
 
 def test_checkpoint_keys_are_the_users_and_every_stage_runs_from_it(case, kit, uninterrupted):
