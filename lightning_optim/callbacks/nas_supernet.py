@@ -12,7 +12,9 @@ from typing_extensions import override
 
 from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetEvaluator, judging
 from lightning_optim.callbacks.nas.example import network_inputs
+from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
+from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.selection import SearchResult, Selection, run_search
 from lightning_optim.nas.space.base import SearchDimension, Site
@@ -303,19 +305,18 @@ def _refuse_compiled(pl_module: LightningModule) -> None:
 
 def _check_slices(trainer: Trainer, space: Mapping[str, SearchDimension]) -> None:
     slicing = [key for key, freedom in space.items() if freedom.slices_weights]
-    if slicing and "ModelParallelStrategy" in {kind.__name__ for kind in type(trainer.strategy).__mro__}:
+    if slicing and strategy_kind(trainer) is StrategyKind.SHARDED:
         raise ValueError(
-            f"space[{slicing[0]!r}] takes slices of weights, but under ModelParallelStrategy each rank holds a part of "
-            "every weight; use DDPStrategy, or choose whole operations only"
+            f"space[{slicing[0]!r}] takes slices of weights, but under {strategy_name(trainer)} each rank holds a part "
+            "of every weight; use DDPStrategy, or choose whole operations only"
         )
 
 
 def _prepare_strategy(trainer: Trainer) -> None:
-    kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
-    unsupported = kinds & {"FSDPStrategy", "DeepSpeedStrategy"}
-    if unsupported:
+    is_fsdp2 = is_instance_of(trainer.strategy, "ModelParallelStrategy")
+    if strategy_kind(trainer) is StrategyKind.SHARDED and not is_fsdp2:
         raise ValueError(
-            f"NASSupernet cannot train under {unsupported.pop()}; use DDPStrategy or ModelParallelStrategy"
+            f"NASSupernet cannot train under {strategy_name(trainer)}; use DDPStrategy or ModelParallelStrategy"
         )
     settings = getattr(trainer.strategy, "_ddp_kwargs", None)
     if settings is None:

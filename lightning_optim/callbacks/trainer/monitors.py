@@ -7,12 +7,12 @@ from typing import Any, final
 
 from lightning.pytorch import Trainer
 
+from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.surgery.patch import Patches
 
 
 def _callbacks_of(trainer: Any, kind: str) -> list[Any]:
-    """Callbacks of a kind by name: ``lightning`` and ``pytorch_lightning`` have two classes of each."""
-    return [callback for callback in trainer.callbacks if kind in {base.__name__ for base in type(callback).__mro__}]
+    return [callback for callback in trainer.callbacks if is_instance_of(callback, kind)]
 
 
 @final

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import ShrinkError
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.patch import Patches
@@ -35,9 +36,7 @@ class Reshaper:
             ShrinkError: Under sharded strategies, and for a physical shrink under ``ddp_spawn`` and its like.
         """
         Reshaper.check_whole(trainer, "channels")
-        strategy = trainer.strategy
-        launcher = type(strategy.launcher).__name__ if strategy.launcher is not None else ""
-        if shrinks and "MultiProcessing" in launcher:
+        if shrinks and strategy_kind(trainer) is StrategyKind.SPAWN:
             raise ShrinkError(
                 "ddp_spawn returns weights by name and shape, so nothing can shrink in it; use strategy='ddp'"
             )
@@ -53,9 +52,10 @@ class Reshaper:
         Raises:
             ShrinkError: Under sharded strategies.
         """
-        kind = type(trainer.strategy).__name__
-        if any(word in kind for word in ("FSDP", "ModelParallel", "DeepSpeed")):
-            raise ShrinkError(f"{what} cannot be used under {kind}: each rank holds a part of every weight; use ddp")
+        if strategy_kind(trainer) is StrategyKind.SHARDED:
+            raise ShrinkError(
+                f"{what} cannot be used under {strategy_name(trainer)}: each rank holds a part of every weight; use ddp"
+            )
 
     def prepare_resume(self, trainer: Trainer, pl_module: LightningModule, state_key: str, network: str | None) -> None:
         """Give a full-size module the shape of whatever checkpoint is loaded, before its weights arrive.
@@ -87,7 +87,7 @@ class Reshaper:
         for copy in averaged_copies(trainer):
             rebind_module(submodule(copy, network_name), plan)
         self._cut = _compose(self._cut, plan, sizes)
-        if type(trainer.strategy).__name__ == "DDPStrategy":
+        if strategy_kind(trainer) is StrategyKind.DDP:
             trainer.strategy.model = pl_module
             trainer.strategy.configure_ddp()  # type: ignore[attr-defined]  # the reducer knows the old parameters
 
