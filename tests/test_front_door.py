@@ -81,7 +81,7 @@ def targets():
             yield pytest.param(path, target, id=f"{path.relative_to(ROOT / 'conf')}:{target.rpartition('.')[2]}")
 
 
-@pytest.mark.parametrize(("path", "target"), targets())
+@pytest.mark.parametrize(("path", "target"), list(targets()))
 def test_a_target_names_the_front_door(path, target):
     assert target in front_names()
 
