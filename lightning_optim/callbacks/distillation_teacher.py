@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any, final
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.lightning_private import is_compiled, transfer_batch
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.objective import DistillationObjective, LossWeight
@@ -37,7 +39,7 @@ class _Step:
 
 
 @final
-class DistillationTeacher(Callback):
+class DistillationTeacher(TechniqueCallback):
     """Adds to each training step what the student's answers are from a teacher's (knowledge distillation).
 
     The loss becomes ``hard_weight * own loss + sum of weight * transfer loss``, each transfer loss averaged over the
@@ -57,7 +59,8 @@ class DistillationTeacher(Callback):
         window: When to distil; before it opens nothing is changed. ``None`` is the whole fit.
         backward_index: Under manual optimization, which ``manual_backward`` of a step the losses join, from 0.
             They see the network's calls since the one before, and only that loss is multiplied by ``hard_weight``.
-        name: Tells several instances in one Trainer apart; logs become ``distillation/<name>/<key>``.
+        name: Tells several instances in one Trainer apart: each needs a name of its own. Logs become
+            ``distillation/<name>/<key>``.
 
     Raises:
         TypeError: If a teacher, loss or weight is of another kind.
@@ -80,6 +83,7 @@ class DistillationTeacher(Callback):
         backward_index: int = 0,
         name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         self._source = _as_teacher(teacher)
         self._mixture = DistillationObjective(losses, weight, hard_weight)
         if not (window is None or isinstance(window, Window)):
@@ -87,16 +91,11 @@ class DistillationTeacher(Callback):
         if backward_index < 0:
             raise ValueError(f"backward_index must be at least 0, got {backward_index}")
         self._window = Window() if window is None and self._mixture.has_schedule else window
-        self._network, self._backward_index, self._name = network, backward_index, name
+        self._network, self._backward_index = network, backward_index
         self._teacher: FrozenTeacher | None = None
         self._patches, self._calls = Patches(), NetworkCalls()
         self._step: _Step | None = None
         self._has_distilled = False
-
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(name=self._name)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -104,11 +103,10 @@ class DistillationTeacher(Callback):
         return None if self._teacher is None else self._teacher.module
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._check_name(trainer)
-        self._release()
+        self.release()
         if self._teacher is None:
             module = self._source.load(lambda: find_network(pl_module, self._network)[1])
             _check_shares_nothing(module, pl_module)  # before it is frozen
@@ -116,7 +114,7 @@ class DistillationTeacher(Callback):
         _check_shares_nothing(self._teacher.module, pl_module)
         for method, wrapper in (("training_step", self._training_step), ("manual_backward", self._manual_backward)):
             self._patches.wrap(pl_module, method, partial(wrapper, trainer, pl_module))
-        if pl_module._compiler_ctx is not None:
+        if is_compiled(pl_module):
             # Lightning 2.6 cannot trace its own `log`: a compiled module that logs fails without us as well.
             self._patches.wrap(pl_module, "log", torch._dynamo.disable(_call))  # type: ignore[no-untyped-call]  # torch
 
@@ -144,25 +142,10 @@ class DistillationTeacher(Callback):
             )
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
-
-    def _release(self) -> None:
+    def release(self) -> None:
         self._patches.undo()
         self._calls.remove()
         self._step = None
-
-    def _check_name(self, trainer: Trainer) -> None:
-        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
-        if sum(other.state_key == self.state_key for other in others) > 1:
-            raise ValueError(
-                f"two DistillationTeacher have the name {self._name!r} and would log under the same keys; "
-                "give each a name of its own"
-            )
 
     def _frozen(self) -> FrozenTeacher:
         assert self._teacher is not None
@@ -185,7 +168,7 @@ class DistillationTeacher(Callback):
         example = pl_module.example_input_array
         if example is None or trainer.world_size > 1:
             return
-        example = pl_module._apply_batch_transfer_handler(pl_module._on_before_batch_transfer(example))
+        example = transfer_batch(pl_module, example)
         modes = {module: module.training for module in pl_module.modules()}
         pl_module.eval()
         self._calls.open()
@@ -262,8 +245,7 @@ class DistillationTeacher(Callback):
     def _add(self, pl_module: LightningModule, own: Tensor, step: _Step) -> Tensor:
         values = self._compare(self._calls.take(), step.context)
         for key, value in values.items():
-            name = key if self._name is None else f"{self._name}/{key}"
-            pl_module.log(f"distillation/{name}", value.detach())
+            pl_module.log(self.metric("distillation", key), value.detach())
         self._has_distilled = True
         return self._mixture.total(own, values, step.context.progress)
 

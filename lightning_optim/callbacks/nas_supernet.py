@@ -6,13 +6,15 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetEvaluator, judging
 from lightning_optim.callbacks.nas.example import network_inputs
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
+from lightning_optim.callbacks.trainer.lightning_private import ddp_settings, is_compiled
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import TargetError
@@ -28,7 +30,7 @@ from lightning_optim.surgery.shard import local
 
 
 @final
-class NASSupernet(Callback):
+class NASSupernet(TechniqueCallback):
     """Turns the network into a supernet and trains one path of it per optimizer step, drawn uniformly.
 
     The architecture of a step is a function of ``(seed, global_step)``: the same on every rank and in a resumed run.
@@ -48,7 +50,7 @@ class NASSupernet(Callback):
             takes it from the LightningModule's ``example_input_array``.
         seed: Seeds the paths, the candidates' weights and the search.
         guard: Whether ranks compare the path of each step, so that a mismatch raises before it corrupts weights.
-        name: Tells several instances in one Trainer apart.
+        name: Tells several instances in one Trainer apart: each needs a name of its own.
 
     Raises:
         TypeError: If an entry of the space, the strategy or the selection is of another kind.
@@ -73,22 +75,18 @@ class NASSupernet(Callback):
         guard: bool = True,
         name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         self._space = _checked_space(space)
         self._strategy = Evolution() if strategy is None else strategy
         self._selection = Selection() if selection is None else selection
         for key, value, kind in (("strategy", self._strategy, Strategy), ("selection", self._selection, Selection)):
             if not isinstance(value, kind):
                 raise TypeError(f"{key} must be a {kind.__name__}, got {type(value).__name__}")
-        self._network, self._example, self._seed, self._guard, self._name = network, example, seed, guard, name
+        self._network, self._example, self._seed, self._guard = network, example, seed, guard
         self._supernet: Supernet | None = None
         self._patches = Patches()
         self._counts: dict[str, list[int]] = {}
         self.findings: SearchResult | None = None
-
-    @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(name=self._name)
 
     @property
     def supernet(self) -> Supernet:
@@ -113,7 +111,7 @@ class NASSupernet(Callback):
         return self.supernet.default if self.findings is None else dict(self.findings.pick.architecture)
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         _refuse_compiled(pl_module)
         if stage == "fit":
             _prepare_strategy(trainer)
@@ -154,14 +152,6 @@ class NASSupernet(Callback):
         self.supernet.activate(self.resting)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
-
-    @override
     def state_dict(self) -> dict[str, Any]:
         findings = None if self.findings is None else self.findings.state_dict()
         return {"counts": {name: list(counts) for name, counts in self._counts.items()}, "findings": findings}
@@ -189,7 +179,7 @@ class NASSupernet(Callback):
                 raise ValueError("the network is sharded already; build its layers in __init__, and shard them later")
             args, kwargs = network_inputs(pl_module, network, self._example)
             site = Site(root=pl_module, network=name, args=args, kwargs=kwargs, seed=self._seed)
-            self._supernet = build_supernet(site, self._space, self._name or "")
+            self._supernet = build_supernet(site, self._space, self.name or "")
             fresh = {decision.name: [0] * len(decision.options) for decision in self._supernet.decisions}
             self._counts = {name: self._counts.get(name, counts) for name, counts in fresh.items()}
         return self._supernet
@@ -257,7 +247,8 @@ class NASSupernet(Callback):
         supernet = self.convert(pl_module)
         return supernet.extract(self.resting if architecture is None else architecture)
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         self._patches.undo()
         if self._supernet is not None:
             self._supernet.activate(check_architecture(self._supernet.decisions, self.resting))
@@ -295,8 +286,8 @@ def _checked_space(space: Mapping[str, SearchDimension]) -> dict[str, SearchDime
 
 
 def _refuse_compiled(pl_module: LightningModule) -> None:
-    is_compiled = any(type(module).__name__ == "OptimizedModule" for module in pl_module.modules())
-    if is_compiled or pl_module._compiler_ctx is not None:
+    has_compiled = any(type(module).__name__ == "OptimizedModule" for module in pl_module.modules())
+    if has_compiled or is_compiled(pl_module):
         raise ValueError(
             "a supernet changes its path every step and would be compiled anew each time; "
             "train it uncompiled, and compile the extracted pick"
@@ -318,7 +309,7 @@ def _prepare_strategy(trainer: Trainer) -> None:
         raise ValueError(
             f"NASSupernet cannot train under {strategy_name(trainer)}; use DDPStrategy or ModelParallelStrategy"
         )
-    settings = getattr(trainer.strategy, "_ddp_kwargs", None)
+    settings = ddp_settings(trainer)
     if settings is None:
         return
     if settings.get("static_graph"):

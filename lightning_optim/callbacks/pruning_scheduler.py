@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any, final
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.pruning.conflicts import PrunerConflicts
 from lightning_optim.callbacks.pruning.evidence import LAYERS, PruningEvidence
 from lightning_optim.callbacks.pruning.metric_guard import MetricGuard
@@ -44,7 +45,7 @@ from lightning_optim.window import Window
 
 
 @final
-class PruningScheduler(Callback):
+class PruningScheduler(TechniqueCallback):
     """Prune any LightningModule while it trains, to an exact sparsity, physically smaller if asked.
 
     At each jump of ``window`` the sparsity of ``schedule`` is reached: ``criterion`` scores, ``structure`` says what
@@ -66,7 +67,8 @@ class PruningScheduler(Callback):
         rewind: What goes back to an early step after each pruning step.
         regrow: Which weights come back, at each jump of the window after the first; single weights only.
         network: Name of the network in the LightningModule; ``None`` finds it, ``""`` is the module itself.
-        name: Tells several instances in one Trainer apart; the metric becomes ``pruning/<name>/sparsity``.
+        name: Tells several instances in one Trainer apart: each needs a name of its own. The metric becomes
+            ``pruning/<name>/sparsity``.
 
     Raises:
         ValueError: If the schedule leaves ``[0, 1)``, or falls where channels are physically removed.
@@ -92,6 +94,7 @@ class PruningScheduler(Callback):
         network: str | None = None,
         name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         self.criterion = criterion or Magnitude()
         self.structure = structure or Weight()
         self.schedule = schedule
@@ -99,7 +102,6 @@ class PruningScheduler(Callback):
         self.window = window or Window(end=0.75, every=0.0375)
         self.until, self.rewind, self.regrow = until, rewind, regrow
         self.network = network
-        self.name = name
         check_schedule(schedule, self.structure)
         self.allocation = allocation or Uniform()
         self._monitors = SuspendedMonitors()
@@ -122,11 +124,6 @@ class PruningScheduler(Callback):
         self._reached: float | None = None
 
     @property
-    @override
-    def state_key(self) -> str:
-        return self._generate_state_key(name=self.name)
-
-    @property
     def sparsity(self) -> float:
         """The sparsity reached by the last pruning step; 0 before the first."""
         return self._reached or 0.0
@@ -139,7 +136,7 @@ class PruningScheduler(Callback):
     # Setting up: nothing is changed before everything is checked.
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         reshaper = self._pruned.reshaper
         if stage == "fit" and self.structure.needs_coupling:
             reshaper.check_strategy(trainer, shrinks=self.structure.shrink != "never")
@@ -288,8 +285,7 @@ class PruningScheduler(Callback):
             self._pruned.mask(pl_module, coupling, keep)
 
     def _log(self, pl_module: LightningModule) -> None:
-        metric = "pruning/sparsity" if self.name is None else f"pruning/{self.name}/sparsity"
-        pl_module.log(metric, self.sparsity, rank_zero_only=True)
+        pl_module.log(self.metric("pruning", "sparsity"), self.sparsity, rank_zero_only=True)
 
     # What is pruned, and what is seen of it.
 
@@ -374,14 +370,7 @@ class PruningScheduler(Callback):
         self._monitors.release()
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
-
-    def _release(self) -> None:
+    def release(self) -> None:
         self._pruned.release()
         self._evidence.remove()
         self._monitors.release()

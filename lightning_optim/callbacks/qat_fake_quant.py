@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.quantization.calibration import calibrate_module
 from lightning_optim.callbacks.quantization.learned_values import checked_rate, loss_scale_of, train_values
 from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import ArtefactError
@@ -47,7 +49,7 @@ from lightning_optim.window import Window
 
 
 @final
-class QATFakeQuant(Callback):
+class QATFakeQuant(TechniqueCallback):
     """Trains a network under the rounding of its later integer form, and exports that form.
 
     Parameters stay the same objects and the checkpoint keeps its keys; ranges of activations live in the callback's own
@@ -67,12 +69,12 @@ class QATFakeQuant(Callback):
         freeze: Fractions of the window after which a part is frozen, in ``(0, 1]``: ``observer`` (0.9: ranges stay as
             they are) and ``batch_norm`` (0.5: running statistics are used in training too); 1 is never.
         learning_rate: Of quantizers that learn their steps: largest relative change in a batch; ``None`` is 0.01.
-        name: Tells two instances in one Trainer apart.
+        name: Tells several instances in one Trainer apart: each needs a name of its own.
 
     Example:
         >>> callback = QATFakeQuant(network="net", freeze={"batch_norm": 0.7})
         >>> callback.state_key
-        'QATFakeQuant[net]'
+        "QATFakeQuant{'name': None}"
     """
 
     def __init__(  # noqa: PLR0913  # one keyword for each question
@@ -89,7 +91,8 @@ class QATFakeQuant(Callback):
         learning_rate: float | None = None,
         name: str | None = None,
     ) -> None:
-        self.network, self.targets, self.name = network, targets, name
+        super().__init__(name=name)
+        self.network, self.targets = network, targets
         self.window = window or Window()
         self.freeze = checked_freeze(freeze or {})
         self._loss_scale: float | None = None
@@ -109,17 +112,12 @@ class QATFakeQuant(Callback):
         self._live: nn.Module | None = None
 
     @property
-    @override
-    def state_key(self) -> str:
-        return f"QATFakeQuant[{self.name or self.network or ''}]"
-
-    @property
     def is_simulating(self) -> bool:
         """Whether operators and ranges are known, so that the network computes as its integer form."""
         return self._simulator.is_ready
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._owner is not None and self._owner is not pl_module:
             self._simulator = Simulator(*self._settings)  # what was learned is another model's
         self._owner = pl_module
@@ -176,14 +174,6 @@ class QATFakeQuant(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not at each batch: it would cost as much as the ranges do.
         pl_module.log("quantization/is_simulating", float(self.is_simulating), sync_dist=True)
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._detach()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._detach()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -310,9 +300,9 @@ class QATFakeQuant(Callback):
         excluded = excluded_modules(pl_module, name, network, self.targets)
         assigned = assign_layers(pl_module, network, self._settings[3])
         self._check_plan(network)
-        self._detach()
+        self.release()
         self._simulator.excluded, self._simulator.assigned, self._live = excluded, assigned, network
-        compilation = find_compilation(pl_module, network)
+        compilation = find_compilation(pl_module, network, compiler_of(pl_module))
         compiler = None if compilation is None else compilation.compiler
         simulation = CompiledSimulation(self._simulator, network, compiler)
         # A compiled model calls it between two graphs.
@@ -356,7 +346,8 @@ class QATFakeQuant(Callback):
         if self.is_simulating and not was_simulating:
             self._monitors.resume(trainer)
 
-    def _detach(self) -> None:
+    @override
+    def release(self) -> None:
         self._patches.undo()
         self._monitors.release()
         self._simulator.is_observing = False

@@ -34,12 +34,13 @@ def eval_copy(model: nn.Module, stand_ins: Mapping[Tensor, Tensor] | None = None
         (False, True)
     """
     memo: dict[int, Any] = {id(tensor): stand_in for tensor, stand_in in (stand_ins or {}).items()}
-    for module in model.modules():
-        for name in ("_trainer", "_fabric"):
-            owner = vars(module).get(name)
-            if owner is not None:
-                memo[id(owner)] = None
+    memo |= {id(held): None for module in model.modules() for held in vars(module).values() if _runs_the_model(held)}
     return copy.deepcopy(model, memo).eval()
+
+
+def _runs_the_model(held: object) -> bool:
+    """Whether it is a trainer of Lightning, which holds the model in its turn; perhaps behind a weak reference."""
+    return any(base.__name__ in ("Trainer", "Fabric") for base in held.__class__.__mro__)
 
 
 def eval_view(model: nn.Module) -> nn.Module:

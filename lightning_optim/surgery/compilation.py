@@ -39,12 +39,15 @@ def uncompiled(network: nn.Module) -> nn.Module:
     return inner
 
 
-def find_compilation(root: nn.Module, network: nn.Module) -> Compilation | None:
+def find_compilation(
+    root: nn.Module, network: nn.Module, compiler_of_root: Callable[..., Any] | None = None
+) -> Compilation | None:
     """Tell whether and how a network is compiled.
 
     Args:
         root: The LightningModule.
         network: Its network, below any wrapper.
+        compiler_of_root: What compiles the frames of ``root``, if that cannot be read from ``root`` itself.
     """
     for module in root.modules():
         if isinstance(module, OptimizedModule) and module._orig_mod is network:
@@ -52,7 +55,7 @@ def find_compilation(root: nn.Module, network: nn.Module) -> Compilation | None:
     if network._compiled_call_impl is not None:
         return _compilation(_callback_of(network), (network, "_compiled_call_impl"), network)
     around = (module for module in root.modules() if any(inner is network for inner in module.modules()))
-    callbacks = (_callback_of(module) for module in around)
+    callbacks = (compiler_of_root, *(_callback_of(module) for module in around))
     return _compilation(next((callback for callback in callbacks if callback is not None), None), None, network)
 
 
@@ -62,8 +65,7 @@ def _callback_of(module: nn.Module) -> Any:
         return module.dynamo_ctx.callback
     if module._compiled_call_impl is not None:  # by Module.compile, which keeps its backend in a closure alone
         return inspect.getclosurevars(module._compiled_call_impl).nonlocals.get("callback")
-    context = getattr(module, "_compiler_ctx", None)  # by Lightning, of a whole LightningModule
-    return None if context is None else context["dynamo_ctx"].callback
+    return None
 
 
 def _compilation(callback: Any, wrapper: tuple[nn.Module, str] | None, network: nn.Module) -> Compilation | None:

@@ -260,7 +260,7 @@ def test_two_instances_keep_their_own_state(tmp_path):
         def forward(self, x):
             return self.net(x) + self.other(x)
 
-    first, second = QATFakeQuant(network="net"), QATFakeQuant(network="other")
+    first, second = QATFakeQuant(network="net", name="first"), QATFakeQuant(network="other", name="second")
     loop = trainer(tmp_path, first, second)
     loop.fit(made(Pair), data())
     loop.save_checkpoint(tmp_path / "a.ckpt")

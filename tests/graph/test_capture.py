@@ -1,5 +1,7 @@
 """Capturing leaves the model alone."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -17,13 +19,15 @@ def test_the_model_keeps_its_mode_and_its_statistics():
 
 
 def test_a_trainer_is_not_copied():
-    class Uncopyable:
+    class Trainer:
         def __deepcopy__(self, memo):
             raise AssertionError("copied")
 
-    net = nn.Linear(2, 2)
-    net._trainer = Uncopyable()
-    assert eval_copy(net)._trainer is None
+    class OwnTrainer(Trainer): ...
+
+    net, trainer = nn.Linear(2, 2), OwnTrainer()
+    net.strong, net.weak = trainer, weakref.proxy(trainer)
+    assert eval_copy(net).strong is eval_copy(net).weak is None
 
 
 def test_what_cannot_be_captured_is_named():

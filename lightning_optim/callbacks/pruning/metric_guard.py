@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
+from lightning_optim.callbacks.trainer.lightning_private import is_validation_due
 from lightning_optim.callbacks.trainer.reshape import averaged_copies
 from lightning_optim.pruning.structure.base import Shrink
 from lightning_optim.pruning.until.metric_drop import MetricDrop, Verdict
@@ -79,10 +80,9 @@ class MetricGuard:
         Lightning leaves that validation out; an uninterrupted fit was judged by it.
         """
         loop = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher
-        if self._watch is None or fetcher is None or not loop.restarted_on_train_batch_end:
+        if self._watch is None or not loop.restarted_on_train_batch_end:
             return
-        if loop._should_check_val_fx(fetcher):
+        if is_validation_due(trainer):
             trainer.validating = True
             loop.val_loop.restarting = False
             loop.val_loop.run()

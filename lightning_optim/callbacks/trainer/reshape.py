@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_optim.callbacks.trainer.lightning_private import averaged_model
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import ShrinkError
 from lightning_optim.surgery.cut import CutPlan, apply_cut
@@ -107,9 +107,9 @@ class Reshaper:
 def averaged_copies(trainer: Trainer) -> Iterator[nn.Module]:
     """Every averaged copy of the LightningModule that another callback keeps (EMA, SWA)."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by the trainer
-        average = vars(callback).get("_average_model")
-        if isinstance(average, nn.Module):
-            yield average.module if isinstance(average, torch.optim.swa_utils.AveragedModel) else average
+        average = averaged_model(callback)
+        if average is not None:
+            yield average
 
 
 def _compose(before: _Cut, plan: CutPlan, sizes: Mapping[str, tuple[int, ...]]) -> _Cut:

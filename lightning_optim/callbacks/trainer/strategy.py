@@ -7,6 +7,7 @@ from enum import Enum
 from lightning.pytorch import Trainer
 
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
+from lightning_optim.callbacks.trainer.lightning_private import spawns_processes
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -32,7 +33,7 @@ def strategy_kind(trainer: Trainer) -> StrategyKind:
     strategy = trainer.strategy
     if is_instance_of(strategy, *_SHARDED):
         return StrategyKind.SHARDED  # before DDP: DeepSpeedStrategy derives from DDPStrategy
-    if is_instance_of(strategy.launcher, "_MultiProcessingLauncher"):
+    if spawns_processes(trainer):
         return StrategyKind.SPAWN
     return StrategyKind.DDP if is_instance_of(strategy, "DDPStrategy") else StrategyKind.SINGLE
 

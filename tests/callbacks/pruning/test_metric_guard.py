@@ -383,7 +383,7 @@ def test_sharded_weights_are_refused():
         launcher = None
 
     class Stub:
-        strategy = FSDPStrategy()
+        strategy, callbacks = FSDPStrategy(), ()
 
     with pytest.raises(ShrinkError, match="until, rewind and regrow cannot be used under FSDPStrategy"):
         scheduler().setup(Stub(), Scored(), "fit")

@@ -174,7 +174,7 @@ def test_channels_are_refused_under_sharded_strategies():
         launcher = None
 
     class Stub:
-        strategy = ModelParallelStrategy()
+        strategy, callbacks = ModelParallelStrategy(), ()
 
     with pytest.raises(ShrinkError, match="channels cannot be used under ModelParallelStrategy"):
         scheduler(structure=Channel()).setup(Stub(), Module(Plain), "fit")

@@ -1,0 +1,81 @@
+"""Interface of the callbacks of this package: how one is named, set up and taken off again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+
+class TechniqueCallback(Callback, ABC):
+    """One technique as a callback.
+
+    A subclass keeps its settings as public attributes, checks and prepares in ``prepare`` and takes everything off
+    again in ``release``. It may define any other hook of Lightning.
+
+    Args:
+        name: Tells several instances in one Trainer apart.
+
+    Example:
+        >>> class Watcher(TechniqueCallback):
+        ...     def prepare(self, trainer, pl_module, stage): ...
+        ...     def release(self): ...
+        >>> Watcher(name="first").state_key
+        "Watcher{'name': 'first'}"
+    """
+
+    def __init__(self, *, name: str | None) -> None:
+        self.name = name
+
+    @abstractmethod
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Set up for a stage of the trainer, in its hook ``setup``; refuse a wrong setting before anything changes.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module, on the CPU and without its checkpoint.
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Take every patch and hook off, at the end of a stage or after an exception; a second call does nothing."""
+
+    @property
+    @final
+    @override
+    def state_key(self) -> str:
+        return f"{type(self).__qualname__}{{'name': {self.name!r}}}"
+
+    @final
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._check_name(trainer)
+        self.prepare(trainer, pl_module, stage)
+
+    @final
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.release()
+
+    @final
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.release()
+
+    @final
+    def metric(self, technique: str, noun: str) -> str:
+        """Return the key under which this instance logs: ``<technique>/<noun>``, the name in between if it has one."""
+        return f"{technique}/{noun}" if self.name is None else f"{technique}/{self.name}/{noun}"
+
+    def _check_name(self, trainer: Trainer) -> None:
+        # Lightning refuses two of a class by itself, but only if they have a state.
+        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        if sum(other.state_key == self.state_key for other in others) > 1:
+            raise ValueError(
+                f"two {type(self).__name__} have the name {self.name!r} and could not be told apart; "
+                "give each a name of its own"
+            )

@@ -1,0 +1,62 @@
+"""Private names of Lightning: all that this package uses, tried on Lightning 2.6.6.
+
+No other file reads one, so that after a new release of Lightning one file is to be compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
+
+
+def compiler_of(pl_module: LightningModule) -> Callable[..., Any] | None:
+    """Return what compiles the frames of a LightningModule that was compiled as a whole; ``None`` if it was not.
+
+    The Trainer takes the wrapper of ``torch.compile`` off, and leaves only this trace of it.
+    """
+    context: dict[str, Any] | None = pl_module._compiler_ctx
+    return None if context is None else context["dynamo_ctx"].callback
+
+
+def is_compiled(pl_module: LightningModule) -> bool:
+    """Whether a LightningModule was compiled as a whole."""
+    return pl_module._compiler_ctx is not None
+
+
+def transfer_batch(pl_module: LightningModule, batch: Any) -> Any:
+    """Bring a batch to the module's device as a loop does, through all three transfer hooks of the user."""
+    return pl_module._apply_batch_transfer_handler(pl_module._on_before_batch_transfer(batch))
+
+
+def is_validation_due(trainer: Trainer) -> bool:
+    """Whether the fit's own rule asks for a validation after the batch that came last."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def averaged_model(callback: object) -> nn.Module | None:
+    """Return the averaged copy of the LightningModule that a callback keeps (EMA, SWA); ``None`` if it keeps none."""
+    average = vars(callback).get("_average_model")
+    if isinstance(average, torch.optim.swa_utils.AveragedModel):
+        return average.module
+    return average if isinstance(average, nn.Module) else None
+
+
+def ddp_settings(trainer: Trainer) -> dict[str, Any] | None:
+    """Return the keywords with which DDP will wrap the module; ``None`` under strategies without that wrapper.
+
+    A change of the dictionary takes effect if it is made in ``setup``, before the wrapper is built.
+    """
+    settings: dict[str, Any] | None = vars(trainer.strategy).get("_ddp_kwargs")
+    return settings
+
+
+def spawns_processes(trainer: Trainer) -> bool:
+    """Whether the fit runs in processes that ``multiprocessing`` starts for it and that end with it."""
+    return is_instance_of(trainer.strategy.launcher, "_MultiProcessingLauncher")
