@@ -160,7 +160,7 @@ def _measure_weights_alone(folder: Path, seconds: float) -> dict[str, Any]:
                 network,
                 folder / f"{name}.onnx",
                 (batch,),
-                target=ONNXRuntime(rounds_inputs=rounds),
+                runtime=ONNXRuntime(rounds_inputs=rounds),
                 acceptance=Acceptance(min_agreement=0.0),
             )
             paths[name], found[f"{name}_max_error"] = written.path, written.parity.max_abs_error
@@ -201,7 +201,7 @@ def _measure_packing(bits: int, folder: Path) -> dict[str, Any]:
             network,
             folder / f"{bits}_{packed}.onnx",
             (batch,),
-            target=ONNXRuntime(packed=packed),
+            runtime=ONNXRuntime(packed=packed),
             acceptance=Acceptance(min_agreement=0.0),
         )
     answers = [load(each.path).run(batch)[0] for each in files.values()]

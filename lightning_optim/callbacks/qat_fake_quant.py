@@ -24,8 +24,8 @@ from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
-from lightning_optim.export.runtime.base import Target
-from lightning_optim.export.runtime.find import find_target
+from lightning_optim.export.runtime.base import Runtime
+from lightning_optim.export.runtime.find import find_runtime
 from lightning_optim.export.verification import Verification, verify
 from lightning_optim.quantization.compilation.compiled import CompiledSimulation
 from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
@@ -243,7 +243,7 @@ class QATFakeQuant(TechniqueCallback):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         allow_float: Sequence[str] = (),
-        target: Target | str = "onnxruntime",
+        runtime: Runtime | str = "onnxruntime",
         batches: Iterable[Any] = (),
         min_agreement: float = 0.8,
     ) -> QuantizedExport:
@@ -257,7 +257,7 @@ class QATFakeQuant(TechniqueCallback):
             args: Example positional inputs of the network; without any, those of the first batch in the window.
             kwargs: Example keyword inputs.
             allow_float: Kernels that may stay in floating point besides those of excluded layers.
-            target: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
+            runtime: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
             batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
             min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.
@@ -270,7 +270,7 @@ class QATFakeQuant(TechniqueCallback):
         acceptance = Acceptance(allow_float=allow_float, batches=batches, min_agreement=min_agreement)
         network = self._network_of(model)
         return export_quantized(
-            self._simulator, network, path, args, kwargs, target=find_target(target), acceptance=acceptance
+            self._simulator, network, path, args, kwargs, runtime=find_runtime(runtime), acceptance=acceptance
         )
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_optim.cost.timing import time_call
 from lightning_optim.export.quantized import Acceptance, call_of_one, export_quantized
-from lightning_optim.export.runtime.base import Target
+from lightning_optim.export.runtime.base import Runtime
 from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitTrials
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -23,7 +23,7 @@ def bit_latency(
     network: nn.Module,
     trials: BitTrials,
     *,
-    target: Target | None = None,
+    runtime: Runtime | None = None,
     rounds: int = 5,
     clock: Callable[[TimedCall], float] = time_call,
 ) -> BitLatency:
@@ -34,7 +34,7 @@ def bit_latency(
     Args:
         network: The trained network.
         trials: What to try, by ``bit_trials`` of this network; one sample of its first batch is what is timed.
-        target: The runtime; ``None`` is ONNX Runtime.
+        runtime: The runtime; ``None`` is ONNX Runtime.
         rounds: How often each is timed, at least 1; the median counts.
         clock: Times a call, in seconds.
 
@@ -44,14 +44,14 @@ def bit_latency(
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    target = target or ONNXRuntime()
+    runtime = runtime or ONNXRuntime()
     with tempfile.TemporaryDirectory() as folder:
 
         def deployed(simulator: Simulator, name: str) -> TimedCall:
             assert simulator.example is not None
             path = Path(folder, f"{name}.onnx")
-            export_quantized(simulator, network, path, target=target, acceptance=Acceptance(min_agreement=0.0))
-            return call_of_one(target.load(path), simulator.example)
+            export_quantized(simulator, network, path, runtime=runtime, acceptance=Acceptance(min_agreement=0.0))
+            return call_of_one(runtime.load(path), simulator.example)
 
         calls = [deployed(trials.base(), "base")]
         calls += [deployed(trials.of(layer.name, bits), layer.name) for layer in trials.layers for bits in trials.bits]

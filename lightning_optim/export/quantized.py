@@ -15,7 +15,7 @@ from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.kernels import Kernels
 from lightning_optim.export.parity import Parity, as_call, check_parity
-from lightning_optim.export.runtime.base import Runner, Target
+from lightning_optim.export.runtime.base import Runner, Runtime
 from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Role
 from lightning_optim.quantization.simulation.placement import EXCLUDED
@@ -57,7 +57,7 @@ class QuantizedExport:
 
     Args:
         path: The file.
-        target: Class of the target.
+        runtime: Class of the runtime.
         num_bytes: Size of the file.
         kernels: What the runtime runs for it.
         fallbacks: Key of an operator that could be an integer kernel, and is none -> why.
@@ -66,7 +66,7 @@ class QuantizedExport:
     """
 
     path: Path
-    target: str
+    runtime: str
     num_bytes: int
     kernels: Kernels
     fallbacks: Mapping[str, str] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def export_quantized(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    target: Target | None = None,
+    runtime: Runtime | None = None,
     acceptance: Acceptance | None = None,
 ) -> QuantizedExport:
     """Write a network to a file for a runtime, and make sure there that it runs in integers and answers as simulated.
@@ -95,7 +95,7 @@ def export_quantized(
         path: The file to write.
         args: Example positional inputs of the network; without any, those of the recorded batch.
         kwargs: Example keyword inputs.
-        target: The runtime; ``None`` is ONNX Runtime.
+        runtime: The runtime; ``None`` is ONNX Runtime.
         acceptance: What the file must show.
 
     Raises:
@@ -103,18 +103,18 @@ def export_quantized(
             exported, if a convolution, linear layer, addition or pooling stays in floating point, or if too few answers
             agree.
     """
-    target, acceptance = target or ONNXRuntime(), acceptance or Acceptance()
+    runtime, acceptance = runtime or ONNXRuntime(), acceptance or Acceptance()
     if not simulator.is_ready:
         raise ExportError("there are no activation ranges yet: train at least two batches within the window")
-    target.check(simulator)
+    runtime.check(simulator)
     example = _example(simulator, args, kwargs)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.unchecked")
     try:
-        kernels = target.write(simulator, network, *example, part)
-        _check_kernels(kernels, target, simulator, acceptance.allow_float)
-        runner = target.load(part)
+        kernels = runtime.write(simulator, network, *example, part)
+        _check_kernels(kernels, runtime, simulator, acceptance.allow_float)
+        runner = runtime.load(part)
         parity = _check_agreement(simulator, network, runner, example, acceptance)
         latency_ms = 1e3 * time_call(call_of_one(runner, example))
         part.replace(path)
@@ -122,10 +122,10 @@ def export_quantized(
         part.unlink(missing_ok=True)
     return QuantizedExport(
         path=path,
-        target=type(target).__name__,
+        runtime=type(runtime).__name__,
         num_bytes=path.stat().st_size,
         kernels=kernels,
-        fallbacks=_fallbacks(simulator, target),
+        fallbacks=_fallbacks(simulator, runtime),
         parity=parity,
         latency_ms=latency_ms,
     )
@@ -185,10 +185,10 @@ def call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]])
     return lambda: runner(*one)
 
 
-def _check_kernels(kernels: Kernels, target: Target, simulator: Simulator, allow_float: Sequence[str]) -> None:
+def _check_kernels(kernels: Kernels, runtime: Runtime, simulator: Simulator, allow_float: Sequence[str]) -> None:
     operators = _operators(simulator).values()
     floating = {}
-    for roles, names in target.promised.items():
+    for roles, names in runtime.promised.items():
         excluded = sum(_num_float(op, role) for op in operators for role in roles)
         found = {name: kernels.floating[name] for name in names if name in kernels.floating and name not in allow_float}
         if sum(found.values()) > excluded:
@@ -207,8 +207,8 @@ def _num_float(operator: Operator, role: Role) -> int:
     return parts + int(operator.note in (EXCLUDED, BEFORE_SOFTMAX, UNROUNDED) and operator.role is role)
 
 
-def _fallbacks(simulator: Simulator, target: Target) -> dict[str, str]:
-    notes = {key: op.note or target.lacks.get(op.role, "") for key, op in _operators(simulator).items()}
+def _fallbacks(simulator: Simulator, runtime: Runtime) -> dict[str, str]:
+    notes = {key: op.note or runtime.lacks.get(op.role, "") for key, op in _operators(simulator).items()}
     return {key: note for key, note in notes.items() if note and _operators(simulator)[key].role in INTEGER_ROLES}
 
 

@@ -70,7 +70,7 @@ def verify(path: str | Path, batches: Iterable[Any]) -> Verification:
             error = float((expected.double() - found.double()).abs().amax()) if found.numel() else 0.0
             worst_error = max(worst_error, error)
             if isinstance(value, Integers):
-                worst_lsb = max(worst_lsb, error / float(value.grid.scale))
+                worst_lsb = max(worst_lsb, error / float(value.qparams.scale))
     if not compared:
         raise ExportError("verification needs at least one batch to compare, got none")
     return Verification(

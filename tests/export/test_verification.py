@@ -128,8 +128,8 @@ def test_a_sum_that_is_not_rounded_is_run_in_floating_point(tmp_path):
 
 
 def test_an_arithmetic_that_is_not_the_runtimes_is_found_out(residual, monkeypatch):
-    def early(accumulator, multiplier, grid):  # ties, and what is near them, go up
-        return Integers((accumulator.float() * multiplier + grid.zero_point + 0.01).round().clamp(0, 255), grid)
+    def early(accumulator, multiplier, qparams):  # ties, and what is near them, go up
+        return Integers((accumulator.float() * multiplier + qparams.zero_point + 0.01).round().clamp(0, 255), qparams)
 
     monkeypatch.setattr(operators, "requantize", early)
     found = verify(residual.path, [bright_corners(500)[0]])

@@ -26,8 +26,8 @@ from lightning_optim.quantization.functional import quantize
 
 @final
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """The values that integers stand for.
+class QuantizationParameters:
+    """Quantization parameters of a tensor: the values that its integers stand for.
 
     Args:
         scale: Step between two integers, float32; a scalar, or broadcastable against the integers.
@@ -52,51 +52,51 @@ class Integers:
     """Whole numbers and what they stand for.
 
     Args:
-        whole: The numbers, as floats; any shape.
-        grid: What they stand for.
+        integers: The numbers, as floats; any shape.
+        qparams: What they stand for.
 
     Example:
-        >>> grid = Grid(torch.tensor(0.5), torch.tensor(3.0), 0, 255)
-        >>> Integers(torch.tensor([3.0, 5.0]), grid).values()
+        >>> qparams = QuantizationParameters(torch.tensor(0.5), torch.tensor(3.0), 0, 255)
+        >>> Integers(torch.tensor([3.0, 5.0]), qparams).values()
         tensor([0., 1.])
     """
 
-    whole: Tensor
-    grid: Grid
+    integers: Tensor
+    qparams: QuantizationParameters
 
     def values(self) -> Tensor:
         """Return the values as ``DequantizeLinear`` does."""
-        return (self.whole - self.grid.zero_point) * self.grid.scale
+        return (self.integers - self.qparams.zero_point) * self.qparams.scale
 
     def centred(self) -> Tensor:
         """Return the integers less the zero point in float64, where sums of their products are exact."""
-        return (self.whole - self.grid.zero_point).double()
+        return (self.integers - self.qparams.zero_point).double()
 
 
-def requantize(accumulator: Tensor, multiplier: Tensor, grid: Grid) -> Integers:
-    """Bring an accumulator onto a grid: scale, clamp, round, and only then add the zero point.
+def requantize(accumulator: Tensor, multiplier: Tensor, qparams: QuantizationParameters) -> Integers:
+    """Requantize an accumulator: scale, clamp, round, and only then add the zero point.
 
     Args:
         accumulator: Exact sums of products in float64; any shape.
-        multiplier: Accumulator's scale over the grid's, float32; broadcasts against ``accumulator``.
-        grid: Of the output, one scale for all.
+        multiplier: Accumulator's scale over the output's, float32; broadcasts against ``accumulator``.
+        qparams: Those of the output, one scale for all.
 
     Example:
-        >>> grid = Grid(torch.tensor(1.0), torch.tensor(3.0), 0, 255)
-        >>> requantize(torch.tensor([1.0, 3.0, 1e6]).double(), torch.tensor(0.5), grid).whole
+        >>> qparams = QuantizationParameters(torch.tensor(1.0), torch.tensor(3.0), 0, 255)
+        >>> requantize(torch.tensor([1.0, 3.0, 1e6]).double(), torch.tensor(0.5), qparams).integers
         tensor([  3.,   5., 255.])
     """
     steps = accumulator.float() * multiplier
-    clamped = torch.minimum(torch.maximum(steps, grid.low - grid.zero_point), grid.high - grid.zero_point)
-    return Integers(clamped.round_() + grid.zero_point, grid)
+    clamped = torch.minimum(torch.maximum(steps, qparams.low - qparams.zero_point), qparams.high - qparams.zero_point)
+    return Integers(clamped.round_() + qparams.zero_point, qparams)
 
 
-def output_multiplier(left_scale: Tensor, right_scale: Tensor, grid: Grid) -> Tensor:
-    """Return what takes an accumulator of products onto a grid: ``(left * right) / output``, in float32."""
-    return (left_scale * right_scale) / grid.scale
+def output_multiplier(left_scale: Tensor, right_scale: Tensor, qparams: QuantizationParameters) -> Tensor:
+    """Return what requantizes an accumulator of products: ``(left_scale * right_scale) / output_scale``, in float32."""
+    return (left_scale * right_scale) / qparams.scale
 
 
-def add(left: Integers, right: Integers, grid: Grid) -> Integers:
+def add(left: Integers, right: Integers, qparams: QuantizationParameters) -> Integers:
     """Add two integer tensors with fused multiply-adds, as ``QLinearAdd`` does on processors with AVX2.
 
     ``fma(a, r_a, fma(b, r_b, c))`` with ``r_a = s_a / s``, ``r_b = s_b / s`` and
@@ -105,35 +105,36 @@ def add(left: Integers, right: Integers, grid: Grid) -> Integers:
     Args:
         left: First summand, one scale for all.
         right: Second summand; broadcasts.
-        grid: Of the output.
+        qparams: Those of the output.
 
     Example:
-        >>> grid = Grid(torch.tensor(1.0), torch.tensor(1.0), 0, 255)
-        >>> half = Integers(torch.tensor([1.0, 2.0]), Grid(torch.tensor(0.5), torch.tensor(0.0), 0, 255))
-        >>> add(half, Integers(torch.tensor([1.0]), grid), grid).whole  # 0.5 + 1 is even before rounding, 1 + 1 is 2
+        >>> qparams = QuantizationParameters(torch.tensor(1.0), torch.tensor(1.0), 0, 255)
+        >>> halves = QuantizationParameters(torch.tensor(0.5), torch.tensor(0.0), 0, 255)
+        >>> half, one = Integers(torch.tensor([1.0, 2.0]), halves), Integers(torch.tensor([1.0]), qparams)
+        >>> add(half, one, qparams).integers  # 0.5 + 1 is even before rounding, 1 + 1 is 2
         tensor([2., 2.])
     """
-    left_ratio, right_ratio = left.grid.scale / grid.scale, right.grid.scale / grid.scale
-    offset = _fused(left_ratio, left.grid.zero_point, right_ratio * right.grid.zero_point)
-    inner = _fused(right.whole, right_ratio, grid.zero_point - offset)
-    return Integers(_fused(left.whole, left_ratio, inner).round_().clamp_(grid.low, grid.high), grid)
+    left_ratio, right_ratio = left.qparams.scale / qparams.scale, right.qparams.scale / qparams.scale
+    offset = _fused(left_ratio, left.qparams.zero_point, right_ratio * right.qparams.zero_point)
+    inner = _fused(right.integers, right_ratio, qparams.zero_point - offset)
+    return Integers(_fused(left.integers, left_ratio, inner).round_().clamp_(qparams.low, qparams.high), qparams)
 
 
-def average_image(x: Integers, grid: Grid) -> Integers:
+def average_image(x: Integers, qparams: QuantizationParameters) -> Integers:
     """Average over height and width as ``QLinearGlobalAveragePool`` does, ``[N, C, H, W]`` to ``[N, C, 1, 1]``.
 
     Args:
         x: One scale for all.
-        grid: Of the output.
+        qparams: Those of the output.
     """
-    size = x.whole.shape[2:].numel()
-    total = x.centred().sum(tuple(range(2, x.whole.dim())), keepdim=True)
-    return requantize(total, x.grid.scale / (grid.scale * float(size)), grid)
+    size = x.integers.shape[2:].numel()
+    total = x.centred().sum(tuple(range(2, x.integers.dim())), keepdim=True)
+    return requantize(total, x.qparams.scale / (qparams.scale * float(size)), qparams)
 
 
 def average_windows(
     x: Integers,
-    grid: Grid,
+    qparams: QuantizationParameters,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int, int, int],
@@ -144,7 +145,7 @@ def average_windows(
 
     Args:
         x: ``[N, C, H, W]``, one scale for all.
-        grid: Of the output.
+        qparams: Those of the output.
         kernel: Height and width of a window.
         stride: Steps between windows.
         padding: Rows above and columns left of the image, rows below and columns right of it.
@@ -157,10 +158,10 @@ def average_windows(
     for row in range(kernel[0]):
         for column in range(kernel[1]):
             total = total + windows[..., row, column]  # in the kernel's order: sums of floats depend on it
-    inside = functional.pad(torch.ones_like(x.whole[:1, :1]), sides, value=float(counts_padding))
+    inside = functional.pad(torch.ones_like(x.integers[:1, :1]), sides, value=float(counts_padding))
     counts = inside.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).sum((-1, -2))
-    steps = (total / counts) / grid.scale + grid.zero_point
-    return Integers(steps.round_().clamp_(grid.low, grid.high), grid)
+    steps = (total / counts) / qparams.scale + qparams.zero_point
+    return Integers(steps.round_().clamp_(qparams.low, qparams.high), qparams)
 
 
 def _fused(factor: Tensor, other: Tensor, summand: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.emulator.arithmetic import Grid, Integers
+from lightning_optim.export.emulator.arithmetic import Integers, QuantizationParameters
 from lightning_optim.export.emulator.operators import INTEGER_OPERATORS, float_product
 from lightning_optim.optional import require
 
@@ -95,7 +95,7 @@ class IntegerGraph:
             return [_dequantize(node, inputs)]
         if node.op_type == "Clip" and isinstance(inputs[0], Integers):  # of fewer bits than their type
             low, high = (float(_real(bound)) for bound in inputs[1:])
-            return [Integers(inputs[0].whole.clamp(low, high), inputs[0].grid)]
+            return [Integers(inputs[0].integers.clamp(low, high), inputs[0].qparams)]
         is_alone = self._readers[node.output[0]] == 1
         if is_alone and isinstance(inputs[0], Pending) and node.op_type in _MOVES | {"Relu"}:
             move = () if node.op_type == "Relu" else ((node, tuple(inputs[1:])),)
@@ -110,12 +110,12 @@ class IntegerGraph:
     def _quantize(self, inputs: Sequence[Value]) -> Integers:
         x, scale, zero_point = inputs[0], _real(inputs[1]), _real(inputs[2])
         limits = torch.iinfo(zero_point.dtype)
-        grid = Grid(scale, zero_point.float(), limits.min, limits.max)
-        if isinstance(x, Pending) and (not x.is_clipped or float(grid.zero_point) == grid.low):
+        qparams = QuantizationParameters(scale, zero_point.float(), limits.min, limits.max)
+        if isinstance(x, Pending) and (not x.is_clipped or float(qparams.zero_point) == qparams.low):
             self.computed[x.node.op_type] += 1
-            rounded = INTEGER_OPERATORS[x.node.op_type](x.node, x.inputs, grid)
-            return Integers(self._moved(rounded.whole, x), grid)
-        return grid.quantize(self._float(x))
+            rounded = INTEGER_OPERATORS[x.node.op_type](x.node, x.inputs, qparams)
+            return Integers(self._moved(rounded.integers, x), qparams)
+        return qparams.quantize(self._float(x))
 
     def _settled(self, value: Value) -> Tensor | Integers:
         return self._float(value) if isinstance(value, Pending) else value
@@ -169,17 +169,18 @@ class IntegerGraph:
 
 
 def _dequantize(node: Any, inputs: Sequence[Value]) -> Integers:
-    whole, scale, zero_point = inputs[0], _real(inputs[1]), _real(inputs[2])
+    stored, scale, zero_point = inputs[0], _real(inputs[1]), _real(inputs[2])
     limits, zero = torch.iinfo(zero_point.dtype), zero_point.float()
-    if isinstance(whole, Integers):
-        return Integers(whole.whole, Grid(scale, zero, limits.min, limits.max))
-    whole = _real(whole)
+    if isinstance(stored, Integers):
+        return Integers(stored.integers, QuantizationParameters(scale, zero, limits.min, limits.max))
+    integers = _real(stored)
     if scale.dim():
         axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
-        shape = [-1 if place == axis % whole.dim() else 1 for place in range(whole.dim())]
+        shape = [-1 if place == axis % integers.dim() else 1 for place in range(integers.dim())]
         scale, zero = scale.view(shape), zero.view(shape)
-    is_wide = whole.dtype is torch.int32  # a bias does not fit into a float32
-    return Integers(whole.double() if is_wide else whole.float(), Grid(scale, zero, limits.min, limits.max))
+    is_wide = integers.dtype is torch.int32  # a bias does not fit into a float32
+    qparams = QuantizationParameters(scale, zero, limits.min, limits.max)
+    return Integers(integers.double() if is_wide else integers.float(), qparams)
 
 
 def _real(value: Value) -> Tensor:

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.emulator.arithmetic import (
-    Grid,
     Integers,
+    QuantizationParameters,
     add,
     average_image,
     average_windows,
@@ -23,7 +23,7 @@ from lightning_optim.export.emulator.arithmetic import (
 )
 from lightning_optim.optional import require
 
-IntegerOperator = Callable[[Any, tuple[Integers, ...], Grid], Integers]
+IntegerOperator = Callable[[Any, tuple[Integers, ...], QuantizationParameters], Integers]
 
 
 def float_product(node: Any, inputs: tuple[Integers, ...]) -> Tensor | None:
@@ -34,12 +34,12 @@ def float_product(node: Any, inputs: tuple[Integers, ...]) -> Tensor | None:
     return accumulator.float() * scale
 
 
-def _convolution(node: Any, inputs: tuple[Integers, ...], grid: Grid) -> Integers:
+def _convolution(node: Any, inputs: tuple[Integers, ...], qparams: QuantizationParameters) -> Integers:
     x, weight = inputs[:2]
-    settings, spatial = _attributes(node), x.whole.dim() - 2
+    settings, spatial = _attributes(node), x.integers.dim() - 2
     _refuse(node, settings.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"), "auto_pad")
     sides = _sides(settings.get("pads", [0] * (2 * spatial)))
-    bias = None if len(inputs) < 3 else inputs[2].whole.double()
+    bias = None if len(inputs) < 3 else inputs[2].integers.double()
     run = (functional.conv1d, functional.conv2d, functional.conv3d)[spatial - 1]
     accumulator = run(
         functional.pad(x.centred(), sides),
@@ -50,37 +50,37 @@ def _convolution(node: Any, inputs: tuple[Integers, ...], grid: Grid) -> Integer
         settings.get("dilations", 1),
         settings.get("group", 1),
     )
-    scale = weight.grid.scale.flatten() if weight.grid.scale.dim() else weight.grid.scale
-    multiplier = output_multiplier(x.grid.scale, scale, grid)
-    return requantize(accumulator, multiplier.view(-1, *[1] * spatial), grid)
+    scale = weight.qparams.scale.flatten() if weight.qparams.scale.dim() else weight.qparams.scale
+    multiplier = output_multiplier(x.qparams.scale, scale, qparams)
+    return requantize(accumulator, multiplier.view(-1, *[1] * spatial), qparams)
 
 
-def _rounded_gemm(node: Any, inputs: tuple[Integers, ...], grid: Grid) -> Integers:
+def _rounded_gemm(node: Any, inputs: tuple[Integers, ...], qparams: QuantizationParameters) -> Integers:
     accumulator, scale = _gemm(node, inputs)
-    return requantize(accumulator, scale / grid.scale, grid)
+    return requantize(accumulator, scale / qparams.scale, qparams)
 
 
-def _rounded_matmul(node: Any, inputs: tuple[Integers, ...], grid: Grid) -> Integers:
+def _rounded_matmul(node: Any, inputs: tuple[Integers, ...], qparams: QuantizationParameters) -> Integers:
     accumulator, scale = _matmul(node, inputs)
-    return requantize(accumulator, scale / grid.scale, grid)
+    return requantize(accumulator, scale / qparams.scale, qparams)
 
 
-def _sum(node: Any, inputs: tuple[Integers, ...], grid: Grid) -> Integers:
-    return add(inputs[0], inputs[1], grid)
+def _sum(node: Any, inputs: tuple[Integers, ...], qparams: QuantizationParameters) -> Integers:
+    return add(inputs[0], inputs[1], qparams)
 
 
-def _average_image(node: Any, inputs: tuple[Integers, ...], grid: Grid) -> Integers:
-    return average_image(inputs[0], grid)
+def _average_image(node: Any, inputs: tuple[Integers, ...], qparams: QuantizationParameters) -> Integers:
+    return average_image(inputs[0], qparams)
 
 
-def _average_windows(node: Any, inputs: tuple[Integers, ...], grid: Grid) -> Integers:
+def _average_windows(node: Any, inputs: tuple[Integers, ...], qparams: QuantizationParameters) -> Integers:
     settings = _attributes(node)
     _refuse(node, bool(settings.get("ceil_mode", 0)), "ceil_mode")
     _refuse(node, len(settings["kernel_shape"]) != 2, "kernel_shape")
     kernel, stride = tuple(settings["kernel_shape"]), tuple(settings.get("strides", (1, 1)))
     padding = tuple(settings.get("pads", (0, 0, 0, 0)))
     return average_windows(
-        inputs[0], grid, kernel, stride, padding, counts_padding=bool(settings.get("count_include_pad", 0))
+        inputs[0], qparams, kernel, stride, padding, counts_padding=bool(settings.get("count_include_pad", 0))
     )
 
 
@@ -92,7 +92,7 @@ INTEGER_OPERATORS: dict[str, IntegerOperator] = {
     "GlobalAveragePool": _average_image,
     "AveragePool": _average_windows,
 }
-"""ONNX operator -> its integer kernel, which takes the node, its inputs and the grid of its output."""
+"""ONNX operator -> its integer kernel, which takes the node, its inputs and its output's quantization parameters."""
 
 
 def _gemm(node: Any, inputs: tuple[Integers, ...]) -> tuple[Tensor, Tensor]:
@@ -103,13 +103,13 @@ def _gemm(node: Any, inputs: tuple[Integers, ...]) -> tuple[Tensor, Tensor]:
     right = weight.centred().T if settings.get("transB", 0) else weight.centred()
     accumulator = left @ right
     if len(inputs) > 2:
-        accumulator = accumulator + inputs[2].whole.double()
-    return accumulator, x.grid.scale * _flat(weight.grid.scale)
+        accumulator = accumulator + inputs[2].integers.double()
+    return accumulator, x.qparams.scale * _flat(weight.qparams.scale)
 
 
 def _matmul(node: Any, inputs: tuple[Integers, ...]) -> tuple[Tensor, Tensor]:
     left, right = inputs
-    return torch.matmul(left.centred(), right.centred()), left.grid.scale * _flat(right.grid.scale)
+    return torch.matmul(left.centred(), right.centred()), left.qparams.scale * _flat(right.qparams.scale)
 
 
 def _flat(scale: Tensor) -> Tensor:

@@ -35,13 +35,13 @@ class Blocks:
     bits: int
 
 
-def pack_blocks(whole: Tensor, scale: Tensor, narrowest: int = 2) -> Blocks:
+def pack_blocks(integers: Tensor, scale: Tensor, narrowest: int = 2) -> Blocks:
     """Pack the integers of a weight.
 
     A group that is no power of two, or longer than a block, becomes several blocks of one scale.
 
     Args:
-        whole: Integers, ``[O, I]``, in ``[-128, 127]``.
+        integers: Integers, ``[O, I]``, in ``[-128, 127]``.
         scale: ``[O, G]``, ``[O]`` or a scalar.
         narrowest: Fewest bits to use: 2, 4 or 8.
 
@@ -52,13 +52,13 @@ def pack_blocks(whole: Tensor, scale: Tensor, narrowest: int = 2) -> Blocks:
         >>> pack_blocks(torch.tensor([[1, -2, 0, 1]]), torch.tensor([0.5])).packed.tolist()
         [[[227, 170, 170, 170]]]
     """
-    num_outputs, num_inputs = whole.shape
+    num_outputs, num_inputs = integers.shape
     groups = scale if scale.dim() == 2 else scale.expand(num_outputs).unsqueeze(1)
-    low, high = int(whole.min()), int(whole.max())
+    low, high = int(integers.min()), int(integers.max())
     bits = next(bits for bits in (2, 4, 8) if bits >= narrowest and -(1 << bits - 1) <= low and high < 1 << bits - 1)
     size = _block_size(num_inputs, groups.shape[1], bits)
     num_blocks = -(-num_inputs // size)
-    codes = functional.pad(whole.long(), (0, num_blocks * size - num_inputs)) + (1 << bits - 1)
+    codes = functional.pad(integers.long(), (0, num_blocks * size - num_inputs)) + (1 << bits - 1)
     codes = codes.view(num_outputs, num_blocks, -1, 8 // bits)
     packed = (codes << torch.arange(0, 8, bits)).sum(-1).to(torch.uint8)
     return Blocks(packed, groups.repeat_interleave(num_blocks // groups.shape[1], 1), size, bits)
@@ -73,8 +73,8 @@ def unpack_blocks(packed: Tensor, scale: Tensor, num_inputs: int, bits: int) -> 
         tensor([[ 0.5000, -1.0000,  0.0000,  0.5000]])
     """
     codes = (packed.long().unsqueeze(-1) >> torch.arange(0, 8, bits)) & ((1 << bits) - 1)
-    whole = (codes - (1 << bits - 1)).flatten(2)
-    return (whole * scale.unsqueeze(-1)).flatten(1)[:, :num_inputs]
+    integers = (codes - (1 << bits - 1)).flatten(2)
+    return (integers * scale.unsqueeze(-1)).flatten(1)[:, :num_inputs]
 
 
 def _block_size(num_inputs: int, num_groups: int, bits: int) -> int:

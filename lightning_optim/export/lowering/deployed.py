@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.blocks import pack_blocks
-from lightning_optim.export.lowering.dialect import Dialect, Grid
+from lightning_optim.export.lowering.dialect import ActivationConstants, Dialect
 from lightning_optim.export.lowering.operators import linear_of_blocks
 from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.functional import bias_floor, per_channel, quantize_bias
@@ -50,7 +50,7 @@ class ConstantBackend(Backend, nn.Module):
     def activation(self, tensor: Tensor, key: str) -> Tensor:
         if self._is_exact(key):
             return tensor
-        return self._dialect.activation(tensor, self._grid(key))
+        return self._dialect.activation(tensor, self._activation_constants(key))
 
     @override
     def moved(self, tensor: Tensor, key: str) -> Tensor:
@@ -67,12 +67,12 @@ class ConstantBackend(Backend, nn.Module):
         if f"{key}/weight" not in self._names:
             self._make_constants(weight, bias, key, input_key, norm)
         # One in blocks is what the layer's own operator reads; the other is not used then.
-        values = weight if key in self._block_bits else self._dialect.constant(*self._constants(f"{key}/weight"))
+        values = weight if key in self._block_bits else self._dialect.constant(*self._stored(f"{key}/weight"))
         if f"{key}/float_bias" in self._names:
             return values, self._constant(f"{key}/float_bias")
         if f"{key}/bias" not in self._names:
             return values, None
-        return values, self._dialect.constant(*self._constants(f"{key}/bias"))
+        return values, self._dialect.constant(*self._stored(f"{key}/bias"))
 
     @override
     def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
@@ -93,12 +93,13 @@ class ConstantBackend(Backend, nn.Module):
     def clip(self, tensor: Tensor, key: str, upper: float) -> Tensor:
         if self._is_exact(key) or not self._ranges.has(key):
             return functional.hardtanh(tensor, 0.0, upper)
-        grid = self._full_grid(key)
-        largest = int(np.rint(np.float32(upper) / np.float32(grid.step))) + grid.zero  # divides as a runtime does
-        if largest < grid.qmax and not self._dialect.keeps_bounds:
+        constants = self._unclipped_constants(key)
+        steps = np.rint(np.float32(upper) / np.float32(constants.step))  # divides as a runtime does
+        largest = int(steps) + constants.zero
+        if largest < constants.qmax and not self._dialect.keeps_bounds:
             return functional.hardtanh(tensor, 0.0, upper)
         # The largest integer is the bound then, and a kernel takes a ReLU in.
-        self._largest[key] = min(largest, self._largest.get(key, grid.qmax))
+        self._largest[key] = min(largest, self._largest.get(key, constants.qmax))
         return functional.relu(tensor)
 
     @override
@@ -122,18 +123,18 @@ class ConstantBackend(Backend, nn.Module):
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)
         quantizer = self._simulator.weight_quantizer_of(key)
-        input_scale = None if self._is_exact(input_key) else self._grid(input_key).scale
+        input_scale = None if self._is_exact(input_key) else self._activation_constants(input_key).scale
         floor = None if bias is None or input_scale is None else bias_floor(bias, input_scale)
         scale = weight_scale(weight, quantizer, floor, norm)
         spread = per_channel(scale, weight)
-        whole = quantizer.integers(weight.detach(), spread, torch.zeros_like(spread))
+        integers = quantizer.integers(weight.detach(), spread, torch.zeros_like(spread))
         if self._is_linear(key) and (input_scale is None or scale.dim() == 2):
-            blocks = pack_blocks(whole, scale, self._narrowest)
+            blocks = pack_blocks(integers, scale, self._narrowest)
             self._block_bits[key] = blocks.bits
             self._keep(f"{key}/weight", blocks.packed)
             self._keep(f"{key}/weight_scale", blocks.scale)
         else:
-            self._keep(f"{key}/weight", whole.to(torch.int8))
+            self._keep(f"{key}/weight", integers.to(torch.int8))
             self._keep(f"{key}/weight_scale", scale)
             self._keep(f"{key}/weight_zero_point", torch.zeros_like(scale, dtype=self._dialect.zero_type))
         if bias is None:
@@ -144,11 +145,11 @@ class ConstantBackend(Backend, nn.Module):
         self._make_bias(bias.detach(), (input_scale * scale).expand(bias.shape).clone(), key)
 
     def _make_bias(self, bias: Tensor, scale: Tensor, key: str) -> None:
-        whole = quantize_bias(bias, scale)
+        integers = quantize_bias(bias, scale)
         if self._dialect.has_float_bias:
-            self._keep(f"{key}/float_bias", whole.to(scale.dtype) * scale)
+            self._keep(f"{key}/float_bias", integers.to(scale.dtype) * scale)
             return
-        self._keep(f"{key}/bias", whole)
+        self._keep(f"{key}/bias", integers)
         self._keep(f"{key}/bias_scale", scale)
         self._keep(f"{key}/bias_zero_point", torch.zeros_like(scale, dtype=torch.int32))
 
@@ -159,11 +160,11 @@ class ConstantBackend(Backend, nn.Module):
         plan = self._simulator.plan
         return plan is not None and plan.operators[key].role is Role.LINEAR
 
-    def _grid(self, key: str) -> Grid:
-        grid = self._full_grid(key)
-        return replace(grid, qmax=self._largest.get(key, grid.qmax))
+    def _activation_constants(self, key: str) -> ActivationConstants:
+        constants = self._unclipped_constants(key)
+        return replace(constants, qmax=self._largest.get(key, constants.qmax))
 
-    def _full_grid(self, key: str) -> Grid:
+    def _unclipped_constants(self, key: str) -> ActivationConstants:
         scheme = self._simulator.activation_quantizer_of(key).scheme
         if key not in self._numbers:
             found = self._ranges.qparams(key, torch.device("cpu"))
@@ -176,7 +177,7 @@ class ConstantBackend(Backend, nn.Module):
             self._keep(f"{key}/zero", found[1].to(torch.uint8 if scheme.signed == "uint" else torch.int8))
             self._numbers[key] = float(found[0]), int(found[1])
         scale, zero_point = self._constant(f"{key}/scale"), self._constant(f"{key}/zero")
-        return Grid(scale, zero_point, *self._numbers[key], scheme.qmin, scheme.qmax)
+        return ActivationConstants(scale, zero_point, *self._numbers[key], scheme.qmin, scheme.qmax)
 
     def _keep(self, name: str, value: Tensor) -> None:
         self._names[name] = f"constant_{len(self._names)}"
@@ -185,7 +186,7 @@ class ConstantBackend(Backend, nn.Module):
     def _constant(self, name: str) -> Tensor:
         return self.get_buffer(self._names[name])
 
-    def _constants(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _stored(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         return self._constant(name), self._constant(f"{name}_scale"), self._constant(f"{name}_zero_point")
 
 

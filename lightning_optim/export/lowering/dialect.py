@@ -20,8 +20,8 @@ from lightning_optim.export.lowering.operators import (
 
 @final
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """The values that an activation is rounded to.
+class ActivationConstants:
+    """Constants of a graph that an activation is rounded with.
 
     Args:
         scale: Step between two of them, a scalar.
@@ -50,14 +50,14 @@ class Dialect(ABC):
     """Whether biases are stored as the floats that their int32 values stand for: some runtimes round by themselves."""
 
     keeps_bounds: ClassVar[bool] = True
-    """Whether an activation's integers end where its grid says, and not where their type does."""
+    """Whether an activation's integers end where its scheme says, and not where their type does."""
 
     @abstractmethod
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
-        """Round an activation to its grid."""
+    def activation(self, x: Tensor, constants: ActivationConstants) -> Tensor:
+        """Round an activation to what its integers stand for."""
 
     @abstractmethod
-    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def constant(self, integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Return the weight or bias that stored integers stand for."""
 
     @abstractmethod
@@ -72,13 +72,13 @@ class AffineDialect(Dialect):
     has_float_bias: ClassVar[bool] = False
 
     @override
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
-        out: Tensor = quantize_dequantize(x, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
+    def activation(self, x: Tensor, constants: ActivationConstants) -> Tensor:
+        out: Tensor = quantize_dequantize(x, constants.scale, constants.zero_point, constants.qmin, constants.qmax)
         return out
 
     @override
-    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        out: Tensor = dequantize_constant(whole, scale, zero_point)
+    def constant(self, integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        out: Tensor = dequantize_constant(integers, scale, zero_point)
         return out
 
     @override
@@ -95,14 +95,14 @@ class SymmetricDialect(Dialect):
     keeps_bounds: ClassVar[bool] = False
 
     @override
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
-        limits = torch.iinfo(grid.zero_point.dtype)
-        out: Tensor = quantize_dequantize(x, grid.scale, grid.zero_point, limits.min, limits.max)
+    def activation(self, x: Tensor, constants: ActivationConstants) -> Tensor:
+        limits = torch.iinfo(constants.zero_point.dtype)
+        out: Tensor = quantize_dequantize(x, constants.scale, constants.zero_point, limits.min, limits.max)
         return out
 
     @override
-    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        out: Tensor = dequantize_symmetric(whole, scale)
+    def constant(self, integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        out: Tensor = dequantize_symmetric(integers, scale)
         return out
 
     @override

@@ -33,25 +33,25 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Ten
 
 
 @torch.library.custom_op("lightning_optim::dequantize_constant", mutates_args=())
-def dequantize_constant(whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def dequantize_constant(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Return the values that stored integers stand for, with a scale per channel or one for all."""
-    return (whole.float() - per_channel(zero_point, whole).float()) * per_channel(scale, whole)
+    return (integers.float() - per_channel(zero_point, integers).float()) * per_channel(scale, integers)
 
 
 @dequantize_constant.register_fake
-def _(whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return torch.empty_like(whole, dtype=torch.float32)
+def _(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return torch.empty_like(integers, dtype=torch.float32)
 
 
 @torch.library.custom_op("lightning_optim::dequantize_symmetric", mutates_args=())
-def dequantize_symmetric(whole: Tensor, scale: Tensor) -> Tensor:
+def dequantize_symmetric(integers: Tensor, scale: Tensor) -> Tensor:
     """Return the values that stored integers around 0 stand for, with a scale per channel or one for all."""
-    return whole.float() * per_channel(scale, whole)
+    return integers.float() * per_channel(scale, integers)
 
 
 @dequantize_symmetric.register_fake
-def _(whole: Tensor, scale: Tensor) -> Tensor:
-    return torch.empty_like(whole, dtype=torch.float32)
+def _(integers: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(integers, dtype=torch.float32)
 
 
 @torch.library.custom_op("lightning_optim::global_average_pool", mutates_args=())
@@ -88,17 +88,17 @@ def translations(*, rounds_inputs: bool = False) -> dict[Any, Callable[..., Any]
     matmul_of_blocks = _matmul_of_blocks()
 
     def translate_activation(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
-        whole = op.QuantizeLinear(x, scale, zero_point)
+        integers = op.QuantizeLinear(x, scale, zero_point)
         if (qmin, qmax) not in ((0, 255), (-128, 127)):
             # Among integers, so that the layer before still puts out integers.
-            whole = op.Clip(whole, op.CastLike(qmin, zero_point), op.CastLike(qmax, zero_point))
-        return op.DequantizeLinear(whole, scale, zero_point)
+            integers = op.Clip(integers, op.CastLike(qmin, zero_point), op.CastLike(qmax, zero_point))
+        return op.DequantizeLinear(integers, scale, zero_point)
 
-    def translate_constant(whole: Any, scale: Any, zero_point: Any) -> Any:
-        return op.DequantizeLinear(whole, scale, zero_point, axis=0)
+    def translate_constant(integers: Any, scale: Any, zero_point: Any) -> Any:
+        return op.DequantizeLinear(integers, scale, zero_point, axis=0)
 
-    def translate_symmetric(whole: Any, scale: Any) -> Any:
-        return op.DequantizeLinear(whole, scale, axis=0)
+    def translate_symmetric(integers: Any, scale: Any) -> Any:
+        return op.DequantizeLinear(integers, scale, axis=0)
 
     def translate_pool(x: Any) -> Any:
         return op.GlobalAveragePool(x)

@@ -32,11 +32,11 @@ def pack_weights(model: Any, narrowest: int = 2) -> None:
         is_read_as_integer = all(node.op_type == "DequantizeLinear" and node.input[0] == weight.name for node in found)
         if weight.data_type != onnx.TensorProto.INT8 or not found or not is_read_as_integer:
             continue
-        whole = onnx.numpy_helper.to_array(weight)
-        bits = max(narrowest, _bits_for(int(whole.min(initial=0)), int(whole.max(initial=0))))
-        if bits == 8 or whole.size * (8 - bits) / 8 < _OVERHEAD:
+        integers = onnx.numpy_helper.to_array(weight)
+        bits = max(narrowest, _bits_for(int(integers.min(initial=0)), int(integers.max(initial=0))))
+        if bits == 8 or integers.size * (8 - bits) / 8 < _OVERHEAD:
             continue
-        casts.append(_pack(weight, whole, bits, found))
+        casts.append(_pack(weight, integers, bits, found))
     for position, cast in enumerate(casts):
         model.graph.node.insert(position, cast)
     if any(weight.data_type == onnx.TensorProto.INT2 for weight in model.graph.initializer):
@@ -48,11 +48,11 @@ def _bits_for(low: int, high: int) -> int:
     return next(bits for bits in (2, 4, 8) if -(1 << (bits - 1)) <= low and high < 1 << (bits - 1))
 
 
-def _pack(weight: Any, whole: Any, bits: int, readers: list[Any]) -> Any:
+def _pack(weight: Any, integers: Any, bits: int, readers: list[Any]) -> Any:
     """Replace an initializer's content, let its readers read it through a ``Cast``, and return that."""
     onnx = require("onnx")
     kind = onnx.TensorProto.INT4 if bits == 4 else onnx.TensorProto.INT2
-    packed = onnx.helper.make_tensor(weight.name, kind, whole.shape, whole.flatten().tolist())
+    packed = onnx.helper.make_tensor(weight.name, kind, integers.shape, integers.flatten().tolist())
     widened = f"{weight.name}_int8"
     for node in readers:
         node.input[0] = widened

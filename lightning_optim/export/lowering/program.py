@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.deployed import DeployedNetwork
-from lightning_optim.export.lowering.dialect import Dialect, Grid
+from lightning_optim.export.lowering.dialect import ActivationConstants, Dialect
 from lightning_optim.export.onnx_file.capture import prepare_subject
 from lightning_optim.export.onnx_file.write import first_line, silence
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -40,17 +40,17 @@ class DecomposedDialect(Dialect):
     keeps_bounds: ClassVar[bool] = False
 
     @override
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
-        shift = 128 if grid.zero_point.dtype is torch.uint8 else 0
-        numbers = (grid.step, grid.zero - shift, grid.qmin - shift, grid.qmax - shift, torch.int8)
+    def activation(self, x: Tensor, constants: ActivationConstants) -> Tensor:
+        shift = 128 if constants.zero_point.dtype is torch.uint8 else 0
+        numbers = (constants.step, constants.zero - shift, constants.qmin - shift, constants.qmax - shift, torch.int8)
         out: Tensor = _DEQUANTIZE(_QUANTIZE(x, *numbers), *numbers)
         return out
 
     @override
-    def constant(self, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def constant(self, integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         if scale.dim() == 0:
-            scale, zero_point = scale.expand(len(whole)), zero_point.expand(len(whole))
-        out: Tensor = _DECOMPOSED.dequantize_per_channel.default(whole, scale, zero_point, 0, -128, 127, torch.int8)
+            scale, zero_point = scale.expand(len(integers)), zero_point.expand(len(integers))
+        out: Tensor = _DECOMPOSED.dequantize_per_channel.default(integers, scale, zero_point, 0, -128, 127, torch.int8)
         return out
 
     @override
@@ -146,7 +146,7 @@ def _round_before_views(program: ExportedProgram) -> None:
 
 
 def _align_parts(program: ExportedProgram) -> None:
-    """Round what is concatenated to the grid of the whole before, not after: delegates move integers as they are."""
+    """Round what is concatenated as the whole is rounded, before and not after: delegates move integers as they are."""
     for node in _calls(program, _ATEN.cat.default):
         readers = list(node.users)
         if len(readers) != 1 or readers[0].target is not _QUANTIZE:
@@ -160,10 +160,10 @@ def _requantized(program: ExportedProgram, part: Node, numbers: Numbers) -> Node
     if part.target is _DEQUANTIZE and part.args[1:] == numbers:
         return part
     with program.graph.inserting_after(part):
-        whole = program.graph.call_function(_QUANTIZE, (part, *numbers))
-    with program.graph.inserting_after(whole):
-        out = program.graph.call_function(_DEQUANTIZE, (whole, *numbers))
-    whole.meta["val"], out.meta["val"] = part.meta["val"].to(torch.int8), part.meta["val"]
+        integers = program.graph.call_function(_QUANTIZE, (part, *numbers))
+    with program.graph.inserting_after(integers):
+        out = program.graph.call_function(_DEQUANTIZE, (integers, *numbers))
+    integers.meta["val"], out.meta["val"] = part.meta["val"].to(torch.int8), part.meta["val"]
     return out
 
 

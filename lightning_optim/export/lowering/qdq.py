@@ -86,8 +86,8 @@ def _store_constants(model: Any) -> None:
     for node in [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] in constants]:
         values, scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input)
         limits = np.iinfo(zero.dtype)
-        whole = np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(zero.dtype)
-        model.graph.initializer.append(numpy_helper.from_array(whole, node.output[0]))
+        integers = np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(zero.dtype)
+        model.graph.initializer.append(numpy_helper.from_array(integers, node.output[0]))
         model.graph.node.remove(node)
     read = {name for node in model.graph.node for name in node.input}
     for each in [each for each in model.graph.initializer if each.name not in read]:

@@ -1,4 +1,4 @@
-"""What every target offers."""
+"""What every runtime offers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Runner = Callable[..., Any]
 """Takes one array or CPU tensor for each input in the file's order, and returns one array for each output."""
 
 
-class Target(ABC):
+class Runtime(ABC):
     """A runtime that an exported network is for: what it can hold, how it is written, and what it really runs."""
 
     __slots__ = ()
@@ -60,12 +60,12 @@ class Target(ABC):
         """Load the file into the runtime, on one thread of the CPU."""
 
 
-def check_weights(simulator: Simulator, runtime: str, *, takes_groups: bool = False) -> None:
+def check_weights(simulator: Simulator, name: str, *, takes_groups: bool = False) -> None:
     """Refuse weights that are no int8 around 0, of a scale per tensor or output channel.
 
     Args:
         simulator: What training learned.
-        runtime: Its name.
+        name: The runtime's.
         takes_groups: Whether linear layers whose output stays unquantized may have a scale per group of inputs.
 
     Raises:
@@ -74,17 +74,17 @@ def check_weights(simulator: Simulator, runtime: str, *, takes_groups: bool = Fa
     for key in _integer_keys(simulator, WEIGHTED_ROLES):
         scheme = simulator.weight_quantizer_of(key).scheme
         if scheme.signed != "int" or not scheme.symmetric or not -128 <= scheme.qmin <= scheme.qmax <= 127:
-            raise ExportError(f"{runtime}'s integer kernels need signed symmetric weights in int8, {key} has {scheme}")
+            raise ExportError(f"{name}'s integer kernels need signed symmetric weights in int8, {key} has {scheme}")
         is_packed = takes_groups and _is_unrounded_linear(simulator, key)
         if scheme.granularity not in ("tensor", "channel") and not is_packed:
             unless = ", or leave its activations Unquantized if it is linear" if takes_groups else ""
             raise ExportError(
-                f"{runtime}'s integer kernels need a scale per tensor or per channel, {key} has {scheme}; "
+                f"{name}'s integer kernels need a scale per tensor or per channel, {key} has {scheme}; "
                 f"leave the layer out with targets.exclude{unless}"
             )
 
 
-def check_activations(simulator: Simulator, runtime: str, needed: str, accepts: Callable[[Scheme], bool]) -> None:
+def check_activations(simulator: Simulator, name: str, needed: str, accepts: Callable[[Scheme], bool]) -> None:
     """Refuse activations of other integers than needed.
 
     Raises:
@@ -93,7 +93,7 @@ def check_activations(simulator: Simulator, runtime: str, needed: str, accepts: 
     for key in simulator.ranges.keys:
         scheme = simulator.activation_quantizer_of(key).scheme
         if not accepts(scheme):
-            raise ExportError(f"{runtime}'s integer kernels need {needed}, {key} has {scheme}")
+            raise ExportError(f"{name}'s integer kernels need {needed}, {key} has {scheme}")
 
 
 def has_unrounded_linear(simulator: Simulator) -> bool:

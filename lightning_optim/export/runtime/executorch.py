@@ -21,7 +21,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.program import capture_program
 from lightning_optim.export.onnx_file.kernels import Kernels
 from lightning_optim.export.onnx_file.write import first_line, silence
-from lightning_optim.export.runtime.base import Runner, Target, check_activations, check_weights
+from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights
 from lightning_optim.optional import require
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulation.operators import Role
@@ -43,7 +43,7 @@ _IDLE = frozenset(
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExecuTorch(Target):
+class ExecuTorch(Runtime):
     """A ``.pte`` file whose layers XNNPACK runs in integers: the scales of training, in int8, and int32 biases.
 
     XNNPACK has no integer products of two activations and no averages over windows. Its integers may differ from the

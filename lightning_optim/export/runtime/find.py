@@ -1,4 +1,4 @@
-"""A target by its name."""
+"""A runtime by its name."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import inspect
 import pkgutil
 
 import lightning_optim.export.runtime as family
-from lightning_optim.export.runtime.base import Target
+from lightning_optim.export.runtime.base import Runtime
 
 _OWN = frozenset({"base", "find"})
 
 
-def find_target(target: Target | str) -> Target:
-    """Return a target with its defaults from the name of its file; a target stays as it is.
+def find_runtime(runtime: Runtime | str) -> Runtime:
+    """Return a runtime with its defaults from the name of its file; a runtime stays as it is.
 
     Raises:
         ValueError: If there is no such file; the message lists those that there are.
 
     Example:
-        >>> find_target("onnxruntime")
+        >>> find_runtime("onnxruntime")
         ONNXRuntime(packed=True, rounds_inputs=False)
     """
-    if isinstance(target, Target):
-        return target
+    if isinstance(runtime, Runtime):
+        return runtime
     names = sorted({module.name for module in pkgutil.iter_modules(family.__path__)} - _OWN)
-    if target not in names:
-        raise ValueError(f"target must be one of {names} or a Target, got {target!r}")
-    module = importlib.import_module(f"{family.__name__}.{target}")
+    if runtime not in names:
+        raise ValueError(f"runtime must be one of {names} or a Runtime, got {runtime!r}")
+    module = importlib.import_module(f"{family.__name__}.{runtime}")
     kinds = [kind for _, kind in inspect.getmembers(module, inspect.isclass) if kind.__module__ == module.__name__]
-    found = next(kind for kind in kinds if issubclass(kind, Target))
-    made: Target = found()
+    found = next(kind for kind in kinds if issubclass(kind, Runtime))
+    made: Runtime = found()
     return made

@@ -15,7 +15,7 @@ from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
 from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
 from lightning_optim.export.onnx_file.session import load
-from lightning_optim.export.runtime.base import Runner, Target, check_activations, check_weights, has_unrounded_linear
+from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights, has_unrounded_linear
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulation.operators import Role
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -23,7 +23,7 @@ from lightning_optim.quantization.simulation.simulator import Simulator
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ONNXRuntime(Target):
+class ONNXRuntime(Runtime):
     """An ONNX file that ONNX Runtime runs in integers: uint8 activations, int8 weights, int32 biases.
 
     Linear layers beside ``Unquantized`` activations read their weight packed in 8, 4 or 2 bits, with a scale per group
@@ -80,14 +80,14 @@ class ONNXRuntime(Target):
         return load(path).run
 
 
-def check_affine(simulator: Simulator, runtime: str) -> None:
+def check_affine(simulator: Simulator, name: str) -> None:
     """Refuse what is no uint8 activation with one scale and no int8 weight.
 
     Raises:
         ExportError: If there is something.
     """
-    check_activations(simulator, runtime, "uint8 activations of one scale per tensor", _is_affine)
-    check_weights(simulator, runtime)
+    check_activations(simulator, name, "uint8 activations of one scale per tensor", _is_affine)
+    check_weights(simulator, name)
 
 
 def _is_affine(scheme: Scheme) -> bool:

@@ -16,7 +16,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
 from lightning_optim.export.onnx_file.kernels import Kernels
-from lightning_optim.export.runtime.base import Runner, Target
+from lightning_optim.export.runtime.base import Runner, Runtime
 from lightning_optim.export.runtime.onnxruntime import check_affine
 from lightning_optim.optional import require
 from lightning_optim.quantization.simulation.operators import Role
@@ -31,7 +31,7 @@ _IDLE = frozenset(
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenVINO(Target):
+class OpenVINO(Runtime):
     """The ONNX file of ``onnxruntime``, checked and timed in OpenVINO.
 
     OpenVINO plans by its own rules: it runs convolutions and linear layers in integers, and most sums outside of them

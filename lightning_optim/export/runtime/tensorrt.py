@@ -16,7 +16,7 @@ from lightning_optim.export.lowering.dialect import SymmetricDialect
 from lightning_optim.export.lowering.qdq import write_qdq
 from lightning_optim.export.onnx_file.kernels import MOVES, Kernels
 from lightning_optim.export.onnx_file.session import Session, open_session
-from lightning_optim.export.runtime.base import Runner, Target, check_activations, check_weights
+from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights
 from lightning_optim.optional import require
 from lightning_optim.quantization.simulation.operators import Role
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -29,7 +29,7 @@ _READS_ONE = frozenset({"AveragePool", "GlobalAveragePool"})
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRT(Target):
+class TensorRT(Runtime):
     """An ONNX file with int8 activations and weights around 0, a scale per output channel, and floating-point biases.
 
     TensorRT needs a GPU to build an engine, so the file is checked as it stands: every pair of QuantizeLinear and

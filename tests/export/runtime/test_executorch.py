@@ -63,7 +63,7 @@ def test_all_layers_run_in_integers_and_answer_as_simulated(tmp_path, weight, ac
     net, x = PooledSums(), torch.randn(80, 1, 8, 8)
     simulator = simulated(net, x, weight, activation)
     accept = Acceptance(batches=[x, x[:1]], min_agreement=0.97)
-    written = export_quantized(simulator, net, tmp_path / "model.pte", target=ExecuTorch(), acceptance=accept)
+    written = export_quantized(simulator, net, tmp_path / "model.pte", runtime=ExecuTorch(), acceptance=accept)
     assert not written.kernels.floating
     assert written.kernels.integer["Add"] == written.kernels.integer["GlobalAvgPooling2d"] == 1
     assert written.kernels.integer["FullyConnected"] == 1
@@ -79,7 +79,7 @@ def test_products_of_two_activations_are_named_as_floats(tmp_path):
     net, x = Attention(), torch.randn(40, 1, 8, 8)
     simulator = simulated(net, x)
     written = export_quantized(
-        simulator, net, tmp_path / "model.pte", target=ExecuTorch(max_batch=8), acceptance=Acceptance(batches=[x])
+        simulator, net, tmp_path / "model.pte", runtime=ExecuTorch(max_batch=8), acceptance=Acceptance(batches=[x])
     )
     assert set(written.fallbacks) == {":matmul", ":matmul#2"}
     assert written.kernels.floating["BatchMatrixMultiply"] == 2
@@ -92,7 +92,7 @@ def test_averages_over_windows_are_refused_unless_allowed(tmp_path):
     net, x = Windows(), torch.randn(8, 1, 8, 8)
     simulator = simulated(net, x)
     with pytest.raises(ExportError, match=r"1 AvgPooling2d would run in floating point"):
-        export_quantized(simulator, net, tmp_path / "model.pte", target=ExecuTorch())
+        export_quantized(simulator, net, tmp_path / "model.pte", runtime=ExecuTorch())
     assert not list(tmp_path.iterdir())
 
 
@@ -100,7 +100,7 @@ def test_averages_over_windows_are_refused_unless_allowed(tmp_path):
 def test_without_executorch_the_error_says_how_to_install_it(tmp_path):
     net, x = Windows(), torch.randn(8, 1, 8, 8)
     with pytest.raises(ExportError, match=r"pip install 'lightning-optim\[executorch\]'"):
-        export_quantized(simulated(net, x), net, tmp_path / "model.pte", target=ExecuTorch())
+        export_quantized(simulated(net, x), net, tmp_path / "model.pte", runtime=ExecuTorch())
     assert not list(tmp_path.iterdir())
 
 
@@ -116,7 +116,7 @@ def test_without_executorch_the_error_says_how_to_install_it(tmp_path):
 def test_integers_without_a_kernel_are_refused(tmp_path, weight, activation, why):
     net, x = Windows(), torch.randn(8, 1, 8, 8)
     with pytest.raises(ExportError, match=f"XNNPACK's integer kernels need .*{why}"):
-        export_quantized(simulated(net, x, weight, activation), net, tmp_path / "model.pte", target=ExecuTorch())
+        export_quantized(simulated(net, x, weight, activation), net, tmp_path / "model.pte", runtime=ExecuTorch())
 
 
 @pytest.mark.parametrize("largest", [0, -1, 1.5, True])

@@ -78,7 +78,7 @@ def test_linear_layers_with_float_activations_are_packed_and_compute_what_was_si
 def test_weights_are_not_packed_where_that_is_not_wanted(tmp_path):
     net, x = nn.Linear(96, 10), torch.randn(8, 96)
     export_quantized(
-        simulated(net, grouped(4), Unquantized(), x, x), net, tmp_path / "model.onnx", target=ONNXRuntime(packed=False)
+        simulated(net, grouped(4), Unquantized(), x, x), net, tmp_path / "model.onnx", runtime=ONNXRuntime(packed=False)
     )
     (node,) = onnx.load(tmp_path / "model.onnx").graph.node
     assert {each.name: each.i for each in node.attribute}["bits"] == 8
@@ -86,15 +86,15 @@ def test_weights_are_not_packed_where_that_is_not_wanted(tmp_path):
 
 def test_inputs_of_packed_layers_are_rounded_where_that_is_wanted(tmp_path):
     net, x = nn.Linear(96, 10), torch.randn(64, 96)
-    simulator, target = simulated(net, grouped(4), Unquantized(), x, x), ONNXRuntime(rounds_inputs=True)
+    simulator, runtime = simulated(net, grouped(4), Unquantized(), x, x), ONNXRuntime(rounds_inputs=True)
     accept = Acceptance(batches=[x], min_agreement=0.9)
-    written = export_quantized(simulator, net, tmp_path / "model.onnx", target=target, acceptance=accept)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", runtime=runtime, acceptance=accept)
     # A block of 32 products: what its largest input is rounded by, at most, times the sum of its weights.
     steps = x.unflatten(1, (3, 32)).abs().amax(2) / 127
     bound = (0.51 * steps) @ net.weight.detach().abs().unflatten(1, (3, 32)).sum(2).T
     assert 1e-4 < written.parity.max_abs_error <= 1.2 * bound.max()
     with pytest.raises(ExportError, match="rounds_inputs needs linear layers beside Unquantized activations"):
-        export_quantized(simulated(net, Symmetric(), Affine(), x, x), net, tmp_path / "other.onnx", target=target)
+        export_quantized(simulated(net, Symmetric(), Affine(), x, x), net, tmp_path / "other.onnx", runtime=runtime)
 
 
 def test_a_head_with_groups_follows_layers_in_integers(tmp_path):
@@ -162,11 +162,13 @@ def test_groups_that_have_no_kernel_are_refused(tmp_path, net, shape, weight, ac
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", [OpenVINO(), TensorRT()])
-def test_targets_without_packed_layers_refuse_float_activations(tmp_path, target):
+@pytest.mark.parametrize("runtime", [OpenVINO(), TensorRT()])
+def test_runtimes_without_packed_layers_refuse_float_activations(tmp_path, runtime):
     net, x = nn.Linear(32, 4), torch.randn(8, 32)
     with pytest.raises(ExportError, match=r"integer kernels need .*signed='float'"):
-        export_quantized(simulated(net, Symmetric(), Unquantized(), x, x), net, tmp_path / "model.onnx", target=target)
+        export_quantized(
+            simulated(net, Symmetric(), Unquantized(), x, x), net, tmp_path / "model.onnx", runtime=runtime
+        )
 
 
 @pytest.mark.parametrize("activation", [Affine(), Unquantized()])

@@ -46,7 +46,7 @@ def test_layers_run_in_integers_and_answer_as_simulated(tmp_path, bits):
     torch.manual_seed(0)
     net, batch = Net(), torch.randn(64, 1, 6, 6)
     written = export_quantized(
-        simulated(net, batch, Symmetric(bits=bits)), net, tmp_path / "model.onnx", target=OpenVINO()
+        simulated(net, batch, Symmetric(bits=bits)), net, tmp_path / "model.onnx", runtime=OpenVINO()
     )
     assert written.kernels.integer["Convolution"] == 1
     assert written.kernels.integer["FullyConnected"] == 1
@@ -57,5 +57,5 @@ def test_layers_run_in_integers_and_answer_as_simulated(tmp_path, bits):
 def test_without_openvino_the_error_says_how_to_install_it(tmp_path):
     net, batch = Net(), torch.randn(8, 1, 6, 6)
     with pytest.raises(ExportError, match=r"pip install 'lightning-optim\[openvino\]'"):
-        export_quantized(simulated(net, batch, Symmetric()), net, tmp_path / "model.onnx", target=OpenVINO())
+        export_quantized(simulated(net, batch, Symmetric()), net, tmp_path / "model.onnx", runtime=OpenVINO())
     assert not list(tmp_path.iterdir())

@@ -47,14 +47,14 @@ def simulated(net, batch, activation):
 def test_every_integer_is_int8_around_zero_and_biases_are_floats(tmp_path, batch):
     net = Net()
     simulator = simulated(net, batch, INT8)
-    written = export_quantized(simulator, net, tmp_path / "model.onnx", target=TensorRT())
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", runtime=TensorRT())
     model = onnx.load(written.path)
     kinds = {each.data_type for each in model.graph.initializer}
     assert kinds <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT64}
     assert not written.kernels.floating
     assert written.kernels.integer == {"Conv": 2, "Add": 1, "GlobalAveragePool": 1, "Gemm": 1}
     assert written.parity.exact_fraction >= 0.99
-    assert written.target == "TensorRT"
+    assert written.runtime == "TensorRT"
 
 
 def test_what_lies_below_the_range_saturates_as_simulated(tmp_path, batch):
@@ -63,7 +63,7 @@ def test_what_lies_below_the_range_saturates_as_simulated(tmp_path, batch):
         net.fc.bias.sub_(5.0)  # answers far below 0, the lowest of them beyond the range of a calmer batch
     simulator = simulated(net, 0.3 * batch, INT8)
     acceptance = Acceptance(batches=[3.0 * batch])
-    written = export_quantized(simulator, net, tmp_path / "model.onnx", target=TensorRT(), acceptance=acceptance)
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", runtime=TensorRT(), acceptance=acceptance)
     assert written.parity.exact_fraction >= 0.99
     scale = simulator.ranges.qparams("fc:linear", torch.device("cpu"))[0]
     answers = simulator.forward_of(net)(3.0 * batch)
@@ -75,7 +75,7 @@ def test_other_activations_are_refused_with_the_setting_that_helps(tmp_path, bat
     net = Net()
     simulator = simulated(net, batch, activation)
     with pytest.raises(ExportError, match=r"TensorRT.*Symmetric\(granularity='tensor', narrow_range=False\)"):
-        export_quantized(simulator, net, tmp_path / "model.onnx", target=TensorRT())
+        export_quantized(simulator, net, tmp_path / "model.onnx", runtime=TensorRT())
     assert not list(tmp_path.iterdir())
 
 
@@ -89,7 +89,7 @@ def test_other_activations_are_refused_with_the_setting_that_helps(tmp_path, bat
 def test_a_file_that_tensorrt_would_refuse_is_found_out(tmp_path, batch, kind, fault, message):
     net = Net()
     simulator = simulated(net, batch, INT8)
-    path = export_quantized(simulator, net, tmp_path / "model.onnx", target=TensorRT()).path
+    path = export_quantized(simulator, net, tmp_path / "model.onnx", runtime=TensorRT()).path
     model = onnx.load(path)
     for each in model.graph.initializer:
         if each.data_type == kind:
@@ -103,6 +103,6 @@ def test_a_file_that_tensorrt_would_refuse_is_found_out(tmp_path, batch, kind, f
 def test_the_file_of_another_runtime_is_none_for_tensorrt(tmp_path, batch):
     net = Net()
     simulator = simulated(net, batch, Affine())
-    path = export_quantized(simulator, net, tmp_path / "model.onnx", target=ONNXRuntime()).path
+    path = export_quantized(simulator, net, tmp_path / "model.onnx", runtime=ONNXRuntime()).path
     with pytest.raises(ExportError, match="TensorRT would refuse"):
         inspect_symmetric(path)

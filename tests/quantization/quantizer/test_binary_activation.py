@@ -126,9 +126,9 @@ def test_a_network_of_binary_weights_and_activations_learns(tmp_path):
 def test_an_export_is_refused_by_name(tmp_path):
     module, callback = made(Signed), callback_of()
     trainer(tmp_path, callback).fit(module, data())
-    for target in ("onnxruntime", "tensorrt"):
+    for runtime in ("onnxruntime", "tensorrt"):
         with pytest.raises(ExportError, match=r"integer kernels need .* body\.0:conv2d has .*bits=1"):
-            callback.export(tmp_path / "net.onnx", target=target)
+            callback.export(tmp_path / "net.onnx", runtime=runtime)
     assert not (tmp_path / "net.onnx").exists()
 
 
