@@ -14,12 +14,12 @@ from lightning_optim.errors import TargetError
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.post_training.layers import WeightedLayer, find_layers
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulation.calibration import call_network, evaluating, run_calibration, run_hooked
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
+from lightning_optim.quantization.simulation.weighted_layers import WeightedLayer, find_layers
 from lightning_optim.surgery.select import Targets
 
 Measure = Callable[[Forward], float]

@@ -17,10 +17,10 @@ from typing_extensions import override
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.grid import is_found_again, largest_of_each_scale, replace_weight
-from lightning_optim.quantization.post_training.layers import WeightedLayer, find_layers
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.weighted_layers import WeightedLayer, find_layers
 
 _STRETCH = (-0.1, 1.1)  # the paper's gamma and zeta
 _EXPONENTS = (20.0, 2.0)  # of the regularization, falling

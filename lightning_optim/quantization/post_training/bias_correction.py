@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.quantization.post_training.base import PostTraining
-from lightning_optim.quantization.post_training.layers import WeightedLayer, find_layers
 from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.weighted_layers import WeightedLayer, find_layers
 from lightning_optim.surgery.patch import Patches
 
 

@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import equalizing_factors
-from lightning_optim.quantization.post_training.layers import WeightedLayer, find_layers
 from lightning_optim.quantization.post_training.rescale import Rescale
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.weighted_layers import WeightedLayer, find_layers
 
 
 @final

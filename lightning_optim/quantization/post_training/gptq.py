@@ -14,10 +14,10 @@ from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import compensated_rounding
 from lightning_optim.quantization.post_training.grid import is_found_again, largest_of_each_scale, replace_weight
-from lightning_optim.quantization.post_training.layers import find_layers
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.weighted_layers import find_layers
 
 
 @final

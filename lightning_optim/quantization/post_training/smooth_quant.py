@@ -12,10 +12,10 @@ from typing_extensions import override
 
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import smoothing_factors
-from lightning_optim.quantization.post_training.layers import find_layers
 from lightning_optim.quantization.post_training.rescale import Rescale
 from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.weighted_layers import find_layers
 from lightning_optim.surgery.select import named_modules
 
 

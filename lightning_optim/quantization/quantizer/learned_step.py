@@ -12,11 +12,11 @@ from typing_extensions import override
 
 from lightning_optim.quantization.functional import SMALLEST_SCALE, symmetric_scale
 from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.learned_weight import LearnedWeight
 from lightning_optim.quantization.quantizer.learner import Start, Values, WeightLearner
 from lightning_optim.quantization.quantizer.level_quantizer import check_granularity
 from lightning_optim.quantization.rounding.learned_step import round_to_steps
 from lightning_optim.quantization.scheme import Granularity, Scheme
-from lightning_optim.quantization.simulation.learned_values import LearnedWeight
 
 
 @final

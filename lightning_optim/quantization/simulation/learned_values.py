@@ -5,16 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
-from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import Start, Values
-from lightning_optim.quantization.scheme import Scheme
 
 
 @final
@@ -173,40 +169,3 @@ def _flat(values: list[Tensor], device: torch.device) -> Tensor:
     return torch.cat(
         [torch.zeros(0, device=device), *(value.detach().to(device).float().flatten() for value in values)]
     )
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LearnedWeight(Quantizer):
-    """A quantizer with the step that was learned for one weight.
-
-    Args:
-        rule: The quantizer.
-        step: Its step, ``[O]`` or a scalar.
-    """
-
-    scale_ignores_weight: ClassVar[bool] = True
-
-    rule: Quantizer
-    step: Tensor
-
-    @property
-    @override
-    def scheme(self) -> Scheme:
-        return self.rule.scheme
-
-    @override
-    def weight_scale(self, weight: Tensor) -> Tensor:
-        return self.step
-
-    @override
-    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rule.qparams(low, high)
-
-    @override
-    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return self.rule.integers(x, scale, zero_point)
-
-    @override
-    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
-        return self.rule.fake(x, scale, zero_point, is_within=is_within)
