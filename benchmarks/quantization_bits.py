@@ -26,17 +26,20 @@ from torch import Tensor, nn
 
 from benchmarks.common import parser_for, quiet, quiet_trainer
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim.cost.base import Cost
+from lightning_optim.cost.macs import MACs
+from lightning_optim.cost.weight_bytes import WeightBytes
 from lightning_optim.demo.data.digits import Digits
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.quantization.mixed_precision.allocation import Cost, allocate_bits, layer_quantizers
+from lightning_optim.quantization.mixed_precision.allocation import allocate_bits, layer_quantizers
 from lightning_optim.quantization.mixed_precision.sensitivity import BitSensitivity, bit_sensitivity, divergence
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 
 QUANTIZERS = tuple(Symmetric(bits=bits) for bits in (2, 3, 4, 5, 6, 8))
 AVERAGES = (3, 4)
-COSTS: tuple[Cost, ...] = ("size", "macs")
+COSTS: Mapping[str, Cost] = {"size": WeightBytes(), "macs": MACs()}
 # Network, epochs and peak learning rate.
 NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], int, float]] = {
     "residual": (lambda: ResidualNet(widths=(16, 32, 64)), 15, 4e-3),
@@ -73,10 +76,10 @@ def compared(network: nn.Module, batches: Sequence[Tensor], table: BitSensitivit
     cells = {}
     for average in AVERAGES:
         cells[f"w{average}_uniform"] = judged(network, batches, QATFakeQuant(weight_quantizer=Symmetric(bits=average)))
-        for cost in COSTS:
+        for name, cost in COSTS.items():
             widths = allocate_bits(table, average_bits=average, cost=cost)
             layers = layer_quantizers(widths, QUANTIZERS)
-            cells[f"w{average}_{cost}"] = judged(network, batches, QATFakeQuant(layers=layers))
+            cells[f"w{average}_{name}"] = judged(network, batches, QATFakeQuant(layers=layers))
     return cells
 
 

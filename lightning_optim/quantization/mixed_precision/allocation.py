@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
+from lightning_optim.cost.base import Cost
 from lightning_optim.cost.knapsack import MOST_STATES, cheapest_choices
+from lightning_optim.cost.macs import MACs
+from lightning_optim.cost.weight_bytes import WeightBytes
 from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitSensitivity, quantizers_by_bits
+from lightning_optim.quantization.mixed_precision.sensitivity import (
+    BitLatency,
+    BitSensitivity,
+    LayerLoss,
+    quantizers_by_bits,
+)
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.surgery.select import Targets
 
 _NANO = 1e9
 
-Cost = Literal["size", "macs"]
-
 
 def allocate_bits(
-    sensitivity: BitSensitivity, *, average_bits: float, cost: Cost = "size", most_states: int = MOST_STATES
+    sensitivity: BitSensitivity, *, average_bits: float, cost: Cost | None = None, most_states: int = MOST_STATES
 ) -> dict[str, int]:
     """Choose widths whose losses, added up, are least among all that cost at most so many bits on average.
 
@@ -29,13 +34,15 @@ def allocate_bits(
     Args:
         sensitivity: What each layer loses at each width.
         average_bits: The budget: as much as if all layers had this width.
-        cost: What a bit is charged for: ``"size"`` counts each weight, ``"macs"`` each multiply-accumulate.
+        cost: What a bit is charged for: ``WeightBytes()`` counts each weight, ``MACs()`` each multiply-accumulate.
+            ``None`` is ``WeightBytes()``.
         most_states: How many pairs to follow at most, at least 1.
 
     Returns:
         Name of a layer -> its width.
 
     Raises:
+        TypeError: If bits have no price in this cost.
         ValueError: If even the smallest width of the table costs more, or a setting is out of range.
 
     Example:
@@ -47,8 +54,6 @@ def allocate_bits(
         >>> allocate_bits(BitSensitivity(bits=(2, 4), base=0.0, layers=layers), average_bits=3.0)
         {'a': 4, 'b': 2}
     """
-    if cost not in ("size", "macs"):
-        raise ValueError(f"cost must be 'size' or 'macs', got {cost!r}")
     if not average_bits >= sensitivity.bits[0]:
         raise ValueError(
             f"average_bits of {average_bits} is below the smallest width of the table, {sensitivity.bits[0]}: raise "
@@ -57,12 +62,24 @@ def allocate_bits(
     if most_states < 1:
         raise ValueError(f"most_states must be at least 1, got {most_states}")
     layers = sensitivity.layers
-    units = [layer.num_weights if cost == "size" else layer.macs for layer in layers]
+    units = [_price_of_a_bit(layer, cost or WeightBytes()) for layer in layers]
     costs = [[unit * bits for bits in sensitivity.bits] for unit in units]
     losses = [sensitivity.losses(layer) for layer in layers]
     budget = int(average_bits * sum(units) * (1.0 + 1e-12))  # a rounding error breaks no budget
     chosen = cheapest_choices(costs, losses, budget, most_states)
     return {layer.layer: sensitivity.bits[place] for layer, place in zip(layers, chosen, strict=True)}
+
+
+def _price_of_a_bit(layer: LayerLoss, cost: Cost) -> int:
+    """What one more bit of a layer's weights costs, in bits: of storage, or of multiplications."""
+    if isinstance(cost, WeightBytes):
+        return layer.num_weights
+    if isinstance(cost, MACs):
+        return layer.macs
+    raise TypeError(
+        f"bits are charged by WeightBytes() or MACs(), got {cost!r}: choose one of them, or, for a time, measure "
+        "bit_latency and call allocate_latency"
+    )
 
 
 def allocate_latency(

@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_optim.cost.count import count_macs
 from lightning_optim.errors import TargetError
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
@@ -269,14 +270,15 @@ def _against(network: nn.Module, batches: Sequence[Any], compare: Callable[[Tens
 
 
 def _count_macs(network: nn.Module, layers: Sequence[WeightedLayer], batch: Any) -> dict[str, int]:
-    """Each value of an output takes as many as one output channel has weights."""
-    counts: dict[str, int] = {}
+    """Multiply-accumulates of each layer, in one pass over a batch."""
+    calls: dict[str, tuple[Any, Any]] = {}
 
     def watch(layer: WeightedLayer) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            counts[layer.name] = output.numel() * layer.module.weight[0].numel()
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            calls[layer.name] = pytree.tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs))
 
         return hook
 
-    run_hooked(network, [batch], [layer.module.register_forward_hook(watch(layer)) for layer in layers])
-    return counts
+    handles = [layer.module.register_forward_pre_hook(watch(layer), with_kwargs=True) for layer in layers]
+    run_hooked(network, [batch], handles)
+    return {layer.name: count_macs(layer.module, *calls[layer.name]) for layer in layers}

@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim.cost.macs import MACs
+from lightning_optim.cost.parameters import Parameters
+from lightning_optim.cost.weight_bytes import WeightBytes
 from lightning_optim.quantization.mixed_precision.allocation import (
     allocate_bits,
     allocate_latency,
@@ -68,8 +71,8 @@ def test_bits_go_where_they_are_missed():
 
 def test_each_cost_is_an_average_of_its_own():
     found = table(("a", 100, 1, (1.0, 0.5, 0.0)), ("b", 1, 100, (1.0, 0.5, 0.0)))
-    assert allocate_bits(found, average_bits=2.1, cost="size") == {"a": 2, "b": 4}
-    assert allocate_bits(found, average_bits=2.1, cost="macs") == {"a": 4, "b": 2}
+    assert allocate_bits(found, average_bits=2.1, cost=WeightBytes()) == {"a": 2, "b": 4}
+    assert allocate_bits(found, average_bits=2.1, cost=MACs()) == {"a": 4, "b": 2}
 
 
 def test_a_uniform_width_is_within_its_own_budget():
@@ -91,13 +94,32 @@ def test_the_result_is_what_fake_quantization_takes():
     [
         ({"average_bits": 1.9}, "below the smallest width of the table, 2"),
         ({"average_bits": float("nan")}, "below the smallest width"),
-        ({"average_bits": 3.0, "cost": "bytes"}, "cost must be"),
         ({"average_bits": 3.0, "most_states": 0}, "most_states must be at least 1"),
     ],
 )
 def test_what_cannot_be_met_is_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         allocate_bits(table(("a", 1, 1, (1.0, 0.5, 0.0))), **settings)
+
+
+def test_a_cost_that_has_no_price_for_bits_is_refused():
+    with pytest.raises(TypeError, match=r"by WeightBytes\(\) or MACs\(\), got Parameters\(\): choose one"):
+        allocate_bits(table(("a", 1, 1, (1.0, 0.5, 0.0))), average_bits=3.0, cost=Parameters())
+
+
+@pytest.mark.parametrize("cost", [WeightBytes(), MACs()])
+@pytest.mark.parametrize("average", [2.0, 2.5, 3.3])
+def test_no_widths_within_the_average_lose_less(cost, average):
+    generator = torch.Generator().manual_seed(0)
+    units = torch.randint(1, 50, (5, 2), generator=generator).tolist()
+    losses = torch.randint(0, 12, (5, 3), generator=generator).double().sort(1, descending=True).values.tolist()
+    found = table(*((str(place), *units[place], row) for place, row in enumerate(losses)))
+    widths = allocate_bits(found, average_bits=average, cost=cost)
+    charged = [size if cost == WeightBytes() else macs for size, macs in units]
+    costs = [[each * bits for bits in (2, 3, 4)] for each in charged]
+    chosen = [(2, 3, 4).index(widths[str(place)]) for place in range(5)]
+    assert total(costs, chosen) <= average * sum(charged)
+    assert total(losses, chosen) == by_brute_force(costs, losses, average * sum(charged))
 
 
 def test_a_width_without_a_quantizer_is_refused():

@@ -70,6 +70,19 @@ def test_weights_and_multiply_accumulates_are_counted(net):
     assert (fc.layer, fc.num_weights, fc.macs) == ("fc", 12, 8 * 12)
 
 
+def test_multiply_accumulates_of_a_layer_that_is_called_by_keyword_are_counted(net):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    (layer,) = bit_sensitivity(Named(), [torch.randn(4, 7, 5)], BITS[:1]).layers
+    assert (layer.layer, layer.macs) == ("fc", 4 * 7 * 5 * 3)
+
+
 def test_the_network_stays_as_it_is(net):
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     bit_sensitivity(net, batches(), BITS)
