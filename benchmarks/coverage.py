@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.common import parser_for
 from benchmarks.random_models import build, twice
+from lightning_optim.errors import reason_of
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, Group, couple
 from lightning_optim.pruning.shrink.channels import Choice, shrink
@@ -104,7 +105,7 @@ def examine(name: str, keep: float) -> dict[str, Any]:
     try:
         row["trainable"] = is_trainable(name, model, args, kwargs)
     except Exception as error:
-        row["reason"] = f"training step: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        row["reason"] = f"training step: {reason_of(error)}"
     return row | {"memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
 
 

@@ -47,7 +47,7 @@ from benchmarks.overhead import WARMUP, Stopwatch
 from benchmarks.quantization_speed import ResNet, ViT
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.export.onnx_file.write import first_line
+from lightning_optim.errors import cause_of
 from lightning_optim.quantization.compilation.trace import trace
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
@@ -163,7 +163,7 @@ def measure_peers(steps: int, rounds: int) -> dict[str, float | str]:
                 for variant, times in seconds.items():
                     times.extend(take_turn(net, variant, steps))
         except Exception as error:  # a peer fails in ways of its own
-            found[f"peer_step_ratio_{peer}_{net}"] = first_line(error)
+            found[f"peer_step_ratio_{peer}_{net}"] = cause_of(error)
             continue
         found[f"peer_step_ratio_{peer}_{net}"] = statistics.median(seconds[peer]) / statistics.median(seconds["plain"])
     return found

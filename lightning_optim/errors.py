@@ -43,3 +43,29 @@ class LatencyError(LightningOptimError, RuntimeError):
 
 class RankMismatchError(LightningOptimError, RuntimeError):
     """Ranks of one job disagree on what they are about to do."""
+
+
+def reason_of(error: BaseException) -> str:
+    r"""First line of an error's message; its class where there is no message.
+
+    Example:
+        >>> reason_of(ValueError("too large\nadvice")), reason_of(KeyError())
+        ('too large', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def cause_of(error: BaseException) -> str:
+    """Class and first line of the innermost cause of an error: exporters and runtimes wrap it in pages of advice.
+
+    Example:
+        >>> try:
+        ...     raise RuntimeError("pages") from ValueError("too large")
+        ... except RuntimeError as error:
+        ...     cause_of(error)
+        'ValueError: too large'
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

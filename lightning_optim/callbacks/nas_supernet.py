@@ -177,8 +177,8 @@ class NASSupernet(TechniqueCallback):
             name, network = find_network(pl_module, self._network)
             if any(local(parameter) is not parameter for parameter in network.parameters()):
                 raise ValueError("the network is sharded already; build its layers in __init__, and shard them later")
-            args, kwargs = network_inputs(pl_module, network, self._example)
-            site = Site(root=pl_module, network=name, args=args, kwargs=kwargs, seed=self._seed)
+            inputs = network_inputs(pl_module, network, self._example)
+            site = Site(root=pl_module, network=name, args=inputs.args, kwargs=inputs.kwargs, seed=self._seed)
             self._supernet = build_supernet(site, self._space, self.name or "")
             fresh = {decision.name: [0] * len(decision.options) for decision in self._supernet.decisions}
             self._counts = {name: self._counts.get(name, counts) for name, counts in fresh.items()}

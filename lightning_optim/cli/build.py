@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lightning_optim.errors import LightningOptimError
+from lightning_optim.errors import LightningOptimError, reason_of
 
 _RUN_KEYS = ("recipe", "model", "data", "trainer", "metrics", "network", "seed", "latency_seconds")
 
@@ -41,7 +41,7 @@ def build(config: Any, **keywords: Any) -> Any:
         where = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key" in line), "")
         raise ConfigError(f"{where or 'configuration'}: {_reason(error)}") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        raise ConfigError(reason_of(error)) from error
 
 
 def build_callbacks(config: Mapping[str, Any] | None) -> list[Callback]:
@@ -87,7 +87,7 @@ def read_run(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except (OSError, ValueError, YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read ({str(error).splitlines()[0]}); is {path.parent} a run?") from error
+        raise ConfigError(f"{path} cannot be read ({reason_of(error)}); is {path.parent} a run?") from error
     missing = [name for name in _RUN_KEYS if not isinstance(config, DictConfig) or name not in config]
     if not isinstance(config, DictConfig) or missing:
         raise ConfigError(

@@ -12,7 +12,7 @@ import torch
 import torch.fx.config as tracing
 from torch import Tensor, nn
 
-from lightning_optim.errors import CaptureError
+from lightning_optim.errors import CaptureError, reason_of
 from lightning_optim.graph.shape_model import SKELETON, ShapeModel
 from lightning_optim.surgery.attention import free_heads, plain_attentions
 from lightning_optim.surgery.select import plain_name
@@ -87,7 +87,7 @@ def capture(
         with _quiet(), torch.enable_grad():
             program = torch.export.export(shadow, args, dict(kwargs or {}), strict=False)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise CaptureError(
             f"torch.export cannot capture {type(model).__name__} with these inputs: {reason}; "
             "name a part of it that can be exported as the network, or choose a technique that needs no graph"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from lightning_optim.errors import reason_of
 from lightning_optim.graph.norm_shapes import NormShapes
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 
@@ -121,7 +122,7 @@ class ShapeModel:
         try:
             found = run(model)
         except Exception as error:
-            return Objection((str(error).strip() or type(error).__name__).splitlines()[0], _innermost(error, model))
+            return Objection(reason_of(error), _innermost(error, model))
         if found == shapes:
             return None
         return Objection(f"the output's shape would change from {shapes} to {found}", "")

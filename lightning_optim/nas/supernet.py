@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_optim.cost.count import count_macs
-from lightning_optim.errors import TargetError
+from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.forward.choice import Dispatch, output_layout
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
 from lightning_optim.nas.forward.switchable import activate, live_forwards, strip
@@ -186,7 +186,7 @@ def _check_every_option(supernet: Supernet) -> None:
             try:
                 came = run({**supernet.default, decision.name: option})
             except (RuntimeError, ValueError, TypeError) as error:
-                reason = str(error).splitlines()[0]
+                reason = reason_of(error)
                 raise TargetError(
                     f"the network does not run with {decision.name!r} at {text!r}: {reason}; is a shape written into "
                     "its code? Exclude the module from targets"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_optim.errors import ArtefactError, CaptureError, LightningOptimError
+from lightning_optim.errors import ArtefactError, CaptureError, LightningOptimError, reason_of
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Group, couple, keep_channels
 from lightning_optim.surgery.cut import apply_cut, taken_out
@@ -68,7 +68,7 @@ def load_pruned(
     except ArtefactError:
         raise
     except (LightningOptimError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{path} cannot be brought to its shape: {str(error).splitlines()[0]}") from error
+        raise ArtefactError(f"{path} cannot be brought to its shape: {reason_of(error)}") from error
     _check(
         loaded, weights, path, "" if cuts or example is not None else "; give cut or example, if channels were removed"
     )
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (SafetensorError, OSError) as error:
-        raise ArtefactError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ArtefactError(f"{path} cannot be read: {reason_of(error)}") from error
     if not isinstance(content, dict):
         raise ArtefactError(f"{path} holds a {type(content).__name__}; a checkpoint or a state_dict is needed")
     return content
@@ -96,7 +96,7 @@ def _unpickled(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file fails wherever it breaks off, with whatever that raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise ArtefactError(f"{path} cannot be read as plain weights: {reason}") from error
 
 
@@ -176,7 +176,7 @@ def _shape_after(model: nn.Module, weights: Mapping[str, Tensor], example: tuple
     try:
         coupling = couple(capture(model, example))
     except CaptureError as error:
-        raise ArtefactError(f"the shape cannot be told without the cut: {str(error).splitlines()[0]}") from error
+        raise ArtefactError(f"the shape cannot be told without the cut: {reason_of(error)}") from error
     plan = keep_channels(
         [(group, torch.arange(left)) for group in coupling.groups if (left := _left(group, weights)) < group.size]
     )

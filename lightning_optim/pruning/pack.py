@@ -7,7 +7,7 @@ import warnings
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
-from lightning_optim.errors import TargetError
+from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.surgery.select import named_modules
 
 _KEEP, _OUT_OF = 2, 4
@@ -59,7 +59,7 @@ def pack_semi_structured(model: nn.Module) -> list[str]:
         try:
             sparse = to_sparse_semi_structured(layer.weight.detach())
         except RuntimeError as error:
-            warnings.warn(f"{name} stays dense: {str(error).splitlines()[0]}", stacklevel=2)
+            warnings.warn(f"{name} stays dense: {reason_of(error)}", stacklevel=2)
         else:
             packed[name] = nn.Parameter(sparse, requires_grad=False)
     for name, weight in packed.items():

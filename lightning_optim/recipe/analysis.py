@@ -28,11 +28,11 @@ from lightning_optim.quantization.mixed_precision.sensitivity import BitSensitiv
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.binary import Binary
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulation.calibration import Inputs
 from lightning_optim.quantization.simulation.simulator import Forward
 from lightning_optim.recipe.evaluate import metric_of
 from lightning_optim.report.analysis import Analysis, CoupledGroup
 from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, plain_name
 

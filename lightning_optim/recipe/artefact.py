@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.errors import ArtefactError
+from lightning_optim.errors import ArtefactError, reason_of
 from lightning_optim.surgery.cut import CutPlan
 
 
@@ -74,8 +74,7 @@ def _load_plain(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file fails wherever it breaks off, with whatever that raises
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise ArtefactError(f"cannot read {path}: {reason[0]}; remove it to begin its stage again") from error
+        raise ArtefactError(f"cannot read {path}: {reason_of(error)}; remove it to begin its stage again") from error
     if not isinstance(content, dict):
         raise ArtefactError(f"{path} holds a {type(content).__name__}, not what a stage leaves; remove it")
     return content

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_optim.errors import ArtefactError
+from lightning_optim.errors import ArtefactError, reason_of
 from lightning_optim.recipe.artefact import load_cut, load_weights
 from lightning_optim.surgery.cut import apply_cut
 
@@ -49,7 +49,7 @@ def _load_checkpoint(module: LightningModule, path: Path) -> None:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file fails wherever it breaks off, with whatever that raises
-        raise ArtefactError(f"{path} cannot be read as plain weights: {str(error).splitlines()[0]}") from error
+        raise ArtefactError(f"{path} cannot be read as plain weights: {reason_of(error)}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ArtefactError(f"{path} is no checkpoint of a Trainer: it has no 'state_dict'")
     try:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_optim.surgery.modes import evaluating
+
 
 def output_layers(
     network: nn.Module, layers: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -29,20 +31,17 @@ def output_layers(
         >>> output_layers(net, {"0": net[0], "2": net[2]}, (torch.ones(1, 2),), {})
         {'2'}
     """
-    modes = {module: module.training for module in network.modules()}
     order: list[tuple[str, Tensor]] = []
     hooks = [
         layer.register_forward_hook(lambda module, inputs, output, name=name: order.append((name, output)))
         for name, layer in layers.items()
     ]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            returned = network.eval()(*args, **kwargs)
+        with evaluating(network), torch.random.fork_rng(devices=[]):
+            returned = network(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     stores = {_storage(leaf) for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)}
     return {name for name, output in order if _storage(output) in stores} | {name for name, _ in order[-1:]}
 

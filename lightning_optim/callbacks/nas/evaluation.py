@@ -17,6 +17,7 @@ from lightning_optim.nas.recalibration import recalibrating
 from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.supernet import Supernet
 from lightning_optim.search.decision import Architecture
+from lightning_optim.surgery.modes import evaluating
 
 Score = Callable[[LightningModule], float]
 
@@ -103,13 +104,8 @@ class SubnetEvaluator(Callback):
 
     def _scored(self, score: Score) -> float:
         self._supernet.activate(self._architecture)
-        modes = {module: module.training for module in self._module.modules()}
-        try:
-            with torch.no_grad():
-                return float(score(self._module.eval()))
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with evaluating(self._module):
+            return float(score(self._module))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_optim.surgery.example import ExampleInputs, first_rows
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+from lightning_optim.surgery.inputs import Inputs
+from lightning_optim.surgery.modes import evaluating
 
 
 def network_inputs(pl_module: LightningModule, network: nn.Module, example: Any = None) -> Inputs:
@@ -44,35 +44,25 @@ def network_inputs(pl_module: LightningModule, network: nn.Module, example: Any 
 
 
 def _arguments(example: Any, device: torch.device) -> Inputs:
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Mapping):
-        kwargs = {str(key): value for key, value in example.items()}
-    elif isinstance(example, Sequence):
-        args = tuple(example)
-    else:
-        args = (example,)
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+    inputs = Inputs.of(list(example) if isinstance(example, Sequence) else example)  # such as a ListConfig
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs))):
         raise ValueError(f"an example needs at least one tensor, got {type(example).__name__}")
-    moved = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-    small: Inputs = first_rows(moved)
-    return small
+    given = (inputs.args, inputs.kwargs)
+    moved = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, given)
+    return Inputs(*first_rows(moved))
 
 
 def _seen_by(network: nn.Module, pl_module: LightningModule, inputs: Inputs) -> Inputs:
-    modes = {module: module.training for module in pl_module.modules()}
     watched = ExampleInputs()
     watched.watch(network)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            pl_module.eval()(*inputs[0], **inputs[1])
+        with evaluating(pl_module), torch.random.fork_rng(devices=[]):
+            pl_module(*inputs.args, **inputs.kwargs)
     finally:
         watched.release()
-        for module, mode in modes.items():
-            module.training = mode
     if not watched:
         raise ValueError(
             "forward of the LightningModule does not call the network; set example in the callback to "
             "what the network itself takes"
         )
-    return watched.args, watched.kwargs
+    return Inputs(watched.args, watched.kwargs)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.trainer.reshape import Reshaper, averaged_copies
-from lightning_optim.errors import CaptureError, ShrinkError
+from lightning_optim.errors import CaptureError, ShrinkError, reason_of
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import Coupling, couple
 from lightning_optim.pruning.masks import Masks
@@ -86,7 +86,7 @@ class PrunedNetwork:
         except CaptureError as error:
             if self.reshaper.state_dict():
                 raise
-            self._fall_back(pl_module, str(error).splitlines()[0])
+            self._fall_back(pl_module, reason_of(error))
             return None
 
     def _fall_back(self, pl_module: LightningModule, reason: str) -> None:

@@ -8,8 +8,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.quantization.simulation.calibration import Calibration, Inputs, check_num_batches
+from lightning_optim.quantization.simulation.calibration import Calibration, check_num_batches
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.inputs import Inputs
 
 
 @final

@@ -13,11 +13,11 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from lightning_optim.errors import ExportError
+from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.lowering.deployed import DeployedNetwork
 from lightning_optim.export.lowering.dialect import ActivationConstants, Dialect
 from lightning_optim.export.onnx_file.capture import prepare_subject
-from lightning_optim.export.onnx_file.write import first_line, silence
+from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 _ATEN, _DECOMPOSED = torch.ops.aten, torch.ops.quantized_decomposed
@@ -85,7 +85,7 @@ def capture_program(
                 subject.model, subject.args, subject.kwargs, dynamic_shapes=subject.shapes, strict=False
             ).run_decompositions({})
     except Exception as error:  # an exporter raises whatever its many layers raise
-        raise ExportError(f"{type(network).__name__} cannot be captured: {first_line(error)}") from error
+        raise ExportError(f"{type(network).__name__} cannot be captured: {cause_of(error)}") from error
     for tidy in (_drop_idle, _infer_batch, _round_before_views, _align_parts, _give_each_reader_its_own, _drop_unread):
         tidy(program)
     program.graph.lint()

@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from lightning_optim.errors import ArtefactError
+from lightning_optim.errors import ArtefactError, reason_of
 from lightning_optim.optional import require
 
 Array = npt.NDArray[Any]
@@ -91,7 +91,7 @@ def open_session(path: str | Path, options: Any) -> Any:
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises a class of its own per kind of fault
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise ArtefactError(f"{path} is not a model that ONNX Runtime can run: {reason}") from error
 
 

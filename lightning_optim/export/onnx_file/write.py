@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.errors import ExportError
+from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.onnx_file.capture import CaptureInputs, prepare_subject
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
@@ -69,7 +69,7 @@ def export_onnx(
         batch = torch.export.Dim("batch") if dynamic_batch else None
         proto = _translate(prepare_subject(model, args, kwargs, batch=batch), opset, translations)
     except Exception as error:  # an exporter raises whatever its many layers raise
-        raise ExportError(f"{name} cannot be exported to ONNX: {first_line(error)}") from error
+        raise ExportError(f"{name} cannot be exported to ONNX: {cause_of(error)}") from error
     strip_model(proto)
     if proto.ByteSize() > _LARGEST:
         raise ExportError(f"{name} takes {proto.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2 GB")
@@ -107,14 +107,6 @@ def _output_names(output: Any) -> list[str] | None:
         parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in keys]
         names.append("_".join(part if not part.isdigit() else f"output_{part}" for part in parts) or "output")
     return names
-
-
-def first_line(error: BaseException) -> str:
-    """The innermost cause in one line: exporters wrap it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 @contextlib.contextmanager

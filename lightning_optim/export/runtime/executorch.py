@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.errors import ExportError
+from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.lowering.program import capture_program
 from lightning_optim.export.onnx_file.kernels import Kernels
-from lightning_optim.export.onnx_file.write import first_line, silence
+from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights
 from lightning_optim.optional import require
 from lightning_optim.quantization.scheme import Scheme
@@ -98,9 +98,7 @@ class ExecuTorch(Runtime):
                 kernels = _inspect(lowered.exported_program().graph_module)
                 content = lowered.to_executorch().buffer
         except Exception as error:  # a compiler raises whatever its many passes raise
-            raise ExportError(
-                f"{type(network).__name__} cannot be lowered to ExecuTorch: {first_line(error)}"
-            ) from error
+            raise ExportError(f"{type(network).__name__} cannot be lowered to ExecuTorch: {cause_of(error)}") from error
         write_atomic(path, bytes(content))
         return kernels
 

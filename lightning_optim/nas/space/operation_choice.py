@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.errors import TargetError
+from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.forward.choice import RESERVED, Dispatch, output_layout
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.search.decision import Decision
@@ -99,7 +99,7 @@ def _check_candidate(name: str, key: str, module: nn.Module, call: ModuleCall) -
         with torch.no_grad():
             came = output_layout(module.eval()(*call.args, **call.kwargs))
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise TargetError(f"candidate {key!r} cannot take the input of {name!r}: {reason}") from error
     if came != needed:
         raise TargetError(f"candidate {key!r} must return {needed} as {name!r} does, got {came}; adapt its settings")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_optim.errors import reason_of
 from lightning_optim.graph.branches import Branch
 from lightning_optim.graph.capture import eval_copy
 from lightning_optim.pruning.shrink.trial import difference, disturb
@@ -125,7 +126,7 @@ def _objection(
             if _trains(masked, batch):
                 _run(cut.train(), batch)
         except Exception as error:  # whatever a model raises that needs what was taken out
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
+            return reason_of(error)
         if not found <= tolerance:
             return f"outputs without it and with it masked differ by {found:.1e}, more than {tolerance:.0e}"
     return None

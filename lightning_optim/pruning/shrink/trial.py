@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_optim.errors import reason_of
 from lightning_optim.graph.capture import eval_copy, eval_view
 from lightning_optim.graph.coupling import Coupling, Group, keep_channels
 from lightning_optim.graph.masked import run_masked
@@ -87,7 +88,7 @@ class Trial:
             try:
                 found = self._compare(base, choices)
             except Exception as error:
-                return (str(error).strip() or type(error).__name__).splitlines()[0]
+                return reason_of(error)
             if not found <= self._tolerance:
                 return f"shrunk and masked outputs differ by {found:.1e}, more than {self._tolerance:.0e}"
             self.error = max(self.error, found)

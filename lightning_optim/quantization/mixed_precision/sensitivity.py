@@ -18,9 +18,11 @@ from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.simulation.calibration import call_network, evaluating, run_calibration, run_hooked
+from lightning_optim.quantization.simulation.calibration import run_calibration, run_hooked
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.quantization.simulation.weighted_layers import WeightedLayer, find_layers
+from lightning_optim.surgery.inputs import call_network
+from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.select import Targets
 
 Measure = Callable[[Forward], float]

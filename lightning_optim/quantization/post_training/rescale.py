@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_optim.quantization.simulation.calibration import call_network, evaluating
+from lightning_optim.surgery.inputs import call_network
+from lightning_optim.surgery.modes import evaluating
 
 _TOLERANCE = 1e-4  # powers of two change no digit; kernels may still add up in another order
 _LARGEST_POWER = 4

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, final
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.errors import TargetError
 from lightning_optim.quantization.simulation.backend import FloatBackend
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
+from lightning_optim.surgery.inputs import Inputs, call_network
+from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.patch import Patches
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Arguments of one call of a network."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 @final
@@ -133,28 +124,6 @@ def check_num_batches(num_batches: int) -> None:
     """
     if num_batches < 1:
         raise ValueError(f"num_batches must be at least 1, got {num_batches}")
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation, without gradients, and every module back to its own mode."""
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def call_network(network: Forward, batch: Any) -> Any:
-    """Call a network on a batch: a mapping's entries by name, a tuple's or list's by place, all else as one input."""
-    if isinstance(batch, Inputs):
-        return network(*batch.args, **batch.kwargs)
-    if isinstance(batch, Mapping):
-        return network(**batch)
-    return network(*batch) if isinstance(batch, (tuple, list)) else network(batch)
 
 
 def run_hooked(network: nn.Module, batches: Iterable[Any], handles: Iterable[RemovableHandle]) -> None:
