@@ -72,14 +72,14 @@ def distil_free(batch_size: int) -> Callback:
     """Soft targets from a teacher that costs nothing."""
     from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
 
-    return DistillationTeacher(FreeTeacher(batch_size))
+    return DistillationTeacher(teacher=FreeTeacher(batch_size))
 
 
 def distil_real(batch_size: int) -> Callback:
     """Soft targets from a teacher of the student's own size."""
     from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
 
-    return DistillationTeacher(ResidualNet())
+    return DistillationTeacher(teacher=ResidualNet())
 
 
 def quantize(batch_size: int) -> Callback:

@@ -159,7 +159,7 @@ def quantize(run: Run, base: FineTuning) -> None:
 
     quantizer = QATFakeQuant()
     trained = task.module(copy.deepcopy(base.net), task.quantized_peak)
-    run.fit(trained, [quantizer, DistillationTeacher(copy.deepcopy(base.net), task.loss)])
+    run.fit(trained, [quantizer, DistillationTeacher(teacher=copy.deepcopy(base.net), losses=task.loss)])
     run.attempt("trained int8", trained, quantizer)
 
 
@@ -168,7 +168,7 @@ def prune(run: Run, base: FineTuning, epochs: int) -> None:
     task, folder = run.task, run.folder
     pruned = task.module(copy.deepcopy(base.net), task.peak)
     pruning = task.prune()
-    teacher = DistillationTeacher(base.net, task.loss)
+    teacher = DistillationTeacher(teacher=base.net, losses=task.loss)
     began = time.process_time()
     trainer = run.fit(pruned, [*pruning, teacher], epochs=epochs)
     run.notes["pruning_seconds"] = time.process_time() - began
@@ -182,7 +182,7 @@ def prune(run: Run, base: FineTuning, epochs: int) -> None:
     run.measure("pruned", pruned)
 
     quantizer = QATFakeQuant()
-    run.fit(pruned, [quantizer, DistillationTeacher(base.net, task.loss)])
+    run.fit(pruned, [quantizer, DistillationTeacher(teacher=base.net, losses=task.loss)])
     run.attempt("pruned int8", pruned, quantizer)
 
 

@@ -70,7 +70,7 @@ def holding() -> Callback:
 
 def distilling(teacher: nn.Module) -> Callback:
     """The base's answers count for more than the labels."""
-    return DistillationTeacher(copy.deepcopy(teacher), weight=0.7, hard_weight=0.3)
+    return DistillationTeacher(teacher=copy.deepcopy(teacher), weight=0.7, hard_weight=0.3)
 
 
 def one_fit(network: nn.Module, training: Training, seed: int) -> QATFakeQuant:

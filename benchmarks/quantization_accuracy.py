@@ -109,7 +109,7 @@ def trained(
 ) -> QATFakeQuant:
     """Train under the rounding."""
     callback = quantizing(width.trained, every_layer=every_layer)
-    distilling = [DistillationTeacher(copy.deepcopy(network))] if teacher else []
+    distilling = [DistillationTeacher(teacher=copy.deepcopy(network))] if teacher else []
     fit(network, [callback, *distilling], replace(training, lr=width.all_lr if every_layer else width.lr), 1000 + seed)
     return callback
 

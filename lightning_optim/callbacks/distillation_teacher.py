@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -13,8 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
-from lightning_optim.callbacks.trainer.clock import clock_of
-from lightning_optim.callbacks.trainer.lightning_private import is_compiled, transfer_batch
+from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
+from lightning_optim.callbacks.trainer.lightning_private import transfer_batch
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.objective import DistillationObjective, LossWeight
@@ -23,19 +21,9 @@ from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.module import ModuleTeacher
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.calls import NetworkCalls
-from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import find_network
 from lightning_optim.surgery.tap import ModuleCall
 from lightning_optim.window import Window
-
-
-@final
-@dataclass(slots=True)
-class _Step:
-    """One training step in progress."""
-
-    context: Context
-    num_backwards: int = 0
 
 
 @final
@@ -67,13 +55,14 @@ class DistillationTeacher(TechniqueCallback):
         ValueError: If a value is out of range, or all weights are 0, so that there would be nothing to do.
 
     Example:
-        >>> callback = DistillationTeacher(nn.Linear(4, 3), weight=0.9, hard_weight=0.1)
+        >>> callback = DistillationTeacher(teacher=nn.Linear(4, 3), weight=0.9, hard_weight=0.1)
         >>> callback.state_key
         "DistillationTeacher{'name': None}"
     """
 
     def __init__(
         self,
+        *,
         teacher: Teacher | nn.Module,
         losses: Mapping[str, Loss] | Loss | None = None,
         network: str | None = None,
@@ -84,80 +73,64 @@ class DistillationTeacher(TechniqueCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self._source = _as_teacher(teacher)
-        self._mixture = DistillationObjective(losses, weight, hard_weight)
-        if not (window is None or isinstance(window, Window)):
-            raise TypeError(f"window must be a Window, got {type(window).__name__}")
-        if backward_index < 0:
-            raise ValueError(f"backward_index must be at least 0, got {backward_index}")
-        self._window = Window() if window is None and self._mixture.has_schedule else window
-        self._network, self._backward_index = network, backward_index
-        self._teacher: FrozenTeacher | None = None
-        self._patches, self._calls = Patches(), NetworkCalls()
-        self._step: _Step | None = None
-        self._has_distilled = False
+        self.teacher = _as_teacher(teacher)
+        self._objective = DistillationObjective(losses, weight, hard_weight)
+        self.losses, self.weight = self._objective.losses, self._objective.weights
+        self.hard_weight = self._objective.hard_weight
+        self.network, self.backward_index = network, backward_index
+        self.window = Window() if window is None and self._objective.has_schedule else window
+        self._calls = NetworkCalls()
+        self._added = AddedLoss(
+            self._add,
+            begin=self._begin_step,
+            end=self._calls.close,
+            window=self.window,
+            backward_index=backward_index,
+        )
+        self._frozen: FrozenTeacher | None = None
 
     @property
-    def teacher(self) -> nn.Module | None:
+    def teacher_module(self) -> nn.Module | None:
         """The teacher's network, once a fit has begun."""
-        return None if self._teacher is None else self._teacher.module
+        return None if self._frozen is None else self._frozen.module
 
     @override
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         self.release()
-        if self._teacher is None:
-            module = self._source.load(lambda: find_network(pl_module, self._network)[1])
+        if self._frozen is None:
+            module = self.teacher.load(lambda: find_network(pl_module, self.network)[1])
             _check_shares_nothing(module, pl_module)  # before it is frozen
-            self._teacher = FrozenTeacher(module, self._source.precision)
-        _check_shares_nothing(self._teacher.module, pl_module)
-        for method, wrapper in (("training_step", self._training_step), ("manual_backward", self._manual_backward)):
-            self._patches.wrap(pl_module, method, partial(wrapper, trainer, pl_module))
-        if is_compiled(pl_module):
-            # Lightning 2.6 cannot trace its own `log`: a compiled module that logs fails without us as well.
-            self._patches.wrap(pl_module, "log", torch._dynamo.disable(_call))  # type: ignore[no-untyped-call]  # torch
+            self._frozen = FrozenTeacher(module, self.teacher.precision)
+        _check_shares_nothing(self._frozen.module, pl_module)
+        self._added.attach(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._attach(trainer, pl_module)
-        if self._window is not None:
-            self._window.check(clock_of(trainer))
-        digest = self._frozen().digest() if trainer.world_size > 1 else ()
-        settings = (self._mixture, self._window, self._backward_index, digest)
+        self._added.check(trainer)
+        digest = self._loaded().digest() if trainer.world_size > 1 else ()
+        settings = (self._objective, self.window, self.backward_index, digest)
         check_ranks_agree(trainer, settings, "the settings of DistillationTeacher or the teacher's weights")
         self._rehearse(trainer, pl_module)
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._has_distilled = False
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_due = self._window is None or (self._window.progress(clock_of(trainer)) or 0.0) > 0.0
-        if is_due and not self._has_distilled and not pl_module.automatic_optimization:
-            raise TapError(
-                "no training step of this epoch called self.manual_backward, so nothing was distilled: "
-                "call it in place of loss.backward()"
-            )
-
-    @override
     def release(self) -> None:
-        self._patches.undo()
+        self._added.detach()
         self._calls.remove()
-        self._step = None
 
-    def _frozen(self) -> FrozenTeacher:
-        assert self._teacher is not None
-        return self._teacher
+    def _loaded(self) -> FrozenTeacher:
+        assert self._frozen is not None
+        return self._frozen
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the network and place the teacher beside it, once every callback has set its own structure up."""
         if self._calls.name is not None:
             return
-        name, network = find_network(pl_module, self._network)
+        name, network = find_network(pl_module, self.network)
         floats = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
-        self._frozen().place(trainer.strategy.root_device, next(floats, torch.float32))
+        self._loaded().place(trainer.strategy.root_device, next(floats, torch.float32))
         self._calls.attach(pl_module, name, network)
 
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,77 +157,19 @@ class DistillationTeacher(TechniqueCallback):
             for module, mode in modes.items():
                 module.training = mode
 
-    def _training_step(
-        self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        progress = 1.0 if self._window is None else self._window.progress(clock_of(trainer))
-        if progress is None:
-            return original(*args, **kwargs)
+    def _begin_step(self, step: TrainingStep) -> None:
         # Lightning's learning-rate finder trains before this callback's on_fit_start.
-        self._attach(trainer, pl_module)
-        batch = args[0] if args else next(iter(kwargs.values()), None)
-        self._step = _Step(Context(progress=progress, batch=batch))
+        self._attach(step.pl_module.trainer, step.pl_module)
         self._calls.open()
-        try:
-            output = original(*args, **kwargs)
-            if pl_module.automatic_optimization:
-                return self._add_to_output(pl_module, output, self._step)
-            self._check_backwards(self._step)
-            return output
-        finally:
-            self._calls.close()
-            self._step = None
 
-    def _add_to_output(self, pl_module: LightningModule, output: Any, step: _Step) -> Any:
-        """Add to the loss in whatever a training step may return; anything else is for Lightning to refuse."""
-        if isinstance(output, Tensor):
-            return self._add(pl_module, output, step)
-        if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
-            return {**output, "loss": self._add(pl_module, output["loss"], step)}
-        return output
-
-    def _manual_backward(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        original: Callable[..., Any],
-        loss: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        step = self._step
-        if step is None:
-            original(loss, *args, **kwargs)
-            return
-        is_due = step.num_backwards == self._backward_index
-        step.num_backwards += 1
-        if is_due:
-            loss = self._add(pl_module, loss, step)
-        original(loss, *args, **kwargs)
-        if not is_due:
-            # The graph of the calls so far is gone, and activation checkpointing has just repeated some of them.
-            self._calls.open()
-
-    def _check_backwards(self, step: _Step) -> None:
-        if 0 < step.num_backwards <= self._backward_index:
-            raise ValueError(
-                f"backward_index={self._backward_index} needs {self._backward_index + 1} calls of manual_backward in a "
-                f"training step, but there were {step.num_backwards}"
-            )
-
-    def _add(self, pl_module: LightningModule, own: Tensor, step: _Step) -> Tensor:
-        values = self._compare(self._calls.take(), step.context)
+    def _add(self, loss: Tensor, step: TrainingStep) -> Tensor:
+        values = self._compare(self._calls.take(), Context(progress=step.progress, batch=step.batch))
         for key, value in values.items():
-            pl_module.log(self.metric("distillation", key), value.detach())
-        self._has_distilled = True
-        return self._mixture.total(own, values, step.context.progress)
+            step.pl_module.log(self.metric("distillation", key), value.detach())
+        return self._objective.total(loss, values, step.progress)
 
     def _compare(self, calls: list[ModuleCall], context: Context) -> dict[str, Tensor]:
-        return self._mixture.compare([(call, self._frozen()(call)) for call in calls], context)
-
-
-def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return function(*args, **kwargs)
+        return self._objective.compare([(call, self._loaded()(call)) for call in calls], context)
 
 
 def _call_on_example(module: nn.Module, example: Any) -> None:

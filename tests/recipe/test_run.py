@@ -55,7 +55,7 @@ def make_prune(artefacts):
         )
         for name, targets in (("inner", Targets(include=["*.conv1"])), ("outer", Targets(exclude=["*.conv1"])))
     ]
-    return [*pruning, DistillationTeacher(artefacts("base"))]
+    return [*pruning, DistillationTeacher(teacher=artefacts("base"))]
 
 
 def recipe(folder, stop=None, **changes):
