@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
 from lightning_optim.search.decision import Architecture
+from lightning_optim.search.pareto import pareto_front
 from lightning_optim.search.strategy.base import SearchState
 
 _REFUSALS_PER_EVALUATION = 100
@@ -157,8 +158,7 @@ def _concluded(judged: Sequence[Evaluation], selection: Selection, cheapest: flo
 
 
 def _pareto(judged: Sequence[Evaluation], selection: Selection) -> list[Evaluation]:
-    front: list[Evaluation] = []
-    for entry in sorted(judged, key=lambda entry: (entry.macs, -selection.gain(entry.score))):
-        if not front or selection.gain(entry.score) > selection.gain(front[-1].score):
-            front.append(entry)
-    return front
+    """The entries that no other beats in both, cheapest first; of equals, the first."""
+    points = {(entry.macs, -selection.gain(entry.score)): entry for entry in reversed(judged)}
+    costs = list(points)
+    return [points[costs[index]] for index in sorted(pareto_front(costs), key=costs.__getitem__)]

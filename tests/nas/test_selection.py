@@ -65,7 +65,12 @@ def test_min_mode_picks_the_lowest_and_ties_go_to_the_cheapest():
     assert len(findings.judged) == len(SPACE)
     tied = run_search(RandomSearch().start(DECISIONS, 0), lambda _: 1.0, macs, Selection(evaluations=2000))
     assert tied.pick.macs == 5
-    assert len(tied.pareto) == 1
+    assert tied.pareto == (tied.pick,)
+
+
+def test_of_equals_on_the_front_the_first_stands():
+    findings = run_search(RandomSearch().start(DECISIONS, 0), lambda _: 1.0, lambda _: 7, Selection(evaluations=9))
+    assert findings.pareto == findings.judged[:1] == (findings.pick,)
 
 
 def test_nan_is_never_picked():
