@@ -18,10 +18,11 @@ from lightning_optim.callbacks.trainer.lightning_private import ddp_settings, is
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import TargetError
+from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.selection import SearchResult, Selection, run_search
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.nas.supernet import Supernet, build_supernet
-from lightning_optim.search.decision import Architecture, check_architecture
+from lightning_optim.search.decision import check_candidate
 from lightning_optim.search.strategy.base import Strategy
 from lightning_optim.search.strategy.evolution import Evolution
 from lightning_optim.surgery.patch import Patches
@@ -251,7 +252,7 @@ class NASSupernet(TechniqueCallback):
     def release(self) -> None:
         self._patches.undo()
         if self._supernet is not None:
-            self._supernet.activate(check_architecture(self._supernet.decisions, self.resting))
+            self._supernet.activate(check_candidate(self._supernet.decisions, self.resting))
 
 
 @final

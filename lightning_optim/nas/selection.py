@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
-from lightning_optim.search.decision import Architecture
+from lightning_optim.nas.architecture import Architecture
 from lightning_optim.search.pareto import pareto_front
 from lightning_optim.search.strategy.base import SearchState
 

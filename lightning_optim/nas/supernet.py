@@ -12,16 +12,16 @@ from torch import nn
 
 from lightning_optim.cost.count import count_macs
 from lightning_optim.errors import TargetError, reason_of
+from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.forward.choice import Dispatch, output_layout
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
 from lightning_optim.nas.forward.switchable import activate, live_forwards, strip
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.search.decision import (
-    Architecture,
     Decision,
-    check_architecture,
-    default_architecture,
-    sample_architecture,
+    check_candidate,
+    default_candidate,
+    sample_candidate,
 )
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.select import submodule
@@ -46,11 +46,11 @@ class Supernet:
     @property
     def default(self) -> Architecture:
         """The user's own network: own operations at full width."""
-        return default_architecture(self.decisions)
+        return default_candidate(self.decisions)
 
     def sample(self, seed: int, step: int) -> Architecture:
         """Draw an architecture uniformly, as a function of ``(seed, step)`` alone."""
-        return sample_architecture(self.decisions, seed, step)
+        return sample_candidate(self.decisions, seed, step)
 
     def activate(self, architecture: Mapping[str, int]) -> None:
         """Make the model run one path, until the next call.
@@ -58,11 +58,11 @@ class Supernet:
         Raises:
             ValueError: If the architecture is not one of this space.
         """
-        activate(self.site.root, check_architecture(self.decisions, architecture))
+        activate(self.site.root, check_candidate(self.decisions, architecture))
 
     def count_macs(self, architecture: Mapping[str, int]) -> int:
         """Multiply-accumulates of one path for one sample; computed once per architecture."""
-        checked = check_architecture(self.decisions, architecture)
+        checked = check_candidate(self.decisions, architecture)
         key = tuple(checked.values())
         if key not in self._macs:
             if self._hollow is None:
@@ -92,7 +92,7 @@ class Supernet:
         Raises:
             ValueError: If the architecture is not one of this space.
         """
-        checked = check_architecture(self.decisions, architecture)
+        checked = check_candidate(self.decisions, architecture)
         model = copy.deepcopy(self.site.root)
         activate(model, checked)
         plan = cut_plan(model)

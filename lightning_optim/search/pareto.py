@@ -1,4 +1,4 @@
-"""The points that no other point beats."""
+"""Pareto front: the points that no other point beats."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.recalibration import recalibrating
 from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.supernet import Supernet
-from lightning_optim.search.decision import Architecture
 from lightning_optim.surgery.modes import evaluating
 
 Score = Callable[[LightningModule], float]

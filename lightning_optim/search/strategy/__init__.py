@@ -1,1 +1,1 @@
-"""How architectures are picked."""
+"""Search strategies: which candidate to try next."""

@@ -1,4 +1,4 @@
-"""A strategy proposes architectures and learns from their scores."""
+"""Interface of a search strategy: it proposes candidates and learns from their scores."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_optim.search.decision import Architecture, Decision
+from lightning_optim.search.decision import Candidate, Decision
 
 
 class SearchState(ABC):
-    """A search under way: ask, judge, tell."""
+    """Search under way: ask for a candidate, evaluate it, tell its score."""
 
     @abstractmethod
-    def ask(self) -> Architecture | None:
-        """Propose an architecture that was never proposed before; ``None`` once there are no more."""
+    def ask(self) -> Candidate | None:
+        """Propose a candidate that was never proposed before; ``None`` once there are no more."""
 
     @abstractmethod
-    def tell(self, architecture: Architecture, score: float | None) -> None:
-        """Take in what a proposal is worth.
+    def tell(self, candidate: Candidate, score: float | None) -> None:
+        """Learn the score of a candidate.
 
         Args:
-            architecture: A proposal.
-            score: Higher is better; ``None`` if it is not allowed at all.
+            candidate: What ``ask`` returned.
+            score: Higher is better; ``None`` if the candidate is not allowed or has no score.
         """
 
     @abstractmethod
@@ -31,18 +31,22 @@ class SearchState(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from the state of a search of the same decisions, seed and settings.
+
+        Raises:
+            ValueError: If the decisions differ.
+        """
 
 
 class Strategy(ABC):
-    """A setting that starts a search."""
+    """Search strategy: a setting that starts a search."""
 
     @abstractmethod
-    def start(self, decisions: Sequence[Decision], seed: int, first: Sequence[Architecture] = ()) -> SearchState:
-        """Begin a search; what it proposes is a function of the seed and of what it is told.
+    def start(self, decisions: Sequence[Decision], seed: int, first: Sequence[Candidate] = ()) -> SearchState:
+        """Start a search; what it proposes is a function of the seed and of what it is told.
 
         Args:
             decisions: What there is to decide, at least one.
             seed: Seeds every draw.
-            first: Architectures to propose before any other.
+            first: Candidates that it proposes before any other.
         """

@@ -1,4 +1,4 @@
-"""Random search: the baseline that any strategy must beat."""
+"""Random search: the baseline for every other strategy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from lightning_optim.search.decision import Architecture, Decision, sample_architecture
+from lightning_optim.search.decision import Candidate, Decision, sample_candidate
 from lightning_optim.search.strategy.base import SearchState, Strategy
 from lightning_optim.search.strategy.memory import Memory
 
@@ -16,7 +16,7 @@ from lightning_optim.search.strategy.memory import Memory
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomSearch(Strategy):
-    """Propose architectures uniformly, without repeats (Li and Talwalkar, 2019; arXiv:1902.07638).
+    """Random search: uniform draws without repeats (Li and Talwalkar, 2019; arXiv:1902.07638).
 
     Example:
         >>> search = RandomSearch().start([Decision(name="mix", options=("own", "skip"), default=0)], seed=0)
@@ -25,25 +25,25 @@ class RandomSearch(Strategy):
     """
 
     @override
-    def start(self, decisions: Sequence[Decision], seed: int, first: Sequence[Architecture] = ()) -> RandomState:
+    def start(self, decisions: Sequence[Decision], seed: int, first: Sequence[Candidate] = ()) -> RandomState:
         return RandomState(decisions, seed, first)
 
 
 @final
 class RandomState(SearchState):
-    """A random search under way."""
+    """Random search under way."""
 
-    def __init__(self, decisions: Sequence[Decision], seed: int, first: Sequence[Architecture]) -> None:
+    def __init__(self, decisions: Sequence[Decision], seed: int, first: Sequence[Candidate]) -> None:
         self._decisions, self._seed, self._memory = tuple(decisions), seed, Memory(decisions, first)
 
     @override
-    def ask(self) -> Architecture | None:
+    def ask(self) -> Candidate | None:
         # A large stride: an attempt of one proposal is never an attempt of another.
         begin = len(self._memory) << 20
-        return self._memory.propose(lambda attempt: sample_architecture(self._decisions, self._seed, begin + attempt))
+        return self._memory.propose(lambda attempt: sample_candidate(self._decisions, self._seed, begin + attempt))
 
     @override
-    def tell(self, architecture: Architecture, score: float | None) -> None:
+    def tell(self, candidate: Candidate, score: float | None) -> None:
         pass
 
     @override

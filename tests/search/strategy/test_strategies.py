@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.search.decision import Decision, sample_architecture
+from lightning_optim.search.decision import Decision, sample_candidate
 from lightning_optim.search.strategy.evolution import Evolution
 from lightning_optim.search.strategy.random import RandomSearch
 
@@ -52,7 +52,7 @@ def test_first_ones_come_first(strategy):
 def test_the_oldest_die_and_children_differ_from_a_living_parent_in_one_decision():
     search = Evolution(population=6, sample=3).start(DECISIONS, 0)
     for step in range(30):
-        alive = [dict(architecture) for architecture, _ in search.state_dict()["alive"]]
+        alive = [dict(candidate) for candidate, _ in search.state_dict()["alive"]]
         proposal = search.ask()
         if step >= 6:
             assert min(sum(proposal[name] != parent[name] for name in proposal) for parent in alive) <= 2
@@ -63,11 +63,11 @@ def test_the_oldest_die_and_children_differ_from_a_living_parent_in_one_decision
 def test_what_is_not_allowed_never_lives():
     search = Evolution(population=6, sample=3).start(DECISIONS, 0)
     run(search, 60)
-    assert all(sum(architecture.values()) <= 6 for architecture, _ in search.state_dict()["alive"])
+    assert all(sum(candidate.values()) <= 6 for candidate, _ in search.state_dict()["alive"])
 
 
 def test_every_option_is_drawn_equally_often():
-    draws = [sample_architecture(DECISIONS, 0, step)["d2"] for step in range(3000)]
+    draws = [sample_candidate(DECISIONS, 0, step)["d2"] for step in range(3000)]
     assert all(abs(draws.count(option) - 1000) < 120 for option in range(3))
 
 
