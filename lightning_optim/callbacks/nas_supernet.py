@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,15 +12,18 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
-from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetEvaluator, judging
+from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetEvaluator, joined
 from lightning_optim.callbacks.nas.example import network_inputs
+from lightning_optim.callbacks.nas.search_file import SearchFile, search_identity
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.callbacks.trainer.lightning_private import ddp_settings, is_compiled
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.architecture import Architecture
-from lightning_optim.nas.selection import SearchResult, Selection, run_search
+from lightning_optim.nas.progress import SearchProgress
+from lightning_optim.nas.result import SearchResult
+from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.nas.supernet import Supernet, build_supernet
 from lightning_optim.search.decision import check_candidate
@@ -35,18 +39,18 @@ class NASSupernet(TechniqueCallback):
     """Turns the network into a supernet and trains one path of it per optimizer step, drawn uniformly.
 
     The architecture of a step is a function of ``(seed, global_step)``: the same on every rank and in a resumed run.
-    After the fit, ``search`` judges architectures with the weights they inherit and ``extract`` returns the pick as a
-    plain module, to be trained on its own.
+    After the fit, ``search`` evaluates architectures with the weights that they inherit, and ``extract`` returns the
+    pick as a plain module, to be trained on its own.
 
     Validation, testing and prediction run the pick once there is one, and the user's own network until then. The
     user's own operations keep their keys; candidates lie below ``_candidates`` of the operation they may replace. The
-    module stays a supernet after the fit, at rest on that same path.
+    module stays a supernet after the fit, with that same architecture active.
 
     Args:
         space: What may vary, by names of your choice.
         network: Name of the network in the LightningModule, ``""`` for the LightningModule itself; ``None`` finds it.
         strategy: Proposes architectures to ``search``; ``None`` is regularized evolution.
-        selection: How ``search`` judges, and the bound on MACs; ``None`` takes its defaults.
+        selection: Which score ``search`` compares, and the bound on MACs; ``None`` takes its defaults.
         example: What the network takes: a tensor, a sequence of arguments or a mapping of keyword arguments; ``None``
             takes it from the LightningModule's ``example_input_array``.
         seed: Seeds the paths, the candidates' weights and the search.
@@ -67,6 +71,7 @@ class NASSupernet(TechniqueCallback):
 
     def __init__(
         self,
+        *,
         space: Mapping[str, SearchDimension],
         network: str | None = None,
         strategy: Strategy | None = None,
@@ -77,17 +82,18 @@ class NASSupernet(TechniqueCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self._space = _checked_space(space)
-        self._strategy = Evolution() if strategy is None else strategy
-        self._selection = Selection() if selection is None else selection
-        for key, value, kind in (("strategy", self._strategy, Strategy), ("selection", self._selection, Selection)):
+        self.space = _checked_space(space)
+        self.strategy: Strategy = Evolution() if strategy is None else strategy
+        self.selection = Selection() if selection is None else selection
+        for key, value, kind in (("strategy", self.strategy, Strategy), ("selection", self.selection, Selection)):
             if not isinstance(value, kind):
                 raise TypeError(f"{key} must be a {kind.__name__}, got {type(value).__name__}")
-        self._network, self._example, self._seed, self._guard = network, example, seed, guard
+        self.network, self.example, self.seed, self.guard = network, example, seed, guard
         self._supernet: Supernet | None = None
         self._patches = Patches()
         self._counts: dict[str, list[int]] = {}
-        self.findings: SearchResult | None = None
+        self._evaluated: Architecture | None = None
+        self.result: SearchResult | None = None
 
     @property
     def supernet(self) -> Supernet:
@@ -107,16 +113,21 @@ class NASSupernet(TechniqueCallback):
         return {entry.name: dict(zip(entry.options, self._counts[entry.name], strict=True)) for entry in decisions}
 
     @property
-    def resting(self) -> Architecture:
-        """The path outside training: the pick once there is one, the user's own network until then."""
-        return self.supernet.default if self.findings is None else dict(self.findings.pick.architecture)
+    def eval_architecture(self) -> Architecture:
+        """The architecture that runs outside training: in a search the one under evaluation, then the pick.
+
+        Until there is a pick, it is the user's own network.
+        """
+        if self._evaluated is not None:
+            return dict(self._evaluated)
+        return self.supernet.default if self.result is None else dict(self.result.pick.architecture)
 
     @override
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         _refuse_compiled(pl_module)
         if stage == "fit":
             _prepare_strategy(trainer)
-            _check_slices(trainer, self._space)
+            _check_slices(trainer, self.space)
         try:
             self.convert(pl_module)
         except TargetError:
@@ -128,13 +139,13 @@ class NASSupernet(TechniqueCallback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        settings = (self.supernet.decisions, self._seed)
+        settings = (self.supernet.decisions, self.seed)
         check_ranks_agree(trainer, settings, "the search space or the seed of NASSupernet")
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        architecture = self.supernet.sample(self._seed, trainer.global_step)
-        if self._guard:
+        architecture = self.supernet.sample(self.seed, trainer.global_step)
+        if self.guard:
             check_ranks_agree(trainer, architecture, "the architecture of this step")
         self.supernet.activate(architecture)
         for name, option in architecture.items():
@@ -142,20 +153,20 @@ class NASSupernet(TechniqueCallback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.supernet.activate(self.resting)
+        self.supernet.activate(self.eval_architecture)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.supernet.activate(self.resting)
+        self.supernet.activate(self.eval_architecture)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.supernet.activate(self.resting)
+        self.supernet.activate(self.eval_architecture)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        findings = None if self.findings is None else self.findings.state_dict()
-        return {"counts": {name: list(counts) for name, counts in self._counts.items()}, "findings": findings}
+        result = None if self.result is None else self.result.state_dict()
+        return {"counts": {name: list(counts) for name, counts in self._counts.items()}, "result": result}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -164,8 +175,8 @@ class NASSupernet(TechniqueCallback):
         if here and saved != here:
             raise ValueError(f"the checkpoint's supernet decides {saved}, this one {here}: give it the same space")
         self._counts = {name: [int(count) for count in counts] for name, counts in state_dict["counts"].items()}
-        findings = state_dict["findings"]
-        self.findings = None if findings is None else SearchResult.from_state_dict(findings)
+        result = state_dict["result"]
+        self.result = None if result is None else SearchResult.from_state_dict(result)
 
     def convert(self, pl_module: LightningModule) -> Supernet:
         """Turn a module into the supernet; ``setup`` does, and a second call changes nothing.
@@ -175,12 +186,12 @@ class NASSupernet(TechniqueCallback):
             ValueError: If there is no example of what goes into the network.
         """
         if self._supernet is None or self._supernet.site.root is not pl_module:
-            name, network = find_network(pl_module, self._network)
+            name, network = find_network(pl_module, self.network)
             if any(local(parameter) is not parameter for parameter in network.parameters()):
                 raise ValueError("the network is sharded already; build its layers in __init__, and shard them later")
-            inputs = network_inputs(pl_module, network, self._example)
-            site = Site(root=pl_module, network=name, args=inputs.args, kwargs=inputs.kwargs, seed=self._seed)
-            self._supernet = build_supernet(site, self._space, self.name or "")
+            inputs = network_inputs(pl_module, network, self.example)
+            site = Site(root=pl_module, network=name, args=inputs.args, kwargs=inputs.kwargs, seed=self.seed)
+            self._supernet = build_supernet(site, self.space, self.name or "")
             fresh = {decision.name: [0] * len(decision.options) for decision in self._supernet.decisions}
             self._counts = {name: self._counts.get(name, counts) for name, counts in fresh.items()}
         return self._supernet
@@ -192,11 +203,12 @@ class NASSupernet(TechniqueCallback):
         dataloaders: Any = None,
         calibration: Any = None,
         score: Score | None = None,
+        path: str | Path | None = None,
     ) -> SearchResult:
-        """Pick the best architecture within the bound, judged with the weights it inherits.
+        """Find the best architecture within the bound, each evaluated with the weights that it inherits.
 
-        Each is given batch-norm statistics of its own, then validated by the trainer. Loggers, progress bars,
-        checkpoints and early stopping do not see it. Afterwards the module rests on the pick, with its statistics.
+        Each gets batch-norm statistics of its own, then the trainer validates it. Loggers, progress bars,
+        checkpoints and early stopping do not see this. Afterwards the module runs the pick, with its statistics.
 
         Args:
             trainer: The trainer of the fit, or any other.
@@ -204,15 +216,19 @@ class NASSupernet(TechniqueCallback):
             dataloaders: What to validate on; ``None`` takes the validation data of the trainer's fit.
             calibration: Batches for the statistics, of the form that ``validation_step`` takes; ``None`` takes the
                 training data of the trainer's fit.
-            score: Judges the module in place of its validation, in the sense of ``selection.mode``.
+            score: Scores the module in place of its validation, in the sense of ``selection.mode``.
+            path: JSON file of the search's progress, written after each evaluation. If it is there, the search
+                continues from it: after a kill, or with more ``selection.evaluations``. The data and ``score`` must be
+                the same; the weights, the space and the settings are checked.
 
         Returns:
-            The pick, the Pareto front of score and MACs, and all that were judged; also in ``findings``.
+            The pick, the Pareto front of score and MACs, and all evaluations; also in ``result``.
 
         Raises:
+            ArtefactError: If the file is of another search.
             ValueError: If data is missing, or nothing within the bound was found.
         """
-        supernet, selection = self.convert(pl_module), self._selection
+        supernet, selection = self.convert(pl_module), self.selection
         dataloaders = trainer.val_dataloaders if dataloaders is None else dataloaders
         calibration = trainer.train_dataloader if calibration is None else calibration
         if dataloaders is None and score is None:
@@ -222,16 +238,22 @@ class NASSupernet(TechniqueCallback):
                 "this trainer has no training data yet; pass calibration, or set selection.recalibration_batches to 0"
             )
         batches = FirstBatches(
-            calibration if calibration is not None else iter(()), selection.recalibration_batches, self._seed
+            calibration if calibration is not None else iter(()), selection.recalibration_batches, self.seed
         )
-        judge = SubnetEvaluator(trainer, supernet, selection, dataloaders, batches, score)
+        evaluator = SubnetEvaluator(
+            trainer, pl_module, self._evaluate_next,
+            selection=selection, dataloaders=dataloaders, calibration=batches, score=score,
+        )  # fmt: skip
         first = [supernet.default, supernet.find_cheapest()]
-        proposals = self._strategy.start(supernet.decisions, self._seed, first)
-        with judging(trainer, judge):
-            self.findings = run_search(proposals, judge, supernet.count_macs, selection)
-            judge.calibrate(self.findings.pick.architecture)
-        supernet.activate(self.resting)
-        return self.findings
+        progress = SearchProgress(self.strategy.start(supernet.decisions, self.seed, first), selection)
+        try:
+            with joined(trainer, evaluator, owner=self):
+                self.result = self._run(progress, evaluator, trainer, path)
+                evaluator.calibrate(self.result.pick.architecture)
+        finally:
+            self._evaluated = None
+            supernet.activate(self.eval_architecture)
+        return self.result
 
     def extract(self, pl_module: LightningModule, architecture: Mapping[str, int] | None = None) -> nn.Module:
         """Return one path as a plain copy of the module, equal to the path bit for bit.
@@ -243,16 +265,31 @@ class NASSupernet(TechniqueCallback):
         Raises:
             ValueError: If there is no pick yet, or the architecture is not one of the space.
         """
-        if architecture is None and self.findings is None:
+        if architecture is None and self.result is None:
             raise ValueError("there is no pick yet: call search first, or say which architecture to extract")
         supernet = self.convert(pl_module)
-        return supernet.extract(self.resting if architecture is None else architecture)
+        return supernet.extract(self.eval_architecture if architecture is None else architecture)
+
+    def _evaluate_next(self, architecture: Architecture) -> None:
+        self._evaluated = architecture
+        self.supernet.activate(architecture)
+
+    def _run(
+        self, progress: SearchProgress, evaluator: SubnetEvaluator, trainer: Trainer, path: str | Path | None
+    ) -> SearchResult:
+        supernet = self.supernet
+        if path is None:
+            return progress.run(evaluator, supernet.count_macs)
+        identity = search_identity(supernet.site.root, supernet.decisions, self.strategy, self.selection, self.seed)
+        file = SearchFile(path, trainer, identity)
+        file.load(progress)
+        return progress.run(evaluator, supernet.count_macs, file.save)
 
     @override
     def release(self) -> None:
         self._patches.undo()
         if self._supernet is not None:
-            self._supernet.activate(check_candidate(self._supernet.decisions, self.resting))
+            self._supernet.activate(check_candidate(self._supernet.decisions, self.eval_architecture))
 
 
 @final

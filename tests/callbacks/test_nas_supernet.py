@@ -3,7 +3,7 @@ import textwrap
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.nas_supernet import NASSupernet, _prepare_strategy
-from lightning_optim.errors import TargetError
+from lightning_optim.errors import ArtefactError, TargetError
 from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.space.elastic_width import ElasticWidth
 from lightning_optim.nas.space.operation_choice import OperationChoice
+from lightning_optim.search.strategy.random import RandomSearch
 from lightning_optim.surgery.select import Targets
 from support import quiet, run_script
 
@@ -124,15 +125,15 @@ def test_search_keeps_the_bound_and_the_pick_is_extracted_bit_for_bit():
     selection = Selection(evaluations=6, recalibration_batches=2, max_macs=100)
     callback = searcher(selection=selection)
     made = fit(module, callback)
-    findings = callback.search(made, module)
-    assert all(entry.macs <= 100 for entry in findings.judged)
-    assert len(findings.judged) == 3  # skip at both widths, and the own operation at half
+    result = callback.search(made, module)
+    assert all(entry.macs <= 100 for entry in result.evaluations)
+    assert len(result.evaluations) == 3  # skip at both widths, and the own operation at half
     subnet = callback.extract(module).eval()
     x = torch.randn(5, 6)
     assert torch.equal(subnet(x), module.eval()(x))
     assert not any("_candidates" in key for key in subnet.state_dict())
     checked = trainer().validate(subnet, loader(), verbose=False)[0]["val/accuracy"]
-    assert checked == pytest.approx(findings.pick.score)
+    assert checked == pytest.approx(result.pick.score)
     trainer(max_epochs=1).fit(subnet, loader(), loader())
 
 
@@ -140,10 +141,98 @@ def test_search_repeats_itself_and_a_score_of_the_users_own_is_taken(fitted):
     module, _, _ = fitted
     module, callback = copy.deepcopy(module), searcher()
     made = trainer(callback)
-    results = [callback.search(made, module, loader(), loader(shuffle=True)).judged for _ in range(2)]
+    results = [callback.search(made, module, loader(), loader(shuffle=True)).evaluations for _ in range(2)]
     assert results[0] == results[1]
     score = callback.search(made, module, calibration=loader(), score=lambda model: -float(model.net[0].weight.sum()))
-    assert {entry.score for entry in score.judged} == {-float(module.net[0].weight.sum())}
+    assert {entry.score for entry in score.evaluations} == {-float(module.net[0].weight.sum())}
+
+
+class Reorders(Callback):
+    """Turns the trainer's callbacks round, or leaves them."""
+
+    def __init__(self, *, is_reversed):
+        self.is_reversed = is_reversed
+
+    def setup(self, trainer, pl_module, stage):
+        order = sorted(trainer.callbacks, key=lambda entry: type(entry).__name__, reverse=self.is_reversed)
+        trainer.callbacks = order
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_validation_runs_the_architecture_under_evaluation_whatever_the_order_of_callbacks(is_reversed):
+    module = User()
+    callback = searcher(selection=Selection(monitor="val/loss", mode="min", evaluations=4, recalibration_batches=0))
+    made = trainer(callback, Reorders(is_reversed=is_reversed))
+    made.fit(module, loader(), loader())
+    result = callback.search(made, module)
+    assert len({entry.score for entry in result.evaluations}) == 4
+    for entry in result.evaluations:
+        subnet = callback.extract(module, entry.architecture)
+        assert entry.score == trainer().validate(subnet, loader(), verbose=False)[0]["val/loss"]
+    made.validate(module, loader(), verbose=False)
+    assert float(made.callback_metrics["val/loss"]) == result.pick.score
+
+
+def test_another_instance_of_the_same_name_does_not_change_the_path_of_a_search():
+    module, callback, other = User(), searcher(), searcher()
+    made = fit(module, callback)
+    expected = callback.search(made, module, loader(), loader())
+    assert other.search(made, module, loader(), loader()) == expected
+    assert callback in made.callbacks
+
+
+def test_a_search_that_was_killed_continues_from_its_file(fitted, tmp_path):
+    module, path = copy.deepcopy(fitted[0]), tmp_path / "search.json"
+    scored = []
+
+    def score(model):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(model)
+        return float(model(torch.ones(4, 6)).sum())
+
+    whole = searcher().search(trainer(), module, calibration=loader(), score=lambda m: float(m(torch.ones(4, 6)).sum()))
+    killed = searcher()
+    with pytest.raises(KeyboardInterrupt):
+        killed.search(trainer(), module, calibration=loader(), score=score, path=path)
+    assert killed.result is None
+    assert killed.eval_architecture == killed.supernet.default
+
+    rest = []
+
+    def counted(model):
+        rest.append(model)
+        return float(model(torch.ones(4, 6)).sum())
+
+    resumed = searcher().search(trainer(), module, calibration=loader(), score=counted, path=path)
+    assert resumed == whole
+    assert len(rest) == len(whole.evaluations) - 2
+    assert searcher().search(trainer(), module, calibration=loader(), score=counted, path=path) == whole
+    assert len(rest) == len(whole.evaluations) - 2
+
+
+def test_a_file_of_another_search_is_refused(fitted, tmp_path):
+    module, path = copy.deepcopy(fitted[0]), tmp_path / "search.json"
+
+    def search(module=module, **settings):
+        searcher(**settings).search(trainer(), module, calibration=loader(), score=lambda _: 1.0, path=path)
+
+    search()
+    for differs, settings in {
+        "seed": {"seed": 1},
+        "strategy": {"strategy": RandomSearch()},
+        "selection": {"selection": Selection(evaluations=6, recalibration_batches=2, max_macs=200)},
+        "weights": {"module": User()},
+    }.items():
+        with pytest.raises(ArtefactError, match=f"differs in {differs}; pass another path"):
+            search(**settings)
+    with pytest.raises(ArtefactError, match="differs in space, weights"):
+        search(module=User(), space={"mix": space()["mix"]})
+    with pytest.raises(ArtefactError, match=r"cannot continue: 4 architectures .* raise it"):
+        search(selection=Selection(evaluations=3, recalibration_batches=2))
+    path.write_text("{")
+    with pytest.raises(ArtefactError, match="no file of a search"):
+        search()
 
 
 def test_the_pick_has_statistics_of_its_own():
@@ -182,14 +271,14 @@ def test_resume_draws_the_same_paths_and_ends_bit_equal(tmp_path):
 def test_the_pick_survives_in_a_checkpoint_and_is_what_test_runs(tmp_path):
     module, callback = User(), searcher()
     made = fit(module, callback)
-    findings = callback.search(made, module)
+    result = callback.search(made, module)
     made.save_checkpoint(tmp_path / "searched.ckpt")
     fresh, loaded = User(), searcher()
     tested = trainer(loaded).test(
         fresh, loader(), ckpt_path=tmp_path / "searched.ckpt", verbose=False, weights_only=True
     )
-    assert loaded.findings == findings
-    assert tested[0]["val/accuracy"] == pytest.approx(findings.pick.score)
+    assert loaded.result == result
+    assert tested[0]["val/accuracy"] == pytest.approx(result.pick.score)
     assert torch.equal(weights(loaded.extract(fresh)), weights(callback.extract(module)))
 
 
@@ -221,7 +310,7 @@ def test_networks_built_late_and_manual_optimization(kind):
     assert not torch.equal(weights(subnet.net), before)
 
 
-def test_an_exception_leaves_a_usable_module_at_rest():
+def test_an_exception_leaves_a_usable_module_with_its_own_path():
     class Breaks(User):
         def training_step(self, batch, batch_idx):
             if batch_idx == 2:
@@ -335,10 +424,10 @@ _SCRIPT = """
     module, callback = cases.User(), cases.searcher()
     made = cases.trainer(callback, strategy="ddp", devices=2)
     made.fit(module, cases.loader(shuffle=True), cases.loader())
-    findings = callback.search(made, module)
+    result = callback.search(made, module)
     digest = hashlib.sha256(cases.weights(module).numpy().tobytes()).hexdigest()
     everyone = [None, None]
-    distributed.all_gather_object(everyone, (digest, findings.state_dict(), callback.counts))
+    distributed.all_gather_object(everyone, (digest, result.state_dict(), callback.counts))
     assert everyone[0] == everyone[1], everyone
     odd = cases.searcher(seed=made.global_rank)
     try:

@@ -1,4 +1,4 @@
-"""What one path of a trained supernet is worth, in the module's own validation."""
+"""Evaluation of one architecture of a trained supernet, by the module's own validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing_extensions import override
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.recalibration import recalibrating
 from lightning_optim.nas.selection import Selection
-from lightning_optim.nas.supernet import Supernet
 from lightning_optim.surgery.modes import evaluating
 
 Score = Callable[[LightningModule], float]
@@ -24,43 +23,45 @@ Score = Callable[[LightningModule], float]
 
 @final
 class SubnetEvaluator(Callback):
-    """Joins a trainer for the time of a search, and judges one architecture after the other.
+    """Evaluator of subnets: joins a trainer for the time of a search and scores one architecture after the other.
 
     Args:
         trainer: Validates; after a fit, the trainer of the fit.
-        supernet: A converted LightningModule.
-        selection: The metric, and the number of batches for the batch-norm statistics.
+        pl_module: The supernet.
+        activate: Makes an architecture the one that runs, in validation too, until the next call. No hook of this
+            class changes it: the order of callbacks does not matter.
+        selection: The metric.
         dataloaders: What to validate on.
-        calibration: The batches for the statistics.
-        score: Judges the module itself, in evaluation mode, in place of its validation.
+        calibration: The batches for the batch-norm statistics.
+        score: Scores the module itself, in evaluation mode, in place of its validation.
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        supernet: Supernet,
+        pl_module: LightningModule,
+        activate: Callable[[Architecture], None],
+        *,
         selection: Selection,
         dataloaders: Any,
         calibration: FirstBatches,
         score: Score | None,
     ) -> None:
-        self._trainer, self._supernet, self._selection = trainer, supernet, selection
+        self._trainer, self._module, self._activate, self._selection = trainer, pl_module, activate, selection
         self._dataloaders, self._calibration, self._score = dataloaders, calibration, score
-        self._architecture: Architecture = supernet.default
         self._is_calibrating = False
         self._open = ExitStack()
         self._norms: list[nn.Module] = []
 
     def __call__(self, architecture: Architecture) -> float:
-        """Recalibrate and score one path; every rank gets the score of rank 0."""
+        """Recalibrate and score one architecture; every rank gets the score of rank 0."""
         self.calibrate(architecture)
         score = self._validated() if self._score is None else self._scored(self._score)
         return float(self._trainer.strategy.broadcast(score))
 
     def calibrate(self, architecture: Architecture) -> None:
-        """Make a path active, with batch-norm statistics of its own."""
-        self._architecture = architecture
-        self._supernet.activate(architecture)
+        """Activate an architecture, with batch-norm statistics of its own."""
+        self._activate(architecture)
         has_norms = any(isinstance(module, _BatchNorm) for module in self._module.modules())
         if not (self._calibration and has_norms):
             return
@@ -70,11 +71,9 @@ class SubnetEvaluator(Callback):
         finally:
             self._is_calibrating = False
             self._open.close()
-            self._supernet.activate(architecture)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._supernet.activate(self._architecture)
         if self._is_calibrating:
             self._norms = self._open.enter_context(recalibrating(pl_module))
 
@@ -87,12 +86,6 @@ class SubnetEvaluator(Callback):
                     statistic.copy_(trainer.strategy.reduce(statistic.clone(), reduce_op="mean"))
         self._open.close()
 
-    @property
-    def _module(self) -> LightningModule:
-        root = self._supernet.site.root
-        assert isinstance(root, LightningModule)
-        return root
-
     def _validated(self) -> float:
         self._trainer.validate(self._module, self._dataloaders, verbose=False)
         metrics, monitor = self._trainer.callback_metrics, self._selection.monitor
@@ -103,24 +96,30 @@ class SubnetEvaluator(Callback):
         return float(metrics[monitor])
 
     def _scored(self, score: Score) -> float:
-        self._supernet.activate(self._architecture)
         with evaluating(self._module):
             return float(score(self._module))
 
 
 @contextmanager
-def judging(trainer: Trainer, judge: SubnetEvaluator) -> Iterator[None]:
-    """Let a judge into the trainer's callbacks; what it validates goes into no logger and no progress bar."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+def joined(trainer: Trainer, evaluator: SubnetEvaluator, owner: Callback) -> Iterator[None]:
+    """Give the trainer an evaluator for a while; what it validates goes into no logger and no progress bar.
+
+    Args:
+        trainer: The trainer.
+        evaluator: The evaluator.
+        owner: The callback that says which architecture runs; others with its ``state_key`` stay out meanwhile.
+    """
+    before: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
     loggers, bar = trainer.loggers, trainer.progress_bar_callback
-    callbacks.append(judge)
+    others = [entry for entry in before if entry is owner or entry.state_key != owner.state_key]
+    trainer.callbacks = [*others, evaluator]  # type: ignore[attr-defined]  # as above
     trainer.loggers = []
     if bar is not None:
         bar.disable()
     try:
         yield
     finally:
-        callbacks.remove(judge)
+        trainer.callbacks = before  # type: ignore[attr-defined]  # as above
         trainer.loggers = loggers
         if bar is not None:
             bar.enable()
@@ -128,9 +127,9 @@ def judging(trainer: Trainer, judge: SubnetEvaluator) -> Iterator[None]:
 
 @final
 class FirstBatches:
-    """The first batches of a loader, drawn once and the same each time they are gone through.
+    """First batches of a loader, drawn once: every iteration gives the same.
 
-    Where the loader draws its order from torch's random numbers, they are a function of the seed.
+    Where the loader draws its order from torch's random numbers, the batches are a function of the seed.
 
     Args:
         batches: One loader; it is not touched if ``count`` is 0.
