@@ -355,7 +355,7 @@ def latency_errors(
         }
         later = {pool: score * (1.0 + drift * torch.randn(len(score))).clamp_min(0.1) for pool, score in scores.items()}
         try:
-            prices = Latency(engine=engine)(
+            prices = Latency(engine=engine).prices(
                 Subject(net, coupling, pools, (images,), choose=partial(channels_of, scores, sparsity))
             )
             kept = [masks_of(values, sparsity, prices) for values in (scores, later)]

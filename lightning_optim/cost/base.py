@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_optim.cost.prices import Channels, Prices
 from lightning_optim.graph.coupling import Coupling, Group
+from lightning_optim.surgery.inputs import Inputs
 
 
 @final
@@ -37,8 +38,17 @@ class Subject:
 
 
 class Cost(ABC):
-    """Prices a network for any number of channels, from one look at it."""
+    """Cost of a network: of one as it is, or of any number of channels from one look at it."""
 
     @abstractmethod
-    def __call__(self, subject: Subject) -> Prices:
+    def prices(self, subject: Subject) -> Prices:
         """Return the subject's cost as a function of the channels of each pool."""
+
+    @abstractmethod
+    def measure(self, network: nn.Module, inputs: Inputs) -> float:
+        """Return what one call of a network costs as it is, in this cost's unit.
+
+        Args:
+            network: The network; left untouched.
+            inputs: Arguments of the call; more samples may cost more.
+        """

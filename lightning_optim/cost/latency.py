@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
@@ -29,6 +29,8 @@ from lightning_optim.errors import ArtefactError, LatencyError, LightningOptimEr
 from lightning_optim.graph.coupling import keep_channels
 from lightning_optim.graph.rules.base import operator_name
 from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.inputs import Inputs
+from lightning_optim.surgery.modes import evaluating
 
 _WHOLE = ((1.0, 1.0), (0.6, 0.6), (0.3, 0.3), (1.0, 0.4), (0.4, 1.0))  # shares kept by every other pool
 _BUDGETS = (0.7, 0.5, 0.4)  # shares of the time that are then spent as a budget would
@@ -81,30 +83,31 @@ class Latency(Cost):
             )
 
     @override
-    def __call__(self, subject: Subject) -> Prices:
+    def prices(self, subject: Subject) -> Prices:
         ruler = AxisWidths(subject.coupling, subject.pools)
         if self.table is not None and Path(self.table).is_file():
             return _read(Path(self.table), ruler)
-        prices = self._measure(subject, ruler)
+        prices = self._tabulate(subject, ruler)
         if self.table is not None:
             write_atomic(self.table, json.dumps(prices.state_dict()).encode())
         return prices
 
-    def _measure(self, subject: Subject, ruler: AxisWidths) -> Prices:
-        rows = next(
-            len(leaf)
-            for leaf in pytree.tree_leaves((subject.args, subject.kwargs))
-            if isinstance(leaf, Tensor) and leaf.dim()
-        )
+    @override
+    def measure(self, network: nn.Module, inputs: Inputs) -> float:
+        """CPU seconds of one call on ``batch_size`` samples, which are the rows of ``inputs``, repeated or cut."""
+        args, kwargs = _of_batch(self.batch_size, inputs.args, inputs.kwargs)
+        with evaluating(network):
+            return self.engine(network, args, kwargs)
+
+    def _tabulate(self, subject: Subject, ruler: AxisWidths) -> Prices:
+        rows = _num_rows((subject.args, subject.kwargs))
         known: dict[str, float] = {}
         kinds: tuple[list[Term], list[Term]] = ([], [])
         for operator in timed_operators(subject.coupling, ruler, self.batch_size / rows):
             is_product = operator_name(operator.node.target).startswith(_PRODUCTS)
             kinds[is_product].append(_table(operator, ruler.sizes, self.points, known))
         tables = [Prices("seconds", ruler.pools, tuple(terms)) for terms in kinds]
-        inputs = pytree.tree_map(
-            lambda leaf: _resized(leaf, rows, self.batch_size), (subject.args, dict(subject.kwargs))
-        )
+        inputs = _of_batch(self.batch_size, subject.args, subject.kwargs)
         sizes = [_shares_of(ruler.sizes, shares) for shares in _WHOLE]
         measured = [self._whole(subject, channels, inputs) for channels in sizes]
         likely = [channels for channels in _likely(_fitted(tables, sizes, measured)) if channels not in sizes]
@@ -248,6 +251,18 @@ def _fit(features: Sequence[Sequence[float]], measured: Sequence[float | None]) 
             for column, factor in zip(chosen, found.flatten().tolist(), strict=True):
                 best[column] = round(factor, 12)
     return best
+
+
+def _num_rows(inputs: Any) -> int:
+    """Length of the first tensor of a call's inputs; one sample where they hold none."""
+    lengths = (len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim())
+    return next(lengths, 1)
+
+
+def _of_batch(batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Positional and keyword inputs of so many samples."""
+    rows = _num_rows((args, kwargs))
+    return pytree.tree_map(lambda leaf: _resized(leaf, rows, batch), (args, dict(kwargs)))
 
 
 def _resized(leaf: Any, rows: int, batch: int) -> Any:

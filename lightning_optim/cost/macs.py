@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from torch import fx
+from torch import fx, nn
 from typing_extensions import override
 
 from lightning_optim.cost.axis_widths import AxisWidths, is_tensor
@@ -13,6 +13,7 @@ from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.count import count_macs
 from lightning_optim.cost.prices import Prices, Product, Term, Width
 from lightning_optim.graph.rules.base import operator_name
+from lightning_optim.surgery.inputs import Inputs
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -29,7 +30,7 @@ class MACs(Cost):
     """
 
     @override
-    def __call__(self, subject: Subject) -> Prices:
+    def prices(self, subject: Subject) -> Prices:
         ruler = AxisWidths(subject.coupling, subject.pools)
         terms: list[Term] = []
         for node in subject.coupling.propagation.program.graph.nodes:
@@ -40,6 +41,10 @@ class MACs(Cost):
         if rest > 0:
             terms.append(Product("other operators", rest, ()))
         return Prices("MACs", ruler.pools, tuple(terms))
+
+    @override
+    def measure(self, network: nn.Module, inputs: Inputs) -> float:
+        return float(count_macs(network, inputs.args, inputs.kwargs))
 
 
 def _terms(node: fx.Node, ruler: AxisWidths) -> list[Term]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from torch import nn
 from typing_extensions import override
 
 from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.base import Cost, Subject
+from lightning_optim.cost.count import count_parameters
 from lightning_optim.cost.prices import Prices, Product
+from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.select import plain_name
 
 
@@ -19,8 +22,12 @@ class Parameters(Cost):
     """Every parameter counts once, a shared one too."""
 
     @override
-    def __call__(self, subject: Subject) -> Prices:
+    def prices(self, subject: Subject) -> Prices:
         ruler = AxisWidths(subject.coupling, subject.pools)
         named = {plain_name(name): tuple(tensor.shape) for name, tensor in subject.network.named_parameters()}
         terms = (Product(name, 1.0, ruler.of_tensor(name, shape)) for name, shape in named.items())
         return Prices("parameters", ruler.pools, tuple(terms))
+
+    @override
+    def measure(self, network: nn.Module, inputs: Inputs) -> float:
+        return float(count_parameters(network))

@@ -6,11 +6,13 @@ import itertools
 from dataclasses import dataclass
 from typing import final
 
+from torch import nn
 from typing_extensions import override
 
 from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.prices import Prices, Product
+from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.select import plain_name
 
 
@@ -20,7 +22,7 @@ class WeightBytes(Cost):
     """Bytes of all parameters and buffers, as they are held; a shared one counts once."""
 
     @override
-    def __call__(self, subject: Subject) -> Prices:
+    def prices(self, subject: Subject) -> Prices:
         ruler = AxisWidths(subject.coupling, subject.pools)
         held = itertools.chain(subject.network.named_parameters(), subject.network.named_buffers())
         named = {plain_name(name): tensor for name, tensor in held}
@@ -29,3 +31,8 @@ class WeightBytes(Cost):
             for name, tensor in named.items()
         )
         return Prices("bytes", ruler.pools, tuple(terms))
+
+    @override
+    def measure(self, network: nn.Module, inputs: Inputs) -> float:
+        held = itertools.chain(network.parameters(), network.buffers())
+        return float(sum(tensor.numel() * tensor.element_size() for tensor in held))

@@ -156,7 +156,7 @@ def _describe(
     inputs: Any,
 ) -> Analysis:
     rows = next(len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim())
-    parameters, macs = (cost(Subject(live, coupling, pools, *inputs)) for cost in (Parameters(), MACs()))
+    parameters, macs = (cost.prices(Subject(live, coupling, pools, *inputs)) for cost in (Parameters(), MACs()))
     groups = tuple(
         CoupledGroup(
             name=pool,

@@ -332,7 +332,7 @@ def write_latency_table(folder: Path) -> None:
     network, batch = Net(), torch.zeros(2, 3, 6, 6)
     coupling = couple(capture(network, (batch,)))
     weights = {name: weight for name, weight in network.named_parameters() if weight.dim() > 1}
-    prices = MACs()(Subject(network, coupling, targeted_groups(coupling, weights), (batch,)))
+    prices = MACs().prices(Subject(network, coupling, targeted_groups(coupling, weights), (batch,)))
     seconds = Prices("seconds", prices.pools, prices.terms)
     (folder / "latency.json").write_text(json.dumps(seconds.state_dict()))
 

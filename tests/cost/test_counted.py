@@ -17,6 +17,7 @@ from lightning_optim.demo.model.vit import VisionTransformer
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple, keep_channels
 from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.inputs import Inputs
 
 
 class Odd(nn.Module):
@@ -70,8 +71,8 @@ def bytes_of(network):
 )
 def test_the_price_of_fewer_channels_is_the_cost_of_the_cut_network(priced, cost, count):
     network, batch, coupling, pools = priced
-    prices = cost(Subject(network, coupling, pools, (batch,)))
-    assert prices.full == count(network, batch)
+    prices = cost.prices(Subject(network, coupling, pools, (batch,)))
+    assert prices.full == cost.measure(network, Inputs.of(batch)) == count(network, batch)
     for share in (0.75, 0.5):
         kept = {name: max(1, round(share * group.size)) for name, group in pools.items()}
         small = copy.deepcopy(network)
@@ -79,10 +80,19 @@ def test_the_price_of_fewer_channels_is_the_cost_of_the_cut_network(priced, cost
         assert prices(kept) == pytest.approx(count(small, batch))
 
 
+def test_a_shared_weight_is_measured_once():
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    network[2].weight = network[0].weight
+    inputs = Inputs.of(torch.randn(3, 4))
+    assert Parameters().measure(network, inputs) == 16 + 3 * 4 + 4
+    assert WeightBytes().measure(network, inputs) == 4 * (16 + 3 * 4 + 4 + 2 * 4) + 8  # int64: num_batches_tracked
+    assert MACs().measure(network, inputs) == 3 * 2 * 16
+
+
 def test_a_pool_counts_the_weights_that_make_and_read_it():
     network, batch = ResidualNet(widths=(8, 16)), torch.randn(2, 1, 16, 16)
     coupling = couple(capture(network, (batch,)))
-    prices = Parameters()(Subject(network, coupling, {group.name: group for group in coupling.groups}, (batch,)))
+    prices = Parameters().prices(Subject(network, coupling, {group.name: group for group in coupling.groups}, (batch,)))
     assert {name: pool.uses for name, pool in prices.pools.items()} == {
         "stem.weight": 5,
         "layers.0.conv1.weight": 2,
@@ -103,6 +113,6 @@ def test_what_has_no_rule_of_its_own_is_counted_as_fixed():
     network, batch = Recurrent(), torch.randn(2, 5, 4)
     coupling = couple(capture(network, (batch,)))
     pools = {group.name: group for group in coupling.groups if group.name == "head.weight"}
-    prices = MACs()(Subject(network, coupling, pools, (batch,)))
+    prices = MACs().prices(Subject(network, coupling, pools, (batch,)))
     assert prices.full == count_macs(network, (batch,))
     assert prices.full - prices({"head.weight": 4}) == 2 * 5 * 4 * (6 + 2)

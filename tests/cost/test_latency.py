@@ -13,12 +13,14 @@ from lightning_optim.cost.count import count_macs
 from lightning_optim.cost.curve import Curve
 from lightning_optim.cost.engine import Eager, Engine
 from lightning_optim.cost.latency import Latency, _fit
+from lightning_optim.cost.timing import time_call
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.errors import ArtefactError, LatencyError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple, keep_channels
 from lightning_optim.pruning.allocation.budget import Budget
 from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.inputs import Inputs
 
 
 @final
@@ -69,7 +71,7 @@ def cut(network, pools, channels):
 @pytest.mark.slow
 def test_the_prediction_is_near_the_machines_time_at_sizes_that_were_not_tried(subject):
     network, coupling, pools, (batch,) = subject
-    prices = Latency()(Subject(network, coupling, pools, (batch,)))
+    prices = Latency().prices(Subject(network, coupling, pools, (batch,)))
     channels = dict(zip(pools, (48, 32, 80, 96), strict=True))
     measured = Eager()(cut(network, pools, channels), (batch[:1],), {})
     assert prices(channels) == pytest.approx(measured, rel=0.3)  # 0.05 on a quiet machine
@@ -79,17 +81,33 @@ def test_the_prediction_is_near_the_machines_time_at_sizes_that_were_not_tried(s
 def test_the_prediction_is_the_engines_time_at_sizes_that_were_not_tried(subject):
     network, coupling, pools, (batch,) = subject
     engine = ByMacs()
-    prices = Latency(engine=engine, batch_size=3)(Subject(network, coupling, pools, (batch,)))
+    prices = Latency(engine=engine, batch_size=3).prices(Subject(network, coupling, pools, (batch,)))
     rows = batch[:1].repeat(3, 1, 1, 1)
     assert prices.full == pytest.approx(engine(network, (rows,), {}), rel=1e-3)
     channels = dict(zip(pools, (40, 32, 72, 104), strict=True))
     assert prices(channels) == pytest.approx(engine(cut(network, pools, channels), (rows,), {}), rel=1e-2)
 
 
+def test_a_network_as_it_is_takes_the_engines_time_for_a_batch(subject):
+    network, _, _, (batch,) = subject
+    copied = copy.deepcopy(network).train()
+    before = copy.deepcopy(copied.state_dict())
+    measured = Latency(engine=ByMacs(), batch_size=3).measure(copied, Inputs.of(batch))
+    assert measured == ByMacs()(network, (batch[:1].repeat(3, 1, 1, 1),), {})
+    assert copied.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in copied.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_network_as_it_is_takes_the_time_of_a_call(subject):
+    network, _, _, (batch,) = subject
+    assert Latency().measure(network, Inputs.of(batch)) == pytest.approx(time_call(lambda: network(batch[:1])), rel=0.5)
+
+
 def test_a_curve_takes_in_what_the_parts_do_not_show(subject):
     network, coupling, pools, (batch,) = subject
     engine = Bent()
-    prices = Latency(engine=engine)(Subject(network, coupling, pools, (batch,)))
+    prices = Latency(engine=engine).prices(Subject(network, coupling, pools, (batch,)))
     bare = replace(prices, curve=Curve())
     wrong = {"curve": [], "bare": []}
     for widths in ((48, 48, 96, 96), (32, 48, 64, 112), (64, 32, 128, 64), (48, 16, 64, 32), (16, 64, 32, 128)):
@@ -112,7 +130,7 @@ def test_what_a_budget_would_choose_is_measured_too(subject):
             asked.append(count_macs(network, args, kwargs))
             return 1e-9 * asked[-1]
 
-    Latency(engine=Asked())(Subject(network, coupling, pools, inputs))
+    Latency(engine=Asked()).prices(Subject(network, coupling, pools, inputs))
     shares = [count / asked[0] for count in asked]
     assert len(shares) == 8
     assert shares[5:] == pytest.approx([0.7, 0.5, 0.4], abs=0.08)  # of steps of 16 channels
@@ -139,7 +157,7 @@ def test_what_the_budget_at_hand_chooses_takes_what_is_predicted(subject):
     network, coupling, pools, inputs = subject
     wrong, within = {}, {}
     for choose in (None, chooser):
-        prices = Latency(engine=Odd())(Subject(network, coupling, pools, inputs, choose=choose))
+        prices = Latency(engine=Odd()).prices(Subject(network, coupling, pools, inputs, choose=choose))
         channels = chooser(prices)
         measured = Odd()(cut(network, pools, channels), (inputs[0][:1],), {})
         wrong[choose], within[choose] = abs(prices(channels) / measured - 1), measured / prices.full
@@ -150,8 +168,8 @@ def test_what_the_budget_at_hand_chooses_takes_what_is_predicted(subject):
 
 def test_a_choice_that_no_price_allows_leaves_the_prices_as_they_are(subject):
     network, coupling, pools, inputs = subject
-    plain = Latency(engine=Odd())(Subject(network, coupling, pools, inputs))
-    assert Latency(engine=Odd())(Subject(network, coupling, pools, inputs, choose=lambda prices: None)) == plain
+    plain = Latency(engine=Odd()).prices(Subject(network, coupling, pools, inputs))
+    assert Latency(engine=Odd()).prices(Subject(network, coupling, pools, inputs, choose=lambda prices: None)) == plain
 
 
 def test_factors_are_found_and_none_is_below_zero():
@@ -169,18 +187,18 @@ def test_a_network_that_runs_at_no_size_is_refused():
 def test_a_table_on_disk_is_written_once_and_taken_instead(subject, tmp_path):
     network, coupling, pools, inputs = subject
     cost = Latency(engine=ByMacs(), points=2, table=str(tmp_path / "tables" / "latency.json"))
-    first = cost(Subject(network, coupling, pools, inputs))
-    assert cost(Subject(network, coupling, pools, inputs)) == first
+    first = cost.prices(Subject(network, coupling, pools, inputs))
+    assert cost.prices(Subject(network, coupling, pools, inputs)) == first
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["latency.json"]
 
 
 def test_a_table_serves_the_same_network_with_fewer_channels(subject, tmp_path):
     network, coupling, pools, inputs = subject
     cost = Latency(engine=ByMacs(), points=2, table=str(tmp_path / "latency.json"))
-    first = cost(Subject(network, coupling, pools, inputs))
+    first = cost.prices(Subject(network, coupling, pools, inputs))
     small = cut(network, pools, dict.fromkeys(pools, 32))
     narrow = couple(capture(small, inputs))
-    second = cost(Subject(small, narrow, {group.name: group for group in narrow.groups}, inputs))
+    second = cost.prices(Subject(small, narrow, {group.name: group for group in narrow.groups}, inputs))
     assert second.sizes == dict.fromkeys(pools, 32)
     assert second.full == first(second.sizes)
 
@@ -190,15 +208,15 @@ def test_a_file_that_is_no_table_is_refused(subject, tmp_path, content):
     network, coupling, pools, inputs = subject
     (tmp_path / "latency.json").write_text(content)
     with pytest.raises(ArtefactError, match="no latency table"):
-        Latency(table=str(tmp_path / "latency.json"))(Subject(network, coupling, pools, inputs))
+        Latency(table=str(tmp_path / "latency.json")).prices(Subject(network, coupling, pools, inputs))
 
 
 def test_a_table_of_another_network_is_refused(subject, tmp_path):
     network, coupling, pools, inputs = subject
     cost = Latency(engine=ByMacs(), points=2, table=str(tmp_path / "latency.json"))
-    cost(Subject(network, coupling, dict(list(pools.items())[:2]), inputs))
+    cost.prices(Subject(network, coupling, dict(list(pools.items())[:2]), inputs))
     with pytest.raises(ArtefactError, match="another network"):
-        cost(Subject(network, coupling, pools, inputs))
+        cost.prices(Subject(network, coupling, pools, inputs))
 
 
 @pytest.mark.parametrize("values", [{"batch_size": 0}, {"points": 1}])

@@ -43,7 +43,7 @@ def agreed_prices(
     if trainer.is_global_zero:
         try:
             pools = targeted_groups(coupling, weights)
-            found = cost(Subject(network, coupling, pools, example.args, example.kwargs, choose)), ""
+            found = cost.prices(Subject(network, coupling, pools, example.args, example.kwargs, choose)), ""
         except Exception as error:  # whatever it is: one rank that raises alone would leave the others waiting
             found = None, str(error) if isinstance(error, LightningOptimError) else f"{type(error).__name__}: {error}"
             cause = error
