@@ -211,10 +211,9 @@ class Simulator:
         """Take over what ``state_dict`` returned."""
         self.plan = None if state["plan"] is None else Plan.from_state_dict(state["plan"])
         self.excluded = frozenset(state["excluded"])
-        self.assigned = dict(state.get("assigned", {}))
+        self.assigned = dict(state["assigned"])
         self.ranges.load_state_dict(state["ranges"])
-        if "learned" in state:
-            self.learned.load_state_dict(state["learned"])
+        self.learned.load_state_dict(state["learned"])
 
     def learned_activation(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Return the scale and the zero point that were learned for an activation, if any were."""
