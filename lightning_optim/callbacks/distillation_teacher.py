@@ -21,6 +21,8 @@ from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.module import ModuleTeacher
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.calls import NetworkCalls
+from lightning_optim.surgery.inputs import call_network
+from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.select import find_network
 from lightning_optim.surgery.tap import ModuleCall
 from lightning_optim.window import Window
@@ -142,20 +144,16 @@ class DistillationTeacher(TechniqueCallback):
         if example is None or trainer.world_size > 1:
             return
         example = transfer_batch(pl_module, example)
-        modes = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
+        devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
         self._calls.open()
         try:
-            devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
-                _call_on_example(pl_module, example)
+            with evaluating(pl_module), torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
+                call_network(pl_module, example)
                 self._compare(self._calls.take(), Context(progress=0.0, batch=example))
         except TapError:
             return  # forward may take another way than the training step, which is what counts
         finally:
             self._calls.close()
-            for module, mode in modes.items():
-                module.training = mode
 
     def _begin_step(self, step: TrainingStep) -> None:
         # Lightning's learning-rate finder trains before this callback's on_fit_start.
@@ -170,16 +168,6 @@ class DistillationTeacher(TechniqueCallback):
 
     def _compare(self, calls: list[ModuleCall], context: Context) -> dict[str, Tensor]:
         return self._objective.compare([(call, self._loaded()(call)) for call in calls], context)
-
-
-def _call_on_example(module: nn.Module, example: Any) -> None:
-    """Call as Lightning does: a tuple or list is positional arguments, a mapping keyword arguments."""
-    if isinstance(example, (tuple, list)):
-        module(*example)
-    elif isinstance(example, Mapping):
-        module(**example)
-    else:
-        module(example)
 
 
 def _as_teacher(teacher: Any) -> Teacher:
