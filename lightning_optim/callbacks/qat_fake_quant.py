@@ -17,10 +17,11 @@ from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.quantization.calibration import calibrate_module
-from lightning_optim.callbacks.quantization.learned_values import checked_rate, loss_scale_of, train_values
+from lightning_optim.callbacks.quantization.learned_values import checked_rate, train_values
 from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
+from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized

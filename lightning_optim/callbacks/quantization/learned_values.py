@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 
 from lightning.pytorch import Trainer
-from torch import Tensor
 
+from lightning_optim.callbacks.trainer.own_parameters import mean_over_ranks
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
@@ -26,7 +26,7 @@ def train_values(trainer: Trainer, learned: LearnedValues, learning_rate: float,
         check_ranks_agree(trainer, learned.found_keys, "what the quantizers learn")
         learned.start()
     elif learned.keys and loss_scale is not None:
-        learned.update(lambda gradient: _mean_over_ranks(trainer, gradient), learning_rate, loss_scale)
+        learned.update(lambda gradient: mean_over_ranks(trainer, gradient), learning_rate, loss_scale)
 
 
 def checked_rate(learning_rate: float | None, quantizers: Iterable[Quantizer]) -> float:
@@ -45,15 +45,3 @@ def checked_rate(learning_rate: float | None, quantizers: Iterable[Quantizer]) -
     if not 0.0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
     return float(learning_rate)
-
-
-def loss_scale_of(trainer: Trainer) -> float:
-    """Return what half precision multiplies the loss by; 1 without it."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return 1.0 if scaler is None else float(scaler.get_scale())
-
-
-def _mean_over_ranks(trainer: Trainer, gradient: Tensor) -> Tensor:
-    reduced = trainer.strategy.reduce(gradient, reduce_op="mean")
-    assert isinstance(reduced, Tensor)
-    return reduced

@@ -1,7 +1,7 @@
 """Run by ``test_reshape``: a network shrinks under a strategy that derives from DDPStrategy, on two ranks.
 
 Each rank has data of its own, so that weights stay equal only while their gradients are averaged; each prints
-``WIDTH equal``.
+``WIDTH equal VALUE``, where the value is one that a callback owns.
 """
 
 import sys
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim.callbacks.trainer.own_parameters import OwnParameters
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.window import Window
@@ -49,10 +50,14 @@ def main():
     )
     trainer = quiet(pruning, max_epochs=1, strategy=OwnStrategy(), devices=2)
     trainer.fit(module, DataLoader(torch.arange(16), 1))
+    own = OwnParameters([torch.zeros((), requires_grad=True)], lambda tensors: torch.optim.SGD(tensors, 1.0))
+    (own.tensors[0] * (1.0 + trainer.global_rank)).backward()
+    own.note_step(trainer)
+    own.end_batch(trainer)
     everyone = [None, None]
     distributed.all_gather_object(everyone, dict(module.state_dict()))
     verdict = "equal" if same(*everyone) else "differs"
-    sys.stdout.write(f"{module.net[0].out_features} {verdict}\n")
+    sys.stdout.write(f"{module.net[0].out_features} {verdict} {own.tensors[0].item()}\n")
     sys.stdout.flush()
 
 
