@@ -1,4 +1,4 @@
-"""Train a student against a teacher as well as against its own loss."""
+"""Knowledge distillation: a student is trained against a teacher as well as with its own loss."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from lightning_optim.window import Window
 
 @final
 class DistillationTeacher(TechniqueCallback):
-    """Adds to each training step what the student's answers are from a teacher's (knowledge distillation).
+    """Knowledge distillation: adds to each training step how far the student's answers are from a teacher's.
 
     The loss becomes ``hard_weight * own loss + sum of weight * transfer loss``, each transfer loss averaged over the
     step's calls of the network. The teacher receives the very inputs that the network received, stays in evaluation
     mode, and lies in this callback: it is in no ``state_dict``, no optimizer and no copy of the student. Validation and
     testing are left as they are.
 
-    Logs ``distillation/<key of the loss>``, before its weight.
+    Each transfer loss is logged as ``distillation/<key of the loss>``, before it is multiplied by its weight.
 
     Args:
         teacher: Where the teacher comes from; a module may be given as it is.
@@ -138,7 +138,7 @@ class DistillationTeacher(TechniqueCallback):
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare once on the module's example input, so that a wrong teacher is refused before any data is read.
 
-        On several ranks the first step finds the same fault, and a forward pass out of turn might not be in lockstep.
+        On several ranks this is left to the first training step: ranks might not reach this forward pass together.
         """
         example = pl_module.example_input_array
         if example is None or trainer.world_size > 1:

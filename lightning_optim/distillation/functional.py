@@ -1,4 +1,4 @@
-"""The formulas of distillation: tensors in, scalar out.
+"""Distillation losses as formulas: tensors in, scalar out.
 
 Axes: B batch, C classes, H heads, Q queries, K keys.
 """

@@ -1,4 +1,4 @@
-"""The loss that a student is trained with: its own, and what it learns from the teacher."""
+"""Objective of distillation: the student's own loss and the transfer losses, weighted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LossWeight = float | Schedule
 
 @final
 class DistillationObjective:
-    """``hard_weight * own loss + sum of weight * transfer loss``.
+    """Objective of distillation: ``hard_weight * own loss + sum of weight * transfer loss``.
 
     Args:
         losses: Transfer losses by key, or one, whose key is its class name in snake case; ``None``: soft targets.
@@ -32,8 +32,8 @@ class DistillationObjective:
 
     Example:
         >>> import torch
-        >>> mixture = DistillationObjective(SoftTarget(), weight=0.5, hard_weight=0.25)
-        >>> mixture.total(torch.tensor(4.0), {"soft_target": torch.tensor(2.0)}, progress=0.0)
+        >>> objective = DistillationObjective(SoftTarget(), weight=0.5, hard_weight=0.25)
+        >>> objective.total(torch.tensor(4.0), {"soft_target": torch.tensor(2.0)}, progress=0.0)
         tensor(2.)
     """
 

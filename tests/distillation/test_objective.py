@@ -17,17 +17,17 @@ def call(seed):
 
 def test_total_weighs_each_loss_by_its_own_schedule():
     losses = {"a": SoftTarget(), "b": SoftTarget()}
-    mixture = DistillationObjective(losses, {"a": Linear(start=0.0, end=1.0), "b": 2.0}, Linear(start=1.0, end=0.0))
-    assert mixture.has_schedule
+    objective = DistillationObjective(losses, {"a": Linear(start=0.0, end=1.0), "b": 2.0}, Linear(start=1.0, end=0.0))
+    assert objective.has_schedule
     values = {"a": torch.tensor(10.0), "b": torch.tensor(100.0)}
-    assert float(mixture.total(torch.tensor(1.0), values, 0.25)) == 0.75 + 2.5 + 200.0
+    assert float(objective.total(torch.tensor(1.0), values, 0.25)) == 0.75 + 2.5 + 200.0
 
 
 def test_compare_averages_over_calls():
-    mixture = DistillationObjective({"soft": SoftTarget()}, 1.0, 1.0)
+    objective = DistillationObjective({"soft": SoftTarget()}, 1.0, 1.0)
     pairs = [(call(0), call(1)), (call(2), call(3))]
     expected = (SoftTarget()(*pairs[0], CONTEXT) + SoftTarget()(*pairs[1], CONTEXT)) / 2
-    torch.testing.assert_close(mixture.compare(pairs, CONTEXT)["soft"], expected)
+    torch.testing.assert_close(objective.compare(pairs, CONTEXT)["soft"], expected)
 
 
 @pytest.mark.parametrize("losses", [None, SoftTarget()])

@@ -1,4 +1,4 @@
-"""Terms that a callback adds to the loss of each training step."""
+"""Added loss: a term that a callback adds to the loss of each training step, such as a penalty."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _do_nothing(*_: object) -> None: ...
 
 @final
 class AddedLoss:
-    """Changes the loss of each training step, under automatic and under manual optimization.
+    """Added loss: changes the loss of each training step, under automatic and under manual optimization.
 
     ``training_step`` and ``manual_backward`` are wrapped on the instance: the loss that the user's code returns, alone
     or in a mapping, or passes to ``manual_backward``, goes through ``add`` first. A step without a loss (``None``) is

@@ -1,4 +1,4 @@
-"""Where a Trainer stands, in the words of ``window``."""
+"""Clock of a Trainer: how far its fit is, as ``window`` measures it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep checkpointing and early stopping from preferring the uncompressed model."""
+"""Monitors of a metric: checkpointing and early stopping, kept from preferring the uncompressed model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _callbacks_of(trainer: Any, kind: str) -> list[Any]:
 
 @final
 class SuspendedMonitors:
-    """Between ``suspend`` and ``resume`` early stopping does not judge; ``resume`` makes every "best" start afresh.
+    """Monitors whose judgement waits: no early stopping until ``resume``, which then makes every "best" start afresh.
 
     An uncompressed epoch nearly always scores best. Once the target state is reached, monitors resume: what
     ``ModelCheckpoint`` and ``EarlyStopping`` remember is of another model, and is forgotten. Checkpoints are
@@ -38,7 +38,7 @@ class SuspendedMonitors:
                 self._patches.wrap(callback, hook, lambda original, *args, **kwargs: None)
 
     def resume(self, trainer: Trainer) -> None:
-        """Let everything judge again, from a clean slate; does nothing if they were not suspended."""
+        """Let early stopping judge again, and forget every "best" so far; nothing happens if none was suspended."""
         if not self._is_suspended:
             return
         self.release()

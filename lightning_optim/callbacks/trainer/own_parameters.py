@@ -1,4 +1,4 @@
-"""Values that a callback owns, trained beside the user's parameters by an optimizer of their own."""
+"""Parameters of a callback's own, trained beside the user's parameters by an optimizer of their own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 
 @final
 class OwnParameters:
-    """Tensors of a callback with their optimizer: averaged over ranks, and free of half precision's loss scale.
+    """Parameters of a callback's own, and their optimizer.
 
-    They lie in no module: there they would break strict loading and averaged copies, and diverge under FSDP2. As
+    Gradients are averaged over ranks, and the loss scale of half precision is divided out.
+
+    The tensors lie in no module: there they would break strict loading and averaged copies, and diverge under FSDP2. As
     groups of the user's optimizer they would break a resume. Each rank holds all of them.
 
     The owner calls ``note_step`` in ``on_before_optimizer_step``, ``end_batch`` in ``on_train_batch_end`` and ``move``

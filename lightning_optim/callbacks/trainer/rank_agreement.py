@@ -1,4 +1,4 @@
-"""Ranks of one job must be about to do the same thing."""
+"""Agreement of ranks: all of one job must be about to do the same thing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_optim.errors import RankMismatchError
 
 
 def check_ranks_agree(trainer: Trainer, value: object, what: str) -> None:
-    """Compare a hash of ``value`` across ranks; free on a single process.
+    """Compare a hash of ``value`` across ranks; a single process compares nothing.
 
     Args:
         trainer: The trainer of this rank.

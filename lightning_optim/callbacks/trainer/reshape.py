@@ -1,4 +1,4 @@
-"""Change the shape of a model in the middle of a fit, and of everything that hangs on it."""
+"""Reshaping of a model in the middle of a fit, with optimizers, averaged copies and the DDP wrapper."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Cut = dict[str, list[tuple[int, Tensor, int]]]
 
 @final
 class Reshaper:
-    """Cuts channels of a live network, and brings a fresh one to a checkpoint's shape before its weights arrive."""
+    """Cuts channels of a live network, and gives a fresh one a checkpoint's shape before its weights are loaded."""
 
     def __init__(self) -> None:
         self._cut: _Cut = {}
@@ -58,7 +58,7 @@ class Reshaper:
             )
 
     def prepare_resume(self, trainer: Trainer, pl_module: LightningModule, state_key: str, network: str | None) -> None:
-        """Give a full-size module the shape of whatever checkpoint is loaded, before its weights arrive.
+        """Give a full-size module the shape of whatever checkpoint is loaded, before its weights are loaded.
 
         The module's own ``on_load_checkpoint`` is the one hook between the file and its weights; by then all layers and
         averaged copies exist. There, a checkpoint cut from a model of other widths is refused by an ArtefactError.
@@ -76,7 +76,7 @@ class Reshaper:
         self._patches.wrap(pl_module, "on_load_checkpoint", on_load_checkpoint)
 
     def cut(self, trainer: Trainer, pl_module: LightningModule, network_name: str, plan: CutPlan) -> None:
-        """Cut a live network on every rank, and carry optimizers, averaged copies and the DDP wrapper over."""
+        """Cut a live network on every rank, and adapt optimizers, averaged copies and the DDP wrapper."""
         network = submodule(pl_module, network_name)
         network = getattr(network, "_orig_mod", network)
         sizes = {name: sizes_of(network, name) for name in plan}
@@ -92,11 +92,11 @@ class Reshaper:
             trainer.strategy.configure_ddp()  # type: ignore[attr-defined]  # the reducer knows the old parameters
 
     def state_dict(self) -> dict[str, Any]:
-        """All cuts so far as one, relative to the full-size network."""
+        """Return all cuts so far as one, relative to the full-size network."""
         return {name: [list(cut) for cut in cuts] for name, cuts in self._cut.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the cuts of ``state_dict``, which the network has undergone already."""
+        """Restore the cuts of ``state_dict``, with which the network has been cut already."""
         self._cut = {name: [(dim, kept, size) for dim, kept, size in cuts] for name, cuts in state.items()}
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""A transfer loss: what the student should learn from the teacher."""
+"""Interface of transfer losses: what the student should learn from the teacher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_optim.surgery.tap import ModuleCall
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What a loss may want to know besides the two calls.
+    """Context of a transfer loss: what it may want to know besides the two calls.
 
     Args:
         progress: How far through its window distillation is, in ``[0, 1]``.
@@ -26,7 +26,7 @@ class Context:
 
 
 class Loss(ABC):
-    """Compares one call of the student's network with the teacher's answer to the same inputs."""
+    """Transfer loss: compares one call of the student's network with the teacher's answer to the same inputs."""
 
     @abstractmethod
     def __call__(self, student: ModuleCall, teacher: ModuleCall, context: Context) -> Tensor:

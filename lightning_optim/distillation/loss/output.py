@@ -1,4 +1,4 @@
-"""Take the tensor that a loss compares out of what a network returns."""
+"""Output of a network: the tensor in it that a loss compares."""
 
 from __future__ import annotations
 

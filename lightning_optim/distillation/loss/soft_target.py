@@ -1,4 +1,4 @@
-"""Learn the teacher's class probabilities."""
+"""Soft-target loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_optim.surgery.tap import ModuleCall
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftTarget(Loss):
-    """Match the teacher's softened class probabilities (Hinton et al., 2015; arXiv:1503.02531).
+    """Soft-target loss: the student learns the teacher's class probabilities (Hinton et al., 2015; arXiv:1503.02531).
 
     Args:
         temperature: Softens both softmaxes, above 0. A student far smaller than its teacher wants a lower one.

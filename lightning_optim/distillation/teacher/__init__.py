@@ -1,1 +1,1 @@
-"""Where a teacher comes from."""
+"""Teachers: where a trained network comes from."""

@@ -1,4 +1,4 @@
-"""Where a teacher comes from."""
+"""Interface of teachers: where a trained network comes from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher(ABC):
-    """A source of one teacher network.
+    """Teacher: a source of one trained network.
 
     Args:
         precision: Number format of weights and arithmetic: ``"float32"``, ``"bfloat16"`` or ``"float16"``.

@@ -1,4 +1,4 @@
-"""A teacher from a checkpoint of Lightning or of plain torch."""
+"""Teacher from a checkpoint of Lightning or of plain torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.errors import ArtefactError
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint(FileTeacher):
-    """Load a ``.ckpt`` of Lightning or a saved ``state_dict``. Code in the file is never run.
+    """Teacher from a checkpoint: a ``.ckpt`` of Lightning or a saved ``state_dict``. Code in it is never run.
 
     Arguments are ``FileTeacher``'s.
     """

@@ -16,7 +16,7 @@ from lightning_optim.distillation.teacher.weights import existing_file, filled
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTeacher(Teacher):
-    """Fill a network with the weights of a file.
+    """Teacher from a file: a network is filled with the weights in it.
 
     Args:
         precision: Number format of the teacher; see ``Teacher``.

@@ -1,4 +1,4 @@
-"""A teacher at work: it answers the student's calls and never learns."""
+"""Frozen teacher: it answers the student's calls and never learns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_optim.surgery.tap import ModuleCall
 
 @final
 class FrozenTeacher:
-    """Holds a network in evaluation mode and without gradients, and replays calls into it.
+    """Frozen teacher: a network in evaluation mode, without gradients, that answers calls of the student.
 
     Args:
         module: The network; frozen in place.

@@ -1,4 +1,4 @@
-"""A teacher that is already in memory."""
+"""Teacher that is in memory already."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from lightning_optim.distillation.teacher.base import Teacher
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleTeacher(Teacher):
-    """Use a module as it is. It is frozen and set to evaluation: to go on training it, pass a deep copy.
+    """Teacher in memory: a module, used as it is.
+
+    It is frozen and set to evaluation mode. To go on training it, pass a deep copy.
 
     Args:
         precision: Number format of the teacher; see ``Teacher``.

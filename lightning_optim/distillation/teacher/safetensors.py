@@ -1,4 +1,4 @@
-"""A teacher from a safetensors file."""
+"""Teacher from a safetensors file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.errors import ArtefactError
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Safetensors(FileTeacher):
-    """Load weights from a ``.safetensors`` file: a format that cannot hold code. Arguments are ``FileTeacher``'s."""
+    """Teacher from a ``.safetensors`` file, a format that cannot hold code. Arguments are ``FileTeacher``'s."""
 
     @override
     def read(self, path: Path) -> Mapping[str, Tensor]:
