@@ -34,7 +34,7 @@ from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.evidence import LayerEvidence
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.regrow.base import Regrowth
-from lightning_optim.pruning.rewind.base import Rewind
+from lightning_optim.pruning.rewind import Rewind
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.weight import Weight
 from lightning_optim.pruning.until.metric_drop import MetricDrop

@@ -24,8 +24,7 @@ from .load import load_pruned as load_pruned
 from .regrow.base import Regrowth as Regrowth
 from .regrow.gradient import GradientRegrowth as GradientRegrowth
 from .regrow.random import RandomRegrowth as RandomRegrowth
-from .rewind.learning_rate import LearningRateRewind as LearningRateRewind
-from .rewind.weights import WeightRewind as WeightRewind
+from .rewind import Rewind as Rewind
 from .sensitivity import Sensitivity as Sensitivity
 from .sensitivity import SensitivityCurve as SensitivityCurve
 from .structure.base import Structure as Structure

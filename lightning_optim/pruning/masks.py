@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -135,25 +136,22 @@ class Enforcer:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Eight booleans to a byte.
+    """Eight booleans to a byte, the first in the lowest bit; on the CPU.
 
     Example:
         >>> pack(torch.tensor([True, False, True]))
         tensor([5], dtype=torch.uint8)
     """
-    flat = mask.flatten()
-    padded = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8)
-    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
-    return (padded * powers).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(numpy.packbits(mask.cpu().numpy(), axis=None, bitorder="little"))
 
 
 def unpack(bits: Tensor, shape: Iterable[int]) -> Tensor:
-    """The inverse of ``pack``.
+    """Mask of a shape from ``pack``; on the CPU.
 
     Example:
         >>> unpack(torch.tensor([5], dtype=torch.uint8), [3])
         tensor([ True, False,  True])
     """
     size = torch.Size(list(shape))
-    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
-    return (bits.unsqueeze(1) & powers).ne(0).flatten()[: size.numel()].view(size)
+    flags = numpy.unpackbits(bits.cpu().numpy(), count=size.numel(), bitorder="little")
+    return torch.from_numpy(flags.view(bool)).view(size)

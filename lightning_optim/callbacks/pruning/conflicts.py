@@ -12,7 +12,7 @@ from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, Statistic
-from lightning_optim.pruning.rewind.base import Rewind
+from lightning_optim.pruning.rewind import Rewind
 from lightning_optim.pruning.structure.base import Structure, TouchedDim
 from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.surgery.select import find_network

@@ -11,7 +11,7 @@ from typing import Any, final
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_optim.callbacks.trainer.clock import clock_of
-from lightning_optim.pruning.rewind.base import Rewind
+from lightning_optim.pruning.rewind import Rewind
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.surgery.snapshot import Snapshot
 from lightning_optim.window import Window
@@ -41,7 +41,7 @@ class Rewinder:
         if self._setting is None:
             return
         step, clock = self._setting.step, clock_of(trainer)
-        if self._setting.goes_back == {"learning_rate"} and not trainer.lr_scheduler_configs:
+        if self._setting.restores == "learning_rate" and not trainer.lr_scheduler_configs:
             raise ValueError(
                 "there is no learning-rate schedule to rewind: configure_optimizers returns none; "
                 "return one, or rewind weights"
@@ -64,7 +64,7 @@ class Rewinder:
         """Remember everything, if the step has come."""
         if self._setting is None or clock_of(trainer).step != self._setting.step:
             return
-        if "weights" in self._setting.goes_back:
+        if self._setting.restores == "weights":
             self.snapshot.take(pl_module, trainer.optimizers)
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
         self._schedulers = [copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]

@@ -73,7 +73,7 @@ def main():
     for label, kind in regrower.KINDS.items():
         module, pruning = Net(), regrower.scheduler(kind)
         report(f"regrow-{label}", module, regrower.fit(module, pruning, **ddp), pruning)
-    module, pruning = rewinder.Net(), rewinder.scheduler(rewinder.WeightRewind(step=2), rewinder.Channel())
+    module, pruning = rewinder.Net(), rewinder.scheduler(rewinder.Rewind(step=2), rewinder.Channel())
     epochs = 9 * ddp["devices"] // 2  # an epoch has as many steps fewer as there are ranks more
     report("rewind", module, rewinder.fit(module, pruning, max_epochs=epochs, **ddp), pruning)
 

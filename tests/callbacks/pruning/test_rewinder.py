@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.pruning.rewind.learning_rate import LearningRateRewind
-from lightning_optim.pruning.rewind.weights import WeightRewind
+from lightning_optim.pruning.rewind import Rewind
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.steps import Steps
 from lightning_optim.window import Window
@@ -75,7 +74,7 @@ def fit(module, *callbacks, ckpt_path=None, **settings):
 @pytest.mark.parametrize("step", [0, K])
 def test_weights_that_are_left_are_those_of_the_early_step_and_the_others_zero(step):
     after = Starts()
-    fit(Net(), scheduler(WeightRewind(step=step)), after)
+    fit(Net(), scheduler(Rewind(step=step)), after)
     early, moments = after.states[step]
     for prune, sparsity in ((FIRST, 0.25), (SECOND, 0.5)):
         now, states = after.states[prune]
@@ -93,7 +92,7 @@ def test_weights_that_are_left_are_those_of_the_early_step_and_the_others_zero(s
 
 def test_what_is_pruned_is_the_trained_weight_and_not_the_early_one():
     before, after = Starts(), Starts()
-    fit(Net(), before, scheduler(WeightRewind(step=K)), after)
+    fit(Net(), before, scheduler(Rewind(step=K)), after)
     trained = before.states[FIRST][0]["net.0.weight"]
     smallest = trained.abs().flatten().argsort()[: round(0.25 * trained.numel())]
     assert after.states[FIRST][0]["net.0.weight"].flatten()[smallest].eq(0).all()
@@ -101,7 +100,7 @@ def test_what_is_pruned_is_the_trained_weight_and_not_the_early_one():
 
 def test_training_after_a_rewind_is_training_from_then_under_the_mask():
     after = Starts()
-    fit(Net(), scheduler(WeightRewind(step=K)), after)
+    fit(Net(), scheduler(Rewind(step=K)), after)
     assert after.rates[FIRST] == after.rates[K]
     assert after.rates[FIRST + 1] == after.rates[K + 1]
     assert after.rates[FIRST - 1] != after.rates[FIRST]
@@ -109,7 +108,7 @@ def test_training_after_a_rewind_is_training_from_then_under_the_mask():
 
 def test_a_learning_rate_goes_back_alone():
     before, after, plain = Starts(), Starts(), Starts()
-    fit(Net(), before, scheduler(LearningRateRewind(step=K)), after)
+    fit(Net(), before, scheduler(Rewind(restores="learning_rate", step=K)), after)
     fit(Net(), scheduler(None), plain)
     assert [after.rates[FIRST + step] for step in range(4)] == [after.rates[K + step] for step in range(4)]
     assert plain.rates[FIRST] < after.rates[FIRST]
@@ -120,7 +119,7 @@ def test_a_learning_rate_goes_back_alone():
 def test_channels_that_are_left_go_back_in_their_new_shape():
     after = Starts()
     module = Net()
-    fit(module, scheduler(WeightRewind(step=K), Channel()), after)
+    fit(module, scheduler(Rewind(step=K), Channel()), after)
     assert module.net[0].out_channels == 4
     early, now = after.states[K][0]["net.0.weight"], after.states[SECOND][0]["net.0.weight"]
     assert len(now) == 4
@@ -129,7 +128,7 @@ def test_channels_that_are_left_go_back_in_their_new_shape():
 
 
 @pytest.mark.parametrize("structure", [None, Channel()], ids=["weight", "channel"])
-@pytest.mark.parametrize("rewind", [WeightRewind(step=K), LearningRateRewind(step=K)], ids=["weights", "rate"])
+@pytest.mark.parametrize("rewind", [Rewind(step=K), Rewind(restores="learning_rate", step=K)], ids=["weights", "rate"])
 def test_a_resumed_fit_is_bit_equal(rewind, structure, tmp_path):
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole = Net()
@@ -147,13 +146,13 @@ def test_a_step_after_the_first_pruning_step_is_refused_before_anything_changes(
     module = Net()
     before = copy.deepcopy(dict(module.state_dict()))
     with pytest.raises(ValueError, match="pruning begins before it"):
-        fit(module, scheduler(WeightRewind(step=FIRST + 1)))
+        fit(module, scheduler(Rewind(step=FIRST + 1)))
     assert same(before, dict(module.state_dict()))
 
 
 def test_the_first_pruning_step_itself_may_be_gone_back_to():
     after = Starts()
-    fit(Net(), scheduler(WeightRewind(step=FIRST)), after)
+    fit(Net(), scheduler(Rewind(step=FIRST)), after)
     now, early = after.states[SECOND][0]["net.0.weight"], after.states[FIRST][0]["net.0.weight"]
     assert int((now != 0).sum()) == 36
     assert torch.isin(now[now != 0], early).all()
@@ -163,11 +162,11 @@ def test_a_fit_that_goes_on_past_the_step_is_refused(tmp_path):
     trainer = fit(Net())
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(ValueError, match="rewind goes back to step 2, but this fit goes on from step 20"):
-        fit(Net(), scheduler(WeightRewind(step=K), begin=21), ckpt_path=tmp_path / "plain.ckpt", max_epochs=10)
+        fit(Net(), scheduler(Rewind(step=K), begin=21), ckpt_path=tmp_path / "plain.ckpt", max_epochs=10)
 
 
 def test_without_a_learning_rate_schedule_there_is_nothing_to_rewind():
     module = Net()
     module.has_schedule = False
     with pytest.raises(ValueError, match="no learning-rate schedule"):
-        fit(module, scheduler(LearningRateRewind(step=K)))
+        fit(module, scheduler(Rewind(restores="learning_rate", step=K)))

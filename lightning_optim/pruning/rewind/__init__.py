@@ -1,1 +1,0 @@
-"""Where training goes back to after a pruning step."""
