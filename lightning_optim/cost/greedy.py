@@ -1,4 +1,4 @@
-"""Which channel counts keep the most importance for a given cost."""
+"""Greedy choice of channel counts: the most importance for a given cost."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import final
 
 from lightning_optim.cost.prices import Prices
 
-Ladder = list[int]
+AllowedCounts = list[int]
 """Channel counts that a pool may have, ascending."""
 
 
 def most_important(
-    importance: Mapping[str, Sequence[float]], ladders: Mapping[str, Ladder], prices: Prices, limit: float
+    importance: Mapping[str, Sequence[float]], allowed_counts: Mapping[str, AllowedCounts], prices: Prices, limit: float
 ) -> dict[str, int]:
     """Choose how many channels each pool keeps: the most importance for at most ``limit``.
 
@@ -22,14 +22,25 @@ def most_important(
 
     Args:
         importance: By pool, importance of its best 0, 1, 2, ... channels.
-        ladders: By pool, the counts that are allowed; the last is where the search begins.
-        prices: Cost for any counts; pools that are not named in ``ladders`` count as whole.
+        allowed_counts: By pool, the counts that are allowed; the last is where the search begins.
+        prices: Cost for any counts; pools that are not named in ``allowed_counts`` count as whole.
         limit: What may be spent.
 
     Returns:
-        Pool -> channels that stay. Over the limit only if the lowest rungs are.
+        Pool -> channels that stay. Over the limit only if the lowest counts are.
+
+    Example:
+        A channel of ``a`` costs 10 and one of ``b`` 1, so 22 in all; 12 may be spent. The second channel of ``a`` loses
+        an importance of 1 for 10 saved, that of ``b`` loses 1 for 1 saved: the first goes.
+
+        >>> from lightning_optim.cost.prices import Pool, Product, Width
+        >>> terms = tuple(Product(pool, cost, (Width(0.0, {pool: 1.0}),)) for pool, cost in (("a", 10.0), ("b", 1.0)))
+        >>> prices = Prices("MACs", {"a": Pool(2), "b": Pool(2)}, terms)
+        >>> importance = {"a": [0.0, 3.0, 4.0], "b": [0.0, 3.0, 4.0]}
+        >>> most_important(importance, {"a": [1, 2], "b": [1, 2]}, prices, limit=12.0)
+        {'a': 1, 'b': 2}
     """
-    search = _Search(importance, ladders, prices, prices.curve.inverse(limit))
+    search = _Search(importance, allowed_counts, prices, prices.curve.inverse(limit))
     search.descend()
     search.fill()
     while search.trade():
@@ -40,82 +51,86 @@ def most_important(
 @final
 class _Search:
     def __init__(
-        self, importance: Mapping[str, Sequence[float]], ladders: Mapping[str, Ladder], prices: Prices, limit: float
+        self,
+        importance: Mapping[str, Sequence[float]],
+        allowed_counts: Mapping[str, AllowedCounts],
+        prices: Prices,
+        limit: float,
     ) -> None:
-        self._importance, self._ladders, self._limit = importance, ladders, limit
-        self._rung = {pool: len(ladder) - 1 for pool, ladder in ladders.items()}
-        self._terms = {pool: prices.of_pool(pool) for pool in ladders}
+        self._importance, self._allowed, self._limit = importance, allowed_counts, limit
+        self._step = {pool: len(counts) - 1 for pool, counts in allowed_counts.items()}
+        self._terms = {pool: prices.of_pool(pool) for pool in allowed_counts}
         self._present = {**prices.sizes, **self.channels}
         self._conflicts = {
-            pool: {other for term in terms for other in term.pools if other in ladders}
+            pool: {other for term in terms for other in term.pools if other in allowed_counts}
             for pool, terms in self._terms.items()
         }
         self._spent = prices.total(self._present)  # a sum, which one pool's change changes by its own terms
 
     @property
     def channels(self) -> dict[str, int]:
-        return {pool: ladder[self._rung[pool]] for pool, ladder in self._ladders.items()}
+        return {pool: counts[self._step[pool]] for pool, counts in self._allowed.items()}
 
     def descend(self) -> None:
         """Take the cheapest loss again and again until the limit is kept."""
-        offers = {pool: self._offer(pool) for pool in self._ladders}
+        offers = {pool: self._offer(pool) for pool in self._allowed}
         while self._spent > self._limit:
             pool = min(offers, key=lambda name: offers[name][0])
-            loss, rung = offers[pool]
+            loss, step = offers[pool]
             if loss == float("inf"):
                 return
-            self._move(pool, rung)
+            self._move(pool, step)
             for neighbour in self._conflicts[pool]:
                 offers[neighbour] = self._offer(neighbour)
 
     def fill(self) -> None:
-        """Bring back, one rung at a time, the most important channels that still fit."""
+        """Bring back, one step at a time, the most important channels that still fit."""
         while True:
             gains = [
-                (self._gain(pool, self._rung[pool] + 1), pool)
-                for pool, ladder in self._ladders.items()
-                if self._rung[pool] + 1 < len(ladder)
-                and self._spent + self._change(pool, self._rung[pool] + 1) <= self._limit
+                (self._gain(pool, self._step[pool] + 1), pool)
+                for pool, counts in self._allowed.items()
+                if self._step[pool] + 1 < len(counts)
+                and self._spent + self._change(pool, self._step[pool] + 1) <= self._limit
             ]
             best = max(gains, default=(0.0, ""))
             if best[0] <= 0.0:
                 return
-            self._move(best[1], self._rung[best[1]] + 1)
+            self._move(best[1], self._step[best[1]] + 1)
 
     def trade(self) -> bool:
         """Let one pool go down so that another can go up, once, if that keeps more importance."""
-        for giver in self._ladders:
-            if self._rung[giver] == 0:
+        for giver in self._allowed:
+            if self._step[giver] == 0:
                 continue
-            loss = -self._gain(giver, self._rung[giver] - 1)
-            self._move(giver, self._rung[giver] - 1)
-            for taker, ladder in self._ladders.items():
-                rung = self._rung[taker] + 1
-                while taker != giver and rung < len(ladder) and self._gain(taker, rung) <= loss:
-                    rung += 1
-                if taker != giver and rung < len(ladder) and self._spent + self._change(taker, rung) <= self._limit:
-                    self._move(taker, rung)
+            loss = -self._gain(giver, self._step[giver] - 1)
+            self._move(giver, self._step[giver] - 1)
+            for taker, counts in self._allowed.items():
+                step = self._step[taker] + 1
+                while taker != giver and step < len(counts) and self._gain(taker, step) <= loss:
+                    step += 1
+                if taker != giver and step < len(counts) and self._spent + self._change(taker, step) <= self._limit:
+                    self._move(taker, step)
                     return True
-            self._move(giver, self._rung[giver] + 1)
+            self._move(giver, self._step[giver] + 1)
         return False
 
     def _offer(self, pool: str) -> tuple[float, int]:
         """Importance lost per cost saved by the next step down, and where it leads."""
-        for rung in range(self._rung[pool] - 1, -1, -1):
-            saved = -self._change(pool, rung)
+        for step in range(self._step[pool] - 1, -1, -1):
+            saved = -self._change(pool, step)
             if saved > 0.0:  # a measured latency may have flats, which are crossed in one step
-                return -self._gain(pool, rung) / saved, rung
+                return -self._gain(pool, step) / saved, step
         return float("inf"), 0
 
-    def _gain(self, pool: str, rung: int) -> float:
-        ladder, kept = self._ladders[pool], self._importance[pool]
-        return kept[ladder[rung]] - kept[ladder[self._rung[pool]]]
+    def _gain(self, pool: str, step: int) -> float:
+        counts, kept = self._allowed[pool], self._importance[pool]
+        return kept[counts[step]] - kept[counts[self._step[pool]]]
 
-    def _change(self, pool: str, rung: int) -> float:
-        after = {**self._present, pool: self._ladders[pool][rung]}
+    def _change(self, pool: str, step: int) -> float:
+        after = {**self._present, pool: self._allowed[pool][step]}
         return sum(term.at(after) - term.at(self._present) for term in self._terms[pool])
 
-    def _move(self, pool: str, rung: int) -> None:
-        self._spent += self._change(pool, rung)
-        self._rung[pool] = rung
-        self._present[pool] = self._ladders[pool][rung]
+    def _move(self, pool: str, step: int) -> None:
+        self._spent += self._change(pool, step)
+        self._step[pool] = step
+        self._present[pool] = self._allowed[pool][step]

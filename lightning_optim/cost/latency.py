@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +20,12 @@ from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.curve import curve_through
 from lightning_optim.cost.engine import Eager, Engine
+from lightning_optim.cost.fit import fit_factors
 from lightning_optim.cost.greedy import most_important
-from lightning_optim.cost.operators import TimedOperator, lengths_of, timed_operators
-from lightning_optim.cost.prices import Channels, Grid, Prices, Product, Term, prices_from_state
-from lightning_optim.cost.timing import time_call
-from lightning_optim.errors import ArtefactError, LatencyError, LightningOptimError
+from lightning_optim.cost.operator_times import share_in_vectors, tabulated, vector_step
+from lightning_optim.cost.operators import timed_operators
+from lightning_optim.cost.prices import Channels, Prices, Product, Term, prices_from_state
+from lightning_optim.errors import ArtefactError, LightningOptimError
 from lightning_optim.graph.coupling import keep_channels
 from lightning_optim.graph.rules.base import operator_name
 from lightning_optim.surgery.cut import apply_cut
@@ -37,7 +37,6 @@ _BUDGETS = (0.7, 0.5, 0.4)  # shares of the time that are then spent as a budget
 _CORRECTIONS, _CLOSE, _TURNS = 5, 0.03, 3  # by what a budget chooses: at most, near enough, and times each is timed
 _LEAST = 0.1  # share of its channels that each pool keeps there
 _PRODUCTS = ("conv", "linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention", "lstm", "gru", "einsum")
-_STEP = 16  # channels that a processor's vector units take at once
 
 
 @final
@@ -105,7 +104,7 @@ class Latency(Cost):
         kinds: tuple[list[Term], list[Term]] = ([], [])
         for operator in timed_operators(subject.coupling, ruler, self.batch_size / rows):
             is_product = operator_name(operator.node.target).startswith(_PRODUCTS)
-            kinds[is_product].append(_table(operator, ruler.sizes, self.points, known))
+            kinds[is_product].append(tabulated(operator, ruler.sizes, self.points, known))
         tables = [Prices("seconds", ruler.pools, tuple(terms)) for terms in kinds]
         inputs = _of_batch(self.batch_size, subject.args, subject.kwargs)
         sizes = [_shares_of(ruler.sizes, shares) for shares in _WHOLE]
@@ -163,94 +162,36 @@ def _read(path: Path, ruler: AxisWidths) -> Prices:
     return replace(prices, pools=ruler.pools)  # fewer channels are in the table too
 
 
-def _table(operator: TimedOperator, sizes: Mapping[str, int], points: int, known: dict[str, float]) -> Term:
-    """An operator's times at a grid of channel counts."""
-    pools, axes = operator.pools, lengths_of(operator.pools)
-    shares = [number / points for number in range(1, points + 1)]
-    if len(axes) == len(pools):
-        counts = [_counts(sizes[pool], shares) for pool in pools]
-        tried = [dict(zip(pools, chosen, strict=True)) for chosen in itertools.product(*counts)]
-    else:
-        tried = [{pool: _rounded(sizes[pool], share) for pool in pools} for share in shares]
-        totals = [sum(channels.values()) for channels in tried]
-        tried = [channels for place, channels in enumerate(tried) if totals.index(totals[place]) == place]
-        counts = [sorted(set(totals))]
-    times = tuple(_time(operator, {**sizes, **channels}, known) for channels in tried)
-    return Grid(operator.node.name, axes, tuple(tuple(map(float, axis)) for axis in counts), times)
-
-
-def _time(operator: TimedOperator, channels: Channels, known: dict[str, float]) -> float:
-    key = operator.key(channels)
-    if key not in known:
-        try:
-            known[key] = time_call(operator.make_call(channels))
-        except (RuntimeError, TypeError, KeyError, IndexError):  # it takes no such lengths: left to the whole's times
-            known[key] = 0.0
-    return known[key]
-
-
-def _counts(size: int, shares: Sequence[float]) -> list[int]:
-    return sorted({_rounded(size, share) for share in shares})
-
-
-def _rounded(size: int, share: float) -> int:
-    """A share of the channels, in whole vectors where there are some."""
-    step = _STEP if size >= 2 * _STEP else 1
-    return min(max(round(share * size / step), 1) * step, size)
-
-
 def _shares_of(sizes: Mapping[str, int], shares: Sequence[float]) -> dict[str, int]:
-    return {pool: _rounded(size, shares[place % len(shares)]) for place, (pool, size) in enumerate(sizes.items())}
+    return {
+        pool: share_in_vectors(size, shares[place % len(shares)]) for place, (pool, size) in enumerate(sizes.items())
+    }
 
 
 def _likely(prices: Prices) -> list[dict[str, int]]:
     """Channels that a budget on these prices leaves where all matter alike."""
-    ladders = {pool: _ladder(size) for pool, size in prices.sizes.items()}
+    allowed = {pool: _allowed_counts(size) for pool, size in prices.sizes.items()}
     importance = {
         name: [-math.inf, *(pool.uses * math.log(number / pool.size) for number in range(1, pool.size + 1))]
         for name, pool in prices.pools.items()
     }
     chosen: list[dict[str, int]] = []
     for share in _BUDGETS:
-        channels = most_important(importance, ladders, prices, share * prices.full)
+        channels = most_important(importance, allowed, prices, share * prices.full)
         chosen += [channels] if channels not in chosen else []
     return chosen
 
 
-def _ladder(size: int) -> list[int]:
-    step = _STEP if size >= 2 * _STEP else 1
+def _allowed_counts(size: int) -> list[int]:
+    step = vector_step(size)
     return [*range(math.ceil(_LEAST * size / step) * step, size, step), size]
 
 
 def _fitted(tables: Sequence[Prices], sizes: Sequence[Channels], measured: Sequence[float | None]) -> Prices:
     """One table: each of the two by its factor, and what a call takes at any size."""
-    *factors, constant = _fit([[*(table(channels) for table in tables), 1.0] for channels in sizes], measured)
+    *factors, constant = fit_factors([[*(table(channels) for table in tables), 1.0] for channels in sizes], measured)
     scaled = [term.times(factor) for table, factor in zip(tables, factors, strict=True) for term in table.terms]
     return replace(tables[0], terms=(*scaled, Product("calls", constant, ())))
-
-
-def _fit(features: Sequence[Sequence[float]], measured: Sequence[float | None]) -> list[float]:
-    """Factors, none below zero, with which the features come nearest to the measurements, relatively.
-
-    Example:
-        >>> _fit([[1.0, 1.0], [2.0, 1.0], [4.0, 1.0]], [3.0, 5.0, 9.0])
-        [2.0, 1.0]
-    """
-    pairs = [(values, time) for values, time in zip(features, measured, strict=True) if time is not None]
-    if not pairs:
-        raise LatencyError("the network runs at none of the sizes that were tried, so its latency is not known")
-    rows = torch.tensor([[value / time for value in values] for values, time in pairs], dtype=torch.float64)
-    ones = torch.ones(len(pairs), 1, dtype=torch.float64)
-    best, error = [0.0] * len(rows[0]), math.inf
-    columns = range(len(rows[0]))
-    for chosen in itertools.chain.from_iterable(itertools.combinations(columns, count + 1) for count in columns):
-        found = torch.linalg.lstsq(rows[:, chosen], ones, driver="gelsd").solution
-        missed = float((rows[:, chosen] @ found - ones).square().sum())
-        if bool((found >= 0.0).all()) and missed < error - 1e-12:
-            best, error = [0.0] * len(rows[0]), missed
-            for column, factor in zip(chosen, found.flatten().tolist(), strict=True):
-                best[column] = round(factor, 12)
-    return best
 
 
 def _num_rows(inputs: Any) -> int:

@@ -216,7 +216,7 @@ def prices_from_state(state: Mapping[str, Any]) -> Prices:
         True
     """
     pools = {name: Pool(size, uses) for name, (size, uses) in state["pools"].items()}
-    points, values = state.get("curve", ((), ()))
+    points, values = state["curve"]
     curve = Curve(tuple(points), tuple(values))
     return Prices(state["unit"], pools, tuple(_term(entry) for entry in state["terms"]), curve)
 

@@ -24,8 +24,8 @@ def random_case(draw):
     return prices, importance, {pool: list(range(1, size + 1)) for pool, size in sizes.items()}
 
 
-def best_of_all(prices, importance, ladders, limit):
-    counts = (dict(zip(ladders, chosen, strict=True)) for chosen in itertools.product(*ladders.values()))
+def best_of_all(prices, importance, allowed_counts, limit):
+    counts = (dict(zip(allowed_counts, chosen, strict=True)) for chosen in itertools.product(*allowed_counts.values()))
     kept = (sum(importance[pool][n] for pool, n in found.items()) for found in counts if prices(found) <= limit)
     return max(kept, default=None)
 
@@ -33,10 +33,10 @@ def best_of_all(prices, importance, ladders, limit):
 def test_most_choices_are_the_best_of_all_and_none_is_far_from_it():
     draw, shares = random.Random(0), []
     for share in (0.2, 0.4, 0.6, 0.8) * 25:
-        prices, importance, ladders = random_case(draw)
+        prices, importance, allowed_counts = random_case(draw)
         limit = share * prices.full
-        best = best_of_all(prices, importance, ladders, limit)
-        found = most_important(importance, ladders, prices, limit)
+        best = best_of_all(prices, importance, allowed_counts, limit)
+        found = most_important(importance, allowed_counts, prices, limit)
         if best is not None:
             assert prices(found) <= limit
             shares.append(sum(importance[pool][n] for pool, n in found.items()) / best)
@@ -47,8 +47,8 @@ def test_most_choices_are_the_best_of_all_and_none_is_far_from_it():
 
 
 def test_nothing_goes_while_the_budget_holds_everything():
-    prices, importance, ladders = random_case(random.Random(1))
-    assert most_important(importance, ladders, prices, prices.full) == prices.sizes
+    prices, importance, allowed_counts = random_case(random.Random(1))
+    assert most_important(importance, allowed_counts, prices, prices.full) == prices.sizes
 
 
 def test_a_flat_of_a_measured_latency_is_crossed():
@@ -58,16 +58,16 @@ def test_a_flat_of_a_measured_latency_is_crossed():
     assert most_important(importance, {"a": list(range(1, 9))}, prices, 3.0) == {"a": 3}
 
 
-def test_only_rungs_of_the_ladder_are_chosen():
+def test_only_allowed_counts_are_chosen():
     prices, importance, _ = random_case(random.Random(2))
-    ladders = {pool: [1, size] for pool, size in prices.sizes.items()}
-    found = most_important(importance, ladders, prices, 0.5 * prices.full)
-    assert all(count in ladders[pool] for pool, count in found.items())
+    allowed_counts = {pool: [1, size] for pool, size in prices.sizes.items()}
+    found = most_important(importance, allowed_counts, prices, 0.5 * prices.full)
+    assert all(count in allowed_counts[pool] for pool, count in found.items())
 
 
-def test_lowest_rungs_are_the_answer_where_nothing_fits():
-    prices, importance, ladders = random_case(random.Random(3))
-    assert most_important(importance, ladders, prices, 0.0) == dict.fromkeys("abc", 1)
+def test_lowest_counts_are_the_answer_where_nothing_fits():
+    prices, importance, allowed_counts = random_case(random.Random(3))
+    assert most_important(importance, allowed_counts, prices, 0.0) == dict.fromkeys("abc", 1)
 
 
 def test_a_deep_network_is_settled_in_a_moment():
@@ -90,10 +90,10 @@ def test_a_deep_network_is_settled_in_a_moment():
 def test_a_limit_is_kept_in_what_the_curve_reads():
     draw = random.Random(4)
     for share in (0.4, 0.5, 0.7, 0.9, 1.0):
-        prices, importance, ladders = random_case(draw)
+        prices, importance, allowed_counts = random_case(draw)
         whole = prices.full
         bent = replace(prices, curve=Curve((0.5 * whole, whole), (0.7 * whole, 0.9 * whole)))
         limit = share * bent.full
-        found = most_important(importance, ladders, bent, limit * (1 + 1e-12))
+        found = most_important(importance, allowed_counts, bent, limit * (1 + 1e-12))
         assert bent(found) <= limit * (1 + 1e-9)
-        assert found == most_important(importance, ladders, prices, bent.curve.inverse(limit) * (1 + 1e-12))
+        assert found == most_important(importance, allowed_counts, prices, bent.curve.inverse(limit) * (1 + 1e-12))

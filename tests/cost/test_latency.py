@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import lightning_optim.cost.latency
+import lightning_optim.cost.operator_times
 from lightning_optim.cost.base import Subject
 from lightning_optim.cost.count import count_macs
 from lightning_optim.cost.curve import Curve
 from lightning_optim.cost.engine import Eager, Engine
-from lightning_optim.cost.latency import Latency, _fit
+from lightning_optim.cost.latency import Latency
 from lightning_optim.cost.timing import time_call
 from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.errors import ArtefactError, LatencyError
+from lightning_optim.errors import ArtefactError
 from lightning_optim.graph.capture import capture
 from lightning_optim.graph.coupling import couple, keep_channels
 from lightning_optim.pruning.allocation.budget import Budget
@@ -51,7 +51,7 @@ def nanosecond_each(call, rounds=11):
 @pytest.fixture(autouse=True)
 def steady_clock(request, monkeypatch):
     if "slow" not in request.keywords:
-        monkeypatch.setattr(lightning_optim.cost.latency, "time_call", nanosecond_each)
+        monkeypatch.setattr(lightning_optim.cost.operator_times, "time_call", nanosecond_each)
 
 
 @pytest.fixture(scope="module")
@@ -170,18 +170,6 @@ def test_a_choice_that_no_price_allows_leaves_the_prices_as_they_are(subject):
     network, coupling, pools, inputs = subject
     plain = Latency(engine=Odd()).prices(Subject(network, coupling, pools, inputs))
     assert Latency(engine=Odd()).prices(Subject(network, coupling, pools, inputs, choose=lambda prices: None)) == plain
-
-
-def test_factors_are_found_and_none_is_below_zero():
-    rows = [[1.0, 5.0, 1.0], [2.0, 1.0, 1.0], [4.0, 2.0, 1.0], [8.0, 1.0, 1.0]]
-    assert _fit(rows, [3 * a + 0.5 * b + 2 for a, b, _ in rows]) == pytest.approx([3.0, 0.5, 2.0])
-    assert min(_fit(rows, [3 * a - 0.5 * b + 2 for a, b, _ in rows])) >= 0.0
-    assert _fit(rows[:2], [None, 4.0])[0] >= 0.0
-
-
-def test_a_network_that_runs_at_no_size_is_refused():
-    with pytest.raises(LatencyError, match="none of the sizes"):
-        _fit([[1.0, 1.0]], [None])
 
 
 def test_a_table_on_disk_is_written_once_and_taken_instead(subject, tmp_path):

@@ -62,10 +62,3 @@ def test_prices_come_back_from_a_checkpoint(tmp_path):
 def test_a_curve_reads_the_sum():
     prices = Prices("seconds", {"a": Pool(4)}, (Product("conv", 1.0, (A,)),), Curve((2.0, 8.0), (3.0, 6.0)))
     assert (prices.total({"a": 2}), prices({"a": 2}), prices.full) == (4.0, 4.0, 6.0)
-
-
-def test_a_state_without_a_curve_is_read_as_a_sum():
-    prices = Prices("MACs", {"a": Pool(4)}, (Product("conv", 1.0, (A,)),))
-    state = prices.state_dict()
-    del state["curve"]
-    assert prices_from_state(state) == prices

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from typing_extensions import override
 
 from lightning_optim.cost.base import Cost
-from lightning_optim.cost.greedy import Ladder, most_important
+from lightning_optim.cost.greedy import AllowedCounts, most_important
 from lightning_optim.cost.macs import MACs
 from lightning_optim.cost.prices import Prices
 from lightning_optim.pruning.allocation.base import Allocation
@@ -57,9 +57,9 @@ class Budget(PricedAllocation):
 
     @override
     def start(self, prices: Prices, *, multiple: int, highest: float) -> Allocation:
-        ladders = {pool: _ladder(size, self.min_kept, multiple) for pool, size in prices.sizes.items()}
-        allocation = _BudgetAllocation(prices, ladders)
-        allocation.check(highest, ladders)
+        allowed_counts = {pool: _allowed_counts(size, self.min_kept, multiple) for pool, size in prices.sizes.items()}
+        allocation = _BudgetAllocation(prices, allowed_counts)
+        allocation.check(highest, allowed_counts)
         return allocation
 
 
@@ -69,7 +69,7 @@ class _BudgetAllocation(Allocation):
     """A budget on one network."""
 
     prices: Prices
-    ladders: Mapping[str, Ladder]
+    allowed_counts: Mapping[str, AllowedCounts]
 
     @override
     def __call__(
@@ -77,28 +77,30 @@ class _BudgetAllocation(Allocation):
     ) -> dict[str, Tensor]:
         self.check(sparsity, scores)
         importance = {pool: _survival(score, self.prices.pools[pool].uses) for pool, score in scores.items()}
-        ladders = {pool: [rung for rung in self.ladders[pool] if rung < len(importance[pool])] for pool in scores}
-        for pool, kept in importance.items():  # what is alive may lie between two rungs
-            if len(kept) - 1 not in ladders[pool]:
-                ladders[pool].append(len(kept) - 1)
-        channels = most_important(importance, ladders, self.prices, self._limit(sparsity))
+        allowed_counts = {
+            pool: [count for count in self.allowed_counts[pool] if count < len(importance[pool])] for pool in scores
+        }
+        for pool, kept in importance.items():  # what is alive may lie between two allowed counts
+            if len(kept) - 1 not in allowed_counts[pool]:
+                allowed_counts[pool].append(len(kept) - 1)
+        channels = most_important(importance, allowed_counts, self.prices, self._limit(sparsity))
         return {pool: drop_lowest([score], score.numel() - channels[pool], group)[0] for pool, score in scores.items()}
 
     def check(self, sparsity: float, pools: Iterable[str]) -> None:
         """Refuse a budget that is below the floor, which is reached when each of ``pools`` keeps the least."""
-        least = self.prices({pool: self.ladders[pool][0] for pool in pools})
+        least = self.prices({pool: self.allowed_counts[pool][0] for pool in pools})
         if least > self._limit(sparsity):
             raise ValueError(
                 f"a budget of {1.0 - sparsity:.3g} of the original {self.prices.unit} is below the floor of "
                 f"{least / self.prices.full:.3g}, the cost of the layers that are no targets and of the least channels "
-                "that each group keeps; lower the schedule's end, target more layers, or lower allocation.least"
+                "that each group keeps; lower the schedule's end, target more layers, or lower allocation.min_kept"
             )
 
     def _limit(self, sparsity: float) -> float:
         return (1.0 - sparsity) * self.prices.full * (1.0 + 1e-12)  # a rounding error breaks no budget
 
 
-def _ladder(size: int, least: float, multiple: int) -> Ladder:
+def _allowed_counts(size: int, least: float, multiple: int) -> AllowedCounts:
     """Ascending channel counts that are allowed: multiples, and all."""
     lowest = min(math.ceil(least * size / multiple) * multiple, size)
     return [*range(lowest, size, multiple), size]

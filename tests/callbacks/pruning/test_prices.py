@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-import lightning_optim.cost.latency
+import lightning_optim.cost.operator_times
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.cost.count import count_macs, count_parameters
 from lightning_optim.cost.engine import Engine
@@ -83,7 +83,7 @@ def counted(call, rounds=11):
 
 
 def test_a_measured_budget_is_kept_by_the_network_that_is_left(monkeypatch):
-    monkeypatch.setattr(lightning_optim.cost.latency, "time_call", counted)
+    monkeypatch.setattr(lightning_optim.cost.operator_times, "time_call", counted)
     allocation = Budget(cost=Latency(engine=Slow()))
     module = fit(PruningScheduler(schedule=Constant(value=0.5), structure=Channel(), allocation=allocation))
     whole = ResidualNet(widths=(16, 32), num_classes=3)
