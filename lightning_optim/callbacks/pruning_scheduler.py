@@ -26,8 +26,7 @@ from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import TargetError
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.pruning.allocation.base import Allocation
-from lightning_optim.pruning.allocation.priced import PricedAllocation
+from lightning_optim.pruning.allocation.base import AllocationSetting
 from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.magnitude import Magnitude
@@ -85,7 +84,7 @@ class PruningScheduler(TechniqueCallback):
         schedule: Schedule,
         criterion: Criterion | None = None,
         structure: Structure | None = None,
-        allocation: Allocation | PricedAllocation | None = None,
+        allocation: AllocationSetting | None = None,
         targets: Targets | None = None,
         window: Window | None = None,
         until: MetricDrop | None = None,
@@ -111,9 +110,8 @@ class PruningScheduler(TechniqueCallback):
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._pruner = Pruner(self.criterion, self.structure, self.allocation)
-        self._pruned = PrunedNetwork(self._pruner)
-        self._guard = MetricGuard(self.until, self.structure.shrink, self.schedule)
+        self._pruned = PrunedNetwork(Pruner(self.criterion, self.structure, self.allocation))
+        self._guard = MetricGuard(self.until, self.structure.shrink, self.schedule, self._pruned)
         self._rewinder = Rewinder(self.rewind)
         self._pruned.followers.append(self._rewinder.snapshot)
         self._regrower = Regrower(self.regrow)
@@ -121,7 +119,6 @@ class PruningScheduler(TechniqueCallback):
         self._evidence = PruningEvidence(self.criterion, self.structure)
         self._pruned.followers.append(self._evidence)
         self._restored: Mapping[str, Any] | None = None
-        self._reached: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -129,9 +126,14 @@ class PruningScheduler(TechniqueCallback):
         return self._reached or 0.0
 
     @property
+    def _reached(self) -> float | None:
+        return self._pruned.state.reached if self._restored is None else self._restored["reached"]
+
+    @property
     def cut(self) -> dict[str, Any]:
         """What was physically kept: tensor of the network -> its cuts ``[dim, kept positions, original size]``."""
-        return self._pruned.reshaper.state_dict()
+        state = self._pruned.state.state_dict() if self._restored is None else self._restored
+        return dict(state["cut"])
 
     # Setting up: nothing is changed before everything is checked.
 
@@ -190,7 +192,7 @@ class PruningScheduler(TechniqueCallback):
         progress = self.window.progress(clock_of(trainer))
         if progress is None:
             return
-        aim = self._guard.next_sparsity(progress, self._reached)
+        aim = self._guard.next_sparsity(progress)
         if aim is not None and aim != self._reached and self._is_ready(trainer):
             self._prune(trainer, pl_module, aim)
             if not self._guard.is_on and (progress == 1.0 or self._reached == self.schedule(1.0)):
@@ -218,9 +220,8 @@ class PruningScheduler(TechniqueCallback):
             return
         progress = self.window.progress(clock_of(trainer)) or 0.0
         with torch.inference_mode(mode=False):  # what is held and what is cut must serve training
-            reached = self._guard.judge(trainer, pl_module, self._pruned, progress, self._reached)
-        if reached != self._reached:
-            self._reached = reached
+            has_gone_back = self._guard.judge(trainer, pl_module, progress)
+        if has_gone_back:
             self._evidence.reset()  # it was of a model that is no more
         if self._guard.is_stopped:
             self._monitors.resume(trainer)
@@ -236,35 +237,57 @@ class PruningScheduler(TechniqueCallback):
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
         pruned = self._pruned
-        self._guard.save_unpruned(trainer, pl_module, pruned)
+        self._guard.save_unpruned(trainer, pl_module)
         reshard(pl_module)
+        while self._step(trainer, pl_module, sparsity) and pruned.pruner.cost is not None:
+            pass  # what cannot go was found out by trying, and under a budget the others must pay for it
+        pruned.note_sparsity(sparsity)
+        self._guard.note_step(sparsity)
+        self._evidence.reset()
+        if sparsity:
+            self._rewinder.rewind(trainer, pl_module)
+        pruned.enforce(trainer, pl_module)
+        is_sharded = shard_group([*pruned.parameters(pl_module).values()]) is not None
+        check_ranks_agree(trainer, (sparsity, None if is_sharded else pruned.checksum()), "what is pruned")
+        self._log(pl_module)
+
+    def _step(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> bool:
+        """Decide and carry out; whether channels were refused that the decision had counted on."""
+        pruned = self._pruned
         parameters = pruned.parameters(pl_module)
         coupling = pruned.couple(pl_module) if self.structure.needs_coupling else None
         if coupling is not None:
             self._conflicts.check_coupling(trainer, pl_module, coupling, parameters)
         seen = self._seen(trainer, pl_module, parameters, coupling)
         group = shard_group([parameters[name] for name in seen])
-        if coupling is not None and isinstance(self.allocation, PricedAllocation) and self._pruner.wants_prices:
-            weights = {name: layer.weight for name, layer in seen.items()}
-            network = pruned.live(pl_module)
-            end = self.schedule(1.0)
-            choose = None if group else partial(self._pruner.channels_at, sparsity=end, seen=seen, coupling=coupling)
-            prices = agreed_prices(trainer, self.allocation.cost, network, coupling, weights, pruned.example, choose)
-            self._pruner.learn_prices(prices, end)
-        keep = self._pruner.decide(sparsity, seen, coupling, group)
-        refused = len(pruned.refused)
+        if coupling is not None and pruned.state.prices is None:
+            self._price(trainer, pl_module, seen, coupling, is_sharded=group is not None)
+        keep = pruned.pruner.decide(pruned.state, sparsity, seen, coupling, group)
+        refused = pruned.state.refused
         self._carry_out(trainer, pl_module, coupling, keep, sparsity)
-        if len(pruned.refused) > refused and isinstance(self.allocation, PricedAllocation):
-            self._prune(trainer, pl_module, sparsity)  # the others must pay for what stays
+        return pruned.state.refused != refused
+
+    def _price(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        seen: Mapping[str, LayerEvidence],
+        coupling: Coupling,
+        *,
+        is_sharded: bool,
+    ) -> None:
+        """Let a budget know what the original network costs."""
+        pruned, end = self._pruned, self.schedule(1.0)
+        cost = pruned.pruner.cost
+        if cost is None:
             return
-        self._reached = sparsity
-        self._guard.note_step(sparsity)
-        self._evidence.reset()
-        if sparsity:
-            self._rewinder.rewind(trainer, pl_module)
-        pruned.enforce(trainer, pl_module)
-        check_ranks_agree(trainer, (sparsity, None if group else pruned.checksum()), "what is pruned")
-        self._log(pl_module)
+        weights = {name: layer.weight for name, layer in seen.items()}
+        choose = partial(pruned.pruner.channels_at, state=pruned.state, sparsity=end, seen=seen, coupling=coupling)
+        network = pruned.live(pl_module)
+        prices = agreed_prices(
+            trainer, cost, network, coupling, weights, pruned.example, None if is_sharded else choose
+        )
+        pruned.state = pruned.pruner.priced(pruned.state, prices, end)
 
     def _carry_out(
         self,
@@ -322,7 +345,7 @@ class PruningScheduler(TechniqueCallback):
         found = {
             name: seen
             for name, seen in self._evidence.seen(trainer, weights, coupling).items()
-            if name not in self._pruned.refused and (coupling is None or self.structure.concerns(name, coupling))
+            if name not in self._pruned.state.refused and (coupling is None or self.structure.concerns(name, coupling))
         }
         if not found and not self._reached:
             raise TargetError(f"none of the {len(weights)} targeted layers can lose channels; target others")
@@ -335,7 +358,6 @@ class PruningScheduler(TechniqueCallback):
         if self._restored is not None:
             return dict(self._restored)
         return {
-            "reached": self._reached,
             **self._pruned.state_dict(),
             "guard": self._guard.state_dict(),
             "rewinder": self._rewinder.state_dict(),
@@ -352,7 +374,6 @@ class PruningScheduler(TechniqueCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
-        self._reached = state_dict["reached"]
         self._pruned.example.load_state_dict(state_dict["example"])
 
     def _take_up(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
@@ -364,9 +385,7 @@ class PruningScheduler(TechniqueCallback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reached = self._guard.finish(
-            trainer, pl_module, self._pruned, self._reached, is_last=closes_within_fit(trainer, self.window)
-        )
+        self._guard.finish(trainer, pl_module, is_last=closes_within_fit(trainer, self.window))
         self._monitors.release()
 
     @override

@@ -145,7 +145,7 @@ def sweep(
     for pool, score in structure.pools(weights, scores, coupling).items():
         values = []
         for sparsity in sparsities:
-            keep = structure.settle({pool: mask_from_scores(score, sparsity)}, {pool: score})
+            keep = structure.fitted({pool: mask_from_scores(score, sparsity)}, {pool: score})
             masks = structure.masks(keep, {name: held.detach() for name, held in parameters.items()}, coupling)
             values.append(_measure_masked(parameters, masks, measure))
         curves.append(SensitivityCurve(pool=pool, size=score.numel(), values=tuple(values)))

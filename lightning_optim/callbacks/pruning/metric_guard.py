@@ -20,23 +20,24 @@ from lightning_optim.surgery.snapshot import Snapshot
 
 @final
 class MetricGuard:
-    """Judges a model at the end of each validation, and holds the last state that was good.
+    """Judges a model at the end of each validation, and saves the last state that was good.
 
     Channels that are to be removed are masked until a validation found that good: what went too far can then come back,
-    and what is held has the shape of the live network.
+    and what is saved has the shape of the live network.
 
     Args:
         setting: Metric and allowed drop; ``None`` judges nothing.
         shrink: When the structure removes channels.
         schedule: The sparsity that is asked for.
+        pruned: The live network; its state says which sparsity is reached.
     """
 
-    def __init__(self, setting: MetricDrop | None, shrink: Shrink, schedule: Schedule) -> None:
-        self._setting, self._shrink, self._schedule = setting, shrink, schedule
+    def __init__(self, setting: MetricDrop | None, shrink: Shrink, schedule: Schedule, pruned: PrunedNetwork) -> None:
+        self._setting, self._shrink, self._schedule, self._pruned = setting, shrink, schedule, pruned
         self._watch = setting.start() if setting is not None else None
         self._search = SparsitySearch(schedule, 1.0 if setting is None else setting.tolerance)
         self._snapshot = Snapshot()
-        self._held: dict[str, Any] = {}
+        self._saved: dict[str, Any] = {}
         self._has_judged = False
         self._is_stopped = False
 
@@ -50,13 +51,13 @@ class MetricGuard:
         """Whether nothing more is tried."""
         return self._is_stopped
 
-    def next_sparsity(self, progress: float, reached: float | None) -> float | None:
-        """The sparsity to have at ``progress`` of the window; ``reached``, if nothing may go now."""
+    def next_sparsity(self, progress: float) -> float | None:
+        """The sparsity to have at ``progress`` of the window; the one that is reached, if nothing may go now."""
         if self._watch is None:
             return self._schedule(progress)
         if self._is_stopped or not self._watch.is_ready:
-            return reached
-        return self._search.aim(progress, reached)
+            return self._reached
+        return self._search.aim(progress, self._reached)
 
     def note_step(self, sparsity: float) -> None:
         """Note a pruning step."""
@@ -88,35 +89,26 @@ class MetricGuard:
             loop.val_loop.run()
             trainer.training = True
 
-    def save(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None) -> None:
+    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the present state as good."""
         self._snapshot.take(pl_module, trainer.optimizers, averaged_copies(trainer))
-        self._held = {**pruned.state_dict(), "reached": reached}
+        self._saved = self._pruned.state_dict()
 
-    def save_unpruned(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork) -> None:
+    def save_unpruned(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the model before its first pruning step, if no validation came before it."""
         if self.is_on and not self._snapshot:
-            self.save(trainer, pl_module, pruned, None)
+            self.save(trainer, pl_module)
 
-    def judge(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        pruned: PrunedNetwork,
-        progress: float,
-        reached: float | None,
-    ) -> float | None:
-        """Judge the validation that has just ended; a collective call.
+    def judge(self, trainer: Trainer, pl_module: LightningModule, progress: float) -> bool:
+        """Judge the validation that has just ended, and go back if it is not good enough; a collective call.
 
         Args:
             trainer: The trainer of this rank.
             pl_module: Its module.
-            pruned: The live network.
             progress: Of the window.
-            reached: The sparsity that was validated.
 
         Returns:
-            The sparsity that training goes on with.
+            Whether training went back to an earlier state.
 
         Raises:
             ValueError: If the metric was not logged.
@@ -124,78 +116,67 @@ class MetricGuard:
         assert self._watch is not None
         value = self._metric(trainer)
         self._has_judged = True
+        reached = self._reached or 0.0
         if not reached and not self._search.has_failed:
             self._watch.note(value)
-            self.save(trainer, pl_module, pruned, reached)
-            return reached
+            self.save(trainer, pl_module)
+            return False
         verdict = self._watch.judge(value)
-        self._search.judge(verdict, progress, reached or 0.0, self._good or 0.0)
+        self._search.judge(verdict, progress, reached, self._good or 0.0)
         if verdict is Verdict.REST:
-            return reached
+            return False
         if verdict is Verdict.BACK:
-            rank_zero_info(
-                f"{self._monitor} fell to {value:g} at sparsity {reached or 0:g}: back to {self._good or 0:g}"
-            )
-            reached = self._go_back(trainer, pl_module, pruned)
-        self._is_stopped = self._is_stopped or self._search.is_over(progress, reached or 0.0)
+            rank_zero_info(f"{self._monitor} fell to {value:g} at sparsity {reached:g}: back to {self._good or 0:g}")
+            self._go_back(trainer, pl_module)
+        self._is_stopped = self._is_stopped or self._search.is_over(progress, self._reached or 0.0)
         if verdict is Verdict.GOOD or self._is_stopped:
-            self._keep(trainer, pl_module, pruned, reached)
-        return reached
+            self._keep(trainer, pl_module)
+        return verdict is Verdict.BACK
 
-    def finish(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        pruned: PrunedNetwork,
-        reached: float | None,
-        *,
-        is_last: bool,
-    ) -> float | None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule, *, is_last: bool) -> None:
         """At the end of a fit, go back from what no validation found good.
 
         Args:
             trainer: The trainer of this rank.
             pl_module: Its module.
-            pruned: The live network.
-            reached: The sparsity that there is.
             is_last: Whether the window ends with this fit: then nothing more is tried in one that goes on.
-
-        Returns:
-            The sparsity that the fit ends with.
 
         Raises:
             ValueError: If no validation came at all.
         """
         if self._watch is None:
-            return reached
+            return
         if not self._has_judged:
             raise ValueError(
                 f"until needs {self._monitor!r} from validation, but the fit ended before the first one; "
                 "validate more often (val_check_interval, check_val_every_n_epoch) or train longer"
             )
-        if self._search.is_resting or (reached or 0.0) != (self._good or 0.0):
-            reached = self._go_back(trainer, pl_module, pruned)
+        if self._search.is_resting or (self._reached or 0.0) != (self._good or 0.0):
+            self._go_back(trainer, pl_module)
         if is_last and not self._is_stopped:
             self._is_stopped = True
-            self._keep(trainer, pl_module, pruned, reached)
-        return reached
+            self._keep(trainer, pl_module)
 
-    def _go_back(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork) -> float | None:
+    def _go_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.zero_grad(set_to_none=True)
         self._snapshot.put_back(pl_module, trainer.optimizers, averaged_copies(trainer))
-        pruned.put_back(pl_module, self._held)
-        pruned.watch(trainer)
-        return self._good
+        self._pruned.load_state_dict(pl_module, self._saved)
+        self._pruned.watch(trainer)
 
-    def _keep(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, reached: float | None) -> None:
+    def _keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._shrink == "update" or self._is_stopped:
-            pruned.settle(trainer, pl_module)
-        self.save(trainer, pl_module, pruned, reached)
+            self._pruned.cut_due(trainer, pl_module)
+        self.save(trainer, pl_module)
+
+    @property
+    def _reached(self) -> float | None:
+        """The sparsity that there is."""
+        return self._pruned.state.reached
 
     @property
     def _good(self) -> float | None:
         """The sparsity of the last good state."""
-        reached: float | None = self._held["reached"]
+        reached: float | None = self._saved["reached"]
         return reached
 
     @property
@@ -224,7 +205,7 @@ class MetricGuard:
             "watch": self._watch.state_dict(),
             "search": self._search.state_dict(),
             "snapshot": self._snapshot.state_dict(),
-            "held": dict(self._held),
+            "saved": dict(self._saved),
             "has_judged": self._has_judged,
             "is_stopped": self._is_stopped,
         }
@@ -236,5 +217,5 @@ class MetricGuard:
         self._watch.load_state_dict(state["watch"])
         self._search.load_state_dict(state["search"])
         self._snapshot.load_state_dict(state["snapshot"])
-        self._held = dict(state["held"])
+        self._saved = dict(state["saved"])
         self._has_judged, self._is_stopped = state["has_judged"], state["is_stopped"]

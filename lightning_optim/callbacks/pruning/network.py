@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, final
@@ -20,6 +21,7 @@ from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.shrink.branches import plan_bypass
 from lightning_optim.pruning.shrink.channels import Choice, shrink
+from lightning_optim.pruning.state import PruningState
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.output_layers import output_layers
@@ -39,11 +41,12 @@ class PrunedNetwork:
     """Masks and cuts of one network, and whatever must follow them: optimizers, averaged copies, snapshots.
 
     Args:
-        pruner: Decides what goes, and remembers it.
+        pruner: Decides what goes.
 
     Attributes:
         name: Plain name of the network in the LightningModule.
-        refused: Weights whose channels cannot be cut, and stay.
+        pruner: What decides; by rows of layers, once the coupling cannot be known.
+        state: What has gone.
         example: What the network is called with.
         reshaper: Cuts, and brings a fresh module to a checkpoint's shape.
         followers: What is cut with the network.
@@ -51,13 +54,12 @@ class PrunedNetwork:
 
     def __init__(self, pruner: Pruner) -> None:
         self.name = ""
-        self.refused: set[str] = set()
+        self.pruner = pruner
+        self.state = PruningState()
         self.example = ExampleInputs()
         self.reshaper = Reshaper()
         self.followers: list[Follower] = []
-        self._pruner = pruner
         self._masks = Masks()
-        self._due: CutPlan = {}
         self._is_uncapturable = False
         self._hooks: list[RemovableHandle] = []
 
@@ -84,7 +86,7 @@ class PrunedNetwork:
         try:
             return couple(capture(self.live(pl_module), self.example.args, self.example.kwargs))
         except CaptureError as error:
-            if self.reshaper.state_dict():
+            if self.state.cut:
                 raise
             self._fall_back(pl_module, reason_of(error))
             return None
@@ -92,12 +94,12 @@ class PrunedNetwork:
     def _fall_back(self, pl_module: LightningModule, reason: str) -> None:
         network = self.live(pl_module)
         try:
-            self._pruner.decide_by_neuron()
+            self.pruner = self.pruner.by_neuron()
         except ShrinkError as error:
             raise ShrinkError(f"{reason}; {error}") from None
         layers = {name: module for name, module in named_modules(network).items() if isinstance(module, LAYERS)}
         spared = output_layers(network, layers, self.example.args, self.example.kwargs)
-        self.refused |= {f"{name}.weight" for name in spared}
+        self.state = self.state.with_due({}, frozenset(f"{name}.weight" for name in spared))
         self._is_uncapturable = True
         warnings.warn(
             f"{reason}: neurons are masked layer by layer and nothing shrinks; {', '.join(sorted(spared))} stays whole",
@@ -111,8 +113,12 @@ class PrunedNetwork:
             self._masks.zero_moments(optimizer)
         for name, mask in keep.items():
             self._masks.set(name, parameters[name], mask)
-        self._pruner.remember({**self._pruner.alive, **keep})
+        self.state = self.state.after_mask({**self.state.alive, **keep})
         self.enforce(trainer, pl_module)
+
+    def note_sparsity(self, sparsity: float) -> None:
+        """Note a finished pruning step."""
+        self.state = dataclasses.replace(self.state, reached=sparsity)
 
     def kept(self) -> dict[str, Tensor]:
         """Boolean masks of this rank's part of every masked weight, by name."""
@@ -129,9 +135,9 @@ class PrunedNetwork:
         parameters = self.parameters(pl_module)
         weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         self._masks.clear()
-        for name, mask in self._pruner.masks(keep, weights, coupling).items():
+        for name, mask in self.pruner.masks(self.state, keep, weights, coupling).items():
             self._masks.set(name, parameters[name], mask)
-        self._pruner.remember(keep)
+        self.state = self.state.after_mask(keep)
         self._masks.apply()
 
     def shrink(
@@ -142,62 +148,62 @@ class PrunedNetwork:
         Raises:
             ShrinkError: On every rank, if nothing can be cut.
         """
-        if self._pruner.gone_branches(keep, coupling) is not None:
+        if self.pruner.structure.gone_branches(keep, coupling) is not None:
             self.mask_before_shrink(trainer, pl_module, coupling, keep)  # what cannot go stays masked
-            self.settle(trainer, pl_module)
-            return
-        self._due = self._verified(trainer, pl_module, coupling, keep)
-        self._masks.clear()
-        self._pruner.remember({pool: mask for pool, mask in keep.items() if pool not in self.refused})
-        self.settle(trainer, pl_module)
+        else:
+            self.state = self._with_due(trainer, pl_module, coupling, keep)
+            self._masks.clear()
+            self.state = self.state.after_mask(self._without_refused(keep))
+        self.cut_due(trainer, pl_module)
 
     def mask_before_shrink(
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
     ) -> None:
-        """Mask what ``settle`` then removes: until then everything can come back.
+        """Mask what ``cut_due`` then removes: until then everything can come back.
 
         Raises:
             ShrinkError: On every rank, if nothing can be cut.
         """
-        self._due = self._verified(trainer, pl_module, coupling, keep)
-        self.mask(pl_module, coupling, {pool: mask for pool, mask in keep.items() if pool not in self.refused})
+        self.state = self._with_due(trainer, pl_module, coupling, keep)
+        self.mask(pl_module, coupling, self._without_refused(keep))
 
-    def settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _without_refused(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {pool: mask for pool, mask in keep.items() if pool not in self.state.refused}
+
+    def cut_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what is due to be removed; a second call does nothing."""
-        if not self._due:
+        if not self.state.due:
             return
-        self.reshaper.cut(trainer, pl_module, self.name, self._due)
+        sizes = self.reshaper.cut(trainer, pl_module, self.name, self.state.due)
         for follower in self.followers:
-            follower.cut(self._due, f"{self.name}." if self.name else "")
-        self._due = {}
+            follower.cut(self.state.due, f"{self.name}." if self.name else "")
+        self.state = self.state.after_cut(sizes)
         self._masks.follow(self.parameters(pl_module))
-        self._pruner.remember_removed(self._pruner.alive)
         self.watch(trainer)
 
-    def _verified(
+    def _with_due(
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
-    ) -> CutPlan:
-        """The cut that removes what is not kept; notes and reports what it must leave."""
+    ) -> PruningState:
+        """The state with the cut that removes what is not kept; reports what the cut must leave."""
         network, example = self.live(pl_module), self.example
-        gone = self._pruner.gone_branches(keep, coupling)
+        gone = self.pruner.structure.gone_branches(keep, coupling)
         if gone is not None:
             plan, refused = _of_rank_zero(trainer, lambda: plan_bypass(network, gone, example.args, example.kwargs))
             for name, reason in refused.items():
                 warnings.warn(f"the branch of {name} stays, masked: {reason}", stacklevel=2)
-            return plan
+            return self.state.with_due(plan)
         parameters = self.parameters(pl_module)
-        losing = {pool: mask for pool, mask in self._pruner.kept_of_present(keep).items() if not mask.all()}
+        losing = {pool: mask for pool, mask in self.state.of_present(keep).items() if not mask.all()}
         if not losing:
-            return {}
-        groups = self._pruner.groups(coupling, {name: parameters[name] for name in losing})
+            return self.state.with_due({})
+        groups = self.pruner.structure.groups(coupling, {name: parameters[name] for name in losing})
         wanted = [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in losing.items()]
         plan, refused = _of_rank_zero(trainer, lambda: self._plan(network, coupling, wanted))
         for name, reason in refused.items():
             warnings.warn(f"{name} keeps its channels: {reason}", stacklevel=2)
         stays = {pool: group for pool, group in groups.items() if group.name in refused}
-        self.refused |= stays.keys()
-        self.refused |= {member.name for group in stays.values() for member in group.members if member.dim == 0}
-        return plan
+        members = {member.name for group in stays.values() for member in group.members if member.dim == 0}
+        return self.state.with_due(plan, frozenset(stays.keys() | members))
 
     def _plan(self, network: nn.Module, coupling: Coupling, wanted: list[Choice]) -> tuple[CutPlan, dict[str, str]]:
         done = shrink(copy.deepcopy(network), coupling, wanted, self.example.args, self.example.kwargs)
@@ -224,33 +230,21 @@ class PrunedNetwork:
 
     def state_dict(self) -> dict[str, Any]:
         """What is masked, what is cut, and what is due to be, as plain tensors and primitives."""
-        return {
-            "pruner": self._pruner.state_dict(),
-            "masks": self._masks.state_dict(),
-            "cut": self.reshaper.state_dict(),
-            "due": {name: [list(cut) for cut in cuts] for name, cuts in self._due.items()},
-            "refused": sorted(self.refused),
-        }
+        return {**self.state.state_dict(), "masks": self._masks.state_dict()}
 
     def load_state_dict(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict`` beside the ``"reached"`` sparsity, on a module that has undergone its cut."""
-        self.put_back(pl_module, state)
-        self.reshaper.load_state_dict(state["cut"])
-
-    def put_back(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-        """Mask as in an earlier ``state_dict`` (beside the ``"reached"`` sparsity), after which nothing was cut."""
+        """Continue from ``state_dict``, on a module that has undergone its cut and had nothing cut since."""
         reshard(pl_module)
         parameters = self.parameters(pl_module)
         self._masks.clear()
+        self.state = PruningState.from_state_dict(state)
         if shard_group([*parameters.values()]) is None:
-            self._pruner.load_state_dict(state["pruner"])
             self._masks.load(state["masks"], parameters)
-        elif state["reached"]:
+        elif self.state.reached:
             # Each rank holds another part of the weights: the zeros say what was masked.
             self._masks.recover(state["masks"], parameters)
-            self._pruner.remember_masks({name: local(parameters[name].detach()) != 0 for name in state["masks"]})
-        self._due = {name: [(dim, kept) for dim, kept in cuts] for name, cuts in state["due"].items()}
-        self.refused = set(state["refused"])
+            mine = {name: local(parameters[name].detach()) != 0 for name in state["masks"]}
+            self.state = self.state.after_mask(self.pruner.structure.entries(mine))
 
     def release(self) -> None:
         """Take every hook and patch off."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_optim.callbacks.trainer.lightning_private import averaged_model
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
@@ -17,15 +17,12 @@ from lightning_optim.surgery.rebind import rebind_module, rebind_optimizer
 from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import find_network, submodule
 
-_Cut = dict[str, list[tuple[int, Tensor, int]]]
-
 
 @final
 class Reshaper:
     """Cuts channels of a live network, and gives a fresh one a checkpoint's shape before its weights are loaded."""
 
     def __init__(self) -> None:
-        self._cut: _Cut = {}
         self._patches = Patches()
 
     @staticmethod
@@ -75,8 +72,15 @@ class Reshaper:
         self._patches.undo()
         self._patches.wrap(pl_module, "on_load_checkpoint", on_load_checkpoint)
 
-    def cut(self, trainer: Trainer, pl_module: LightningModule, network_name: str, plan: CutPlan) -> None:
-        """Cut a live network on every rank, and adapt optimizers, averaged copies and the DDP wrapper."""
+    @staticmethod
+    def cut(
+        trainer: Trainer, pl_module: LightningModule, network_name: str, plan: CutPlan
+    ) -> dict[str, tuple[int, ...]]:
+        """Cut a live network on every rank, and adapt optimizers, averaged copies and the DDP wrapper.
+
+        Returns:
+            Shape of each tensor in ``plan`` before the cut.
+        """
         network = submodule(pl_module, network_name)
         network = getattr(network, "_orig_mod", network)
         sizes = {name: sizes_of(network, name) for name in plan}
@@ -86,18 +90,10 @@ class Reshaper:
         pl_module.zero_grad(set_to_none=True)
         for copy in averaged_copies(trainer):
             rebind_module(submodule(copy, network_name), plan)
-        self._cut = _compose(self._cut, plan, sizes)
         if strategy_kind(trainer) is StrategyKind.DDP:
             trainer.strategy.model = pl_module
             trainer.strategy.configure_ddp()  # type: ignore[attr-defined]  # the reducer knows the old parameters
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all cuts so far as one, relative to the full-size network."""
-        return {name: [list(cut) for cut in cuts] for name, cuts in self._cut.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the cuts of ``state_dict``, with which the network has been cut already."""
-        self._cut = {name: [(dim, kept, size) for dim, kept, size in cuts] for name, cuts in state.items()}
+        return sizes
 
     def release(self) -> None:
         """Take every patch off."""
@@ -110,16 +106,3 @@ def averaged_copies(trainer: Trainer) -> Iterator[nn.Module]:
         average = averaged_model(callback)
         if average is not None:
             yield average
-
-
-def _compose(before: _Cut, plan: CutPlan, sizes: Mapping[str, tuple[int, ...]]) -> _Cut:
-    """One cut that does what ``before`` and then ``plan`` do."""
-    composed = {name: list(cuts) for name, cuts in before.items()}
-    for name, cuts in plan.items():
-        known = {dim: (kept, size) for dim, kept, size in composed.get(name, [])}
-        for dim, kept in cuts:
-            earlier, size = known.get(dim, (None, sizes[name][dim]))
-            kept = kept.cpu()  # noqa: PLW2901  # the same cut, on the device of checkpoints
-            known[dim] = (kept if earlier is None else earlier[kept], size)
-        composed[name] = [(dim, kept, size) for dim, (kept, size) in known.items()]
-    return composed

@@ -56,7 +56,7 @@ class Budget(PricedAllocation):
             raise ValueError(f"min_kept must be in (0, 1], got {self.min_kept}")
 
     @override
-    def start(self, prices: Prices, *, multiple: int, highest: float) -> Allocation:
+    def start_priced(self, prices: Prices, *, multiple: int, highest: float) -> Allocation:
         allowed_counts = {pool: _allowed_counts(size, self.min_kept, multiple) for pool, size in prices.sizes.items()}
         allocation = _BudgetAllocation(prices, allowed_counts)
         allocation.check(highest, allowed_counts)

@@ -1,28 +1,35 @@
-"""How channels are spread when what they cost counts."""
+"""Interface of allocations that spread a cost over channels."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+
+from typing_extensions import override
 
 from lightning_optim.cost.base import Cost
 from lightning_optim.cost.prices import Prices
-from lightning_optim.pruning.allocation.base import Allocation
+from lightning_optim.pruning.allocation.base import Allocation, AllocationSetting
 
 
-class PricedAllocation(ABC):
-    """A setting that becomes an allocation once the network is priced."""
+class PricedAllocation(AllocationSetting):
+    """A setting that becomes an allocation once the network is priced.
+
+    Attributes:
+        cost: What a channel is priced by.
+    """
 
     cost: Cost
 
+    @override
+    def priced_by(self) -> Cost | None:
+        return self.cost
+
+    @override
+    def start(self, prices: Prices | None, *, multiple: int, highest: float) -> Allocation:
+        if prices is None:
+            raise ValueError(f"{type(self).__name__!r} needs the network's prices before its first decision")
+        return self.start_priced(prices, multiple=multiple, highest=highest)
+
     @abstractmethod
-    def start(self, prices: Prices, *, multiple: int, highest: float) -> Allocation:
-        """Return the allocation for one network.
-
-        Args:
-            prices: What the original network costs for any channels of its pools.
-            multiple: Channels are kept in multiples of it; at least 1.
-            highest: Largest value that the schedule will reach.
-
-        Raises:
-            ValueError: If ``highest`` cannot be reached.
-        """
+    def start_priced(self, prices: Prices, *, multiple: int, highest: float) -> Allocation:
+        """Return the allocation for one network of known prices; see ``start``."""

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lightning_optim.graph.branches import Branch
-from lightning_optim.graph.coupling import Coupling
+from lightning_optim.graph.coupling import Coupling, Group
 
 Shrink = Literal["never", "end", "update"]
 TouchedDim = tuple[str, int | None]
@@ -25,6 +25,11 @@ class Structure(ABC):
     def shrink(self) -> Shrink:
         """When masked channels are physically removed: ``"never"``, at the window's ``"end"``, at each ``"update"``."""
         return "never"
+
+    @property
+    def channel_multiple(self) -> int | None:
+        """Of how many channels a multiple is kept; ``None`` where no whole channels can be counted and priced."""
+        return None
 
     @property
     def highest_sparsity(self) -> float:
@@ -66,11 +71,15 @@ class Structure(ABC):
             coupling: As for ``pools``.
         """
 
+    def groups(self, coupling: Coupling | None, weights: Mapping[str, Tensor]) -> dict[str, Group]:
+        """The groups that ``weights`` make and that can lose channels, by the name of their pool; none elsewhere."""
+        return {}
+
     def gone_branches(self, keep: Mapping[str, Tensor], coupling: Coupling | None) -> list[Branch] | None:
         """The residual branches that are not kept; ``None`` if what falls here is no branches."""
         return None
 
-    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def fitted(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Bend an allocation to what the structure allows, such as at least one channel."""
         return dict(keep)
 

@@ -44,6 +44,11 @@ class Channel(CoupledStructure):
     def kept_multiple(self) -> int:
         return self.multiple
 
+    @property
+    @override
+    def channel_multiple(self) -> int | None:
+        return self.multiple
+
     @override
     def groups(self, coupling: Coupling | None, weights: Mapping[str, Tensor]) -> dict[str, Group]:
         return targeted_groups(coupling, weights)

@@ -21,6 +21,7 @@ class CoupledStructure(Structure):
     needs_coupling: ClassVar[bool] = True
 
     @abstractmethod
+    @override
     def groups(self, coupling: Coupling | None, weights: Mapping[str, Tensor]) -> dict[str, Group]:
         """The groups that ``weights`` make and that can lose channels, by the name of their pool."""
 
@@ -50,7 +51,7 @@ class CoupledStructure(Structure):
         return {(member.name, member.dim if self.shrink == "update" else None) for member in members}
 
     @override
-    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def fitted(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: round_up(mask, scores[name], self.kept_multiple) for name, mask in keep.items()}
 
     @override

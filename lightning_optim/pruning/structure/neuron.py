@@ -50,7 +50,7 @@ class Neuron(Structure):
         return masks
 
     @override
-    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def fitted(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return with_those_that_stay(keep, scores)
 
     @override

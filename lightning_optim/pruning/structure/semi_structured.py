@@ -83,7 +83,7 @@ class SemiStructured(Structure):
         return dict(keep)
 
     @override
-    def settle(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def fitted(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return with_those_that_stay(keep, scores)
 
     @override

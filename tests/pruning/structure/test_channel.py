@@ -56,18 +56,18 @@ def test_activations_are_averaged_over_every_position_that_reads_a_channel(netwo
 def test_the_best_come_back_until_a_multiple_is_kept(multiple, kept):
     scores = {"pool": torch.tensor([0.1, 0.3, 0.4, 0.2])}
     keep = {"pool": torch.tensor([False, False, True, False])}
-    assert Channel(multiple=multiple).settle(keep, scores)["pool"].tolist() == kept
+    assert Channel(multiple=multiple).fitted(keep, scores)["pool"].tolist() == kept
 
 
 def test_what_has_gone_does_not_come_back_for_a_multiple():
     scores = {"pool": torch.tensor([-torch.inf, 0.3, -torch.inf, 0.2])}
     keep = {"pool": torch.tensor([False, True, False, False])}
-    assert Channel(multiple=4).settle(keep, scores)["pool"].tolist() == [False, True, False, True]
+    assert Channel(multiple=4).fitted(keep, scores)["pool"].tolist() == [False, True, False, True]
 
 
 def test_one_channel_always_stays():
     scores = {"pool": torch.tensor([0.1, 0.3])}
-    assert Channel().settle({"pool": torch.zeros(2, dtype=torch.bool)}, scores)["pool"].tolist() == [False, True]
+    assert Channel().fitted({"pool": torch.zeros(2, dtype=torch.bool)}, scores)["pool"].tolist() == [False, True]
 
 
 def test_layers_whose_channels_reach_the_output_have_none_to_remove(network, coupling):

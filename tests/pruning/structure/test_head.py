@@ -131,7 +131,7 @@ def test_heads_that_no_layer_makes_are_scored_by_the_layer_that_reads_them(batch
 
 
 def test_one_head_always_stays():
-    settled = Head().settle({"a": torch.zeros(3, dtype=torch.bool)}, {"a": torch.tensor([0.1, 0.3, 0.2])})
+    settled = Head().fitted({"a": torch.zeros(3, dtype=torch.bool)}, {"a": torch.tensor([0.1, 0.3, 0.2])})
     assert settled["a"].tolist() == [False, True, False]
 
 

@@ -52,14 +52,14 @@ def test_a_masked_neuron_puts_out_zero_and_nothing_else_changes(network):
 def test_the_sparsity_of_neurons_is_exact_over_layers(network, sparsity):
     weights, scores = parts(network)
     pools = Neuron().pools(weights, scores, None)
-    keep = Neuron().settle(GlobalThreshold()(pools, sparsity), pools)
+    keep = Neuron().fitted(GlobalThreshold()(pools, sparsity), pools)
     assert sum(int((~mask).sum()) for mask in keep.values()) == round(sparsity * 13)
 
 
 def test_no_layer_loses_its_last_neuron(network):
     weights, scores = parts(network)
     pools = Neuron().pools(weights, scores, None)
-    keep = Neuron().settle(Uniform()(pools, 0.99), pools)
+    keep = Neuron().fitted(Uniform()(pools, 0.99), pools)
     assert [int(mask.sum()) for mask in keep.values()] == [1, 1]
 
 

@@ -10,6 +10,7 @@ from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.evidence import LayerEvidence
 from lightning_optim.pruning.pruner import Pruner
+from lightning_optim.pruning.state import PruningState
 from lightning_optim.pruning.structure.semi_structured import SemiStructured
 from lightning_optim.schedule.constant import Constant
 
@@ -22,12 +23,19 @@ def weights():
     }
 
 
+def seen(held):
+    return {name: LayerEvidence(name=name, weight=weight) for name, weight in held.items()}
+
+
 def step(pruner, held, sparsity):
-    """Decide, mask and remember, as the scheduler does."""
-    keep = pruner.decide(sparsity, {name: LayerEvidence(name=name, weight=weight) for name, weight in held.items()})
-    masks = pruner.masks(keep, held)
-    pruner.remember(keep)
-    return {name: weight * masks[name] for name, weight in held.items()}
+    """Decide and mask, as the scheduler does."""
+    return pruned(pruner, PruningState(), held, sparsity)[0]
+
+
+def pruned(pruner, state, held, sparsity):
+    keep = pruner.decide(state, sparsity, seen(held))
+    masks = pruner.masks(state, keep, held)
+    return {name: weight * masks[name] for name, weight in held.items()}, state.after_mask(keep)
 
 
 def zeros_of_groups(weight, out_of):
@@ -62,14 +70,14 @@ def test_the_largest_of_each_group_stay():
 
 @pytest.mark.parametrize("allocation", [Uniform(), GlobalThreshold()], ids=["uniform", "global"])
 def test_on_the_way_the_sparsity_is_exact_and_no_group_loses_more_than_the_pattern_takes(allocation):
-    held, pruner = weights(), Pruner(Magnitude(), SemiStructured(), allocation)
+    held, pruner, state = weights(), Pruner(Magnitude(), SemiStructured(), allocation), PruningState()
     total = sum(weight.numel() for weight in held.values())
     for sparsity in (0.1, 0.25, 0.37, 0.5):
         before = held
         # Training moves what is left, so that other weights of a group are now the lowest.
         held = {name: torch.where(weight == 0, 0.0, weight.flip(0) + 0.01) for name, weight in before.items()}
         held = {name: torch.where(before[name] == 0, 0.0, weight) for name, weight in held.items()}
-        held = step(pruner, held, sparsity)
+        held, state = pruned(pruner, state, held, sparsity)
         gone = sum(int((weight == 0).sum()) for weight in held.values())
         if isinstance(allocation, GlobalThreshold):
             assert gone == round(sparsity * total)
@@ -98,7 +106,7 @@ def test_layers_that_the_pattern_does_not_fit_stay_dense_with_a_warning():
     held = {**weights(), "stem.weight": torch.ones(4, 3, 3, 3)}
     pruner = Pruner(Magnitude(), SemiStructured(), Uniform())
     with pytest.warns(UserWarning, match=r"stem\.weight stay dense: 4 does not divide"):
-        keep = pruner.decide(0.5, {name: LayerEvidence(name=name, weight=weight) for name, weight in held.items()})
+        keep = pruner.decide(PruningState(), 0.5, seen(held))
     assert "stem.weight" not in keep
 
 
