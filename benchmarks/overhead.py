@@ -99,7 +99,7 @@ def search(batch_size: int) -> Callback:
         return nn.Conv2d(32, 32, 3, padding=1, bias=False)
 
     targets = Targets(include=("net.layers.0.conv*",))
-    return NASSupernet({"operation": OperationChoice(targets=targets, candidates={"other": candidate})})
+    return NASSupernet(space={"operation": OperationChoice(targets=targets, candidates={"other": candidate})})
 
 
 VARIANTS: dict[str, Callable[[int], Callback] | None] = {

@@ -98,6 +98,7 @@ def run_calibration(simulator: Simulator, network: nn.Module, batches: Iterable[
         ValueError: If there is no batch, or one holds NaN or infinities.
 
     Example:
+        >>> import torch
         >>> from lightning_optim.quantization.observer.min_max import MinMax
         >>> from lightning_optim.quantization.quantizer.affine import Affine
         >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
