@@ -24,9 +24,9 @@ from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
+from lightning_optim.export.quantized import QuantizedExport
+from lightning_optim.export.quantized_network import QuantizedNetwork, describe_placement
 from lightning_optim.export.runtime.base import Runtime
-from lightning_optim.export.runtime.find import find_runtime
 from lightning_optim.export.verification import Verification, verify
 from lightning_optim.quantization.compilation.compiled import CompiledSimulation
 from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
@@ -39,10 +39,8 @@ from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.settings import check_kinds, checked_freeze, checked_layers, excluded_modules
 from lightning_optim.quantization.simulation.calibration import run_calibration
-from lightning_optim.quantization.simulation.plan import Plan
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
 from lightning_optim.quantization.simulation.simulator import Simulator
-from lightning_optim.quantization.simulation.table import placement_table
 from lightning_optim.surgery.compilation import find_compilation, uncompiled
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, named_modules
@@ -224,7 +222,7 @@ class QATFakeQuant(TechniqueCallback):
 
     def describe(self) -> str:
         """Return the placement as a table: every operator, whether it computes in integers, its bits and its range."""
-        return placement_table(self._simulator.plan or Plan(), self._simulator.ranges, self._simulator.bits_of)
+        return describe_placement(self._simulator)
 
     def simulated(self, model: nn.Module | None = None) -> Callable[..., Any]:
         """Return a function of the network's inputs that computes its output as deployed, on a copy.
@@ -235,7 +233,7 @@ class QATFakeQuant(TechniqueCallback):
         Raises:
             RuntimeError: If there are no ranges yet, or no model was trained or given.
         """
-        return self._simulator.forward_of(self._network_of(model))
+        return QuantizedNetwork(self._network_of(model), self._simulator).simulated()
 
     def export(
         self,
@@ -268,10 +266,14 @@ class QATFakeQuant(TechniqueCallback):
                 answers agree.
             RuntimeError: If no model was trained or given.
         """
-        acceptance = Acceptance(allow_float=allow_float, batches=batches, min_agreement=min_agreement)
-        network = self._network_of(model)
-        return export_quantized(
-            self._simulator, network, path, args, kwargs, runtime=find_runtime(runtime), acceptance=acceptance
+        return QuantizedNetwork(self._network_of(model), self._simulator).export(
+            path,
+            args,
+            kwargs,
+            allow_float=allow_float,
+            runtime=runtime,
+            batches=batches,
+            min_agreement=min_agreement,
         )
 
     @staticmethod

@@ -9,6 +9,8 @@ from .parity import check_parity as check_parity
 from .quantized import Acceptance as Acceptance
 from .quantized import QuantizedExport as QuantizedExport
 from .quantized import export_quantized as export_quantized
+from .quantized_network import QuantizedNetwork as QuantizedNetwork
+from .quantized_network import calibrate as calibrate
 from .runtime.executorch import ExecuTorch as ExecuTorch
 from .runtime.onnxruntime import ONNXRuntime as ONNXRuntime
 from .runtime.openvino import OpenVINO as OpenVINO

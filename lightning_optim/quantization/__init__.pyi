@@ -35,3 +35,5 @@ from .quantizer.ternary import Ternary as Ternary
 from .quantizer.trained_ternary import TrainedTernary as TrainedTernary
 from .quantizer.unit_interval import UnitInterval as UnitInterval
 from .quantizer.unquantized import Unquantized as Unquantized
+from .simulation.layer_errors import LayerError as LayerError
+from .simulation.layer_errors import LayerErrors as LayerErrors

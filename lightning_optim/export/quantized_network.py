@@ -1,0 +1,185 @@
+"""Post-training quantization of any module: calibrate it, look at it, and write it to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
+from lightning_optim.export.runtime.base import Runtime
+from lightning_optim.export.runtime.find import find_runtime
+from lightning_optim.export.verification import Verification, verify
+from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
+from lightning_optim.quantization.observer.base import Observer
+from lightning_optim.quantization.observer.moving_average import MovingAverage
+from lightning_optim.quantization.post_training.base import PostTraining
+from lightning_optim.quantization.post_training.run import apply_methods
+from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.settings import check_kinds, checked_layers, excluded_modules
+from lightning_optim.quantization.simulation.calibration import run_calibration
+from lightning_optim.quantization.simulation.layer_errors import LayerErrors, compare_layers
+from lightning_optim.quantization.simulation.plan import Plan
+from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.table import placement_table
+from lightning_optim.surgery.compilation import uncompiled
+from lightning_optim.surgery.select import Targets
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class QuantizedNetwork:
+    """Quantized network: a trained network, and the ranges and quantizers of its integer form.
+
+    Args:
+        network: The trained network, in floating point; none of the methods changes it.
+        simulator: What calibration or training learned about it.
+    """
+
+    network: nn.Module
+    simulator: Simulator
+
+    def describe(self) -> str:
+        """Return the placement as a table: every operator, whether it computes in integers, its bits and its range."""
+        return describe_placement(self.simulator)
+
+    def simulated(self) -> Callable[..., Any]:
+        """Return a function of the network's inputs that computes its output as deployed, on a copy.
+
+        Raises:
+            RuntimeError: If there are no ranges yet.
+        """
+        return self.simulator.forward_of(self.network)
+
+    def export(
+        self,
+        path: str | Path,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        allow_float: Sequence[str] = (),
+        runtime: Runtime | str = "onnxruntime",
+        batches: Iterable[Any] = (),
+        min_agreement: float = 0.8,
+    ) -> QuantizedExport:
+        """Write the network as a file whose layers run as integer kernels.
+
+        The file is loaded in its runtime before it is placed, and compared with the simulation.
+
+        Args:
+            path: The file to write.
+            args: Example positional inputs of the network; without any, those of the first batch.
+            kwargs: Example keyword inputs.
+            allow_float: Kernels that may stay in floating point besides those of excluded layers.
+            runtime: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
+            batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
+                positional input, or a mapping of keyword inputs; without any, the example inputs.
+            min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.
+
+        Raises:
+            ExportError: If the network can't be exported, if a layer would stay in floating point, or if too few
+                answers agree.
+        """
+        acceptance = Acceptance(allow_float=allow_float, batches=batches, min_agreement=min_agreement)
+        return export_quantized(
+            self.simulator, self.network, path, args, kwargs, runtime=find_runtime(runtime), acceptance=acceptance
+        )
+
+    @staticmethod
+    def verify(path: str | Path, batches: Iterable[Any]) -> Verification:
+        """Compare an exported file in ONNX Runtime with an emulation of its integer kernels, value by value.
+
+        Args:
+            path: The file, exported for ONNX Runtime.
+            batches: Each a tensor, or a sequence with one per input; labels not included.
+
+        Returns:
+            How many values of the outputs were compared, and how many are equal bit by bit.
+        """
+        return verify(path, batches)
+
+    def compare_layers(self, batches: Iterable[Any]) -> LayerErrors:
+        """Compare every integer operator with its output in floating point: where does the error arise?
+
+        Args:
+            batches: Inputs of the network: a mapping holds keyword inputs, a tuple or list positional ones, all else is
+                the only input.
+
+        Returns:
+            Two signal-to-quantization-noise ratios for each operator. It prints as a table.
+
+        Raises:
+            ValueError: If there is no batch.
+        """
+        return compare_layers(self.simulator, self.network, batches)
+
+
+def calibrate(  # noqa: PLR0913  # one keyword for each question
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    targets: Targets | None = None,
+    weight_quantizer: Quantizer | None = None,
+    activation_quantizer: Quantizer | None = None,
+    observer: Observer | None = None,
+    layers: Mapping[str, LayerQuantizers] | None = None,
+    num_batches: int = 32,
+    methods: Sequence[PostTraining] = (),
+) -> QuantizedNetwork:
+    """Post-training quantization: learn operators and ranges of a trained network, without training it.
+
+    Args:
+        model: The trained network. Every module keeps its mode; weights change by ``methods`` alone.
+        data: Batches of inputs: a mapping holds keyword inputs, a tuple or list positional ones, all else is the only
+            input. Labels are not among them.
+        targets: Modules whose operators run in integers; ``None`` takes all.
+        weight_quantizer: Quantizer of weights; ``None`` is int8, symmetric, with a scale per output channel.
+        activation_quantizer: Quantizer of activations; ``None`` is uint8 with a zero point.
+        observer: How ranges of batches become one; ``None`` averages them.
+        layers: Quantizers of some layers in place of these, by keys of your choice (mixed precision).
+        num_batches: How many batches to take at most, at least 1.
+        methods: Change the weights, in this order, so that rounding costs less; without any, they stay as they are.
+
+    Raises:
+        TargetError: If no operator runs in integers.
+        ValueError: If there is no batch, or one holds NaN or infinities; nothing has changed then.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> quantized = calibrate(net, [torch.rand(16, 4) for _ in range(4)])
+        >>> quantized.simulated()(torch.rand(3, 4)).shape
+        torch.Size([3, 2])
+        >>> [each.layer for each in quantized.compare_layers([torch.rand(16, 4)])]
+        ['0', '2']
+
+        ``quantized.export("net.onnx")`` writes the file for ONNX Runtime.
+    """
+    settings = (weight_quantizer or Symmetric(), activation_quantizer or Affine(), observer or MovingAverage())
+    check_kinds(*settings)
+    settings[0].check(Operand.WEIGHT)
+    settings[1].check(Operand.ACTIVATION)
+    own = checked_layers(layers or {})
+    network = uncompiled(model)
+    excluded, assigned = excluded_modules(network, "", network, targets), assign_layers(network, network, own)
+
+    def start() -> Simulator:
+        simulator = Simulator(*settings, own)
+        simulator.excluded, simulator.assigned = excluded, assigned
+        return simulator
+
+    simulator = start()
+    batches = list(islice(data, max(num_batches, 0)))
+    run_calibration(simulator, network, batches, num_batches=num_batches)
+    return QuantizedNetwork(network, apply_methods(network, simulator, batches, methods, start))
+
+
+def describe_placement(simulator: Simulator) -> str:
+    """Return the placement as a table, empty but for its head while nothing is known."""
+    return placement_table(simulator.plan or Plan(), simulator.ranges, simulator.bits_of)
