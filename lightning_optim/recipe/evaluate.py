@@ -12,12 +12,12 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.onnx_file.write import export_onnx
 from lightning_optim.recipe.artefact import save_inputs
 from lightning_optim.recipe.exported_forward import ExportedForward
+from lightning_optim.recipe.stage import ExportingCallback
 from lightning_optim.report.result import StageResult
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.select import find_network
@@ -55,7 +55,7 @@ def evaluate(
         make_trainer: Builds a Trainer with the stage's callbacks and some more.
         module: The trained module.
         data: The data set.
-        callbacks: Of the stage; a ``QATFakeQuant`` among them exports the integer form.
+        callbacks: Of the stage; the first that is an ``ExportingCallback`` writes the file.
         path: The ONNX file to write.
         metrics: What the module logs.
         network: Name of the network in the module.
@@ -66,11 +66,11 @@ def evaluate(
     """
     live = find_network(module, network)[1]
     example = _example(make_trainer, module, data, live)
-    quantizer = next((callback for callback in callbacks if isinstance(callback, QATFakeQuant)), None)
-    if quantizer is None:
+    exporter = next((callback for callback in callbacks if isinstance(callback, ExportingCallback)), None)
+    if exporter is None:
         export_onnx(live, example.args, path, kwargs=example.kwargs)
     else:
-        quantizer.export(path, module, example.args, example.kwargs)
+        exporter.export(path, module, example.args, example.kwargs)
     inputs = [leaf for leaf in tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, torch.Tensor)]
     save_inputs(path.with_name("inputs.safetensors"), inputs)
     exported = ExportedForward(live, path)

@@ -16,14 +16,13 @@ from rich.console import Console
 from torch import distributed, nn
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.errors import ArtefactError, OrderError
 from lightning_optim.recipe.artefact import check_checkpoint, load_cut, load_weights, save_cut, save_weights, write_json
 from lightning_optim.recipe.determinism import EpochSeed, seed_everything
 from lightning_optim.recipe.evaluate import Metrics, evaluate
 from lightning_optim.recipe.order import Kind, check_order
 from lightning_optim.recipe.progress import EpochProgress, RecipeProgress
-from lightning_optim.recipe.stage import Stage, check_stages
+from lightning_optim.recipe.stage import CuttingCallback, Stage, check_stages
 from lightning_optim.report.result import StageResult
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.select import find_network
@@ -145,7 +144,7 @@ class Recipe:
         prefix = find_network(module, self.network)[0]
         cut: dict[str, list[Any]] = {}
         for callback in callbacks:  # several have pruned different dimensions
-            for name, cuts in callback.cut.items() if isinstance(callback, PruningScheduler) else ():
+            for name, cuts in callback.cut.items() if isinstance(callback, CuttingCallback) else ():
                 cut.setdefault(f"{prefix}.{name}".lstrip("."), []).extend(cuts)
         if cut:
             save_cut(folder / "cut.pt", cut)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from pathlib import Path
+from typing import Any, Protocol, final, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
@@ -14,6 +15,32 @@ from lightning_optim.recipe.order import Kind
 
 Artefacts = Callable[[str], nn.Module]
 """Name of a finished stage -> its network, rebuilt from what the stage left on disk."""
+
+
+@runtime_checkable
+class CuttingCallback(Protocol):
+    """Callback that removes channels, and says which ones: a later process cuts the full-size module as it did."""
+
+    @property
+    def cut(self) -> Mapping[str, Any]:
+        """What was physically kept: tensor of the network -> its cuts ``[dim, kept positions, original size]``."""
+        ...
+
+
+@runtime_checkable
+class ExportingCallback(Protocol):
+    """Callback that writes a stage's network in a form of its own, such as integer kernels."""
+
+    def export(self, path: Path, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> object:
+        """Write the network to ``path``.
+
+        Args:
+            path: The ONNX file to write.
+            model: The LightningModule.
+            args: Example positional inputs of the network.
+            kwargs: Example keyword inputs.
+        """
+        ...
 
 
 @final
