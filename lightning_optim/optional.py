@@ -1,4 +1,4 @@
-"""Packages of the extras for exports, imported when first needed."""
+"""Packages of the extras, imported when first needed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def require(name: str, extra: str = "export") -> ModuleType:
     Example:
         >>> require("no_such_package")
         Traceback (most recent call last):
-        lightning_optim.errors.ExportError: export needs no_such_package: pip install 'lightning-optim[export]'
+        lightning_optim.errors.ExportError: extra 'export' needs no_such_package: pip install 'lightning-optim[export]'
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise ExportError(f"export needs {package}: pip install 'lightning-optim[{extra}]'") from error
+        raise ExportError(f"extra {extra!r} needs {package}: pip install 'lightning-optim[{extra}]'") from error
