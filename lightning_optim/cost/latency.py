@@ -27,7 +27,7 @@ from lightning_optim.cost.operators import timed_operators
 from lightning_optim.cost.prices import Channels, Prices, Product, Term, prices_from_state
 from lightning_optim.errors import ArtefactError, LightningOptimError
 from lightning_optim.graph.coupling import keep_channels
-from lightning_optim.graph.rules.base import operator_name
+from lightning_optim.graph.operators import PRODUCTS, kind_of, operator_name
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluating
@@ -36,7 +36,6 @@ _WHOLE = ((1.0, 1.0), (0.6, 0.6), (0.3, 0.3), (1.0, 0.4), (0.4, 1.0))  # shares 
 _BUDGETS = (0.7, 0.5, 0.4)  # shares of the time that are then spent as a budget would
 _CORRECTIONS, _CLOSE, _TURNS = 5, 0.03, 3  # by what a budget chooses: at most, near enough, and times each is timed
 _LEAST = 0.1  # share of its channels that each pool keeps there
-_PRODUCTS = ("conv", "linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention", "lstm", "gru", "einsum")
 
 
 @final
@@ -103,7 +102,7 @@ class Latency(Cost):
         known: dict[str, float] = {}
         kinds: tuple[list[Term], list[Term]] = ([], [])
         for operator in timed_operators(subject.coupling, ruler, self.batch_size / rows):
-            is_product = operator_name(operator.node.target).startswith(_PRODUCTS)
+            is_product = kind_of(operator_name(operator.node.target)) in PRODUCTS
             kinds[is_product].append(tabulated(operator, ruler.sizes, self.points, known))
         tables = [Prices("seconds", ruler.pools, tuple(terms)) for terms in kinds]
         inputs = _of_batch(self.batch_size, subject.args, subject.kwargs)

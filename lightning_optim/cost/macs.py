@@ -12,12 +12,8 @@ from lightning_optim.cost.axis_widths import AxisWidths, is_tensor
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.count import count_macs
 from lightning_optim.cost.prices import Prices, Product, Term, Width
-from lightning_optim.graph.rules.base import operator_name
+from lightning_optim.graph.operators import OperatorKind, kind_of, operator_name
 from lightning_optim.surgery.inputs import Inputs
-
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_PRODUCTS = ("matmul", "mm", "bmm")
 
 
 @final
@@ -48,21 +44,21 @@ class MACs(Cost):
 
 
 def _terms(node: fx.Node, ruler: AxisWidths) -> list[Term]:
-    name = operator_name(node.target)
+    kind = kind_of(operator_name(node.target))
     operands = [operand for operand in (*node.args, *node.kwargs.values()) if is_tensor(operand)]
     widths = [ruler.of_value(operand) for operand in operands]  # type: ignore[arg-type]  # nodes, all of them
     products: list[tuple[Width, ...]] = []
-    if name in _CONVOLUTIONS:
+    if kind is OperatorKind.CONVOLUTION:
         products = [(*widths[1], *_around(ruler.of_value(node)))]
-    elif name in _TRANSPOSED:
+    elif kind is OperatorKind.TRANSPOSED_CONVOLUTION:
         products = [(*widths[1], *_around(widths[0]))]
-    elif name == "linear":
+    elif kind is OperatorKind.LINEAR:
         products = [(*widths[1], *widths[0][:-1])]
-    elif name in _PRODUCTS:
+    elif kind is OperatorKind.MATRIX_PRODUCT:
         products = [(*ruler.of_value(node), widths[0][-1])]
-    elif name == "addmm":
+    elif kind is OperatorKind.ADDED_PRODUCT:
         products = [(*ruler.of_value(node), widths[1][-1])]
-    elif name == "scaled_dot_product_attention":
+    elif kind is OperatorKind.ATTENTION:
         query, key, value = widths[:3]
         products = [(*query[:-1], key[-2], width) for width in (query[-1], value[-1])]
     return [Product(node.name, 1.0, product) for product in products]

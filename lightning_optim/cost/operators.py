@@ -11,13 +11,7 @@ from torch import Tensor, fx
 from lightning_optim.cost.axis_widths import AxisWidths, is_tensor
 from lightning_optim.cost.prices import Channels, Width
 from lightning_optim.graph.coupling import Coupling
-from lightning_optim.graph.rules.base import operator_name
-
-# What only looks at memory in another way, or is no work in evaluation mode.
-_VIEWS = "alias as_strided chunk detach expand expand_as flatten getitem movedim narrow permute reshape select slice"
-_MORE_VIEWS = "split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as"
-_NOTHING = "clone contiguous dropout detach_ feature_dropout lift_fresh_copy to"
-_FREE = frozenset(f"{_VIEWS} {_MORE_VIEWS} {_NOTHING}".split())
+from lightning_optim.graph.operators import FREE, OperatorKind, kind_of, operator_name
 
 
 @final
@@ -77,15 +71,15 @@ def timed_operators(coupling: Coupling, ruler: AxisWidths, scale: float) -> list
     return [
         TimedOperator(node, ruler, scale, constants)
         for node in program.graph.nodes
-        if node.op == "call_function" and is_tensor(node) and operator_name(node.target) not in _FREE
+        if node.op == "call_function" and is_tensor(node) and operator_name(node.target) not in FREE
     ]
 
 
 def _fit_to_shapes(name: str, args: list[Any]) -> None:
     """Set what an operator is told of its operands' lengths."""
-    if name in ("conv1d", "conv2d", "conv3d") and len(args) > 6:
+    if kind_of(name) is OperatorKind.CONVOLUTION and len(args) > 6:
         args[6] = args[0].shape[1] // args[1].shape[1]
-    elif name in ("layer_norm", "rms_norm"):
+    elif kind_of(name) is OperatorKind.LAYER_NORM:
         args[1] = list(args[0].shape[-len(args[1]) :])
 
 

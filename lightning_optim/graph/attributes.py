@@ -8,10 +8,10 @@ from typing import Any
 
 from lightning_optim.graph.capture import ATTRIBUTES
 from lightning_optim.graph.labels import Axes, Axis, Labels
-from lightning_optim.graph.rules.base import OperatorCall, operator_name
+from lightning_optim.graph.operators import TAKE_LENGTHS, operator_name
+from lightning_optim.graph.rules.base import OperatorCall
 from lightning_optim.surgery.select import plain_name
 
-_VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "chunk"})
 _COUNTER = re.compile(
     r"(^|_)(heads?|groups?|dims?|width|channels?|chans|chs|features|planes|filters|size|n?hidden|embed|model|nf|nhead)(_|$)"
 )
@@ -31,7 +31,7 @@ def note_counts(call: OperatorCall, axes: Any, meta: Mapping[str, Any], counts: 
         meta: The graph's metadata, with the attributes of every module.
         counts: Labels by the attribute's full name; filled here.
     """
-    if operator_name(call.node.target) not in _VIEWS or not axes:
+    if operator_name(call.node.target) not in TAKE_LENGTHS or not axes:
         return
     owner = calling_module(call.node.meta)
     attributes = meta.get(ATTRIBUTES, {}).get(owner, {})

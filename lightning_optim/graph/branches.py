@@ -10,14 +10,9 @@ from torch import fx
 
 from lightning_optim.graph.attributes import calling_modules
 from lightning_optim.graph.coupling import Coupling
+from lightning_optim.graph.operators import KEEP_ZERO, NORMS, WEIGHTED, kind_of, operator_name
 from lightning_optim.graph.propagate import Propagation
-from lightning_optim.graph.rules.base import OperatorCall, operator_name
-
-_LINEAR = frozenset({"linear", "conv1d", "conv2d", "conv3d", "convolution"})
-_NORMS = frozenset({"batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm"})
-# Zero in, zero out, whatever the other operands are.
-_KEEP_ZERO = frozenset({"mul", "div", "neg", "dropout", "relu", "gelu", "silu", "tanh", "clone", "contiguous", "to"})
-_KEEP_ZERO |= {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "roll"}
+from lightning_optim.graph.rules.base import OperatorCall
 
 
 @final
@@ -105,11 +100,11 @@ def _last_layer(node: fx.Node, inside: set[fx.Node], propagation: Propagation) -
     """Weight and bias of the layer that a branch ends in; nothing if zeros there might not make the branch zero."""
     while node.op == "call_function" and node in inside:
         call, name = OperatorCall(node, propagation.axes, propagation.labels), operator_name(node.target)
-        if name in _LINEAR | _NORMS:
+        if kind_of(name) in WEIGHTED | NORMS:
             held = [call.get("weight"), call.get("bias")]
             return [tensor for tensor in held if isinstance(tensor, fx.Node)] if held[0] is not None else []
         source = call.first()
-        if name not in _KEEP_ZERO or not isinstance(source, fx.Node):
+        if name not in KEEP_ZERO or not isinstance(source, fx.Node):
             return []
         node = source
     return []

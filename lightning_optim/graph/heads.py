@@ -7,7 +7,7 @@ from torch import fx
 
 from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.graph.labels import Axis
-from lightning_optim.graph.rules.base import operator_name
+from lightning_optim.graph.operators import OperatorKind, kind_of, operator_name
 
 
 def attention_heads(coupling: Coupling) -> tuple[Group, ...]:
@@ -36,9 +36,10 @@ def attention_heads(coupling: Coupling) -> tuple[Group, ...]:
 
 def _attends(node: fx.Node) -> bool:
     name = operator_name(node.target) if node.op == "call_function" else ""
-    if name in ("softmax", "_softmax"):
+    kind = kind_of(name)
+    if kind is OperatorKind.SOFTMAX:
         return node.args[1] in (-1, len(node.meta["val"].shape) - 1)
-    return name == "scaled_dot_product_attention"
+    return kind is OperatorKind.ATTENTION
 
 
 def _label(coupling: Coupling, group: Group) -> int:

@@ -11,7 +11,8 @@ from torch import fx
 
 from lightning_optim.graph.attributes import note_counts, note_widths
 from lightning_optim.graph.labels import Axes, Axis, Labels
-from lightning_optim.graph.rules.base import OperatorCall, Result, Rule, all_rules, fixed, operator_name
+from lightning_optim.graph.operators import operator_name
+from lightning_optim.graph.rules.base import OperatorCall, Result, Rule, all_rules, fixed
 from lightning_optim.graph.rules.pointwise import combine, is_pointwise
 from lightning_optim.graph.unused import tie_unused
 

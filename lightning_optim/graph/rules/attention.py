@@ -5,11 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from lightning_optim.graph.labels import Axes, Axis
-from lightning_optim.graph.rules.base import OperatorCall, operator_name, rule
-
-_PRODUCTS = frozenset({"scaled_dot_product_attention", "matmul", "bmm", "einsum", "softmax", "_softmax"})
-_ENDS = frozenset({"linear", "addmm", "mm", "conv1d", "conv2d", "conv3d", "convolution", "layer_norm", "batch_norm"})
-_REORDERED = frozenset({"permute", "transpose", "unsqueeze", "squeeze", "contiguous", "clone"})
+from lightning_optim.graph.operators import END_ATTENTION, MIX_ACTIVATIONS, REORDER, operator_name
+from lightning_optim.graph.rules.base import OperatorCall, rule
 
 
 def feeds_attention(node: fx.Node) -> bool:
@@ -19,9 +16,9 @@ def feeds_attention(node: fx.Node) -> bool:
     while waiting:
         for user in waiting.pop().users:
             name = operator_name(user.target) if user.op == "call_function" else ""
-            if name in _PRODUCTS:
+            if name in MIX_ACTIVATIONS:
                 return True
-            if user not in seen and name not in _ENDS:
+            if user not in seen and name not in END_ATTENTION:
                 seen.add(user)
                 waiting.append(user)
     return False
@@ -37,7 +34,7 @@ def is_taken_apart(node: fx.Node, length: int) -> bool:
                 source: fx.Node = user.args[0]  # type: ignore[assignment]  # both take the tensor first
                 dim = user.args[1] if len(user.args) > 1 else 0
                 return bool(source.meta["val"].shape[dim] == length) and length in (2, 3)
-            if name in _REORDERED and user not in seen:
+            if name in REORDER and user not in seen:
                 seen.add(user)
                 waiting.append(user)
     return False

@@ -43,19 +43,6 @@ def all_rules() -> dict[str, Rule]:
     return _RULES
 
 
-def operator_name(target: Any) -> str:
-    """Return ``"conv2d"`` for ``aten.conv2d.default``; a foreign operator keeps its namespace.
-
-    Example:
-        >>> operator_name(torch.ops.aten.add.Tensor)
-        'add'
-    """
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name
-        return name.removeprefix("aten::")
-    return getattr(target, "__name__", str(target))
-
-
 def fixed(rank: int) -> Axes:
     """Return axes that cannot change their length."""
     return [None] * rank

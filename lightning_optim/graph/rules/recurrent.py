@@ -10,7 +10,8 @@ import numpy as np
 from torch import fx
 
 from lightning_optim.graph.labels import Axis
-from lightning_optim.graph.rules.base import OperatorCall, Result, fixed, operator_name, rule
+from lightning_optim.graph.operators import operator_name
+from lightning_optim.graph.rules.base import OperatorCall, Result, fixed, rule
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
