@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 from benchmarks.common import parser_for
 from benchmarks.random_models import build, twice
 from lightning_optim.errors import reason_of
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Coupling, Group, couple
 from lightning_optim.pruning.shrink.channels import Choice, shrink
 
@@ -56,7 +56,7 @@ def weakest_last(model: nn.Module, group: Group, keep: float) -> Tensor:
 
 def plan(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: float) -> tuple[Coupling, list[Choice]]:
     """Capture, couple, and choose what stays of each group."""
-    coupling = couple(capture(model, args, kwargs))
+    coupling = couple(capture_network(model, args, kwargs))
     return coupling, [(group, weakest_last(model, group, keep)) for group in coupling.groups if group.size > 1]
 
 

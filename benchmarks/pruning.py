@@ -44,7 +44,7 @@ from lightning_optim.cost.engine import Eager, Engine
 from lightning_optim.cost.latency import Latency
 from lightning_optim.cost.prices import Prices
 from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple, keep_channels
 from lightning_optim.pruning.allocation.budget import Budget
 from lightning_optim.pruning.shrink.channels import shrink
@@ -221,7 +221,7 @@ class ResNet18(nn.Module):
 def half(net: nn.Module, images: Tensor, share: float = 0.5, multiple: int = 16) -> nn.Module:
     """Remove a share of the channels of every group, physically."""
     small = copy.deepcopy(net)
-    coupling = couple(capture(small, (images,)))
+    coupling = couple(capture_network(small, (images,)))
     keep = []
     for group in coupling.groups:
         kept = max(round((1.0 - share) * group.size / multiple), 1) * multiple
@@ -344,7 +344,7 @@ def latency_errors(
     Returns:
         Errors of what the budget chose when it was measured, and of what it chose after the drift.
     """
-    coupling = couple(capture(net, (images,)))
+    coupling = couple(capture_network(net, (images,)))
     pools = {group.name: group for group in coupling.groups}
     chosen: tuple[list[tuple[float, nn.Module]], ...] = ([], [])
     for seed, sparsity in itertools.product((0, 1), (0.3, 0.5, 0.6)):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_optim.graph.branches import residual_branches
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -83,7 +83,7 @@ class PooledSums(nn.Module):
 
 
 def branches_of(net, batch):
-    return residual_branches(couple(capture(net, (batch,))))
+    return residual_branches(couple(capture_network(net, (batch,))))
 
 
 def without(net, branch):

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_optim.graph.capture import ATTRIBUTES
 from lightning_optim.graph.labels import Axes, Axis, Labels
 from lightning_optim.graph.operators import TAKE_LENGTHS, operator_name
 from lightning_optim.graph.rules.base import OperatorCall
@@ -22,42 +21,49 @@ _WIDTH_OF_ONE = re.compile(r"head_(dim|size|width)|dim_(per_)?head|per_head|head
 _WIDTHS = frozenset({"embed_dim", "kdim", "vdim"})
 
 
-def note_counts(call: OperatorCall, axes: Any, meta: Mapping[str, Any], counts: dict[str, Axis]) -> None:
+def note_counts(
+    call: OperatorCall, axes: Any, attributes: Mapping[str, Mapping[str, int]], counts: dict[str, Axis]
+) -> None:
     """Remember which attributes of the calling module say how long a labelled axis of a view is.
 
     Args:
         call: The operator call; anything but a view is passed over.
         axes: Labels of its output, or of each output.
-        meta: The graph's metadata, with the attributes of every module.
+        attributes: Integer attributes of every module, by its plain name.
         counts: Labels by the attribute's full name; filled here.
     """
     if operator_name(call.node.target) not in TAKE_LENGTHS or not axes:
         return
     owner = calling_module(call.node.meta)
-    attributes = meta.get(ATTRIBUTES, {}).get(owner, {})
+    own = attributes.get(owner, {})
     # The parts of a split may be told by what is split: ``x.split(self.channels // 2)``.
     labelled = [*axes[0], *call.axes(call.first())] if isinstance(axes[0], list) else axes
     for axis in labelled:
         if axis is not None:
-            for name in counters(attributes, len(axis)):
+            for name in counters(own, len(axis)):
                 _note(call.labels, f"{owner}.{name}".lstrip("."), axis, counts)
 
 
-def note_widths(labels: Labels, tensors: Mapping[str, Axes], meta: Mapping[str, Any], counts: dict[str, Axis]) -> None:
+def note_widths(
+    labels: Labels,
+    tensors: Mapping[str, Axes],
+    attributes: Mapping[str, Mapping[str, int]],
+    counts: dict[str, Axis],
+) -> None:
     """Remember widths that a module compares its inputs with, by the parameters that it holds itself.
 
     Args:
         labels: The union-find.
         tensors: Labels of each parameter and buffer.
-        meta: The graph's metadata, with the attributes of every module.
+        attributes: Integer attributes of every module, by its plain name.
         counts: Labels by the attribute's full name; filled here.
     """
     for name, axes in tensors.items():
         owner = name.rpartition(".")[0]
-        attributes = meta.get(ATTRIBUTES, {}).get(owner, {})
-        for width in sorted(_WIDTHS & attributes.keys()):
+        own = attributes.get(owner, {})
+        for width in sorted(_WIDTHS & own.keys()):
             for axis in axes:
-                if axis is not None and len(axis) == attributes[width]:
+                if axis is not None and len(axis) == own[width]:
                     _note(labels, f"{owner}.{width}".lstrip("."), axis, counts)
 
 

@@ -43,7 +43,7 @@ def residual_branches(coupling: Coupling) -> tuple[Branch, ...]:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from lightning_optim.graph.capture import capture
+        >>> from lightning_optim.graph.capture import capture_network
         >>> from lightning_optim.graph.coupling import couple
         >>> class Block(nn.Module):
         ...     def __init__(self):
@@ -53,7 +53,7 @@ def residual_branches(coupling: Coupling) -> tuple[Branch, ...]:
         ...     def forward(self, x):
         ...         return x + self.second(self.first(x).relu())
         >>> net = nn.Sequential(nn.Linear(3, 4), Block())
-        >>> [branch.name for branch in residual_branches(couple(capture(net, (torch.ones(2, 3),))))]
+        >>> [branch.name for branch in residual_branches(couple(capture_network(net, (torch.ones(2, 3),))))]
         ['1.second.weight']
     """
     propagation = coupling.propagation

@@ -6,19 +6,34 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 import torch.fx.config as tracing
 from torch import Tensor, nn
 
 from lightning_optim.errors import CaptureError, reason_of
-from lightning_optim.graph.shape_model import SKELETON, ShapeModel
+from lightning_optim.graph.shape_model import ShapeModel
 from lightning_optim.surgery.attention import free_heads, plain_attentions
 from lightning_optim.surgery.select import plain_name
 
-ATTRIBUTES = "integer_attributes"
-"""Key in ``program.graph_module.meta``: plain module name -> {attribute: value}."""
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured:
+    """A network as a graph, and what a graph does not say of it.
+
+    Args:
+        program: The forward pass in evaluation mode as ATen operators; names in its signature are the model's.
+        attributes: Integer attributes (``num_heads`` and the like) by plain module name: a graph holds the numbers
+            that they became, but not their names.
+        shape_model: Tells what cuts the model's code can follow; ``None`` where nothing is known of its code.
+    """
+
+    program: torch.export.ExportedProgram
+    attributes: Mapping[str, Mapping[str, int]]
+    shape_model: ShapeModel | None = None
 
 
 def eval_copy(model: nn.Module, stand_ins: Mapping[Tensor, Tensor] | None = None) -> nn.Module:
@@ -55,29 +70,20 @@ def eval_view(model: nn.Module) -> nn.Module:
     return eval_copy(model, {parameter: parameter for parameter in model.parameters()})
 
 
-def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
-) -> torch.export.ExportedProgram:
+def capture_network(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Captured:
     """Export the forward pass in evaluation mode as a graph of ATen operators.
-
-    The integer attributes of every module (``num_heads`` and the like) travel along in
-    ``program.graph_module.meta``: a graph holds the numbers that they became, but not their names. So does a
-    skeleton of the model, which tells what cuts its code can follow.
 
     Args:
         model: The model; left untouched, a copy is exported.
         args: Example positional inputs. A batch of two or more keeps the batch axis apart from axes of length one.
         kwargs: Example keyword inputs.
 
-    Returns:
-        The program; names in its signature are those of ``model``.
-
     Raises:
         CaptureError: If the model cannot be copied or exported.
 
     Example:
-        >>> program = capture(nn.Linear(3, 2), (torch.ones(2, 3),))
-        >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        >>> captured = capture_network(nn.Linear(3, 2), (torch.ones(2, 3),))
+        >>> [str(node.target) for node in captured.program.graph.nodes if node.op == "call_function"]
         ['aten.linear.default']
     """
     try:
@@ -92,9 +98,7 @@ def capture(
             f"torch.export cannot capture {type(model).__name__} with these inputs: {reason}; "
             "name a part of it that can be exported as the network, or choose a technique that needs no graph"
         ) from error
-    program.graph_module.meta[ATTRIBUTES] = _integer_attributes(shadow)
-    program.graph_module.meta[SKELETON] = ShapeModel(shadow, args, dict(kwargs or {}))
-    return program
+    return Captured(program, _integer_attributes(shadow), ShapeModel(shadow, args, dict(kwargs or {})))
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import final
 
-import torch
-
+from lightning_optim.graph.capture import Captured
 from lightning_optim.graph.feasible import feasible_groups
 from lightning_optim.graph.group import Group, Member, keep_channels
 from lightning_optim.graph.propagate import Propagation
@@ -43,7 +42,7 @@ class Coupling:
         return self._by_place.get((name, dim))
 
 
-def couple(program: torch.export.ExportedProgram) -> Coupling:
+def couple(captured: Captured) -> Coupling:
     """Find which channels can go, and what goes with them.
 
     Every axis of every parameter gets one label per position; operators hand labels on, unite them, or freeze
@@ -52,16 +51,17 @@ def couple(program: torch.export.ExportedProgram) -> Coupling:
     of the model could not run without some of their channels.
 
     Args:
-        program: What ``capture`` returns.
+        captured: What ``capture_network`` returns.
 
     Example:
+        >>> import torch
         >>> from torch import nn
-        >>> from lightning_optim.graph.capture import capture
+        >>> from lightning_optim.graph.capture import capture_network
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> coupling = couple(capture(net, (torch.ones(2, 3),)))
+        >>> coupling = couple(capture_network(net, (torch.ones(2, 3),)))
         >>> [(group.size, [(m.name, m.dim) for m in group.members]) for group in coupling.groups]
         [(4, [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)])]
     """
-    propagation = Propagation(program)
+    propagation = Propagation(captured)
     groups, whole = feasible_groups(propagation)
     return Coupling(tuple(groups), dict(propagation.unknown), propagation, whole)

@@ -11,7 +11,7 @@ import torch
 from lightning_optim.graph.group import Group, gather, keep_channels
 from lightning_optim.graph.labels import Axis
 from lightning_optim.graph.propagate import Propagation
-from lightning_optim.graph.shape_model import SKELETON, Objection, ShapeModel
+from lightning_optim.graph.shape_model import Objection
 from lightning_optim.surgery.cut import CutPlan
 
 OPERATORS = 40_000
@@ -34,18 +34,18 @@ def feasible_groups(propagation: Propagation) -> tuple[list[Group], dict[str, st
 
     Example:
         >>> from torch import nn
-        >>> from lightning_optim.graph.capture import capture
+        >>> from lightning_optim.graph.capture import capture_network
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> groups, whole = feasible_groups(Propagation(capture(net, (torch.ones(2, 3),))))
+        >>> groups, whole = feasible_groups(Propagation(capture_network(net, (torch.ones(2, 3),))))
         >>> len(groups), whole
         (1, {})
     """
     groups = gather(propagation)
-    skeleton: ShapeModel | None = propagation.program.graph_module.meta.get(SKELETON)
-    if skeleton is None:
+    shape_model = propagation.shape_model
+    if shape_model is None:
         return groups, {}
     trials = max(10, OPERATORS // len(propagation.axes))
-    search = _Search(skeleton.objection, trials)
+    search = _Search(shape_model.objection, trials)
     whole: dict[Group, str] = {}
     if search.objection(groups) is not None:
         groups = _tied(groups, propagation, search)
@@ -56,7 +56,7 @@ def feasible_groups(propagation: Propagation) -> tuple[list[Group], dict[str, st
             sound = [group for group in groups if group.name in names]
             whole = search.faulty([group for group in groups if group not in sound], sound)
     groups = [group for group in groups if group not in whole]
-    whole |= _Search(skeleton.objection_in_training, trials).faulty(groups)
+    whole |= _Search(shape_model.objection_in_training, trials).faulty(groups)
     return [group for group in groups if group not in whole], {group.name: reason for group, reason in whole.items()}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from lightning_optim.graph.attributes import note_counts, note_widths
+from lightning_optim.graph.capture import Captured
 from lightning_optim.graph.labels import Axes, Axis, Labels
 from lightning_optim.graph.operators import operator_name
 from lightning_optim.graph.rules.base import OperatorCall, Result, Rule, all_rules, fixed
@@ -22,9 +23,11 @@ class Propagation:
     """Labels of every value of one program.
 
     Args:
-        program: An exported program in evaluation mode.
+        captured: A network in evaluation mode as a graph.
 
     Attributes:
+        program: Its exported program.
+        shape_model: What tells which cuts the network's code can follow, if that is known.
         labels: The union-find.
         axes: Labels of each node's value; a list of them where it has several.
         tensors: Labels of each parameter and buffer by its name.
@@ -33,8 +36,9 @@ class Propagation:
         unknown: Operators without a rule that froze what they met, with their number.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
-        self.program = program
+    def __init__(self, captured: Captured) -> None:
+        self.program, self.shape_model = captured.program, captured.shape_model
+        self._attributes = captured.attributes
         self.labels = Labels()
         self.axes: dict[fx.Node, Any] = {}
         self.tensors: dict[str, Axes] = {}
@@ -42,13 +46,13 @@ class Propagation:
         self.statistics: set[fx.Node] = set()
         self.unknown: Counter[str] = Counter()
         self._by_storage: dict[tuple[Any, ...], Axes] = {}
-        signature = program.graph_signature
+        signature = self.program.graph_signature
         self._names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self._held = {**program.constants, **program.state_dict}
-        for node in program.graph.nodes:
+        self._held = {**self.program.constants, **self.program.state_dict}
+        for node in self.program.graph.nodes:
             self._visit(node)
         tie_unused(self.labels, self.tensors, self._unused())
-        note_widths(self.labels, self.tensors, program.graph_module.meta, self.counts)
+        note_widths(self.labels, self.tensors, self._attributes, self.counts)
 
     def _unused(self) -> list[str]:
         """Names of parameters that no operator reads, by whichever name."""
@@ -95,7 +99,7 @@ class Propagation:
         self.axes[node] = self._apply(call)
         if call.uses_statistic:
             self.statistics.add(node)
-        note_counts(call, self.axes[node], self.program.graph_module.meta, self.counts)
+        note_counts(call, self.axes[node], self._attributes, self.counts)
 
     def _apply(self, call: OperatorCall) -> Result:
         name = operator_name(call.node.target)

@@ -18,9 +18,6 @@ from lightning_optim.errors import reason_of
 from lightning_optim.graph.norm_shapes import NormShapes
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 
-SKELETON = "skeleton"
-"""Key in ``program.graph_module.meta`` of an exported program."""
-
 
 @final
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_optim.errors import ArtefactError, CaptureError, LightningOptimError, reason_of
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Group, couple, keep_channels
 from lightning_optim.surgery.cut import apply_cut, taken_out
 from lightning_optim.surgery.resize import resize, sizes_of
@@ -174,7 +174,7 @@ def _fits(network: nn.Module, name: str, cuts: Any, saved: Tensor | None) -> boo
 def _shape_after(model: nn.Module, weights: Mapping[str, Tensor], example: tuple[Any, ...]) -> None:
     """Cut as many channels of each coupled group as the weights say; which ones does not matter to what is saved."""
     try:
-        coupling = couple(capture(model, example))
+        coupling = couple(capture_network(model, example))
     except CaptureError as error:
         raise ArtefactError(f"the shape cannot be told without the cut: {reason_of(error)}") from error
     plan = keep_channels(

@@ -17,7 +17,7 @@ from lightning_optim.cost.base import Subject
 from lightning_optim.cost.macs import MACs
 from lightning_optim.cost.parameters import Parameters
 from lightning_optim.errors import ArtefactError, TargetError
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Coupling, Group, couple
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.sensitivity import Sensitivity, check_sparsities, sweep
@@ -94,7 +94,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
         raise ArtefactError("the validation loop never called the network: set network to the part that it calls")
     # Validation runs in inference mode, whose tensors no graph takes.
     inputs = pytree.tree_map_only(Tensor, torch.clone, (example.args, example.kwargs))
-    coupling = couple(capture(live, *inputs))
+    coupling = couple(capture_network(live, *inputs))
     weights = {f"{layer}.weight": live.get_parameter(f"{layer}.weight").detach() for layer in layers}
     pools = _pools(coupling, weights)
     look = partial(sweep, live, layers, criterion=criterion, sparsities=sparsities, measure=measure)

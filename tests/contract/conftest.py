@@ -27,7 +27,7 @@ from lightning_optim.cli.build import build
 from lightning_optim.cost.base import Subject
 from lightning_optim.cost.macs import MACs
 from lightning_optim.cost.prices import Prices
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.sensitivity import Sensitivity, SensitivityCurve
 from lightning_optim.pruning.structure.coupled import targeted_groups
@@ -330,7 +330,7 @@ def write_teachers(folder: Path) -> None:
 def write_latency_table(folder: Path) -> None:
     """Times in proportion to multiply-accumulates: measured ones are no two times the same."""
     network, batch = Net(), torch.zeros(2, 3, 6, 6)
-    coupling = couple(capture(network, (batch,)))
+    coupling = couple(capture_network(network, (batch,)))
     weights = {name: weight for name, weight in network.named_parameters() if weight.dim() > 1}
     prices = MACs().prices(Subject(network, coupling, targeted_groups(coupling, weights), (batch,)))
     seconds = Prices("seconds", prices.pools, prices.terms)

@@ -14,7 +14,7 @@ from lightning_optim.cost.parameters import Parameters
 from lightning_optim.cost.weight_bytes import WeightBytes
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple, keep_channels
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.inputs import Inputs
@@ -52,7 +52,7 @@ def priced(request):
     torch.manual_seed(0)
     make, shape = CASES[request.param]
     network, batch = make(), torch.randn(2, *shape)
-    coupling = couple(capture(network, (batch,)))
+    coupling = couple(capture_network(network, (batch,)))
     return network, batch, coupling, {group.name: group for group in coupling.groups if group.size > 1}
 
 
@@ -91,7 +91,7 @@ def test_a_shared_weight_is_measured_once():
 
 def test_a_pool_counts_the_weights_that_make_and_read_it():
     network, batch = ResidualNet(widths=(8, 16)), torch.randn(2, 1, 16, 16)
-    coupling = couple(capture(network, (batch,)))
+    coupling = couple(capture_network(network, (batch,)))
     prices = Parameters().prices(Subject(network, coupling, {group.name: group for group in coupling.groups}, (batch,)))
     assert {name: pool.uses for name, pool in prices.pools.items()} == {
         "stem.weight": 5,
@@ -111,7 +111,7 @@ def test_what_has_no_rule_of_its_own_is_counted_as_fixed():
             return self.out(F.relu(self.head(self.lstm(x)[0])))
 
     network, batch = Recurrent(), torch.randn(2, 5, 4)
-    coupling = couple(capture(network, (batch,)))
+    coupling = couple(capture_network(network, (batch,)))
     pools = {group.name: group for group in coupling.groups if group.name == "head.weight"}
     prices = MACs().prices(Subject(network, coupling, pools, (batch,)))
     assert prices.full == count_macs(network, (batch,))

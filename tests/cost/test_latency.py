@@ -16,7 +16,7 @@ from lightning_optim.cost.latency import Latency
 from lightning_optim.cost.timing import time_call
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.errors import ArtefactError
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple, keep_channels
 from lightning_optim.pruning.allocation.budget import Budget
 from lightning_optim.surgery.cut import apply_cut
@@ -58,7 +58,7 @@ def steady_clock(request, monkeypatch):
 def subject():
     torch.manual_seed(0)
     network, batch = ResidualNet(widths=(64, 128)).eval(), torch.randn(2, 1, 28, 28)
-    coupling = couple(capture(network, (batch,)))
+    coupling = couple(capture_network(network, (batch,)))
     return network, coupling, {group.name: group for group in coupling.groups}, (batch,)
 
 
@@ -185,7 +185,7 @@ def test_a_table_serves_the_same_network_with_fewer_channels(subject, tmp_path):
     cost = Latency(engine=ByMacs(), points=2, table=str(tmp_path / "latency.json"))
     first = cost.prices(Subject(network, coupling, pools, inputs))
     small = cut(network, pools, dict.fromkeys(pools, 32))
-    narrow = couple(capture(small, inputs))
+    narrow = couple(capture_network(small, inputs))
     second = cost.prices(Subject(small, narrow, {group.name: group for group in narrow.groups}, inputs))
     assert second.sizes == dict.fromkeys(pools, 32)
     assert second.full == first(second.sizes)

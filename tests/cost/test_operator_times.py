@@ -6,7 +6,7 @@ import lightning_optim.cost.operator_times
 from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.operator_times import share_in_vectors, tabulated, vector_step
 from lightning_optim.cost.operators import timed_operators
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 
 
@@ -20,7 +20,7 @@ def test_an_operator_is_timed_at_every_combination_and_equal_calls_once(monkeypa
     calls = []
     monkeypatch.setattr(lightning_optim.cost.operator_times, "time_call", lambda call: calls.append(call) or 2.0)
     net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(4, 2))
-    coupling = couple(capture(net, (torch.randn(2, 3),)))
+    coupling = couple(capture_network(net, (torch.randn(2, 3),)))
     widths = AxisWidths(coupling, {group.name: group for group in coupling.groups})
     known = {}
     tables = [tabulated(operator, widths.sizes, 2, known) for operator in timed_operators(coupling, widths, 0.5)]

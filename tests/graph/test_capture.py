@@ -7,15 +7,24 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import CaptureError
-from lightning_optim.graph.capture import capture, eval_copy
+from lightning_optim.graph.capture import capture_network, eval_copy
 
 
 def test_the_model_keeps_its_mode_and_its_statistics():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout())
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    capture(net, (torch.randn(2, 3),))
+    capture_network(net, (torch.randn(2, 3),))
     assert all(module.training for module in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_integer_attributes_come_along_and_metadata_of_torch_stay_its_own():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    captured = capture_network(net, (torch.randn(2, 3),))
+    assert captured.attributes["0"] == {"in_features": 3, "out_features": 4}
+    assert captured.shape_model is not None
+    bare = torch.export.export(net.eval(), (torch.randn(2, 3),), strict=False)
+    assert captured.program.graph_module.meta.keys() == bare.graph_module.meta.keys()
 
 
 def test_a_trainer_is_not_copied():
@@ -36,4 +45,4 @@ def test_what_cannot_be_captured_is_named():
             return x + 1 if x.sum() > 0 else x
 
     with pytest.raises(CaptureError, match="cannot capture Branch"):
-        capture(Branch(), (torch.randn(2),))
+        capture_network(Branch(), (torch.randn(2),))

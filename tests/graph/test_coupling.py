@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Group, Member, couple, keep_channels
 from lightning_optim.graph.rules.base import all_rules
 
@@ -21,7 +21,7 @@ class Lambda(nn.Module):
 
 
 def places(net, *inputs):
-    coupling = couple(capture(net, inputs))
+    coupling = couple(capture_network(net, inputs))
     return {frozenset((member.name, member.dim) for member in group.members): group for group in coupling.groups}
 
 
@@ -54,7 +54,7 @@ def test_flatten_repeats_a_channel_over_its_pixels():
 def test_an_operator_without_a_rule_freezes_what_it_meets():
     net = Lambda(nn.Linear(3, 4), lambda x: torch.linalg.qr(x)[0], nn.Linear(2, 2))
     net.two = nn.Linear(2, 2)
-    coupling = couple(capture(net, (torch.randn(2, 3),)))
+    coupling = couple(capture_network(net, (torch.randn(2, 3),)))
     assert coupling.groups == ()
     assert coupling.unknown == {"linalg_qr": 1}
 
@@ -89,7 +89,7 @@ def test_heads_go_whole_and_their_number_is_known():
             query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, 4)).permute(2, 0, 3, 1, 4)
             return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
-    coupling = couple(capture(Attention(), (torch.randn(2, 5, 8),)))
+    coupling = couple(capture_network(Attention(), (torch.randn(2, 5, 8),)))
     (group,) = coupling.groups
     assert group.size == 2
     assert [count.name for count in group.counts] == ["num_heads"]
@@ -111,7 +111,7 @@ def test_queries_of_one_shared_key_head_go_with_it():
             mixed = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
             return self.out(mixed.transpose(1, 2).flatten(2))
 
-    (group,) = couple(capture(Grouped(), (torch.randn(2, 5, 8),))).groups
+    (group,) = couple(capture_network(Grouped(), (torch.randn(2, 5, 8),))).groups
     assert group.size == 2
     assert {member.name: member.index.shape[1] for member in group.members if member.dim == 0} == {
         "query.weight": 8, "query.bias": 8, "key.weight": 4, "key.bias": 4, "value.weight": 4, "value.bias": 4,
@@ -150,7 +150,7 @@ def test_channels_are_found_under_every_name_of_a_tied_weight():
         def forward(self, x):
             return self.out(self.two(self.one(self.enter(x)).relu()))
 
-    (group,) = couple(capture(Tied(), (torch.randn(2, 3),))).groups
+    (group,) = couple(capture_network(Tied(), (torch.randn(2, 3),))).groups
     assert {member.dim for member in group.members if member.name in ("one.weight", "two.weight")} == {0, 1}
 
 
@@ -190,7 +190,7 @@ def test_a_standardized_weight_takes_a_statistic_over_its_inputs():
             return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
 
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Standardized(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
-    groups = {group.name: group for group in couple(capture(net, (torch.randn(2, 3, 8, 8),))).groups}
+    groups = {group.name: group for group in couple(capture_network(net, (torch.randn(2, 3, 8, 8),))).groups}
     assert groups["0.weight"].is_normalized
     assert not groups["2.weight"].is_normalized
     assert (groups["0.weight"].size, groups["2.weight"].size) == (4, 6)
@@ -201,11 +201,11 @@ def test_a_rule_that_fails_or_answers_wrongly_freezes_what_it_met(monkeypatch):
         raise KeyError("unforeseen")
 
     net = Lambda(nn.Linear(3, 4), torch.tanh, nn.Linear(4, 2))
-    program = capture(net, (torch.randn(2, 3),))
-    assert len(couple(program).groups) == 1
+    captured = capture_network(net, (torch.randn(2, 3),))
+    assert len(couple(captured).groups) == 1
     for wrong in (failing, lambda call: [None], lambda call: [None, call.labels.fresh(7)]):
         monkeypatch.setitem(all_rules(), "tanh", wrong)
-        coupling = couple(program)
+        coupling = couple(captured)
         assert coupling.groups == ()
         assert coupling.unknown == {"tanh": 1}
 
@@ -223,7 +223,7 @@ def test_heads_of_packed_queries_keys_and_values_are_apart_from_the_width_of_the
             return self.leave(self.attention(x, x, x, need_weights=False)[0])
 
     for examples in (1, 2):
-        coupling = couple(capture(Attend(), (torch.randn(examples, 5, 3),)))
+        coupling = couple(capture_network(Attend(), (torch.randn(examples, 5, 3),)))
         heads = coupling.group_of("attention.out_proj.weight", 1)
         assert heads.size == 3
         assert {count.name for count in heads.counts} == {"attention.num_heads"}
@@ -260,7 +260,7 @@ def test_a_parameter_that_nothing_reads_stays():
 
 def test_a_weight_given_by_direction_and_length_is_cut_with_both():
     net = nn.Sequential(nn.Linear(3, 6), nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Linear(4, 2))
-    coupling = couple(capture(net, (torch.randn(2, 3),)))
+    coupling = couple(capture_network(net, (torch.randn(2, 3),)))
     groups = {frozenset((member.name, member.dim) for member in group.members): group for group in coupling.groups}
     inputs = {("0.weight", 0), ("0.bias", 0), ("1.parametrizations.weight.original1", 1)}
     assert groups[frozenset(inputs)].is_normalized

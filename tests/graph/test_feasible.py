@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
-from lightning_optim.graph.shape_model import SKELETON, ShapeModel
+from lightning_optim.graph.shape_model import ShapeModel
 from lightning_optim.pruning.shrink.channels import shrink
 
 
@@ -44,7 +44,7 @@ def around(attention):
 
 def test_heads_derived_from_a_width_are_tied_to_it():
     net, batch = around(Derived())
-    group, after = couple(capture(net, (batch,))).groups
+    group, after = couple(capture_network(net, (batch,))).groups
     assert (group.size, after.size) == (3, 12)
     enter = next(member for member in group.members if (member.name, member.dim) == ("0.weight", 0))
     assert torch.equal(enter.index, torch.arange(12).view(3, 4))
@@ -57,7 +57,7 @@ def test_what_is_tied_can_be_cut_to_any_number_of_heads():
     torch.manual_seed(0)
     for kept in ([1], [0, 2]):
         net, batch = around(Derived())
-        coupling = couple(capture(net, (batch,)))
+        coupling = couple(capture_network(net, (batch,)))
         done = shrink(net, coupling, [(coupling.groups[0], torch.tensor(kept))], (batch,))
         assert not done.refused
         assert done.error <= 1e-5
@@ -66,7 +66,7 @@ def test_what_is_tied_can_be_cut_to_any_number_of_heads():
 
 def test_heads_of_a_written_width_stay_apart_from_their_input():
     net, batch = around(Written())
-    assert sorted(group.size for group in couple(capture(net, (batch,))).groups) == [3, 12, 12]
+    assert sorted(group.size for group in couple(capture_network(net, (batch,))).groups) == [3, 12, 12]
 
 
 def test_a_width_goes_where_heads_are_written_in_a_shape():
@@ -81,7 +81,7 @@ def test_a_width_goes_where_heads_are_written_in_a_shape():
             return self.out((query @ key.transpose(-2, -1) + bias).softmax(-1).matmul(value).transpose(1, 2).flatten(2))
 
     net, batch = around(Shaped())
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     assert [group.name for group in coupling.groups] == ["0.weight", "1.out.weight"]
     assert list(coupling.whole) == ["1.bias"]
 
@@ -99,7 +99,7 @@ def test_a_perceptron_as_wide_as_merged_patches_is_not_tied_to_them():
             return self.merge(torch.cat([x, x.roll(1, 1), x.roll(2, 1), x.roll(3, 1)], -1))
 
     net = nn.Sequential(nn.Linear(3, 12), Merging(), nn.Linear(6, 2))
-    coupling = couple(capture(net, (torch.randn(2, 5, 3),)))
+    coupling = couple(capture_network(net, (torch.randn(2, 5, 3),)))
     assert sorted(group.size for group in coupling.groups) == [3, 6, 48]
 
 
@@ -116,7 +116,7 @@ def test_a_layer_whose_output_is_shaped_as_its_input_is_tied_to_it():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 6), Reduced(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
     batch = torch.randn(2, 4, 3)
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     assert not coupling.whole
     assert [group.name for group in coupling.groups] == ["0.weight", "1.leave.weight", "2.weight"]
     done = shrink(net, coupling, [(coupling.groups[0], torch.tensor([0, 2, 5]))], (batch,))
@@ -136,7 +136,7 @@ def test_groups_that_the_code_cannot_lose_are_named_and_the_others_stay():
                 x = x.reshape(2, 6) if place in (1, 3) else x
             return x
 
-    coupling = couple(capture(Baked(), (torch.randn(2, 6),)))
+    coupling = couple(capture_network(Baked(), (torch.randn(2, 6),)))
     assert sorted(coupling.whole) == ["layers.1.weight", "layers.3.weight"]
     assert all("invalid for input of size" in reason for reason in coupling.whole.values())
     assert [group.name for group in coupling.groups] == ["layers.0.weight", "layers.2.weight", "layers.4.weight"]
@@ -148,7 +148,7 @@ def test_code_that_only_training_runs_is_heard():
             return x + torch.zeros(4) if self.training else x
 
     net = nn.Sequential(nn.Linear(3, 4), Noisy(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
-    coupling = couple(capture(net, (torch.randn(2, 3),)))
+    coupling = couple(capture_network(net, (torch.randn(2, 3),)))
     assert list(coupling.whole) == ["0.weight"]
     assert [group.name for group in coupling.groups] == ["2.weight"]
 
@@ -158,24 +158,24 @@ def test_nothing_is_held_against_code_that_needs_numbers():
         def forward(self, x):
             return x if float(x.sum()) > 0 else -x
 
-    skeleton = ShapeModel(nn.Sequential(nn.Linear(3, 4), Branch()), (torch.randn(2, 3),), {})
-    assert skeleton.objection({"0.weight": [(0, torch.tensor([0]))]}) is None
+    shape_model = ShapeModel(nn.Sequential(nn.Linear(3, 4), Branch()), (torch.randn(2, 3),), {})
+    assert shape_model.objection({"0.weight": [(0, torch.tensor([0]))]}) is None
 
 
-def test_a_skeleton_leaves_model_and_random_numbers_alone():
+def test_a_shape_model_leaves_model_and_random_numbers_alone():
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.BatchNorm1d(4)).train()
     before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
-    skeleton = ShapeModel(net, (torch.ones(2, 3),), {})
-    assert skeleton.objection_in_training({"0.weight": [(0, torch.tensor([0, 1]))]}) is not None
+    shape_model = ShapeModel(net, (torch.ones(2, 3),), {})
+    assert shape_model.objection_in_training({"0.weight": [(0, torch.tensor([0, 1]))]}) is not None
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert net.training
 
 
-def test_a_skeleton_follows_code_that_makes_tensors_of_its_own():
+def test_a_shape_model_follows_code_that_makes_tensors_of_its_own():
     class Positions(nn.Module):
         def forward(self, x):
             return x + torch.arange(5.0)[:, None]
 
-    program = capture(nn.Sequential(nn.Linear(3, 4), Positions(), nn.Linear(4, 2)), (torch.randn(2, 5, 3),))
-    assert program.graph_module.meta[SKELETON].objection({"2.weight": [(1, torch.tensor([0]))]}) is not None
+    captured = capture_network(nn.Sequential(nn.Linear(3, 4), Positions(), nn.Linear(4, 2)), (torch.randn(2, 5, 3),))
+    assert captured.shape_model.objection({"2.weight": [(1, torch.tensor([0]))]}) is not None

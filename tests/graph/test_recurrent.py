@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.shrink.channels import shrink
 
@@ -19,7 +19,7 @@ class Net(nn.Module):
 
 
 def groups_of(net, *inputs):
-    coupling = couple(capture(net, inputs))
+    coupling = couple(capture_network(net, inputs))
     assert not coupling.unknown
     return {group.name: group for group in coupling.groups}
 
@@ -57,7 +57,7 @@ def test_steps_that_are_pooled_leave_units_free():
 def test_a_cut_layer_knows_its_shape_and_is_trained():
     torch.manual_seed(0)
     net, batch = Net(nn.LSTM(5, 4, num_layers=2), 4), torch.randn(6, 2, 3)
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     shrink(net, coupling, [(group, torch.tensor([0, 2])) for group in coupling.groups], (batch,))
     assert (net.layers.input_size, net.layers.hidden_size) == (2, 2)
     before = net(batch)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.criterion.magnitude import Magnitude
 from lightning_optim.pruning.criterion.mean_activation import MeanActivation
@@ -22,7 +22,7 @@ def network():
 
 
 def curves(network, structure, measure, sparsities=(0.25, 0.5), criterion=None):
-    coupling = couple(capture(network, (torch.ones(2, 3),))) if structure.needs_coupling else None
+    coupling = couple(capture_network(network, (torch.ones(2, 3),))) if structure.needs_coupling else None
     return sweep(
         network,
         ["0", "2", "4"],

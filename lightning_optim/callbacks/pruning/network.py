@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.trainer.reshape import Reshaper, averaged_copies
 from lightning_optim.errors import CaptureError, ShrinkError, reason_of
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Coupling, couple
 from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
@@ -84,7 +84,7 @@ class PrunedNetwork:
         if self._is_uncapturable:
             return None
         try:
-            return couple(capture(self.live(pl_module), self.example.args, self.example.kwargs))
+            return couple(capture_network(self.live(pl_module), self.example.args, self.example.kwargs))
         except CaptureError as error:
             if self.state.cut:
                 raise

@@ -72,13 +72,13 @@ class Site:
             CaptureError: If the network cannot be captured.
         """
         # torch.export costs a second to import, and a space of operations alone does without.
-        from lightning_optim.graph.capture import capture
+        from lightning_optim.graph.capture import capture_network
         from lightning_optim.graph.coupling import couple
 
         network = copy.deepcopy(submodule(self.root, self.network))
         for live in live_forwards(network):
             live.superpose()
-        return couple(capture(network, self.args, dict(self.kwargs)))
+        return couple(capture_network(network, self.args, dict(self.kwargs)))
 
     def inner_name(self, name: str) -> str:
         """Name relative to the network of a module or parameter named relative to ``root``.

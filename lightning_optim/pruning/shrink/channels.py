@@ -64,10 +64,10 @@ def shrink(
 
     Example:
         >>> import torch
-        >>> from lightning_optim.graph.capture import capture
+        >>> from lightning_optim.graph.capture import capture_network
         >>> from lightning_optim.graph.coupling import couple
         >>> net, batch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.ones(2, 3),)
-        >>> coupling = couple(capture(net, batch))
+        >>> coupling = couple(capture_network(net, batch))
         >>> shrunk = shrink(net, coupling, [(coupling.groups[0], torch.tensor([0, 3]))], batch)
         >>> net[0].out_features, net[2].in_features, shrunk.refused
         (2, 2, {})

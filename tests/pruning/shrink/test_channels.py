@@ -1,6 +1,7 @@
 """Shrunk networks equal the network whose channels are zeroed by hand, over a zoo of structures."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_optim.errors import ShrinkError
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Group, Member, couple
-from lightning_optim.graph.shape_model import SKELETON
 from lightning_optim.pruning.shrink.channels import shrink
 
 
@@ -268,7 +268,7 @@ def zeroed(net, choices):
 @pytest.mark.parametrize("name", ZOO)
 def test_shrunk_network_equals_the_one_zeroed_by_hand(name):
     net, batch = prepared(name)
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     choices = [(group, half(group)) for group in coupling.groups if not group.is_normalized]
     assert choices
     assert not coupling.unknown
@@ -286,7 +286,7 @@ def test_shrunk_network_equals_the_one_zeroed_by_hand(name):
 def test_every_group_can_go_on_its_own_and_twice(name):
     net, batch = prepared(name)
     for _ in range(2):
-        coupling = couple(capture(net, (batch,)))
+        coupling = couple(capture_network(net, (batch,)))
         for group in coupling.groups:
             if group.size > 1:
                 assert not shrink(copy.deepcopy(net), coupling, [(group, half(group))], (batch,)).refused
@@ -303,7 +303,7 @@ def test_a_weight_given_by_direction_and_length_equals_the_plain_one_without_its
         weight, reader = net[2].weight.clone(), net[4].weight.clone()
         reader[:, [1, 3, 4]] = 0
         wanted = F.linear(net[1](net[0](batch)), weight, net[2].bias).relu() @ reader.T + net[4].bias
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     (group,) = (group for group in coupling.groups if group.size == 6)
     assert not shrink(net, coupling, [(group, kept)], (batch,)).refused
     assert net[2].weight.shape == (3, 8)
@@ -323,9 +323,7 @@ class Baked(nn.Module):
 
 def unsettled(net, batch):
     """The coupling of a graph alone, of whose code nothing is known."""
-    program = capture(net, (batch,))
-    del program.graph_module.meta[SKELETON]
-    return couple(program)
+    return couple(replace(capture_network(net, (batch,)), shape_model=None))
 
 
 def test_a_group_that_cannot_be_cut_stays_whole_and_the_others_go():
@@ -342,7 +340,7 @@ def test_attention_of_torch_loses_whole_heads_with_the_width_that_it_is_compared
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     net, batch = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)), torch.randn(2, 5, 3)
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     shrunk = shrink(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
     assert not shrunk.refused
     assert layer.linear1.out_features == 8
@@ -378,7 +376,7 @@ def test_nothing_has_changed_when_every_group_is_refused():
 def test_a_wrong_group_is_refused_even_where_weights_start_at_zero():
     torch.manual_seed(0)
     net, batch = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(2, 3)
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     nn.init.zeros_(net[2].weight)
     first = coupling.groups[0].members
     shifted = Member("2.weight", 1, first[2].index.roll(1, 0), 4)
@@ -388,7 +386,7 @@ def test_a_wrong_group_is_refused_even_where_weights_start_at_zero():
 
 def test_a_model_that_changed_since_its_capture_is_refused():
     net, batch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     choices = [(coupling.groups[0], torch.tensor([1]))]
     shrink(net, coupling, choices, (batch,))
     with pytest.raises(ShrinkError, match="capture and couple it again"):
@@ -397,7 +395,7 @@ def test_a_model_that_changed_since_its_capture_is_refused():
 
 def test_the_last_channel_of_a_group_cannot_go():
     net, batch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     with pytest.raises(ShrinkError, match="keep at least one"):
         shrink(net, coupling, [(coupling.groups[0], torch.tensor([], dtype=torch.long))], (batch,))
 
@@ -434,7 +432,7 @@ def test_random_networks_shrink_to_their_masked_selves(seed):
             return self.head(x.amax((2, 3)))
 
     net, batch = Random(), image()
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     choices = [(group, half(group)) for group in coupling.groups]
     reference = zeroed(net, choices)(batch)
     assert not shrink(net, coupling, choices, (batch,)).refused

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import TargetError
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.pruning.structure.coupled import activations_as_read
@@ -16,7 +16,7 @@ def network():
 
 @pytest.fixture
 def coupling(network):
-    return couple(capture(network, (torch.ones(2, 1, 2, 2),)))
+    return couple(capture_network(network, (torch.ones(2, 1, 2, 2),)))
 
 
 def test_a_channel_scores_its_weights_scaled_to_a_mean_of_one(network, coupling):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ShrinkError, TargetError
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.shrink.channels import shrink
 from lightning_optim.pruning.structure.coupled import targeted_groups
@@ -59,7 +59,7 @@ def batch():
 
 @pytest.fixture
 def coupling(network, batch):
-    return couple(capture(network, (batch,)))
+    return couple(capture_network(network, (batch,)))
 
 
 def weights_of(network, *names):
@@ -118,7 +118,7 @@ class Packed(nn.Module):
 def test_heads_that_no_layer_makes_are_scored_by_the_layer_that_reads_them(batch):
     torch.manual_seed(0)
     net = Packed()
-    coupling = couple(capture(net, (batch,)))
+    coupling = couple(capture_network(net, (batch,)))
     weights = {name: weight.detach() for name, weight in net.named_parameters() if name.endswith(".weight")}
     structure = Head()
     assert [name for name in weights if structure.concerns(name, coupling)] == ["attention.out_proj.weight"]

@@ -4,7 +4,7 @@ from torch import nn
 
 from lightning_optim.demo.model.vit import VisionTransformer
 from lightning_optim.errors import TargetError
-from lightning_optim.graph.capture import capture
+from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.structure.layer import Layer
@@ -20,7 +20,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def coupling(network):
-    return couple(capture(network, (BATCH,)))
+    return couple(capture_network(network, (BATCH,)))
 
 
 def parts(network, *without):
