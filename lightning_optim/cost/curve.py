@@ -68,7 +68,7 @@ class Curve:
 def curve_through(pairs: Iterable[tuple[float, float]]) -> Curve:
     """The rising curve nearest to pairs of rough and better values.
 
-    PrunerConflicts that would make it fall are replaced by their mean until none is left (pool adjacent violators,
+    Neighbours that would make it fall are replaced by their mean until none is left (pool adjacent violators,
     Barlow et al., 1972), as are points so near to one another that the step between them is more noise than slope.
 
     Args:

@@ -40,7 +40,7 @@ def most_important(
         >>> most_important(importance, {"a": [1, 2], "b": [1, 2]}, prices, limit=12.0)
         {'a': 1, 'b': 2}
     """
-    search = _Search(importance, allowed_counts, prices, prices.curve.inverse(limit))
+    search = _GreedySearch(importance, allowed_counts, prices, prices.curve.inverse(limit))
     search.descend()
     search.fill()
     while search.trade():
@@ -49,7 +49,7 @@ def most_important(
 
 
 @final
-class _Search:
+class _GreedySearch:
     def __init__(
         self,
         importance: Mapping[str, Sequence[float]],
@@ -61,7 +61,7 @@ class _Search:
         self._step = {pool: len(counts) - 1 for pool, counts in allowed_counts.items()}
         self._terms = {pool: prices.of_pool(pool) for pool in allowed_counts}
         self._present = {**prices.sizes, **self.channels}
-        self._conflicts = {
+        self._neighbours = {
             pool: {other for term in terms for other in term.pools if other in allowed_counts}
             for pool, terms in self._terms.items()
         }
@@ -80,7 +80,7 @@ class _Search:
             if loss == float("inf"):
                 return
             self._move(pool, step)
-            for neighbour in self._conflicts[pool]:
+            for neighbour in self._neighbours[pool]:
                 offers[neighbour] = self._offer(neighbour)
 
     def fill(self) -> None:

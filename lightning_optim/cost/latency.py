@@ -82,10 +82,10 @@ class Latency(Cost):
 
     @override
     def prices(self, subject: Subject) -> Prices:
-        ruler = AxisWidths(subject.coupling, subject.pools)
+        axis_widths = AxisWidths(subject.coupling, subject.pools)
         if self.table is not None and Path(self.table).is_file():
-            return _read(Path(self.table), ruler)
-        prices = self._tabulate(subject, ruler)
+            return _read(Path(self.table), axis_widths)
+        prices = self._tabulate(subject, axis_widths)
         if self.table is not None:
             write_atomic(self.table, json.dumps(prices.state_dict()).encode())
         return prices
@@ -97,16 +97,16 @@ class Latency(Cost):
         with evaluating(network):
             return self.engine(network, args, kwargs)
 
-    def _tabulate(self, subject: Subject, ruler: AxisWidths) -> Prices:
+    def _tabulate(self, subject: Subject, axis_widths: AxisWidths) -> Prices:
         rows = _num_rows((subject.args, subject.kwargs))
         known: dict[str, float] = {}
         kinds: tuple[list[Term], list[Term]] = ([], [])
-        for operator in timed_operators(subject.coupling, ruler, self.batch_size / rows):
+        for operator in timed_operators(subject.coupling, axis_widths, self.batch_size / rows):
             is_product = kind_of(operator_name(operator.node.target)) in PRODUCTS
-            kinds[is_product].append(tabulated(operator, ruler.sizes, self.points, known))
-        tables = [Prices("seconds", ruler.pools, tuple(terms)) for terms in kinds]
+            kinds[is_product].append(tabulated(operator, axis_widths.sizes, self.points, known))
+        tables = [Prices("seconds", axis_widths.pools, tuple(terms)) for terms in kinds]
         inputs = _of_batch(self.batch_size, subject.args, subject.kwargs)
-        sizes = [_shares_of(ruler.sizes, shares) for shares in _WHOLE]
+        sizes = [_shares_of(axis_widths.sizes, shares) for shares in _WHOLE]
         measured = [self._whole(subject, channels, inputs) for channels in sizes]
         likely = [channels for channels in _likely(_fitted(tables, sizes, measured)) if channels not in sizes]
         sizes += likely
@@ -150,15 +150,15 @@ class Latency(Cost):
         return self.engine(small, *inputs)
 
 
-def _read(path: Path, ruler: AxisWidths) -> Prices:
+def _read(path: Path, axis_widths: AxisWidths) -> Prices:
     try:
         prices = prices_from_state(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} is no latency table ({error}); remove it to measure anew") from error
     sizes = prices.sizes
-    if sizes.keys() != ruler.sizes.keys() or any(size > sizes[pool] for pool, size in ruler.sizes.items()):
+    if sizes.keys() != axis_widths.sizes.keys() or any(size > sizes[pool] for pool, size in axis_widths.sizes.items()):
         raise ArtefactError(f"{path} is the latency table of another network; remove it, or name another file")
-    return replace(prices, pools=ruler.pools)  # fewer channels are in the table too
+    return replace(prices, pools=axis_widths.pools)  # fewer channels are in the table too
 
 
 def _shares_of(sizes: Mapping[str, int], shares: Sequence[float]) -> dict[str, int]:

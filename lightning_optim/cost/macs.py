@@ -27,37 +27,37 @@ class MACs(Cost):
 
     @override
     def prices(self, subject: Subject) -> Prices:
-        ruler = AxisWidths(subject.coupling, subject.pools)
+        axis_widths = AxisWidths(subject.coupling, subject.pools)
         terms: list[Term] = []
         for node in subject.coupling.propagation.program.graph.nodes:
             if node.op == "call_function" and is_tensor(node):
-                terms += _terms(node, ruler)
-        counted = sum(term.at(ruler.sizes) for term in terms)
+                terms += _terms(node, axis_widths)
+        counted = sum(term.at(axis_widths.sizes) for term in terms)
         rest = count_macs(subject.network, subject.args, subject.kwargs) - counted
         if rest > 0:
             terms.append(Product("other operators", rest, ()))
-        return Prices("MACs", ruler.pools, tuple(terms))
+        return Prices("MACs", axis_widths.pools, tuple(terms))
 
     @override
     def measure(self, network: nn.Module, inputs: Inputs) -> float:
         return float(count_macs(network, inputs.args, inputs.kwargs))
 
 
-def _terms(node: fx.Node, ruler: AxisWidths) -> list[Term]:
+def _terms(node: fx.Node, axis_widths: AxisWidths) -> list[Term]:
     kind = kind_of(operator_name(node.target))
     operands = [operand for operand in (*node.args, *node.kwargs.values()) if is_tensor(operand)]
-    widths = [ruler.of_value(operand) for operand in operands]  # type: ignore[arg-type]  # nodes, all of them
+    widths = [axis_widths.of_value(operand) for operand in operands]  # type: ignore[arg-type]  # nodes, all of them
     products: list[tuple[Width, ...]] = []
     if kind is OperatorKind.CONVOLUTION:
-        products = [(*widths[1], *_around(ruler.of_value(node)))]
+        products = [(*widths[1], *_around(axis_widths.of_value(node)))]
     elif kind is OperatorKind.TRANSPOSED_CONVOLUTION:
         products = [(*widths[1], *_around(widths[0]))]
     elif kind is OperatorKind.LINEAR:
         products = [(*widths[1], *widths[0][:-1])]
     elif kind is OperatorKind.MATRIX_PRODUCT:
-        products = [(*ruler.of_value(node), widths[0][-1])]
+        products = [(*axis_widths.of_value(node), widths[0][-1])]
     elif kind is OperatorKind.ADDED_PRODUCT:
-        products = [(*ruler.of_value(node), widths[1][-1])]
+        products = [(*axis_widths.of_value(node), widths[1][-1])]
     elif kind is OperatorKind.ATTENTION:
         query, key, value = widths[:3]
         products = [(*query[:-1], key[-2], width) for width in (query[-1], value[-1])]

@@ -20,16 +20,16 @@ class TimedOperator:
 
     Args:
         node: Its node.
-        ruler: Lengths of the graph's axes.
+        axis_widths: Lengths of the graph's axes.
         scale: Batch that is timed, as a multiple of the one that was captured.
         constants: Nodes of parameters and buffers, which have no batch.
     """
 
-    def __init__(self, node: fx.Node, ruler: AxisWidths, scale: float, constants: set[fx.Node]) -> None:
+    def __init__(self, node: fx.Node, axis_widths: AxisWidths, scale: float, constants: set[fx.Node]) -> None:
         self.node, self._scale, self._constants = node, scale, constants
-        self._widths = {source: ruler.of_value(source) for source in node.all_input_nodes if is_tensor(source)}
+        self._widths = {source: axis_widths.of_value(source) for source in node.all_input_nodes if is_tensor(source)}
         pools = {pool for widths in self._widths.values() for width in widths for pool in width.parts}
-        self.pools = [pool for pool in ruler.sizes if pool in pools]
+        self.pools = [pool for pool in axis_widths.sizes if pool in pools]
 
     def key(self, channels: Channels) -> str:
         """What is the same for two calls that take the same time."""
@@ -62,14 +62,14 @@ class TimedOperator:
         return made
 
 
-def timed_operators(coupling: Coupling, ruler: AxisWidths, scale: float) -> list[TimedOperator]:
+def timed_operators(coupling: Coupling, axis_widths: AxisWidths, scale: float) -> list[TimedOperator]:
     """Every operator of a graph that computes something, in order."""
     program = coupling.propagation.program
     signature = program.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = {node for node in program.graph.nodes if node.op == "placeholder" and node.name in named}
     return [
-        TimedOperator(node, ruler, scale, constants)
+        TimedOperator(node, axis_widths, scale, constants)
         for node in program.graph.nodes
         if node.op == "call_function" and is_tensor(node) and operator_name(node.target) not in FREE
     ]

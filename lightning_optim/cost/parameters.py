@@ -23,10 +23,10 @@ class Parameters(Cost):
 
     @override
     def prices(self, subject: Subject) -> Prices:
-        ruler = AxisWidths(subject.coupling, subject.pools)
+        axis_widths = AxisWidths(subject.coupling, subject.pools)
         named = {plain_name(name): tuple(tensor.shape) for name, tensor in subject.network.named_parameters()}
-        terms = (Product(name, 1.0, ruler.of_tensor(name, shape)) for name, shape in named.items())
-        return Prices("parameters", ruler.pools, tuple(terms))
+        terms = (Product(name, 1.0, axis_widths.of_tensor(name, shape)) for name, shape in named.items())
+        return Prices("parameters", axis_widths.pools, tuple(terms))
 
     @override
     def measure(self, network: nn.Module, inputs: Inputs) -> float:

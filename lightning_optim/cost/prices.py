@@ -117,7 +117,7 @@ class Grid(Term):
     @override
     def at(self, channels: Channels) -> float:
         corners = [
-            _conflicts(width.at(channels), points) for width, points in zip(self.widths, self.points, strict=True)
+            _neighbours(width.at(channels), points) for width, points in zip(self.widths, self.points, strict=True)
         ]
         total = 0.0
         for corner in itertools.product(*corners):
@@ -132,7 +132,7 @@ class Grid(Term):
         return Grid(self.name, self.widths, self.points, tuple(factor * value for value in self.values))
 
 
-def _conflicts(length: float, points: Sequence[float]) -> list[tuple[int, float]]:
+def _neighbours(length: float, points: Sequence[float]) -> list[tuple[int, float]]:
     """The two points around a length, with their shares in it."""
     if len(points) == 1:
         return [(0, 1.0)]

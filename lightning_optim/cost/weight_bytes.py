@@ -23,14 +23,14 @@ class WeightBytes(Cost):
 
     @override
     def prices(self, subject: Subject) -> Prices:
-        ruler = AxisWidths(subject.coupling, subject.pools)
+        axis_widths = AxisWidths(subject.coupling, subject.pools)
         held = itertools.chain(subject.network.named_parameters(), subject.network.named_buffers())
         named = {plain_name(name): tensor for name, tensor in held}
         terms = (
-            Product(name, float(tensor.element_size()), ruler.of_tensor(name, tuple(tensor.shape)))
+            Product(name, float(tensor.element_size()), axis_widths.of_tensor(name, tuple(tensor.shape)))
             for name, tensor in named.items()
         )
-        return Prices("bytes", ruler.pools, tuple(terms))
+        return Prices("bytes", axis_widths.pools, tuple(terms))
 
     @override
     def measure(self, network: nn.Module, inputs: Inputs) -> float:

@@ -45,7 +45,7 @@ def feasible_groups(propagation: Propagation) -> tuple[list[Group], dict[str, st
     if shape_model is None:
         return groups, {}
     trials = max(10, OPERATORS // len(propagation.axes))
-    search = _Search(shape_model.objection, trials)
+    search = _FaultSearch(shape_model.objection, trials)
     whole: dict[Group, str] = {}
     if search.objection(groups) is not None:
         groups = _tied(groups, propagation, search)
@@ -56,11 +56,11 @@ def feasible_groups(propagation: Propagation) -> tuple[list[Group], dict[str, st
             sound = [group for group in groups if group.name in names]
             whole = search.faulty([group for group in groups if group not in sound], sound)
     groups = [group for group in groups if group not in whole]
-    whole |= _Search(shape_model.objection_in_training, trials).faulty(groups)
+    whole |= _FaultSearch(shape_model.objection_in_training, trials).faulty(groups)
     return [group for group in groups if group not in whole], {group.name: reason for group, reason in whole.items()}
 
 
-def _tied(groups: list[Group], propagation: Propagation, search: _Search) -> list[Group]:
+def _tied(groups: list[Group], propagation: Propagation, search: _FaultSearch) -> list[Group]:
     """Groups with heads tied to the channels of their input, if the code cannot follow them apart."""
     found = list(_derived(groups, propagation))
     widths = [group for group in groups if any(group is width for _, width, _, _ in found)]
@@ -76,7 +76,7 @@ def _tied(groups: list[Group], propagation: Propagation, search: _Search) -> lis
 
 
 @final
-class _Search:
+class _FaultSearch:
     """Looks for groups whose cut the code cannot follow, in a limited number of trials."""
 
     def __init__(self, judge: Callable[[CutPlan], Objection | None], trials: int) -> None:
