@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_optim.errors import ArtefactError, CaptureError, LightningOptimError, reason_of
@@ -17,7 +15,8 @@ from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Group, couple, keep_channels
 from lightning_optim.surgery.cut import apply_cut, taken_out
 from lightning_optim.surgery.resize import resize, sizes_of
-from lightning_optim.surgery.select import named_modules, plain_name, submodule
+from lightning_optim.surgery.select import named_modules, submodule
+from lightning_optim.surgery.weights import check_shapes, fit_names, load_fitted, read_plain, weights_in
 
 Cut = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
@@ -51,16 +50,16 @@ def load_pruned(
         Linear(in_features=2, out_features=1, bias=True)
     """
     path = Path(path)
-    content = _read(path)
-    weights = _weights(content, path)
-    cuts = _cuts_of(content) if cut is None else [cut if isinstance(cut, Mapping) else _read(Path(cut))]
+    content = read_plain(path)
+    weights = weights_in(content, path)
+    cuts = _cuts_of(content) if cut is None else [cut if isinstance(cut, Mapping) else _read_cut(Path(cut))]
     loaded = copy.deepcopy(model)
     try:
         for one in cuts:  # modules that were taken out have no names in the file
             gone = {name: one[name] for name in taken_out(one)}
             if gone:
                 resize(_cut_network(loaded, gone, {}, path), gone)
-        weights = _renamed(loaded, weights, path)
+        weights = fit_names(weights, loaded, path, advice="give the module that was saved")
         for one in cuts:
             resize(_cut_network(loaded, one, weights, path), one)
         if not cuts and example is not None:
@@ -69,81 +68,27 @@ def load_pruned(
         raise
     except (LightningOptimError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path} cannot be brought to its shape: {reason_of(error)}") from error
-    _check(
-        loaded, weights, path, "" if cuts or example is not None else "; give cut or example, if channels were removed"
-    )
-    own = {plain_name(name): name for name in loaded.state_dict()}
-    loaded.load_state_dict({own[name]: tensor for name, tensor in weights.items()}, strict=True)
+    is_known = bool(cuts) or example is not None
+    advice = "give the module that was saved" if is_known else "give cut or example, if channels were removed"
+    check_shapes(weights, loaded, path, advice=advice)
+    load_fitted(weights, loaded)
     return loaded.eval()
 
 
-# Reading.
+# The record of the cut.
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ArtefactError(f"there is no file {path}; give a checkpoint or weights of the pruned model")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(f"{path} cannot be read: {reason_of(error)}") from error
-    if not isinstance(content, dict):
-        raise ArtefactError(f"{path} holds a {type(content).__name__}; a checkpoint or a state_dict is needed")
+def _read_cut(path: Path) -> Cut:
+    content = read_plain(path)
+    if not isinstance(content, Mapping):
+        raise ArtefactError(f"{path} holds a {type(content).__name__}; what PruningScheduler.cut says is needed")
     return content
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged file fails wherever it breaks off, with whatever that raises
-        reason = reason_of(error)
-        raise ArtefactError(f"{path} cannot be read as plain weights: {reason}") from error
-
-
-def _weights(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    found = content.get("state_dict", content)
-    weights = {plain_name(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    if not weights or len(weights) < len(found):
-        raise ArtefactError(f"{path} holds no weights: a checkpoint's 'state_dict', or tensors by name, are needed")
-    return weights
 
 
 def _cuts_of(content: Mapping[str, Any]) -> list[Cut]:
     """What each pruning callback of a checkpoint has cut."""
     states = content.get("callbacks", {}) if "state_dict" in content else {}
     return [state["cut"] for state in states.values() if isinstance(state, Mapping) and state.get("cut")]
-
-
-# Names.
-
-
-def _renamed(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The weights by the model's own names: the file may be of the network in it, or of the module around it."""
-    wanted = {plain_name(name) for name in model.state_dict()}
-    if not wanted:
-        raise ArtefactError(f"{type(model).__name__} has no weights to take from {path}")
-    if wanted == weights.keys():
-        return dict(weights)
-    first, known = sorted(wanted)[0], sorted(weights)[0]
-    outer = {name[: -len(first)] for name in weights if name.endswith(f".{first}")}
-    inner = {name[: -len(known)] for name in wanted if name.endswith(f".{known}")}
-    readings = [
-        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        for prefix in sorted(outer)
-    ]
-    readings += [{prefix + name: value for name, value in weights.items()} for prefix in sorted(inner)]
-    fitting = [reading for reading in readings if reading.keys() == wanted]
-    if len(fitting) > 1:
-        raise ArtefactError(
-            f"{path} fits {type(model).__name__} in {len(fitting)} ways; load the module that was saved"
-        )
-    if fitting:
-        return fitting[0]
-    missing, extra = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted)
-    raise ArtefactError(
-        f"{path} is of another model than {type(model).__name__}: {len(missing)} weights are missing from it "
-        f"({', '.join(missing[:2]) or 'none'}), {len(extra)} have no place ({', '.join(extra[:2]) or 'none'})"
-    )
 
 
 def _cut_network(model: nn.Module, cut: Cut, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
@@ -203,14 +148,3 @@ def _check_all_saved(model: nn.Module, plan: Mapping[str, Any], weights: Mapping
 def _is_tensor(model: nn.Module, name: str) -> bool:
     path, _, key = name.rpartition(".")
     return isinstance(getattr(submodule(model, path), key, None), Tensor)
-
-
-def _check(model: nn.Module, weights: Mapping[str, Tensor], path: Path, advice: str) -> None:
-    own = {plain_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = [name for name, shape in own.items() if shape != tuple(weights[name].shape)]
-    if wrong:
-        first = wrong[0]
-        raise ArtefactError(
-            f"{len(wrong)} weights of {path} have another shape than those of {type(model).__name__} (first {first!r}: "
-            f"{list(weights[first].shape)} in the file, {list(own[first])} in the model){advice}"
-        )

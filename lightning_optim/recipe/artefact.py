@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.errors import ArtefactError, reason_of
+from lightning_optim.errors import ArtefactError
 from lightning_optim.surgery.cut import CutPlan
+from lightning_optim.surgery.weights import load_state, read_plain
+
+_BEGIN_AGAIN = "remove it to begin its stage again"
 
 
 def save_weights(path: Path, module: nn.Module) -> str:
@@ -36,12 +38,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
     Raises:
         ArtefactError: If the file is missing, broken, or of another model.
     """
-    try:
-        module.load_state_dict(load_file(path))
-    except (FileNotFoundError, SafetensorError, OSError) as error:
-        raise ArtefactError(f"cannot read weights from {path}: {error}") from error
-    except RuntimeError as error:
-        raise ArtefactError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
+    load_state(read_plain(path), module, path, advice="give the folder of a run of this model")
 
 
 def save_cut(path: Path, cut: Mapping[str, Any]) -> None:
@@ -67,16 +64,13 @@ def check_checkpoint(path: Path) -> None:
         ArtefactError: If the file is missing, broken or no checkpoint.
     """
     if "state_dict" not in _load_plain(path):
-        raise ArtefactError(f"{path} is no checkpoint of a Trainer; remove it to begin its stage again")
+        raise ArtefactError(f"{path} is no checkpoint of a Trainer; {_BEGIN_AGAIN}")
 
 
 def _load_plain(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged file fails wherever it breaks off, with whatever that raises
-        raise ArtefactError(f"cannot read {path}: {reason_of(error)}; remove it to begin its stage again") from error
+    content = read_plain(path, advice=_BEGIN_AGAIN)
     if not isinstance(content, dict):
-        raise ArtefactError(f"{path} holds a {type(content).__name__}, not what a stage leaves; remove it")
+        raise ArtefactError(f"{path} holds a {type(content).__name__}, not what a stage leaves; {_BEGIN_AGAIN}")
     return content
 
 
@@ -86,11 +80,12 @@ def save_inputs(path: Path, inputs: Sequence[Tensor]) -> None:
 
 
 def load_inputs(path: Path) -> list[Tensor]:
-    """Read what ``save_inputs`` wrote."""
-    try:
-        tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError, OSError) as error:
-        raise ArtefactError(f"cannot read example inputs from {path}: {error}") from error
+    """Read what ``save_inputs`` wrote.
+
+    Raises:
+        ArtefactError: If the file is missing or broken.
+    """
+    tensors = read_plain(path)
     return [tensors[str(number)] for number in range(len(tensors))]
 
 

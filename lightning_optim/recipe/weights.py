@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from lightning.pytorch import LightningModule
 
-from lightning_optim.errors import ArtefactError, reason_of
+from lightning_optim.errors import ArtefactError
 from lightning_optim.recipe.artefact import load_cut, load_weights
 from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.weights import load_state, read_plain
 
 
 def load_trained(module: LightningModule, path: str | Path) -> None:
@@ -46,13 +46,7 @@ def _load_stage(module: LightningModule, folder: Path) -> None:
 def _load_checkpoint(module: LightningModule, path: Path) -> None:
     if not path.is_file():
         raise ArtefactError(f"no weights at {path}: name a checkpoint, a safetensors file or the folder of a stage")
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged file fails wherever it breaks off, with whatever that raises
-        raise ArtefactError(f"{path} cannot be read as plain weights: {reason_of(error)}") from error
+    content = read_plain(path, "checkpoint")
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ArtefactError(f"{path} is no checkpoint of a Trainer: it has no 'state_dict'")
-    try:
-        module.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise ArtefactError(f"{path} is of another model: {str(error).splitlines()[-1].strip()}") from error
+    load_state(content["state_dict"], module, path, advice="give weights of this model")

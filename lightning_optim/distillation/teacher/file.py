@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.distillation.teacher.base import Teacher
-from lightning_optim.distillation.teacher.weights import existing_file, filled
+from lightning_optim.surgery.weights import check_shapes, fit_names, load_fitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +32,19 @@ class FileTeacher(Teacher):
 
     @override
     def load(self, student: Callable[[], nn.Module]) -> nn.Module:
-        path = existing_file(self.path)
-        return filled(self.architecture, student, self.read(path), self.prefix, path)
+        path = Path(self.path).expanduser()
+        weights = self.read(path)
+        module = copy.deepcopy(student()) if self.architecture is None else self.architecture
+        advice = "give the teacher's own architecture or prefix"
+        weights = fit_names(weights, module, path, advice=advice, prefix=self.prefix)
+        check_shapes(weights, module, path, advice=advice)
+        load_fitted(weights, module)
+        return module
 
     @abstractmethod
     def read(self, path: Path) -> Mapping[str, Tensor]:
-        """Return the weights of a file that is there, by name.
+        """Return the weights of a file by their plain names.
 
         Raises:
-            ArtefactError: If it is truncated, unsafe, or holds no weights.
+            ArtefactError: If it is missing, truncated, unsafe, or holds no weights.
         """

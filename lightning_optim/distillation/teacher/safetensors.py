@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.distillation.teacher.file import FileTeacher
-from lightning_optim.errors import ArtefactError
+from lightning_optim.surgery.weights import read_plain, weights_in
 
 
 @final
@@ -23,10 +21,4 @@ class Safetensors(FileTeacher):
 
     @override
     def read(self, path: Path) -> Mapping[str, Tensor]:
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            size = path.stat().st_size
-            raise ArtefactError(
-                f"{path} is truncated or no safetensors file ({size} bytes); copy or save it again"
-            ) from error
+        return weights_in(read_plain(path, "safetensors"), path)
