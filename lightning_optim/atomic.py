@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is there whole, or not at all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def write_atomic(path: str | Path, data: bytes) -> Path:
     """Write a file so that a crash at any moment leaves the old file or the new one, never a part.
 
     Args:
-        path: Where to; missing folders are made.
-        data: The whole content.
+        path: Path of the file; missing folders are made.
+        data: Content of the file.
 
     Returns:
         ``path``.

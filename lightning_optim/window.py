@@ -1,4 +1,4 @@
-"""When: a stretch of training, and how far through it we are."""
+"""Window of training, and the progress through it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ Unit = Literal["fraction", "epoch", "step"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """Where training stands.
+    """Clock: how many steps and epochs of training are done, of how many.
 
     Args:
         step: Optimizer steps taken so far.
-        epoch: Epochs begun so far, less one: the current epoch's index. A fraction counts
-            the part of the current epoch that is done.
+        epoch: Index of the current epoch, from 0. A fraction counts the part of it that is done.
         total_steps: Optimizer steps of the whole fit; ``inf`` if it has no end.
         total_epochs: Epochs of the whole fit; ``inf`` if it has no end.
     """
@@ -31,7 +30,7 @@ class Clock:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """A stretch of training, given in epochs, in optimizer steps or as fractions of the fit.
+    """Window of training, given in epochs, in optimizer steps or as fractions of the fit.
 
     Args:
         begin: Where the window opens, at least 0.

@@ -1,4 +1,4 @@
-"""How long each axis of a graph is, in channels of the pools that can be pruned."""
+"""Lengths of the axes of a graph, as functions of the channels of the pools that can be pruned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_optim.graph.labels import Axis
 
 @final
 class AxisWidths:
-    """Reads the channel labels of a graph as lengths that depend on channel counts.
+    """Lengths of a graph's axes, read from its channel labels; they depend on channel counts.
 
     Args:
         coupling: The network's coupling.

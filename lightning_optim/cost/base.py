@@ -1,4 +1,4 @@
-"""What a model costs, in a unit of one's choice."""
+"""Base of all costs: what a network takes, in a unit of the cost's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.surgery.inputs import Inputs
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """What is priced.
+    """Network that is priced, with its coupled channels and inputs.
 
     Args:
         network: The network; left untouched.

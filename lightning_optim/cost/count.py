@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and bytes of a model, counted without computing anything."""
+"""Parameters, multiply-accumulates and bytes of a model, counted without arithmetic where that is possible."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """Multiply-accumulates of one forward pass (FLOPs are twice as many).
 
     The count runs on a copy on the meta device: on a CPU, attention and LSTM kernels hide from the
-    counter. A model whose code reads values (is anything padded?) is computed once instead, with neither kernel.
+    counter. A model whose code reads values (to see whether anything is padded, for
+    one) is computed once instead, with neither kernel.
     Convolutions, linears, matrix products and attention count; norms, activations and pools do not.
 
     Args:

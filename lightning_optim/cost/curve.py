@@ -1,4 +1,4 @@
-"""A straight-lined, ever rising curve from a rough value to a better one."""
+"""Piecewise linear, rising curve from a rough value to a better one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _APART = 0.02  # of the largest rough value: the step between points nearer than
 @final
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Straight lines between points; beyond them, the first and the last point's ratio.
+    """Piecewise linear curve; before the first and after the last point, that point's ratio holds.
 
     Args:
         points: Rough values, ascending, above zero; none leaves every value as it is.
@@ -47,7 +47,7 @@ class Curve:
         return _read_off(self.values, self.points, value)
 
     def through(self, rough: float, value: float) -> Curve:
-        """This curve, led through one more point; points that clash with it give way.
+        """Return this curve led through one more point; points that clash with it are left out.
 
         Args:
             rough: Above zero.
@@ -66,13 +66,13 @@ class Curve:
 
 
 def curve_through(pairs: Iterable[tuple[float, float]]) -> Curve:
-    """The rising curve nearest to pairs of rough and better values.
+    """Isotonic regression: the rising curve nearest to pairs of rough and better values.
 
     Neighbours that would make it fall are replaced by their mean until none is left (pool adjacent violators,
     Barlow et al., 1972), as are points so near to one another that the step between them is more noise than slope.
 
     Args:
-        pairs: Rough and better values; pairs that are not above zero say nothing.
+        pairs: Rough and better values; pairs that are not above zero are left out.
 
     Example:
         >>> curve_through([(1.0, 2.0), (2.0, 5.0), (3.0, 4.0), (4.0, 6.0)])

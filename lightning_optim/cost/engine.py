@@ -1,4 +1,4 @@
-"""What runs a network when its latency is measured."""
+"""Engines that run a network when its latency is measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_optim.cost.timing import time_call
 
 
 class Engine(ABC):
-    """Times one forward pass of a network."""
+    """Engine that times one forward pass of a network."""
 
     @abstractmethod
     def __call__(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
@@ -30,7 +30,7 @@ class Engine(ABC):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eager(Engine):
-    """PyTorch as it is."""
+    """Eager PyTorch: the network is called as it is."""
 
     @override
     def __call__(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:

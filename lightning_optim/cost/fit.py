@@ -12,7 +12,7 @@ from lightning_optim.errors import LatencyError
 
 
 def fit_factors(features: Sequence[Sequence[float]], measured: Sequence[float | None]) -> list[float]:
-    """Non-negative least squares on relative errors: a factor for each feature.
+    """Non-negative least squares on relative errors, which gives a factor for each feature.
 
     Every set of features is tried on its own, so there should be few.
 

@@ -1,4 +1,4 @@
-"""Knapsack with one choice an item, solved exactly by dynamic programming."""
+"""Multiple-choice knapsack, solved exactly by dynamic programming."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_STATES = 1 << 16
 def cheapest_choices(
     costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], budget: int, most_states: int = MOST_STATES
 ) -> list[int]:
-    """Choose one option of each item, so that the sum of losses is least and that of costs at most a budget.
+    """Multiple-choice knapsack: one option of each item, with the least sum of losses at most a budget of costs.
 
     Args:
         costs: Of each option of each item.

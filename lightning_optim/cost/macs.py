@@ -1,4 +1,4 @@
-"""The number of multiply-accumulates."""
+"""MACs: the number of multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.surgery.inputs import Inputs
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MACs(Cost):
-    """Multiply-accumulates of one forward pass over the example; FLOPs are twice as many.
+    """MACs: multiply-accumulates of one forward pass over the example; FLOPs are twice as many.
 
     Convolutions, linears, matrix products and attention follow the channel counts. What else ``count_macs`` counts
     (recurrent layers, for one) is taken as fixed.

@@ -1,4 +1,4 @@
-"""The operators of a graph as calls that can be timed one by one, at any channel counts."""
+"""Timed operators: the calls of a graph, one by one, at any channel counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_optim.graph.operators import FREE, OperatorKind, kind_of, operato
 
 @final
 class TimedOperator:
-    """One operator of a graph.
+    """Operator of a graph that can be timed at any channel counts.
 
     Args:
         node: Its node.
@@ -32,7 +32,7 @@ class TimedOperator:
         self.pools = [pool for pool in axis_widths.sizes if pool in pools]
 
     def key(self, channels: Channels) -> str:
-        """What is the same for two calls that take the same time."""
+        """Text that is equal for two calls that take the same time."""
         described = fx.node.map_arg((self.node.args, self.node.kwargs), lambda source: self._describe(source, channels))
         return f"{self.node.target}{described}"
 
@@ -76,7 +76,7 @@ def timed_operators(coupling: Coupling, axis_widths: AxisWidths, scale: float) -
 
 
 def _fit_to_shapes(name: str, args: list[Any]) -> None:
-    """Set what an operator is told of its operands' lengths."""
+    """Set the arguments of an operator that follow from its operands' lengths."""
     if kind_of(name) is OperatorKind.CONVOLUTION and len(args) > 6:
         args[6] = args[0].shape[1] // args[1].shape[1]
     elif kind_of(name) is OperatorKind.LAYER_NORM:

@@ -1,4 +1,4 @@
-"""The number of parameters."""
+"""Parameter count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.surgery.select import plain_name
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters(Cost):
-    """Every parameter counts once, a shared one too."""
+    """Parameter count; a shared parameter counts once."""
 
     @override
     def prices(self, subject: Subject) -> Prices:

@@ -1,4 +1,4 @@
-"""What a network costs as a function of its channel counts: plain numbers, cheap to ask again and again."""
+"""Prices: the cost of a network as a function of its channel counts, in plain numbers that are cheap to evaluate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_optim.cost.curve import Curve
 
 Channels = Mapping[str, int]
-"""Pool -> channels that are there."""
+"""Number of channels of each pool."""
 
 
 @final
@@ -40,7 +40,7 @@ class Width:
 
 
 class Term(ABC):
-    """One summand of a price."""
+    """Summand of a price."""
 
     name: str
     widths: tuple[Width, ...]
@@ -62,7 +62,7 @@ class Term(ABC):
 @final
 @dataclass(frozen=True, slots=True)
 class Product(Term):
-    """A coefficient times the lengths of some axes: parameters, multiply-accumulates.
+    """Product of a coefficient and the lengths of some axes: parameters, multiply-accumulates.
 
     Args:
         name: What costs this.
@@ -90,7 +90,7 @@ class Product(Term):
 @final
 @dataclass(frozen=True, slots=True)
 class Grid(Term):
-    """Measurements at some lengths of one to three axes, interpolated linearly along each.
+    """Grid of measurements at some lengths of one to three axes, interpolated linearly along each.
 
     Beyond the outermost points the last slope goes on, but never below zero.
 
@@ -144,7 +144,7 @@ def _neighbours(length: float, points: Sequence[float]) -> list[tuple[int, float
 @final
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Channels that can go one by one.
+    """Pool of channels that can go one by one.
 
     Args:
         size: Channels of the network that was priced.
@@ -158,13 +158,13 @@ class Pool:
 @final
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """The cost of a network for any channel counts.
+    """Prices: the cost of a network for any channel counts.
 
     Args:
         unit: What is counted: ``"parameters"``, ``"MACs"``, ``"bytes"`` or ``"seconds"``.
         pools: What can lose channels, by name.
         terms: What is summed up.
-        curve: What the sum is read by, where parts do not simply add up to the whole.
+        curve: Turns the sum into the cost, where the parts do not simply add up to the whole.
 
     Example:
         >>> prices = Prices("MACs", {"a": Pool(4)}, (Product("conv", 9.0, (Width(0.0, {"a": 1.0}),)),))
@@ -208,7 +208,7 @@ class Prices:
 
 
 def prices_from_state(state: Mapping[str, Any]) -> Prices:
-    """What ``Prices.state_dict`` was taken from.
+    """Return the prices that a ``Prices.state_dict`` was taken from.
 
     Example:
         >>> prices = Prices("MACs", {"a": Pool(4)}, (Product("conv", 9.0, (Width(0.0, {"a": 1.0}),)),))

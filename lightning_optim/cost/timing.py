@@ -1,4 +1,4 @@
-"""How long a call takes, beside a kernel that takes the same time always."""
+"""Timing of a call, relative to a reference kernel that always does the same work."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _REFERENCE_SIZE = 96
 def time_call(call: Callable[[], object], rounds: int = 11) -> float:
     """CPU seconds of one call, on one thread.
 
-    Each sample stands between two of a fixed matrix product, and is taken as a multiple of them: what slows the
-    processor down slows both. The result is the lower quartile of the multiples, times what the product takes in this
-    process, measured once: what else the machine does only ever adds, and calls timed in calm and in busy moments stay
-    comparable.
+    Each sample is taken between two samples of a fixed matrix product and divided by their mean: what slows the
+    processor down slows both. The result is the lower quartile of these ratios, times the seconds of the product in
+    this process, which are measured once. Other work on the machine only ever adds time, hence the lower quartile;
+    calls timed in calm and in busy moments stay comparable.
 
     Args:
-        call: What is timed; it must leave the same work for the next call.
+        call: Function that is timed; each call must do the same work.
         rounds: Samples, at least 3.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The size of the weights."""
+"""Weight size in bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.surgery.select import plain_name
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBytes(Cost):
-    """Bytes of all parameters and buffers, as they are held; a shared one counts once."""
+    """Weight size: bytes of all parameters and buffers, as they are held; a shared one counts once."""
 
     @override
     def prices(self, subject: Subject) -> Prices:

@@ -18,7 +18,7 @@ from lightning_optim.graph.rules.base import OperatorCall
 @final
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A branch that is the same as nothing once its parameters are zero.
+    """Residual branch that adds nothing once its parameters are zero.
 
     Args:
         name: Name of the weight of its last layer.

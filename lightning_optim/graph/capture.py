@@ -1,4 +1,4 @@
-"""Model and example inputs -> ATen graph."""
+"""Capture of a network: model and example inputs -> ATen graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_optim.surgery.select import plain_name
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Captured:
-    """A network as a graph, and what a graph does not say of it.
+    """Captured network: its graph, and what the graph does not say of it.
 
     Args:
         program: The forward pass in evaluation mode as ATen operators; names in its signature are the model's.

@@ -1,4 +1,4 @@
-"""Which channels of a model can only go together, and which can go at all."""
+"""Coupled channels: which channels of a model can only go together, and which can go at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Coupling", "Group", "Member", "couple", "keep_channels"]
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Coupling:
-    """All groups of a model.
+    """Coupling of a network: all groups of channels that can only go together.
 
     Args:
         groups: Groups whose channels can go.

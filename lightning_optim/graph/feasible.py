@@ -1,4 +1,4 @@
-"""Cut only what the model's own code can follow."""
+"""Feasible groups: those whose channels the model's own code can lose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_optim.graph.shape_model import Objection
 from lightning_optim.surgery.cut import CutPlan
 
 OPERATORS = 40_000
-"""Operators that a search may run, some ten seconds; a number and no time, so that every process finds the same."""
+"""Operators that a search may run, some ten seconds. A count, not a time limit: every rank must find the same."""
 
 
 def feasible_groups(propagation: Propagation) -> tuple[list[Group], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Channels that can only go together: slices of parameters and buffers."""
+"""Groups of coupled channels: slices of parameters and buffers that can only go together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TensorDim = tuple[str, int]
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """The slices of one tensor, along one dimension, that belong to the channels of a group.
+    """Member of a group: the slices of one tensor, along one dimension, that belong to the group's channels.
 
     Args:
         name: Name of the parameter or buffer.
@@ -51,7 +51,7 @@ class Member:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Channels that can go one by one, each with all of its slices.
+    """Group of channels that can go one by one, each with all of its slices.
 
     Args:
         size: Number of channels.

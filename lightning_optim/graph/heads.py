@@ -1,4 +1,4 @@
-"""Which coupled channels are attention heads."""
+"""Attention heads among the coupled channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which channels are one: a union-find over integer labels, in whole arrays."""
+"""Channel labels: a union-find over integers, in whole arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Axes = list[Axis | None]
 
 @final
 class Labels:
-    """Labels, the classes they were united into, and the classes that must not be touched.
+    """Union-find of channel labels, with the classes that must not be touched.
 
     Example:
         >>> labels = Labels()

@@ -1,4 +1,4 @@
-"""The full-size graph with channels taken out of it exactly: what a cut model must reproduce."""
+"""Masked evaluation: the full-size graph with channels taken out exactly, which a cut model must reproduce."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _masked_tensors(model: nn.Module, propagation: Propagation, removed: Callabl
 
 @final
 class _MaskedInterpreter(fx.Interpreter):
-    """Runs the graph; operators that take a statistic over labels see the kept positions alone."""
+    """Interpreter of the graph; operators that take a statistic over labels see the kept positions alone."""
 
     def __init__(self, propagation: Propagation, removed: Callable[[Axis], Tensor]) -> None:
         super().__init__(propagation.program.graph_module)

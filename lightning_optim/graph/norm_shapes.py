@@ -1,4 +1,4 @@
-"""Norms of tensors without content, at the price of a look at their shapes."""
+"""Norms of tensors without content: only shapes are looked at."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing_extensions import override
 
 @final
 class NormShapes(TorchFunctionMode):
-    """Answers norms with an empty tensor of the input's shape, and refuses what their parameters do not fit.
+    """Mode in which a norm returns an empty tensor of its input's shape, and refuses what its parameters do not fit.
 
     On tensors that have no content PyTorch goes through a norm operator by operator, which is most of a trial's time.
 

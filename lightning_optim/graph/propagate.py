@@ -1,4 +1,4 @@
-"""Walk a graph from inputs to outputs and label every axis of every tensor."""
+"""Label propagation: every axis of every tensor is labelled, from a graph's inputs to its outputs."""
 
 from __future__ import annotations
 

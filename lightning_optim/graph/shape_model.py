@@ -1,4 +1,4 @@
-"""A model without its numbers: does its code still run when channels are gone?"""
+"""Shape model: a model without numbers, which shows whether its code still runs without some channels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_optim.surgery.cut import CutPlan, apply_cut
 @final
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """Why a model's code cannot follow a cut.
+    """Objection to a cut: why the model's code cannot follow it.
 
     Args:
         reason: In a line.
@@ -39,7 +39,7 @@ _Run = Callable[[nn.Module], _Shapes]
 
 @final
 class ShapeModel:
-    """Modules over tensors that have a shape and no content, so that a trial costs neither memory nor arithmetic.
+    """Shape model: modules over tensors without content, so that a trial costs neither memory nor arithmetic.
 
     Python code writes shapes down in many ways: as an attribute, a constant, a width divided by a number of heads.
     Whether it follows a cut shows when it is run.

@@ -1,4 +1,4 @@
-"""Parameters that only training reads, such as a mask token: their channels are those of the stream they enter."""
+"""Unused parameters: those that only training reads, such as a mask token."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""How much: progress through a window -> value."""
+"""Base of all schedules: progress through a window -> value."""
 
 from abc import ABC, abstractmethod
 
 
 class Schedule(ABC):
-    """A value that changes as a window is walked through."""
+    """Schedule: a value that depends on the progress through a window."""
 
     @abstractmethod
     def __call__(self, progress: float) -> float:

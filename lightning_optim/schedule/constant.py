@@ -1,4 +1,4 @@
-"""The same value throughout."""
+"""Constant schedule: the same value throughout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_optim.schedule.base import Schedule
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant(Schedule):
-    """Keep one value from the window's first step on (one-shot, for a sparsity).
+    """Constant schedule: one value from the window's first step on (one-shot pruning, for a sparsity).
 
     Args:
         value: The value.

@@ -1,4 +1,4 @@
-"""Half a cosine wave."""
+"""Cosine schedule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_optim.schedule.base import Schedule
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cosine(Schedule):
-    """Go from ``start`` to ``end`` along half a cosine wave: slow, fast, slow.
+    """Cosine schedule: from ``start`` to ``end`` along half a cosine wave, which is slow, fast, slow.
 
     Args:
         start: Value at progress 0.

@@ -1,4 +1,4 @@
-"""Fast at first, then ever slower."""
+"""Cubic schedule."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightning_optim.schedule.base import Schedule
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cubic(Schedule):
-    """Go from ``start`` to ``end`` fast at first and ever slower (Zhu and Gupta, 2017; arXiv:1710.01878, eq. 1).
+    """Cubic schedule: fast at first, then ever slower (Zhu and Gupta, 2017; arXiv:1710.01878, eq. 1).
 
-    ``end + (start - end) * (1 - progress) ** 3``: most weights go while many are still redundant.
+    The value is ``end + (start - end) * (1 - progress) ** 3``: most weights go while many are still redundant.
 
     Args:
         start: Value at progress 0.

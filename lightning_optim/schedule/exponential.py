@@ -1,4 +1,4 @@
-"""Equal factors in equal times."""
+"""Exponential schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_optim.schedule.base import Schedule
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exponential(Schedule):
-    """Go from ``start`` to ``end`` by equal factors in equal times.
+    """Exponential schedule: from ``start`` to ``end`` by equal factors in equal times.
 
     Args:
         start: Value at progress 0, above 0.

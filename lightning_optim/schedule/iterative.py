@@ -1,4 +1,4 @@
-"""Prune, fine-tune, prune again: equal shares of what is left, with rests between."""
+"""Iterative pruning schedule: prune, fine-tune, prune again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_optim.schedule.base import Schedule
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iterative(Schedule):
-    """Reach a sparsity in rounds, each removing the same share of what is left, with a rest after each.
+    """Iterative pruning schedule: rounds that each remove the same share of what is left, with a rest after each.
 
     Round ``k`` of ``n`` holds ``1 - (1 - end) ** (k / n)`` (the iterative pruning of Han et al., 2015;
     arXiv:1506.02626): training between two rounds is the fine-tuning.

@@ -1,4 +1,4 @@
-"""A straight line."""
+"""Linear schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_optim.schedule.base import Schedule
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear(Schedule):
-    """Go from ``start`` to ``end`` in a straight line.
+    """Linear schedule: from ``start`` to ``end`` in a straight line.
 
     Args:
         start: Value at progress 0.

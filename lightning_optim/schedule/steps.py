@@ -1,4 +1,4 @@
-"""A list of values, each held for a while."""
+"""Step schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_optim.schedule.base import Schedule
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps(Schedule):
-    """Hold each of ``values`` for an equal share of the window, or from a given progress on.
+    """Step schedule: each of ``values`` holds for an equal share of the window, or from a given progress on.
 
     Args:
         values: One or more values, in order.

@@ -1,1 +1,1 @@
-"""What each family of operators does to the labels of its operands: one file a family, found by being here."""
+"""Rules: what each family of operators does to the labels of its operands; every file here is found and read."""

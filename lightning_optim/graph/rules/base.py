@@ -1,4 +1,4 @@
-"""How a rule is written and found."""
+"""Base of all rules: how a rule is written and found."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def fixed(rank: int) -> Axes:
 
 @final
 class OperatorCall:
-    """One operator call: its operands by name, their labels, and what a rule may do to them."""
+    """Operator call: its operands by name, their labels, and what a rule may do to them."""
 
     def __init__(self, node: fx.Node, known: dict[fx.Node, Any], labels: Labels) -> None:
         self.node, self.labels, self._known = node, labels, known

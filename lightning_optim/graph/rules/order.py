@@ -1,4 +1,4 @@
-"""Axes change their order, number or length, with no arithmetic on what they hold."""
+"""Permutations and copies: axes change their order, number or length, without arithmetic."""
 
 from __future__ import annotations
 

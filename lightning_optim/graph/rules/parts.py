@@ -1,4 +1,4 @@
-"""Tensors are joined, cut into parts, or read in part."""
+"""Concatenation, splitting and indexing of tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Element by element, with broadcasting, and what leaves a tensor as it is."""
+"""Element-wise operators with broadcasting, and operators that leave a tensor as it is."""
 
 from __future__ import annotations
 

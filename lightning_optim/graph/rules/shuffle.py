@@ -1,4 +1,4 @@
-"""Channels become pixels, pixels channels, or channels change places, each by a rule of its own."""
+"""Pixel shuffle, its inverse, and channel shuffle."""
 
 # C channels, R factor by which an image grows
 
