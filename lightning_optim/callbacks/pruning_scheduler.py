@@ -1,4 +1,4 @@
-"""Prune while training: the Lightning shell."""
+"""Pruning while a model trains."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from lightning_optim.window import Window
 
 @final
 class PruningScheduler(TechniqueCallback):
-    """Prune any LightningModule while it trains, to an exact sparsity, physically smaller if asked.
+    """Pruning of any LightningModule while it trains, to an exact sparsity, physically smaller if asked.
 
     At each jump of ``window`` the sparsity of ``schedule`` is reached: ``criterion`` scores, ``structure`` says what
     falls together, ``allocation`` spreads it over the layers. Between jumps training is the fine-tuning. Masked weights

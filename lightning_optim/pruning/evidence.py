@@ -1,4 +1,4 @@
-"""What a criterion may look at: kinds of evidence, statistics of it, and the tally that sums them up."""
+"""Evidence: what a criterion may look at, statistics of it, and their running sums."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Evidence(Enum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistic:
-    """What is summed of one kind of evidence; criteria that need the same one share its sums.
+    """Statistic: what is summed of one kind of evidence; criteria that need the same one share its sums.
 
     Args:
         name: Tells it from all others, in a checkpoint too.
@@ -63,7 +63,7 @@ Need = Evidence | Statistic
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerEvidence:
-    """What is known of one layer when its weights are scored.
+    """Evidence on one layer, when its weights are scored.
 
     Args:
         name: The name of the layer's weight.
@@ -105,7 +105,7 @@ class LayerEvidence:
 
 @final
 class RunningSum:
-    """Sums by layer, and of how many terms each is."""
+    """Running sums by layer, and of how many terms each is."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What each rank of a job has summed, in one checkpoint."""
+"""Running sums of all ranks of a job, in one checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of pruning: which entries of some scores are the lowest."""
+"""Arithmetic of pruning: which entries of some scores are the lowest."""
 
 from __future__ import annotations
 

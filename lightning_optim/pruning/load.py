@@ -1,4 +1,4 @@
-"""Load a pruned model for inference."""
+"""Loading of a pruned model, for inference."""
 
 from __future__ import annotations
 

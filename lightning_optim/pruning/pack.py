@@ -1,4 +1,4 @@
-"""Zeros that are no longer computed with: 2:4 sparse weights in the form of sparse matrix units."""
+"""2:4 sparse weights, packed for sparse matrix units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pruning decision: evidence and the state so far in, what is kept out."""
+"""Pruning decision: evidence and the state so far in, what is kept out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_optim.pruning.structure.neuron import Neuron
 @final
 @dataclass(frozen=True, slots=True)
 class Pruner:
-    """Decides what goes at each step of a schedule; what has gone does not come back while the sparsity grows.
+    """Pruning decision at each step of a schedule; what has gone does not come back while the sparsity grows.
 
     It remembers nothing: what has gone stands in a ``PruningState``.
 

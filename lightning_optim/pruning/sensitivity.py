@@ -1,4 +1,4 @@
-"""How a metric falls when one layer, or one group of coupled channels, loses entries and nothing else does."""
+"""Sensitivity: how a metric falls when one layer or group of coupled channels alone loses entries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_optim.surgery.select import plain_name
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityCurve:
-    """The metric while one pool alone is pruned.
+    """Sensitivity curve: the metric while one pool alone is pruned.
 
     Args:
         pool: Name of the pool.
@@ -40,7 +40,7 @@ class SensitivityCurve:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """Curves of all pools, over the same sparsities.
+    """Sensitivity curves of all pools, over the same sparsities.
 
     Args:
         metric: Name of what was measured.

@@ -1,4 +1,4 @@
-"""What of a network has gone, so far: the one record that pruning steps read and write."""
+"""State of pruning: what of a network has gone so far, in the one record that pruning steps read and write."""
 
 from __future__ import annotations
 

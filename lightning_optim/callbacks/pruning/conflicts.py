@@ -1,4 +1,4 @@
-"""Several pruning callbacks in one Trainer: what one cuts, the others must not know the shape of."""
+"""Conflicts of several pruning callbacks in one Trainer: what one cuts, no other may hold the shape of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.surgery.select import find_network
 
 
 class Pruning(Protocol):
-    """What a pruning callback was told, and which layers that chooses."""
+    """Settings of a pruning callback, and the layers that they choose."""
 
     criterion: Criterion
     structure: Structure

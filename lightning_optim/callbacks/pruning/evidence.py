@@ -1,4 +1,4 @@
-"""Gather what a criterion must see of the data, while a model trains."""
+"""Evidence for a criterion, gathered while a model trains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @final
 class PruningEvidence:
-    """Collects what ``criterion`` needs and no more, from one pruning step to the next.
+    """Evidence that ``criterion`` needs and no more, from one pruning step to the next.
 
     Each training batch lies between ``open`` and ``take`` (or ``close``, if it is not to count). Gradients are read
     where they are final.

@@ -1,4 +1,4 @@
-"""Prune until a metric falls too far: what every validation of a fit says, the way back, and what is tried next."""
+"""Metric guard: pruning goes on until a metric falls too far, then training goes back and less is tried."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_optim.surgery.snapshot import Snapshot
 
 @final
 class MetricGuard:
-    """Judges a model at the end of each validation, and saves the last state that was good.
+    """Metric guard: judges the model at the end of each validation, and saves the last state that was good.
 
     Channels that are to be removed are masked until a validation found that good: what went too far can then come back,
     and what is saved has the shape of the live network.

@@ -1,4 +1,4 @@
-"""The live network under pruning."""
+"""Network under pruning: its state, its masks, its cuts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lightning_optim.surgery.shard import local, reshard, shard_group
 
 
 class Follower(Protocol):
-    """Knows the network's tensors by name, and must be cut with them."""
+    """Holder of tensors that have the network's shapes, and must be cut with them."""
 
     def cut(self, plan: CutPlan, prefix: str) -> None:
         """Follow a cut: ``plan`` names tensors of the network, which lies below ``prefix`` in its LightningModule."""

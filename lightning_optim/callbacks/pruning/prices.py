@@ -1,4 +1,4 @@
-"""What a network costs, decided once for all ranks."""
+"""Prices of a network, decided once for all ranks."""
 
 from __future__ import annotations
 

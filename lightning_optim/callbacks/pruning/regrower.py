@@ -1,4 +1,4 @@
-"""Let the smallest weights give way to others, at constant sparsity."""
+"""Regrowth in a fit: the smallest weights give way to others, at constant sparsity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.window import Window
 
 @final
 class Regrower:
-    """At each jump of the window marks every mask as due; each is renewed before its optimizer's next step.
+    """Regrowth: at each jump of the window every mask is due, and is renewed before its optimizer's next step.
 
     There the gradients are final: accumulated, unscaled, the mean over the ranks.
 

@@ -1,4 +1,4 @@
-"""Go back to an early step after each pruning step."""
+"""Rewinding in a fit: back to an early step after each pruning step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.window import Window
 
 @final
 class Rewinder:
-    """Remembers a model, and the learning rates, at one step of a fit, and puts them back.
+    """Rewinding: remembers a model and its learning rates at one step of a fit, and restores them.
 
     Args:
         setting: What goes back, and to which step; ``None`` does nothing.

@@ -1,4 +1,4 @@
-"""Whether a schedule can be kept: by a structure, and within a fit."""
+"""Checks of a schedule: whether a structure can reach it, and whether a fit is long enough."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How a sparsity is spread over layers."""
+"""Allocations: how a sparsity is spread over layers."""

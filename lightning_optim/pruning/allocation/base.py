@@ -34,7 +34,7 @@ class AllocationSetting(ABC):
 
 
 class Allocation(AllocationSetting):
-    """Decides how many entries each pool of scores loses, and so which."""
+    """Allocation: decides how many entries each pool of scores loses, and so which."""
 
     @override
     def priced_by(self) -> Cost | None:

@@ -1,4 +1,4 @@
-"""The most important channels that a budget can pay for."""
+"""Budget allocation: the most important channels that a budget on cost can pay for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_optim.pruning.functional import drop_lowest
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget(PricedAllocation):
-    """Keep what matters most for at most ``(1 - sparsity)`` of the original cost.
+    """Budget allocation: keeps what matters most for at most ``(1 - sparsity)`` of the original cost.
 
     The schedule's value is then the share of the *cost* to remove, not of the channels: at 0.6 of MACs the network
     keeps at most 40 % of its multiply-accumulates, wherever its channels go. What a channel costs changes as its

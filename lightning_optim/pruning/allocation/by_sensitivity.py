@@ -1,4 +1,4 @@
-"""Most from where it hurts least, by measurement."""
+"""Allocation by measured sensitivity: most from where the metric falls least."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _SLOPE = 1e-3
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BySensitivity(Allocation):
-    """Prune every pool as far as costs the same loss of a metric, were it pruned alone (Han et al., 2015; section 3.1).
+    """Allocation by sensitivity: pruned alone, every pool would lose as much of a metric.
+
+    Han et al., 2015; arXiv:1506.02626, section 3.1.
 
     The losses are those of ``lightning-optim analyze``, interpolated linearly. A pool that is gone wholly is taken to
     lose as much as the worst that was measured.

@@ -1,4 +1,4 @@
-"""Denser where a layer is small."""
+"""ERK allocation: small layers stay denser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_optim.pruning.functional import drop_lowest
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErdosRenyi(Allocation):
-    """Keep of each layer a density in proportion to the sum of its sides over their product ("ERK").
+    """Erdos-Renyi-Kernel allocation (ERK): density in proportion to the sum of a layer's sides over their product.
 
     Mocanu et al. (2018; arXiv:1707.04780) for linear layers; with kernel sizes, Evci et al. (2020; arXiv:1911.11134).
     Layers that would be more than dense stay dense, and the others make up for it. For single weights, blocks and N:M

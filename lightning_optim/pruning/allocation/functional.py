@@ -1,4 +1,4 @@
-"""The arithmetic of allocations: how a sparsity becomes a number of entries per pool."""
+"""Arithmetic of allocations: how a sparsity becomes a number of entries per pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One threshold for the whole model."""
+"""Global allocation: one threshold for the whole model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.pruning.functional import drop_lowest
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GlobalThreshold(Allocation):
-    """Drop the lowest entries of all pools together: layers that matter less lose more.
+    """Global allocation: drops the lowest entries of all pools together, so that layers that matter less lose more.
 
     Example:
         >>> masks = GlobalThreshold()({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([8.0, 9.0])}, 0.5)

@@ -1,4 +1,4 @@
-"""One threshold on scores that are relative to their layer."""
+"""LAMP allocation: one threshold on scores that are relative to their layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_optim.pruning.functional import drop_lowest
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LAMP(Allocation):
-    """Drop what matters least beside all that would stay of its layer with it (Lee et al., 2021; arXiv:2010.07611).
+    """LAMP: drops what matters least beside what would stay of its layer (Lee et al., 2021; arXiv:2010.07611).
 
     One threshold serves all layers: it is set on the squared score over the sum of the squares of all scores of the
     layer that are not lower (equation 5). No layer falls whole while another has more than one entry. With

@@ -1,4 +1,4 @@
-"""The same sparsity everywhere."""
+"""Uniform allocation: the same sparsity everywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.pruning.functional import drop_lowest
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniform(Allocation):
-    """Drop the same fraction of every pool.
+    """Uniform allocation: drops the same fraction of every pool.
 
     Example:
         >>> masks = Uniform()({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([8.0, 9.0])}, 0.5)

@@ -1,1 +1,1 @@
-"""How important a weight or a channel is."""
+"""Criteria: how important a weight or a channel is."""

@@ -1,4 +1,4 @@
-"""How important a weight or a channel is."""
+"""Interface of criteria: how important a weight or a channel is."""
 
 from abc import ABC, abstractmethod
 
@@ -8,7 +8,7 @@ from lightning_optim.pruning.evidence import LayerEvidence, Need
 
 
 class Criterion(ABC):
-    """Scores the weights of one layer from the evidence it asks for."""
+    """Criterion: scores the weights of one layer from the evidence that it asks for."""
 
     @property
     @abstractmethod

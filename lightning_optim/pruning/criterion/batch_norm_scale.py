@@ -1,4 +1,4 @@
-"""Channels that their batch norm scales up matter."""
+"""Batch-norm scale criterion (network slimming)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_optim.surgery.shard import local
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchNormScale(Criterion):
-    """Score a channel by ``|gamma|``, the scale of the batch norm that reads the layer's output.
+    """Batch-norm scale criterion: ``|gamma|``, the scale of the batch norm that reads the layer's output.
 
     Network slimming (Liu et al., 2017; arXiv:1708.06519, section 3). Tells more where training pulls scales towards
     zero (their equation 1, an L1 penalty on the scales). All weights of a channel share its score.

@@ -1,4 +1,4 @@
-"""Several criteria at once."""
+"""Combined criterion: several criteria at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.pruning.evidence import LayerEvidence, Need
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combined(Criterion):
-    """Score by several criteria, each normalised within the layer and weighted, then put together.
+    """Combined criterion: several scores, each normalised within the layer, weighted and added.
 
     Where whole channels fall, each criterion is summed over a channel before it is normalised.
 

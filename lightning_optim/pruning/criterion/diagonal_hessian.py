@@ -1,4 +1,4 @@
-"""Weights in steep valleys of the loss matter."""
+"""Diagonal-Hessian criterion (optimal brain damage)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FISHER = Statistic(name="squared gradient", of=Evidence.GRADIENT, term=squared_
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiagonalHessian(Criterion):
-    """Score a weight by ``h * w ** 2 / 2``, the rise of the loss, to second order, if it were zero.
+    """Diagonal-Hessian criterion: ``h * w ** 2 / 2``, the rise of the loss, to second order, were the weight zero.
 
     Optimal brain damage (LeCun et al., 1990, section 2), ``h`` the diagonal of the Hessian, here that of the empirical
     Fisher matrix: the mean of ``g ** 2`` over the optimizer steps since the last pruning step. ``g`` is the gradient of

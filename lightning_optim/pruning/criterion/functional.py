@@ -1,4 +1,4 @@
-"""The arithmetic of importances: of weights, gradients and activations, never changed in place."""
+"""Arithmetic of criteria: of weights, gradients and activations, never changed in place."""
 
 from __future__ import annotations
 

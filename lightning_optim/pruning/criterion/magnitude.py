@@ -1,4 +1,4 @@
-"""Large weights matter."""
+"""Magnitude criterion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_optim.pruning.functional import magnitude
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Magnitude(Criterion):
-    """Score a weight by ``|w| ** p`` (Han et al., 2015; arXiv:1506.02626).
+    """Magnitude criterion: a weight scores ``|w| ** p`` (Han et al., 2015; arXiv:1506.02626).
 
     Meant for single weights. Of whole channels it says less where a batch norm follows, which undoes the scale of the
     layer before it: ``BatchNormScale`` tells more there.

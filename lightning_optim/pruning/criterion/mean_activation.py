@@ -1,4 +1,4 @@
-"""Active neurons matter."""
+"""Mean-activation criterion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ACTIVITY = Statistic(name="mean absolute activation", of=Evidence.OUTPUT, term=
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanActivation(Criterion):
-    """Score a neuron or channel by ``(1 / N) * sum_i |a_i|``, ``a_i`` its activation on sample ``i``.
+    """Mean-activation criterion: ``(1 / N) * sum_i |a_i|``, ``a_i`` a neuron's activation on sample ``i``.
 
     The mean runs over every sample and position seen since the last pruning step. Channels are judged by their value
     as the next layers read it, after normalization and non-linearity; single weights by the output of their own layer.

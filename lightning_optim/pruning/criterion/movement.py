@@ -1,4 +1,4 @@
-"""Weights that move away from zero matter."""
+"""Movement criterion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOVEMENT = Statistic(name="movement", of=Evidence.GRADIENT, term=negative_produ
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Movement(Criterion):
-    """Score a weight by ``-sum_t g_t * w_t`` over all optimizer steps ``t`` so far: what shrinks is to go.
+    """Movement criterion: ``-sum_t g_t * w_t`` over all optimizer steps ``t`` so far; what shrinks is to go.
 
     Sanh et al., 2020; arXiv:2005.07683, section 4 (the sum that their straight-through scores accumulate, without its
     constant factor). Meant for fine-tuning: what matters to the new task need not be large. The sum goes on over

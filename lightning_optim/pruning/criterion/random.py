@@ -1,4 +1,4 @@
-"""Anything may go: the baseline that every criterion must beat."""
+"""Random criterion: the baseline that every criterion must beat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Random(Criterion):
-    """Score weights by numbers drawn uniformly from ``[0, 1)``.
+    """Random criterion: scores drawn uniformly from ``[0, 1)``.
 
     They are a function of the seed, the layer's name and its shape alone: the same on all ranks, at each pruning step
     and in a resumed run, and no other random number changes.

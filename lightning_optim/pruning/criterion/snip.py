@@ -1,4 +1,4 @@
-"""Connections to which the loss is sensitive matter."""
+"""SNIP criterion: sensitivity of the loss to a connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SENSITIVITY = Statistic(name="sensitivity of connections", of=Evidence.GRADIENT
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SNIP(Criterion):
-    """Score a weight by ``|dL / dc|``, ``c`` a factor of one before it: the absolute value of the mean of ``g * w``.
+    """SNIP criterion: ``|dL / dc|``, ``c`` a factor of one before the weight; the magnitude of the mean of ``g * w``.
 
     Lee et al., 2019; arXiv:1810.02340, equation 5, without the division by the sum over all connections, which changes
     no order. Meant for pruning once, before training: a window that ends after the first steps. The mean runs over the

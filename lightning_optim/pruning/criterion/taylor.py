@@ -1,4 +1,4 @@
-"""Weights without which the loss would change matter."""
+"""Taylor criterion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATISTICS = {
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taylor(Criterion):
-    """Score a weight by ``(g * w) ** 2``, the squared change of the loss, to first order, if it were zero.
+    """Taylor criterion: ``(g * w) ** 2``, the squared change of the loss, to first order, were the weight zero.
 
     Molchanov et al., 2019; arXiv:1906.10771, section 3.1, averaged over the optimizer steps since the last pruning
     step; ``g`` is what the optimizer is given, before clipping.

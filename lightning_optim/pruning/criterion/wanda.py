@@ -1,4 +1,4 @@
-"""Large weights that read large inputs matter."""
+"""Wanda criterion: weights times the norm of what they read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ENERGY = Statistic(name="squared input", of=Evidence.INPUT, term=_squared)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanda(Criterion):
-    """Score a weight by ``|w_ij| * ||x_j||``, ``x_j`` all values of the input channel that it reads.
+    """Wanda criterion: ``|w_ij| * ||x_j||``, ``x_j`` all values of the input channel that the weight reads.
 
     Sun et al., 2023; arXiv:2306.11695, equation 1. The norm is taken as a root mean square over every sample and
     position since the last pruning step: layers that see more positions are not favoured.

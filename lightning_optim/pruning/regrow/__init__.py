@@ -1,1 +1,1 @@
-"""Which weights come back."""
+"""Regrowth: which weights come back."""

@@ -1,4 +1,4 @@
-"""Which weights come back."""
+"""Interface of regrowth: which weights come back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Regrowth(ABC):
-    """At each jump of the window the smallest weights give way to others; the sparsity stays what it is."""
+    """Regrowth: at each jump of the window the smallest weights give way to others, at the same sparsity."""
 
     needs_gradient: ClassVar[bool]
 

@@ -1,4 +1,4 @@
-"""The arithmetic of regrowth."""
+"""Arithmetic of regrowth."""
 
 from __future__ import annotations
 

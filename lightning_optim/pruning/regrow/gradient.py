@@ -1,4 +1,4 @@
-"""Weights come back where the loss asks for them."""
+"""Regrowth by gradient (RigL)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_optim.pruning.regrow.base import Regrowth, check_fraction
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientRegrowth(Regrowth):
-    """RigL: the smallest weights give way to those with the largest dense gradient.
+    """Regrowth by gradient (RigL): the smallest weights give way to those with the largest dense gradient.
 
     Evci et al., 2020; arXiv:1911.11134, section 3 (4).
 

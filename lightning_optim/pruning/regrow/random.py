@@ -1,4 +1,4 @@
-"""Random weights come back."""
+"""Random regrowth (SET)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from lightning_optim.pruning.regrow.base import Regrowth, check_fraction
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomRegrowth(Regrowth):
-    """SET: the smallest weights give way to random ones (Mocanu et al., 2018; arXiv:1707.04780, algorithm 1).
+    """Random regrowth (SET): the smallest weights give way to random ones (Mocanu et al., 2018).
+
+    arXiv:1707.04780, algorithm 1.
 
     Args:
         fraction: Share of the weights left that is replaced at the window's first jump, in ``(0, 1)``; it falls to 0

@@ -1,1 +1,1 @@
-"""What is pruned goes physically: trial, channels, whole branches."""
+"""Physical removal of what is pruned: trial, channels, whole branches."""

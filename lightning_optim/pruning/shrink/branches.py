@@ -1,4 +1,4 @@
-"""Take residual branches out of a model for good, once it is proved that nothing else changes."""
+"""Removal of residual branches from a model, once it is proved that nothing else changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Remove channels for good, once it is proved that nothing else changes."""
+"""Removal of channels, once it is proved that nothing else changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Choice", "Shrunk", "shrink"]
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Shrunk:
-    """What a shrink did.
+    """Outcome of a removal.
 
     Args:
         plan: What was kept of each tensor; applied to a fresh model it gives the same layout.

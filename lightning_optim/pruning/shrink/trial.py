@@ -1,4 +1,4 @@
-"""Is a model whose channels are cut the same function as one whose channels are masked?"""
+"""Trial of a cut: is the cut model the same function as the masked one?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Choice = tuple[Group, Tensor]
 
 @final
 class Trial:
-    """Cuts copies of a model, and compares them with its full-size graph where the same channels are masked.
+    """Trial: cuts copies of a model, and compares them with its full-size graph where the same channels are masked.
 
     Each cut is tried with disturbed weights too: a layer that starts at zero would hide a wrong one. Groups at
     fault are found by bisection, in a limited number of trials: what is not proved by then stays whole.

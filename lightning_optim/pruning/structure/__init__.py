@@ -1,1 +1,1 @@
-"""What falls together."""
+"""Structures: what falls together."""

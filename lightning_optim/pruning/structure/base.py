@@ -1,4 +1,4 @@
-"""What falls together."""
+"""Interface of structures: what falls together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TouchedDim = tuple[str, int | None]
 
 
 class Structure(ABC):
-    """Turns scores of weights into pools of entries that fall one by one, and what is kept into masks of weights."""
+    """Structure: turns scores of weights into pools of entries that fall one by one, and what is kept into masks."""
 
     needs_coupling: ClassVar[bool]
 

@@ -1,4 +1,4 @@
-"""Blocks of weights."""
+"""Block structure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.pruning.structure.functional import block_means, block_of_e
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block(Structure):
-    """Rectangles of output by input channels fall together (Narang et al., 2017; arXiv:1711.02782).
+    """Block structure: rectangles of output by input channels (Narang et al., 2017; arXiv:1711.02782).
 
     A convolution's kernels fall whole: ``rows=1, columns=1`` removes single kernels of it. A block scores the mean over
     its weights. Where the sides of a layer are no multiples of a block's, the last blocks are smaller. The sparsity

@@ -1,4 +1,4 @@
-"""Whole channels, with everything that is coupled to them."""
+"""Channel structure: whole channels, with everything that is coupled to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.pruning.structure.coupled import CoupledStructure, check_sh
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel(CoupledStructure):
-    """Output channels fall together with every weight that makes or reads them, and can be physically removed.
+    """Channel structure: output channels fall with every weight that makes or reads them, and can be removed.
 
     A channel's score is the mean over the targeted layers of its group, each layer first scaled to a mean of one:
     layers of other fan-in or scale are then comparable.

@@ -1,4 +1,4 @@
-"""Channels that fall with everything that is coupled to them, and can be physically removed."""
+"""Coupled structures: channels that fall with all that is coupled to them, and can be physically removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_optim.pruning.structure.base import Shrink, Structure, TouchedDim
 
 
 class CoupledStructure(Structure):
-    """Groups of coupled channels lose some of them; at least one of each stays."""
+    """Coupled structure: groups of coupled channels lose some of them; at least one of each stays."""
 
     needs_coupling: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""The arithmetic of structures: patterns within the weight of a layer."""
+"""Arithmetic of structures: patterns within the weight of a layer."""
 
 # O output channels, I input channels, K positions of a kernel
 

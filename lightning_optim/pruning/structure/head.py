@@ -1,4 +1,4 @@
-"""Attention heads."""
+"""Attention-head structure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.pruning.structure.coupled import CoupledStructure, check_sh
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head(CoupledStructure):
-    """Whole attention heads fall, and can be physically removed (Michel et al., 2019; arXiv:1905.10650).
+    """Attention-head structure: whole heads, which can be physically removed (Michel et al., 2019; arXiv:1905.10650).
 
     The rows of query, key and value that make a head go with the columns of the output projection that read it;
     where several queries share a key, they go together. Other channels are left alone. A head's score is the mean over

@@ -1,4 +1,4 @@
-"""Layers: the residual branches of a network."""
+"""Layer structure: the residual branches of a network."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _AND = ", "
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer(Structure):
-    """Whole residual branches fall, so that a block hands on what came in (Fan et al., 2020; arXiv:1909.11556).
+    """Layer structure: whole residual branches; a block then passes its input on (Fan et al., 2020).
 
-    All parameters that serve a branch alone are masked, its norms included: it then adds exactly zero. A branch scores
+    LayerDrop, arXiv:1909.11556. All parameters that serve a branch alone are masked, its norms included: it then adds exactly zero. A branch scores
     the mean over its targeted weights, and competes with those of all depths, however the sparsity is spread: it
     counts branches. One without any targeted layer is left alone, and does not count.
 

@@ -1,4 +1,4 @@
-"""Neurons: whole rows of a layer, with their biases."""
+"""Neuron structure: whole rows of a layer, with their biases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.pruning.structure.functional import spare_best, with_those_
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neuron(Structure):
-    """All that makes one output of a layer falls together: a linear layer's row or a convolution's filter, and a bias.
+    """Neuron structure: all that makes one output of a layer, a linear row or a convolution's filter, and its bias.
 
     Nothing else is touched, so that it works on any model, also one that cannot be captured; ``Channel`` finds what
     reads the neuron too, and can remove it physically. A neuron scores the mean over its weights. The best neuron of

@@ -1,4 +1,4 @@
-"""N of every M weights, the pattern that sparse matrix units compute with."""
+"""N:M sparsity, the pattern that sparse matrix units compute with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_optim.pruning.structure.functional import lowest_of_each, must_st
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SemiStructured(Structure):
-    """Of every ``out_of`` consecutive input channels at most ``keep`` stay (Mishra et al., 2021; arXiv:2104.08378).
+    """N:M sparsity: ``keep`` of every ``out_of`` input channels stay at most (Mishra et al., 2021; arXiv:2104.08378).
 
     The full pattern has a sparsity of ``1 - keep / out_of``, and a schedule that ends there completes it in every
     layer. On the way the sparsity asked is reached to the weight: only those weights fall that are among the

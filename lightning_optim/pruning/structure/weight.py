@@ -1,4 +1,4 @@
-"""Single weights."""
+"""Weight structure (unstructured pruning)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.pruning.structure.functional import spread
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight(Structure):
-    """Every weight falls by itself: the highest accuracy per zero, and no speed on dense hardware."""
+    """Unstructured pruning: each weight alone; the highest accuracy per zero, and no speed on dense hardware."""
 
     needs_coupling: ClassVar[bool] = False
 

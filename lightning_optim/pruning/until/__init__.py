@@ -1,1 +1,1 @@
-"""How long the sparsity may grow."""
+"""Stopping rules: how long the sparsity may grow."""

@@ -1,4 +1,4 @@
-"""Prune until a metric falls too far."""
+"""Metric-drop stopping rule: prune until a metric falls too far."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROUNDING = 1e-6
 
 
 class Verdict(Enum):
-    """What a validation says of the model as it is."""
+    """Verdict of one validation on the model as it is."""
 
     GOOD = "good"  # within the allowed drop: the state to go back to
     REST = "rest"  # below, but fine-tuning is given time before more goes
@@ -23,7 +23,7 @@ class Verdict(Enum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricDrop:
-    """Let the sparsity grow until a metric falls too far below its value before pruning; then go back.
+    """Metric-drop rule: the sparsity grows until a metric falls too far below its value before pruning.
 
     The last state that was good enough is put back; halfway between its sparsity and that which was too much the next
     one is tried, and so on. Each is judged by one validation: what else makes the metric fall, such as a high learning
@@ -75,7 +75,7 @@ class MetricDrop:
 
 @final
 class MetricWatch:
-    """Judges one validation after the other."""
+    """State of a metric-drop rule: judges one validation after the other."""
 
     def __init__(self, setting: MetricDrop) -> None:
         self._setting = setting

@@ -1,4 +1,4 @@
-"""Which sparsity to try next, when too much was tried once."""
+"""Search for the highest sparsity that a metric allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SAME = 1e-6
 
 @final
 class SparsitySearch:
-    """Along a schedule until one sparsity is too much, then halfway between the last good and the first bad one.
+    """Search of a sparsity: along a schedule until one is too much, then by bisection of good and bad.
 
     One sparsity is tried after each validation, not more, but for the schedule's last, which comes when it is due.
     While fine-tuning is given time the schedule stands still, and then goes on from there.
