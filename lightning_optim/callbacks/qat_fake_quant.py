@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
@@ -35,12 +36,11 @@ from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.run import apply_methods
 from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.settings import check_kinds, checked_freeze, checked_layers, excluded_modules
+from lightning_optim.quantization.settings import QuantizationSettings, checked_freeze, checked_layers, excluded_modules
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
-from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.compilation import find_compilation, uncompiled
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, named_modules
@@ -95,20 +95,21 @@ class QATFakeQuant(TechniqueCallback):
         self.window = window or Window()
         self.freeze = checked_freeze(freeze or {})
         self._loss_scale: float | None = None
-        self._settings = (
+        self.weight_quantizer, self.activation_quantizer = (
             weight_quantizer or Symmetric(),
             activation_quantizer or Affine(),
-            observer or MovingAverage(),
-            checked_layers(layers or {}),
         )
-        check_kinds(*self._settings[:3])
-        self._settings[0].check(Operand.WEIGHT)
-        self._settings[1].check(Operand.ACTIVATION)
-        self._simulator = Simulator(*self._settings)
+        self.observer, self.layers = observer or MovingAverage(), checked_layers(layers or {})
+        self._settings.check()
+        self._simulator = self._settings.start()
         self.learning_rate = checked_rate(learning_rate, self._simulator.quantizers)
         self._patches, self._monitors = Patches(), SuspendedMonitors()
         self._owner: LightningModule | None = None
         self._live: nn.Module | None = None
+
+    @property
+    def _settings(self) -> QuantizationSettings:
+        return QuantizationSettings(self.weight_quantizer, self.activation_quantizer, self.observer, self.layers)
 
     @property
     def is_simulating(self) -> bool:
@@ -118,7 +119,7 @@ class QATFakeQuant(TechniqueCallback):
     @override
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._owner is not None and self._owner is not pl_module:
-            self._simulator = Simulator(*self._settings)  # what was learned is another model's
+            self._simulator = self._settings.start()  # what was learned is another model's
         self._owner = pl_module
 
     @override
@@ -204,13 +205,8 @@ class QATFakeQuant(TechniqueCallback):
         name = find_network(model, self.network)[0] if isinstance(model, LightningModule) else ""
         root = model if name else network
         excluded = excluded_modules(root, name, network, self.targets)
-        assigned = assign_layers(root, network, self._settings[3])
-
-        def start() -> Simulator:
-            simulator = Simulator(*self._settings)
-            simulator.excluded, simulator.assigned = excluded, assigned
-            return simulator
-
+        assigned = assign_layers(root, network, self.layers)
+        start = partial(self._settings.start, excluded, assigned)
         simulator = start()
         if isinstance(model, LightningModule):
             inputs: list[Any] = [*calibrate_module(simulator, model, network, data, num_batches=num_batches)]
@@ -301,7 +297,7 @@ class QATFakeQuant(TechniqueCallback):
         name, network = find_network(pl_module, self.network)
         network = uncompiled(network)
         excluded = excluded_modules(pl_module, name, network, self.targets)
-        assigned = assign_layers(pl_module, network, self._settings[3])
+        assigned = assign_layers(pl_module, network, self.layers)
         self._check_plan(network)
         self.release()
         self._simulator.excluded, self._simulator.assigned, self._live = excluded, assigned, network

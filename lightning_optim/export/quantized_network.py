@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
@@ -20,9 +21,9 @@ from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.run import apply_methods
 from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.settings import check_kinds, checked_layers, excluded_modules
+from lightning_optim.quantization.settings import QuantizationSettings, checked_layers, excluded_modules
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.layer_errors import LayerErrors, compare_layers
 from lightning_optim.quantization.simulation.plan import Plan
@@ -161,19 +162,16 @@ def calibrate(  # noqa: PLR0913  # one keyword for each question
 
         ``quantized.export("net.onnx")`` writes the file for ONNX Runtime.
     """
-    settings = (weight_quantizer or Symmetric(), activation_quantizer or Affine(), observer or MovingAverage())
-    check_kinds(*settings)
-    settings[0].check(Operand.WEIGHT)
-    settings[1].check(Operand.ACTIVATION)
-    own = checked_layers(layers or {})
+    settings = QuantizationSettings(
+        weight_quantizer or Symmetric(),
+        activation_quantizer or Affine(),
+        observer or MovingAverage(),
+        checked_layers(layers or {}),
+    )
+    settings.check()
     network = uncompiled(model)
-    excluded, assigned = excluded_modules(network, "", network, targets), assign_layers(network, network, own)
-
-    def start() -> Simulator:
-        simulator = Simulator(*settings, own)
-        simulator.excluded, simulator.assigned = excluded, assigned
-        return simulator
-
+    excluded = excluded_modules(network, "", network, targets)
+    start = partial(settings.start, excluded, assign_layers(network, network, settings.layers))
     simulator = start()
     batches = list(islice(data, max(num_batches, 0)))
     run_calibration(simulator, network, batches, num_batches=num_batches)

@@ -3,25 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
 
 from torch import nn
 
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import Targets, named_modules
 
 
-def check_kinds(weight: object, activation: object, observer: object) -> None:
-    """Refuse what is no quantizer or no observer.
+@final
+@dataclass(frozen=True, slots=True)
+class QuantizationSettings:
+    """Settings of what a simulator rounds with, and of how it finds ranges.
 
-    Raises:
-        TypeError: Naming the keyword.
+    Args:
+        weight: Quantizer of weights.
+        activation: Quantizer of activations.
+        observer: Turns ranges of batches into one range.
+        layers: Quantizers of some layers in place of these, by key.
+
+    Example:
+        >>> from lightning_optim.quantization.observer.min_max import MinMax
+        >>> from lightning_optim.quantization.quantizer.affine import Affine
+        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> settings = QuantizationSettings(Symmetric(), Affine(), MinMax())
+        >>> settings.check()
+        >>> settings.start(excluded=frozenset({"head"})).is_ready
+        False
     """
-    kinds = {"weight_quantizer": (weight, Quantizer), "activation_quantizer": (activation, Quantizer)}
-    for keyword, (value, kind) in {**kinds, "observer": (observer, Observer)}.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{keyword} must be of a class derived from {kind.__name__}, got {value!r}")
+
+    weight: Quantizer
+    activation: Quantizer
+    observer: Observer
+    layers: Mapping[str, LayerQuantizers] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse what is no quantizer or no observer, and quantizers that can't quantize what they are for.
+
+        Raises:
+            TypeError: Naming the keyword of ``QATFakeQuant``.
+            ValueError: If a quantizer can't quantize weights, or activations.
+        """
+        kinds = {"weight_quantizer": (self.weight, Quantizer), "activation_quantizer": (self.activation, Quantizer)}
+        for keyword, (value, kind) in {**kinds, "observer": (self.observer, Observer)}.items():
+            if not isinstance(value, kind):
+                raise TypeError(f"{keyword} must be of a class derived from {kind.__name__}, got {value!r}")
+        self.weight.check(Operand.WEIGHT)
+        self.activation.check(Operand.ACTIVATION)
+
+    def start(self, excluded: frozenset[str] = frozenset(), assigned: Mapping[str, str] | None = None) -> Simulator:
+        """Return a simulator that has seen nothing.
+
+        Args:
+            excluded: Names of the modules whose operators stay in floating point.
+            assigned: Name of a module -> key of its entry in ``layers``.
+        """
+        simulator = Simulator(self.weight, self.activation, self.observer, self.layers)
+        simulator.excluded, simulator.assigned = excluded, dict(assigned or {})
+        return simulator
 
 
 def checked_layers(layers: Mapping[str, LayerQuantizers]) -> dict[str, LayerQuantizers]:

@@ -1,11 +1,15 @@
 import pytest
 import torch
 
+from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization.quantizer.ternary import Ternary
+from lightning_optim.quantization.settings import QuantizationSettings
 from lightning_optim.quantization.simulation.ranges import Ranges
+from lightning_optim.surgery.select import Targets
 
 INF = float("inf")
 
@@ -78,3 +82,28 @@ def test_values_that_are_not_finite_do_not_reach_a_range(bad):
         ranges.register(ranges.new_keys)
         ranges.merge(ranges.message())
     assert ranges.range_of("a") == (-1.0, 1.0)
+
+
+def test_a_simulator_starts_with_the_settings_and_shares_nothing_with_the_next():
+    layers = {"head": LayerQuantizers(targets=Targets(include=["head"]), weight_quantizer=Symmetric(bits=4))}
+    settings = QuantizationSettings(Symmetric(), Affine(), MinMax(), layers)
+    first = settings.start(frozenset({"stem"}), {"head": "head"})
+    assert (first.excluded, first.assigned, first.is_ready) == ({"stem"}, {"head": "head"}, False)
+    assert first.bits_of("head:linear") == (4, 8)
+    second = settings.start()
+    assert (second.excluded, second.assigned) == (frozenset(), {})
+    assert second.ranges is not first.ranges
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "observer", "error", "message"),
+    [
+        (Affine, Affine(), MinMax(), TypeError, "weight_quantizer must be of a class derived from Quantizer"),
+        (Symmetric(), MinMax(), MinMax(), TypeError, "activation_quantizer must be of a class derived from Quantizer"),
+        (Symmetric(), Affine(), Affine(), TypeError, "observer must be of a class derived from Observer"),
+        (Symmetric(), Ternary(), MinMax(), ValueError, "Ternary quantizes weights, not activations"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(weight, activation, observer, error, message):
+    with pytest.raises(error, match=message):
+        QuantizationSettings(weight, activation, observer).check()
