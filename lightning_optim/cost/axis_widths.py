@@ -35,12 +35,12 @@ class AxisWidths:
             self._pool_of.update(dict.fromkeys(roots.tolist(), pool))
 
     def of_tensor(self, name: str, shape: tuple[int, ...]) -> tuple[Width, ...]:
-        """Widths of a parameter or buffer; fixed ones if it takes no part in the graph."""
+        """Return the widths of a parameter or buffer; fixed ones if it takes no part in the graph."""
         axes = self._propagation.tensors.get(name, [None] * len(shape))
         return tuple(self._width(axis, length) for axis, length in zip(axes, shape, strict=True))
 
     def of_value(self, node: fx.Node) -> tuple[Width, ...]:
-        """Widths of a tensor that an operator takes or gives."""
+        """Return the widths of a tensor that an operator takes or gives."""
         shape = tuple(int(size) for size in node.meta["val"].shape)
         axes = self._propagation.axes.get(node)
         if axes is None or len(axes) != len(shape) or any(isinstance(axis, list) for axis in axes):

@@ -50,7 +50,7 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     inputs = (args, dict(kwargs or {}))
     try:
         return _count(copy.deepcopy(model).to("meta"), *tree_map(to_meta, inputs))
-    except Exception:  # whatever a model raises that asks a tensor without values for its values
+    except Exception:  # a model that reads values of a meta tensor may raise anything
         if any(parameter.is_meta for parameter in model.parameters()):
             raise
         with torch.random.fork_rng(devices=[]), _plain_kernels():
@@ -70,7 +70,7 @@ def _plain_kernels() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-            warnings.simplefilter("ignore")  # of Intel GPUs, by the switch itself
+            warnings.simplefilter("ignore")  # setting the flags of mkldnn warns about Intel GPUs
             with torch.backends.mkldnn.flags(enabled=False):
                 yield
     finally:

@@ -39,11 +39,11 @@ class Curve:
             )
 
     def at(self, rough: float) -> float:
-        """The better value."""
+        """Return the better value for a rough one."""
         return _read_off(self.points, self.values, rough)
 
     def inverse(self, value: float) -> float:
-        """The rough value that stands for a better one."""
+        """Return the rough value for a better one."""
         return _read_off(self.values, self.points, value)
 
     def through(self, rough: float, value: float) -> Curve:

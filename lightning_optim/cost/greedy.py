@@ -50,6 +50,8 @@ def most_important(
 
 @final
 class _GreedySearch:
+    """Search by single steps: the place of each pool among its allowed counts, and what that costs."""
+
     def __init__(
         self,
         importance: Mapping[str, Sequence[float]],
@@ -65,7 +67,9 @@ class _GreedySearch:
             pool: {other for term in terms for other in term.pools if other in allowed_counts}
             for pool, terms in self._terms.items()
         }
-        self._spent = prices.total(self._present)  # a sum, which one pool's change changes by its own terms
+        self._spent = prices.total(
+            self._present
+        )  # kept as a sum: a step of one pool changes the terms of that pool only
 
     @property
     def channels(self) -> dict[str, int]:
@@ -118,7 +122,7 @@ class _GreedySearch:
         """Importance lost per cost saved by the next step down, and where it leads."""
         for step in range(self._step[pool] - 1, -1, -1):
             saved = -self._change(pool, step)
-            if saved > 0.0:  # a measured latency may have flats, which are crossed in one step
+            if saved > 0.0:  # a measured latency may not fall for some steps, which are then taken as one
                 return -self._gain(pool, step) / saved, step
         return float("inf"), 0
 

@@ -44,7 +44,7 @@ def cheapest_choices(
         kept = _thinned(_unbeaten(spent, lost, room), spent, room, most_states)
         spent, lost = spent[kept], lost[kept]
         steps.append((kept, len(own_costs)))
-    place, chosen = len(spent) - 1, []  # loss falls as cost grows
+    place, chosen = len(spent) - 1, []  # the last state loses least, since loss falls as cost grows
     for kept, num_options in reversed(steps):
         place, option = divmod(int(kept[place]), num_options)
         chosen.append(option)

@@ -33,9 +33,11 @@ from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluating
 
 _WHOLE = ((1.0, 1.0), (0.6, 0.6), (0.3, 0.3), (1.0, 0.4), (0.4, 1.0))  # shares kept by every other pool
-_BUDGETS = (0.7, 0.5, 0.4)  # shares of the time that are then spent as a budget would
-_CORRECTIONS, _CLOSE, _TURNS = 5, 0.03, 3  # by what a budget chooses: at most, near enough, and times each is timed
-_LEAST = 0.1  # share of its channels that each pool keeps there
+_BUDGETS = (0.7, 0.5, 0.4)  # shares of the time, each the budget of one more network that is timed
+_CORRECTIONS = 5  # times that the curve is corrected by the network that a budget chooses, at most
+_CLOSE = 0.03  # relative error of a prediction that needs no correction
+_TURNS = 3  # times that each such network is timed
+_LEAST = 0.1  # share of its channels that each pool keeps under these budgets
 
 
 @final
@@ -173,7 +175,7 @@ def _read(path: Path, axis_widths: AxisWidths) -> Prices:
     sizes = prices.sizes
     if sizes.keys() != axis_widths.sizes.keys() or any(size > sizes[pool] for pool, size in axis_widths.sizes.items()):
         raise ArtefactError(f"{path} is the latency table of another network; remove it, or name another file")
-    return replace(prices, pools=axis_widths.pools)  # fewer channels are in the table too
+    return replace(prices, pools=axis_widths.pools)  # the table holds networks with fewer channels too
 
 
 def _shares_of(sizes: Mapping[str, int], shares: Sequence[float]) -> dict[str, int]:
@@ -221,7 +223,7 @@ def _of_batch(batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> A
 
 
 def _resized(leaf: Any, rows: int, batch: int) -> Any:
-    """A batch of another size, of the same rows."""
+    """The tensor with another number of rows, which are its own, repeated or cut."""
     if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != rows:
         return leaf
     return leaf[torch.arange(batch) % rows]

@@ -44,7 +44,12 @@ def _time(operator: TimedOperator, channels: Channels, known: dict[str, float]) 
     if key not in known:
         try:
             known[key] = time_call(operator.make_call(channels))
-        except (RuntimeError, TypeError, KeyError, IndexError):  # it takes no such lengths: left to the whole's times
+        except (
+            RuntimeError,
+            TypeError,
+            KeyError,
+            IndexError,
+        ):  # the operator refuses these lengths; the times of the whole network cover it
             known[key] = 0.0
     return known[key]
 

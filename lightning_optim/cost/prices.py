@@ -201,7 +201,7 @@ class Prices:
         return tuple(term for term in self.terms if pool in term.pools)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything as plain primitives."""
+        """Return everything as plain primitives."""
         pools = {name: [pool.size, pool.uses] for name, pool in self.pools.items()}
         curve = [list(self.curve.points), list(self.curve.values)]
         return {"unit": self.unit, "pools": pools, "terms": [_plain(term) for term in self.terms], "curve": curve}

@@ -32,9 +32,9 @@ class Branch:
 
 
 def residual_branches(coupling: Coupling) -> tuple[Branch, ...]:
-    """Return every residual branch that can fall whole, in the order of the graph.
+    """Return every residual branch that can be dropped whole, in the order of the graph.
 
-    A sum of two values is residual if one was computed from the other. Its branch can fall if nothing else reads it
+    A sum of two values is residual if one was computed from the other. Its branch can be dropped if nothing else reads it
     midway, and if it ends in a layer whose zeros make it zero: a linear layer, a convolution or a norm with a weight.
 
     Args:
@@ -67,7 +67,7 @@ def residual_branches(coupling: Coupling) -> tuple[Branch, ...]:
 
 
 def _branch(total: fx.Node, propagation: Propagation) -> Branch | None:
-    """The branch of one sum, or ``None`` if it has none that can fall."""
+    """The branch of one sum, or ``None`` if it has none that can be dropped."""
     operands = [operand for operand in total.args[:2] if isinstance(operand, fx.Node)]
     if len(operands) < 2 or len({operand.meta["val"].shape for operand in operands}) > 1:
         return None

@@ -49,12 +49,12 @@ def eval_copy(model: nn.Module, stand_ins: Mapping[Tensor, Tensor] | None = None
         (False, True)
     """
     memo: dict[int, Any] = {id(tensor): stand_in for tensor, stand_in in (stand_ins or {}).items()}
-    memo |= {id(held): None for module in model.modules() for held in vars(module).values() if _runs_the_model(held)}
+    memo |= {id(held): None for module in model.modules() for held in vars(module).values() if _is_trainer(held)}
     return copy.deepcopy(model, memo).eval()
 
 
-def _runs_the_model(held: object) -> bool:
-    """Whether it is a trainer of Lightning, which holds the model in its turn; perhaps behind a weak reference."""
+def _is_trainer(held: object) -> bool:
+    """Whether it is a trainer of Lightning, which holds the model in turn; its class is read through a weak reference."""
     return any(base.__name__ in ("Trainer", "Fabric") for base in held.__class__.__mro__)
 
 

@@ -77,7 +77,7 @@ def _tied(groups: list[Group], propagation: Propagation, search: _FaultSearch) -
 
 @final
 class _FaultSearch:
-    """Looks for groups whose cut the code cannot follow, in a limited number of trials."""
+    """Search for groups whose cut the code cannot follow, in a limited number of trials."""
 
     def __init__(self, judge: Callable[[CutPlan], Objection | None], trials: int) -> None:
         self._judge, self._trials, self._left = judge, trials, trials

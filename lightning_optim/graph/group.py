@@ -132,7 +132,7 @@ def gather(propagation: Propagation) -> list[Group]:
 @final
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Where a class lies: the number of a place, and the position in it, shape ``[n]`` each."""
+    """Positions of a class: the number of a place, and the position in it, shape ``[n]`` each."""
 
     places: Axis
     positions: Axis

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.graph.labels import Axes, Axis
+from lightning_optim.graph.operators import OperatorKind, kind_of, operator_name
 from lightning_optim.graph.propagate import Propagation
 
 
@@ -113,7 +114,7 @@ class _MaskedInterpreter(fx.Interpreter):
         target: Any = n.target
         args: list[Any] = [fx.node.map_arg(argument, self._gathered) for argument in n.args]
         kwargs: dict[str, Any] = {key: fx.node.map_arg(argument, self._gathered) for key, argument in n.kwargs.items()}
-        if target in (torch.ops.aten.layer_norm.default, torch.ops.aten.rms_norm.default):
+        if kind_of(operator_name(target)) is OperatorKind.LAYER_NORM:
             args[1] = list(args[0].shape[-len(args[1]) :])
         result = target(*args, **kwargs)
         return self._scattered(result, self._propagation.axes[n], n.meta["val"].shape)
