@@ -67,9 +67,7 @@ class _GreedySearch:
             pool: {other for term in terms for other in term.pools if other in allowed_counts}
             for pool, terms in self._terms.items()
         }
-        self._spent = prices.total(
-            self._present
-        )  # kept as a sum: a step of one pool changes the terms of that pool only
+        self._spent = prices.total(self._present)  # a step of one pool changes its own terms only
 
     @property
     def channels(self) -> dict[str, int]:

@@ -44,12 +44,8 @@ def _time(operator: TimedOperator, channels: Channels, known: dict[str, float]) 
     if key not in known:
         try:
             known[key] = time_call(operator.make_call(channels))
-        except (
-            RuntimeError,
-            TypeError,
-            KeyError,
-            IndexError,
-        ):  # the operator refuses these lengths; the times of the whole network cover it
+        except (RuntimeError, TypeError, KeyError, IndexError):
+            # The operator refuses these lengths. The times of the whole network cover it.
             known[key] = 0.0
     return known[key]
 

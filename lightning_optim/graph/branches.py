@@ -34,8 +34,9 @@ class Branch:
 def residual_branches(coupling: Coupling) -> tuple[Branch, ...]:
     """Return every residual branch that can be dropped whole, in the order of the graph.
 
-    A sum of two values is residual if one was computed from the other. Its branch can be dropped if nothing else reads it
-    midway, and if it ends in a layer whose zeros make it zero: a linear layer, a convolution or a norm with a weight.
+    A sum of two values is residual if one was computed from the other. Its branch can be dropped if nothing else reads
+    it midway, and if it ends in a layer whose zeros make it zero: a linear layer, a convolution or a norm
+    with a weight.
 
     Args:
         coupling: What is known of the network's graph.

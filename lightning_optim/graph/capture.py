@@ -54,7 +54,7 @@ def eval_copy(model: nn.Module, stand_ins: Mapping[Tensor, Tensor] | None = None
 
 
 def _is_trainer(held: object) -> bool:
-    """Whether it is a trainer of Lightning, which holds the model in turn; its class is read through a weak reference."""
+    """Whether it is a trainer of Lightning, which holds the model in turn; perhaps by a weak reference."""
     return any(base.__name__ in ("Trainer", "Fabric") for base in held.__class__.__mro__)
 
 
