@@ -31,7 +31,7 @@ from benchmarks.random_models import build, twice
 from lightning_optim.errors import reason_of
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Coupling, Group, couple
-from lightning_optim.pruning.shrink.channels import Choice, shrink
+from lightning_optim.pruning.shrink.channels import Choice, shrink_channels
 
 TOLERANCE, LEAST_REMOVED = 1e-5, 0.1
 
@@ -92,7 +92,7 @@ def examine(name: str, keep: float) -> dict[str, Any]:
         coupling, choices = plan(model, args, kwargs, keep)
         row |= {"seconds": round(time.process_time() - begin, 2), "groups": len(choices), "unknown": coupling.unknown}
         begin = time.process_time()
-        done = shrink(model, coupling, choices, args, kwargs, tolerance=TOLERANCE)
+        done = shrink_channels(model, coupling, choices, args, kwargs, tolerance=TOLERANCE)
     except Exception as error:
         return row | {"reason": f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"}
     finally:

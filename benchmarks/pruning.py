@@ -47,7 +47,7 @@ from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple, keep_channels
 from lightning_optim.pruning.allocation.budget import Budget
-from lightning_optim.pruning.shrink.channels import shrink
+from lightning_optim.pruning.shrink.channels import shrink_channels
 from lightning_optim.pruning.structure.channel import Channel
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.schedule.linear import Linear
@@ -226,7 +226,7 @@ def half(net: nn.Module, images: Tensor, share: float = 0.5, multiple: int = 16)
     for group in coupling.groups:
         kept = max(round((1.0 - share) * group.size / multiple), 1) * multiple
         keep.append((group, torch.arange(min(kept, group.size))))
-    shrink(small, coupling, keep, (images,))
+    shrink_channels(small, coupling, keep, (images,))
     return small.eval()
 
 

@@ -1,4 +1,5 @@
 from .allocation.base import Allocation as Allocation
+from .allocation.base import AllocationSetting as AllocationSetting
 from .allocation.budget import Budget as Budget
 from .allocation.by_sensitivity import BySensitivity as BySensitivity
 from .allocation.erdos_renyi import ErdosRenyi as ErdosRenyi
@@ -27,9 +28,12 @@ from .regrow.random import RandomRegrowth as RandomRegrowth
 from .rewind import Rewind as Rewind
 from .sensitivity import Sensitivity as Sensitivity
 from .sensitivity import SensitivityCurve as SensitivityCurve
+from .shrink.channels import shrink_channels as shrink_channels
+from .shrink.trial import Choice as Choice
 from .structure.base import Structure as Structure
 from .structure.block import Block as Block
 from .structure.channel import Channel as Channel
+from .structure.coupled import targeted_groups as targeted_groups
 from .structure.head import Head as Head
 from .structure.layer import Layer as Layer
 from .structure.neuron import Neuron as Neuron

@@ -6,6 +6,7 @@ from .mixed_precision.sensitivity import BitLatency as BitLatency
 from .mixed_precision.sensitivity import BitSensitivity as BitSensitivity
 from .mixed_precision.sensitivity import LayerLoss as LayerLoss
 from .mixed_precision.sensitivity import bit_sensitivity as bit_sensitivity
+from .mixed_precision.sensitivity import divergence as divergence
 from .observer.base import Observer as Observer
 from .observer.entropy import Entropy as Entropy
 from .observer.mean_squared_error import MeanSquaredError as MeanSquaredError

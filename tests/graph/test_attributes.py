@@ -6,13 +6,13 @@ from torch import nn
 from lightning_optim.graph.attributes import counters
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.shrink.channels import shrink
+from lightning_optim.pruning.shrink.channels import shrink_channels
 
 
 def cut(net, batch):
     coupling = couple(capture_network(net, (batch,)))
     choices = [(group, torch.arange((group.size + 1) // 2)) for group in coupling.groups]
-    done = shrink(net, coupling, choices, (batch,))
+    done = shrink_channels(net, coupling, choices, (batch,))
     assert not coupling.whole
     assert not done.refused
     return done

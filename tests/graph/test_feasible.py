@@ -7,7 +7,7 @@ from torch import nn
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
 from lightning_optim.graph.shape_model import ShapeModel
-from lightning_optim.pruning.shrink.channels import shrink
+from lightning_optim.pruning.shrink.channels import shrink_channels
 
 
 class Derived(nn.Module):
@@ -58,7 +58,7 @@ def test_what_is_tied_can_be_cut_to_any_number_of_heads():
     for kept in ([1], [0, 2]):
         net, batch = around(Derived())
         coupling = couple(capture_network(net, (batch,)))
-        done = shrink(net, coupling, [(coupling.groups[0], torch.tensor(kept))], (batch,))
+        done = shrink_channels(net, coupling, [(coupling.groups[0], torch.tensor(kept))], (batch,))
         assert not done.refused
         assert done.error <= 1e-5
         assert (net[0].out_features, net[1].num_heads) == (4 * len(kept), len(kept))
@@ -119,7 +119,7 @@ def test_a_layer_whose_output_is_shaped_as_its_input_is_tied_to_it():
     coupling = couple(capture_network(net, (batch,)))
     assert not coupling.whole
     assert [group.name for group in coupling.groups] == ["0.weight", "1.leave.weight", "2.weight"]
-    done = shrink(net, coupling, [(coupling.groups[0], torch.tensor([0, 2, 5]))], (batch,))
+    done = shrink_channels(net, coupling, [(coupling.groups[0], torch.tensor([0, 2, 5]))], (batch,))
     assert not done.refused
     assert net[1].reduce.weight.shape == (3, 3, 2)
 

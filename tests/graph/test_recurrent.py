@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.shrink.channels import shrink
+from lightning_optim.pruning.shrink.channels import shrink_channels
 
 
 class Net(nn.Module):
@@ -58,7 +58,7 @@ def test_a_cut_layer_knows_its_shape_and_is_trained():
     torch.manual_seed(0)
     net, batch = Net(nn.LSTM(5, 4, num_layers=2), 4), torch.randn(6, 2, 3)
     coupling = couple(capture_network(net, (batch,)))
-    shrink(net, coupling, [(group, torch.tensor([0, 2])) for group in coupling.groups], (batch,))
+    shrink_channels(net, coupling, [(group, torch.tensor([0, 2])) for group in coupling.groups], (batch,))
     assert (net.layers.input_size, net.layers.hidden_size) == (2, 2)
     before = net(batch)
     optimizer = torch.optim.SGD(net.layers.parameters(), lr=1.0)

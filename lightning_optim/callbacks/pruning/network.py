@@ -20,7 +20,7 @@ from lightning_optim.graph.coupling import Coupling, couple
 from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.shrink.branches import plan_bypass
-from lightning_optim.pruning.shrink.channels import Choice, shrink
+from lightning_optim.pruning.shrink.channels import Choice, shrink_channels
 from lightning_optim.pruning.state import PruningState
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
@@ -206,7 +206,7 @@ class PrunedNetwork:
         return self.state.with_due(plan, frozenset(stays.keys() | members))
 
     def _plan(self, network: nn.Module, coupling: Coupling, wanted: list[Choice]) -> tuple[CutPlan, dict[str, str]]:
-        done = shrink(copy.deepcopy(network), coupling, wanted, self.example.args, self.example.kwargs)
+        done = shrink_channels(copy.deepcopy(network), coupling, wanted, self.example.args, self.example.kwargs)
         return done.plan, done.refused
 
     def enforce(self, trainer: Trainer, pl_module: LightningModule) -> None:

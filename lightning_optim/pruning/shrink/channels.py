@@ -34,7 +34,7 @@ class Shrunk:
     refused: dict[str, str]
 
 
-def shrink(
+def shrink_channels(
     model: nn.Module,
     coupling: Coupling,
     keep: Sequence[Choice],
@@ -68,7 +68,7 @@ def shrink(
         >>> from lightning_optim.graph.coupling import couple
         >>> net, batch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.ones(2, 3),)
         >>> coupling = couple(capture_network(net, batch))
-        >>> shrunk = shrink(net, coupling, [(coupling.groups[0], torch.tensor([0, 3]))], batch)
+        >>> shrunk = shrink_channels(net, coupling, [(coupling.groups[0], torch.tensor([0, 3]))], batch)
         >>> net[0].out_features, net[2].in_features, shrunk.refused
         (2, 2, {})
     """

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Group, Member, couple
-from lightning_optim.pruning.shrink.channels import shrink
+from lightning_optim.pruning.shrink.channels import shrink_channels
 
 
 class Residual(nn.Module):
@@ -273,7 +273,7 @@ def test_shrunk_network_equals_the_one_zeroed_by_hand(name):
     assert choices
     assert not coupling.unknown
     reference, size = zeroed(net, choices)(batch), sum(parameter.numel() for parameter in net.parameters())
-    shrunk = shrink(net, coupling, choices, (batch,))
+    shrunk = shrink_channels(net, coupling, choices, (batch,))
     assert not shrunk.refused
     assert net.training
     assert shrunk.error <= 1e-5
@@ -289,10 +289,10 @@ def test_every_group_can_go_on_its_own_and_twice(name):
         coupling = couple(capture_network(net, (batch,)))
         for group in coupling.groups:
             if group.size > 1:
-                assert not shrink(copy.deepcopy(net), coupling, [(group, half(group))], (batch,)).refused
+                assert not shrink_channels(copy.deepcopy(net), coupling, [(group, half(group))], (batch,)).refused
         choices = [(group, half(group)) for group in coupling.groups if group.size > 1]
         if choices:
-            shrink(net, coupling, choices, (batch,))
+            shrink_channels(net, coupling, choices, (batch,))
 
 
 def test_a_weight_given_by_direction_and_length_equals_the_plain_one_without_its_rows():
@@ -305,7 +305,7 @@ def test_a_weight_given_by_direction_and_length_equals_the_plain_one_without_its
         wanted = F.linear(net[1](net[0](batch)), weight, net[2].bias).relu() @ reader.T + net[4].bias
     coupling = couple(capture_network(net, (batch,)))
     (group,) = (group for group in coupling.groups if group.size == 6)
-    assert not shrink(net, coupling, [(group, kept)], (batch,)).refused
+    assert not shrink_channels(net, coupling, [(group, kept)], (batch,)).refused
     assert net[2].weight.shape == (3, 8)
     torch.testing.assert_close(net(batch), wanted)
 
@@ -330,7 +330,7 @@ def test_a_group_that_cannot_be_cut_stays_whole_and_the_others_go():
     torch.manual_seed(0)
     net, batch = Baked(), torch.randn(2, 3)
     coupling = unsettled(net, batch)
-    shrunk = shrink(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
+    shrunk = shrink_channels(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
     assert list(shrunk.refused) == ["one.weight"]
     assert net.one.weight.shape == (6, 3)
     assert net.two.weight.shape == (3, 6)
@@ -341,7 +341,7 @@ def test_attention_of_torch_loses_whole_heads_with_the_width_that_it_is_compared
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     net, batch = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)), torch.randn(2, 5, 3)
     coupling = couple(capture_network(net, (batch,)))
-    shrunk = shrink(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
+    shrunk = shrink_channels(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
     assert not shrunk.refused
     assert layer.linear1.out_features == 8
     assert layer.self_attn.in_proj_weight.shape == (12, 4)
@@ -356,7 +356,7 @@ def test_a_search_that_would_not_end_refuses_what_it_has_not_proved(monkeypatch)
     net = nn.Sequential(Baked(), nn.ReLU(), *(nn.Linear(2, 2) for _ in range(24)))
     batch = torch.randn(2, 3)
     coupling = unsettled(net, batch)
-    shrunk = shrink(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
+    shrunk = shrink_channels(net, coupling, [(group, half(group)) for group in coupling.groups], (batch,))
     assert "10 trials did not find which cuts are right" in shrunk.refused.values()
     assert net[0].one.weight.shape == (6, 3)
     assert shrunk.error <= 1e-5
@@ -369,7 +369,7 @@ def test_nothing_has_changed_when_every_group_is_refused():
     coupling = unsettled(net, batch)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ShrinkError, match=r"'one\.weight' cannot be cut"):
-        shrink(net, coupling, [(coupling.group_of("one.weight"), torch.arange(3))], (batch,))
+        shrink_channels(net, coupling, [(coupling.group_of("one.weight"), torch.arange(3))], (batch,))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -381,23 +381,23 @@ def test_a_wrong_group_is_refused_even_where_weights_start_at_zero():
     first = coupling.groups[0].members
     shifted = Member("2.weight", 1, first[2].index.roll(1, 0), 4)
     with pytest.raises(ShrinkError, match="differ"):
-        shrink(net, coupling, [(Group(4, (*first[:2], shifted)), torch.tensor([0, 2, 3]))], (batch,))
+        shrink_channels(net, coupling, [(Group(4, (*first[:2], shifted)), torch.tensor([0, 2, 3]))], (batch,))
 
 
 def test_a_model_that_changed_since_its_capture_is_refused():
     net, batch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
     coupling = couple(capture_network(net, (batch,)))
     choices = [(coupling.groups[0], torch.tensor([1]))]
-    shrink(net, coupling, choices, (batch,))
+    shrink_channels(net, coupling, choices, (batch,))
     with pytest.raises(ShrinkError, match="capture and couple it again"):
-        shrink(net, coupling, choices, (batch,))
+        shrink_channels(net, coupling, choices, (batch,))
 
 
 def test_the_last_channel_of_a_group_cannot_go():
     net, batch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
     coupling = couple(capture_network(net, (batch,)))
     with pytest.raises(ShrinkError, match="keep at least one"):
-        shrink(net, coupling, [(coupling.groups[0], torch.tensor([], dtype=torch.long))], (batch,))
+        shrink_channels(net, coupling, [(coupling.groups[0], torch.tensor([], dtype=torch.long))], (batch,))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -435,5 +435,5 @@ def test_random_networks_shrink_to_their_masked_selves(seed):
     coupling = couple(capture_network(net, (batch,)))
     choices = [(group, half(group)) for group in coupling.groups]
     reference = zeroed(net, choices)(batch)
-    assert not shrink(net, coupling, choices, (batch,)).refused
+    assert not shrink_channels(net, coupling, choices, (batch,)).refused
     torch.testing.assert_close(net(batch), reference, atol=1e-5, rtol=1e-4)

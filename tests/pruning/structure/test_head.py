@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.shrink.channels import shrink
+from lightning_optim.pruning.shrink.channels import shrink_channels
 from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.pruning.structure.head import Head
 
@@ -97,7 +97,7 @@ def test_removed_heads_take_no_part(network, coupling, batch):
     expected = network.without(batch, [1])
     small = copy.deepcopy(network)
     groups = targeted_groups(coupling, weights_of(network, "query"))
-    shrink(small, coupling, [(groups["query.weight"], torch.tensor([0, 2]))], (batch,))
+    shrink_channels(small, coupling, [(groups["query.weight"], torch.tensor([0, 2]))], (batch,))
     assert (small.query.out_features, small.key.out_features, small.out.in_features) == (16, 8, 16)
     torch.testing.assert_close(small(batch), expected)
 

@@ -1,0 +1,2 @@
+from .cut import apply_cut as apply_cut
+from .inputs import Inputs as Inputs
