@@ -27,7 +27,7 @@ from lightning_optim.quantization.simulation.operators import (
     why_float,
 )
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
-from lightning_optim.quantization.simulation.tensor_state import TensorState, TensorStates, address, version_of
+from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates, address, version_of
 
 Function = Callable[..., Any]
 NO_KERNEL = "no integer kernel"
@@ -82,7 +82,7 @@ class Placement(TorchFunctionMode):
         self._backend, self._plan, self._modules, self._excluded = backend, plan, modules, excluded
         self._path, self._record = path, record
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._tags, self._counts = TensorStates(rewrapped=is_distributed), dict[str, int]()
+        self._states, self._counts = TensorStates(rewrapped=is_distributed), dict[str, int]()
         self._keepers: dict[int, list[Node]] = {}  # address of a tensor's memory -> what needs it in the backward
         self._guests: list[Tensor] = []  # tensors that others hold: parameters, and what the network was given
 
@@ -133,7 +133,8 @@ class Placement(TorchFunctionMode):
         else:
             out = call.func(x, weight, bias, *call.args[3:], **kwargs)
         is_normalized = norm is not None and self._backend.folds(norm)
-        self._tags.set(out, TensorState(call.key, call.key, is_pending=True, is_normalized=is_normalized))
+        stage = Stage.BEFORE_NORM if is_normalized else Stage.PENDING
+        self._states.set(out, TensorState(call.key, call.key, stage))
         return out
 
     def _matmul(self, call: FunctionCall) -> Tensor:
@@ -153,39 +154,38 @@ class Placement(TorchFunctionMode):
         return self._produced(call, call.func(parts, *call.args[1:], **call.kwargs))
 
     def _norm(self, call: FunctionCall) -> Any:
-        tag = self._tags.get(call.args[0])
-        is_own = tag is not None and self._plan.norms.get(tag.origin) == self._path.current and not tag.is_quantized
-        if tag is None or not is_own:
+        state = self._states.get(call.args[0])
+        if state is None or state.stage is Stage.QUANTIZED or self._plan.norms.get(state.origin) != self._path.current:
             return self._other(call, NO_KERNEL)
-        if tag.is_normalized:
-            tag.is_normalized, tag.origin = False, call.key
+        if state.stage is Stage.BEFORE_NORM:
+            state.stage, state.origin = Stage.PENDING, call.key
             return call.args[0]
         out = call.run()
-        self._tags.set(out, TensorState(tag.key, call.key, is_pending=True))
+        self._states.set(out, TensorState(state.key, call.key, Stage.PENDING))
         return out
 
     def _relu(self, call: FunctionCall) -> Any:
-        tag, upper = self._tags.get(call.args[0]), upper_bound(call.name, call.args, call.kwargs)
-        if tag is None or not (tag.is_pending or tag.is_quantized):
+        state, upper = self._states.get(call.args[0]), upper_bound(call.name, call.args, call.kwargs)
+        if state is None or state.stage is Stage.FLOAT:
             return self._give(call, call.run(), TensorState(call.key, call.key))
-        if tag.is_pending and not tag.is_quantized and tag.origin not in self._plan.shared:
-            self._saw(tag, call.key)
+        if state.is_pending and state.origin not in self._plan.shared:
+            self._saw(state, call.key)
             if upper is None:
-                return self._give(call, call.run(), TensorState(tag.key, call.key, is_pending=True))
+                return self._give(call, call.run(), TensorState(state.key, call.key, Stage.PENDING))
             # The clip's gradient needs what is overwritten with its result.
             x = call.args[0].clone() if call.is_in_place else call.args[0]
-            out = self._backend.clip(x, tag.key, upper)
-            return self._give(call, out, TensorState(tag.key, call.key, is_pending=True))
+            out = self._backend.clip(x, state.key, upper)
+            return self._give(call, out, TensorState(state.key, call.key, Stage.PENDING))
         if upper is not None:
             return self._other(call, NO_KERNEL)  # the bound lies between two values of the grid
         out = torch.relu(self._read(call.args[0], call.key, 0)[0])  # what is on the grid stays on it
-        return self._give(call, self._backend.moved(out, tag.key), TensorState(tag.key, call.key, is_quantized=True))
+        return self._give(call, self._backend.moved(out, state.key), TensorState(state.key, call.key, Stage.QUANTIZED))
 
     def _move(self, call: FunctionCall) -> Any:
-        tag = self._tags.get(call.args[0]) if call.args and is_real(call.args[0]) else None
-        if tag is None:
+        state = self._states.get(call.args[0]) if call.args and is_real(call.args[0]) else None
+        if state is None:
             return call.run()
-        x, is_quantized = call.args[0], tag.is_pending or tag.is_quantized
+        x, is_quantized = call.args[0], state.stage is not Stage.FLOAT
         if is_quantized:
             x, _ = self._read(x, call.key, 0)
         out = call.func(x, *call.args[1:], **call.kwargs)
@@ -194,23 +194,25 @@ class Placement(TorchFunctionMode):
         def place(part: Any) -> Any:
             if not is_real(part):
                 return part
-            part = self._backend.moved(part, tag.key) if is_placed else part
-            return self._give(call, part, TensorState(tag.key, call.key, is_quantized=is_quantized))
+            part = self._backend.moved(part, state.key) if is_placed else part
+            return self._give(
+                call, part, TensorState(state.key, call.key, Stage.QUANTIZED if is_quantized else Stage.FLOAT)
+            )
 
         return place(out) if isinstance(out, Tensor) else pytree.tree_map(place, out)
 
     def _write(self, call: FunctionCall) -> Any:
         target = call.args[0]
-        tag = self._tags.get(target) if is_real(target) else None
-        if tag is not None and tag.is_pending and not tag.is_quantized:
+        state = self._states.get(target) if is_real(target) else None
+        if state is not None and state.is_pending:
             quantized, _ = self._read(target, call.key, 0)
             self._allow_overwriting(target)
             target.copy_(quantized)
         rest, kwargs = pytree.tree_map(lambda leaf: self._settle(leaf, call.key), (call.args[1:], call.kwargs))
         self._allow_overwriting(target)
         out = call.func(target, *rest, **kwargs)
-        if tag is not None:
-            self._tags.set(target, TensorState(call.key, call.key))
+        if state is not None:
+            self._states.set(target, TensorState(call.key, call.key))
         return out
 
     def _other(self, call: FunctionCall, note: str) -> Any:
@@ -224,40 +226,40 @@ class Placement(TorchFunctionMode):
         return self._give(call, out, TensorState(call.key, call.key)) if is_real(out) else out
 
     def _produced(self, call: FunctionCall, out: Tensor) -> Tensor:
-        return self._give(call, out, TensorState(call.key, call.key, is_pending=True))
+        return self._give(call, out, TensorState(call.key, call.key, Stage.PENDING))
 
-    def _give(self, call: FunctionCall, out: Tensor, tag: TensorState) -> Tensor:
+    def _give(self, call: FunctionCall, out: Tensor, state: TensorState) -> Tensor:
         """Note the state of a result, and put it where an in-place call asked for it."""
         if call.is_in_place and is_real(call.args[0]) and out is not call.args[0]:
             self._allow_overwriting(call.args[0])
             out = call.args[0].copy_(out)
-        self._tags.set(out, tag)
+        self._states.set(out, state)
         return out
 
     def _read(self, tensor: Tensor, reader: str, place: int) -> tuple[Tensor, str]:
         """Return a tensor as an integer operator reads it, and the key of its quantizer."""
-        tag = self._tags.get(tensor)
-        if tag is None:
+        state = self._states.get(tensor)
+        if state is None:
             if tensor.requires_grad:
                 self._guests.append(tensor)
-            tag = TensorState(f"{reader}<{place}", f"{reader}<{place}")
-            self._tags.set(tensor, tag)
-        self._saw(tag, reader)
-        if tag.is_quantized:
-            return tensor, tag.key
+            state = TensorState(f"{reader}<{place}", f"{reader}<{place}")
+            self._states.set(tensor, state)
+        self._saw(state, reader)
+        if state.stage is Stage.QUANTIZED:
+            return tensor, state.key
         # A copy made without gradients does not serve a reader that needs them, nor one of values that were changed.
         lacks_grad, version = torch.is_grad_enabled() and tensor.requires_grad, version_of(tensor)
-        if tag.quantized is None or tag.version != version or (lacks_grad and not tag.quantized.requires_grad):
-            quantized = self._backend.activation(tensor, tag.key)
+        if state.quantized is None or state.version != version or (lacks_grad and not state.quantized.requires_grad):
+            quantized = self._backend.activation(tensor, state.key)
             if quantized is tensor:
-                tag.is_quantized = True
-                return tensor, tag.key
-            tag.quantized, tag.version = quantized, version
+                state.stage = Stage.QUANTIZED
+                return tensor, state.key
+            state.quantized, state.version = quantized, version
             keeper = input_keeper(quantized)
             if keeper is not None:
                 self._keepers.setdefault(address(tensor), []).append(keeper)
-            self._tags.set(quantized, TensorState(tag.key, tag.origin, is_quantized=True))
-        return tag.quantized, tag.key
+            self._states.set(quantized, TensorState(state.key, state.origin, Stage.QUANTIZED))
+        return state.quantized, state.key
 
     def _allow_overwriting(self, values: Any) -> None:
         """Let tensors be changed in place, though the backward needs what was rounded of them."""
@@ -268,12 +270,12 @@ class Placement(TorchFunctionMode):
 
     def _settle(self, leaf: Any, reader: str) -> Any:
         """Return what a floating-point reader gets of a tensor."""
-        tag = self._tags.get(leaf) if is_real(leaf) else None
-        if tag is None:
+        state = self._states.get(leaf) if is_real(leaf) else None
+        if state is None:
             return leaf
-        if tag.is_pending and not tag.is_quantized:
+        if state.is_pending:
             return self._read(leaf, reader, 0)[0]
-        self._saw(tag, reader)
+        self._saw(state, reader)
         return leaf
 
     def _settle_all(self, value: Any, reader: str) -> Any:
@@ -286,14 +288,14 @@ class Placement(TorchFunctionMode):
             return pytree.tree_map(lambda leaf: self._settle(leaf, reader), value)
         return value
 
-    def _saw(self, tag: TensorState, reader: str) -> None:
-        if tag.is_normalized:
+    def _saw(self, state: TensorState, reader: str) -> None:
+        if state.stage is Stage.BEFORE_NORM:
             raise RuntimeError(
-                f"{reader} reads the output of {tag.origin} before its batch norm, which the recorded pass did not: "
+                f"{reader} reads the output of {state.origin} before its batch norm, which the recorded pass did not: "
                 "the network takes another way now; leave these layers out with targets.exclude"
             )
         if self._record is not None:
-            self._record.read(tag.origin, reader)
+            self._record.read(state.origin, reader)
 
     def _note(self, record: Record, call: FunctionCall, note: str) -> None:
         record.add(call.key, Operator(self._path.current, call.name, call.role, note))

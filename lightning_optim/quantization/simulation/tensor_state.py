@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import final
 
 import torch
 from torch import Tensor
+
+
+@final
+class Stage(Enum):
+    """Stage of a tensor on its way to integers."""
+
+    FLOAT = auto()
+    """It was given to the network, or an operator in floating point produced it."""
+    BEFORE_NORM = auto()
+    """As pending, and the batch norm that follows was folded into the operator: nobody else may read it."""
+    PENDING = auto()
+    """An integer operator produced it: whoever reads it must read it quantized."""
+    QUANTIZED = auto()
+    """It holds quantized values."""
 
 
 @final
@@ -18,20 +33,21 @@ class TensorState:
     Args:
         key: Names the activation quantizer that serves the tensor.
         origin: Names the operator that produced this very tensor.
-        is_pending: Whether an integer operator produced it, so that whoever reads it must read it quantized.
-        is_quantized: Whether the tensor holds quantized values already.
-        is_normalized: Whether the batch norm that follows was folded into the operator.
+        stage: How far the tensor is on its way to integers.
         quantized: The quantized tensor, once somebody has read it.
         version: How often the tensor had been changed in place by then.
     """
 
     key: str
     origin: str
-    is_pending: bool = False
-    is_quantized: bool = False
-    is_normalized: bool = False
+    stage: Stage = Stage.FLOAT
     quantized: Tensor | None = None
     version: int = 0
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether readers need it quantized, which it is not."""
+        return self.stage is Stage.PENDING or self.stage is Stage.BEFORE_NORM
 
 
 @final
@@ -40,7 +56,7 @@ class TensorStates:
 
     Hooks of FSDP wrap a tensor anew between two operators; it is then recognized by its memory and shape. This is safe
     only while the first tensor is kept alive: in training, where autograd keeps most of them anyway, and where alone
-    those hooks run. Otherwise a tag dies with its tensor.
+    those hooks run. Otherwise a state dies with its tensor.
 
     Args:
         rewrapped: Whether tensors may come back wrapped anew.
@@ -48,25 +64,25 @@ class TensorStates:
 
     def __init__(self, *, rewrapped: bool) -> None:
         self._rewrapped = rewrapped
-        self._tags: dict[int, tuple[weakref.ref[Tensor], TensorState]] = {}
+        self._states: dict[int, tuple[weakref.ref[Tensor], TensorState]] = {}
         self._places: dict[tuple[int, torch.Size], TensorState] = {}
         self._kept: list[Tensor] = []
 
-    def set(self, tensor: Tensor, tag: TensorState) -> None:
+    def set(self, tensor: Tensor, state: TensorState) -> None:
         """Note the state of a tensor; an older one is dropped."""
         identity = id(tensor)
         if self._rewrapped and torch.is_grad_enabled():
             self._kept.append(tensor)
-            self._tags[identity] = (weakref.ref(tensor), tag)
+            self._states[identity] = (weakref.ref(tensor), state)
             place = _place(tensor)
             if place is not None:
-                self._places[place] = tag
+                self._places[place] = state
             return
-        self._tags[identity] = (weakref.ref(tensor, lambda _: self._tags.pop(identity, None)), tag)
+        self._states[identity] = (weakref.ref(tensor, lambda _: self._states.pop(identity, None)), state)
 
     def get(self, tensor: Tensor) -> TensorState | None:
         """Return the state of a tensor, or ``None``."""
-        found = self._tags.get(id(tensor))
+        found = self._states.get(id(tensor))
         if found is not None and found[0]() is tensor:
             return found[1]
         if not self._places:
