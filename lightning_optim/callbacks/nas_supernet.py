@@ -50,7 +50,7 @@ class NASSupernet(TechniqueCallback):
         space: What may vary, by names of your choice.
         network: Name of the network in the LightningModule, ``""`` for the LightningModule itself; ``None`` finds it.
         strategy: Proposes architectures to ``search``; ``None`` is regularized evolution.
-        selection: Which score ``search`` compares, and the bound on MACs; ``None`` takes its defaults.
+        selection: Which score ``search`` compares, and the bound on the cost; ``None`` takes its defaults.
         example: What the network takes: a tensor, a sequence of arguments or a mapping of keyword arguments; ``None``
             takes it from the LightningModule's ``example_input_array``.
         seed: Seeds the paths, the candidates' weights and the search.
@@ -222,7 +222,7 @@ class NASSupernet(TechniqueCallback):
                 the same; the weights, the space and the settings are checked.
 
         Returns:
-            The pick, the Pareto front of score and MACs, and all evaluations; also in ``result``.
+            The pick, the Pareto front of score and cost, and all evaluations; also in ``result``.
 
         Raises:
             ArtefactError: If the file is of another search.
@@ -244,7 +244,8 @@ class NASSupernet(TechniqueCallback):
             trainer, pl_module, self._evaluate_next,
             selection=selection, dataloaders=dataloaders, calibration=batches, score=score,
         )  # fmt: skip
-        first = [supernet.default, supernet.find_cheapest()]
+        cheapest = trainer.strategy.broadcast(supernet.find_cheapest(selection.cost))
+        first = [supernet.default, cheapest]
         progress = SearchProgress(self.strategy.start(supernet.decisions, self.seed, first), selection)
         try:
             with joined(trainer, evaluator, owner=self):
@@ -277,13 +278,17 @@ class NASSupernet(TechniqueCallback):
     def _run(
         self, progress: SearchProgress, evaluator: SubnetEvaluator, trainer: Trainer, path: str | Path | None
     ) -> SearchResult:
-        supernet = self.supernet
+        supernet, cost = self.supernet, self.selection.cost
+
+        def measure(architecture: Architecture) -> float:
+            return float(trainer.strategy.broadcast(supernet.measure(architecture, cost)))  # ranks measure other times
+
         if path is None:
-            return progress.run(evaluator, supernet.count_macs)
+            return progress.run(evaluator, measure)
         identity = search_identity(supernet.site.root, supernet.decisions, self.strategy, self.selection, self.seed)
         file = SearchFile(path, trainer, identity)
         file.load(progress)
-        return progress.run(evaluator, supernet.count_macs, file.save)
+        return progress.run(evaluator, measure, file.save)
 
     @override
     def release(self) -> None:

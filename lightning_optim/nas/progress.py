@@ -29,8 +29,8 @@ class SearchProgress:
         >>> from lightning_optim.search.decision import Decision
         >>> from lightning_optim.search.strategy.random import RandomSearch
         >>> search = RandomSearch().start([Decision(name="width", options=("1", "2", "3"), default=2)], seed=0)
-        >>> macs = lambda architecture: architecture["width"] + 1
-        >>> SearchProgress(search, Selection(max_macs=2)).run(lambda found: float(macs(found)), macs).pick.macs
+        >>> cost = lambda architecture: architecture["width"] + 1
+        >>> SearchProgress(search, Selection(max_cost=2)).run(lambda found: float(cost(found)), cost).pick.cost
         2
     """
 
@@ -42,14 +42,14 @@ class SearchProgress:
     def run(
         self,
         evaluate: Callable[[Architecture], float],
-        count_macs: Callable[[Architecture], int],
+        measure: Callable[[Architecture], float],
         save: Callable[[SearchProgress], None] = lambda progress: None,
     ) -> SearchResult:
         """Ask, evaluate and tell until the evaluations are spent or the space is exhausted.
 
         Args:
             evaluate: Returns the score of an architecture.
-            count_macs: Returns its MACs for one sample.
+            measure: Returns its cost.
             save: Called after each evaluation.
 
         Returns:
@@ -63,15 +63,15 @@ class SearchProgress:
             architecture = self._search.ask()
             if architecture is None:
                 break
-            macs = count_macs(architecture)
-            self._cheapest = min(self._cheapest, macs)
-            if not self._selection.allows(macs):
+            cost = measure(architecture)
+            self._cheapest = min(self._cheapest, cost)
+            if not self._selection.allows(cost):
                 self._search.tell(architecture, None)
                 self._refused += 1
                 continue
             score = evaluate(architecture)
             self._search.tell(architecture, None if math.isnan(score) else self._selection.gain(score))
-            self._evaluations.append(Evaluation(architecture=architecture, score=score, macs=macs))
+            self._evaluations.append(Evaluation(architecture=architecture, score=score, cost=cost))
             save(self)
         self._check_any()
         return best_of(self._evaluations, self._selection)
@@ -103,6 +103,7 @@ class SearchProgress:
     def _check_any(self) -> None:
         if not self._evaluations:
             raise ValueError(
-                f"no architecture tried meets max_macs={self._selection.max_macs:g}, the cheapest has "
+                f"no architecture tried meets max_cost={self._selection.max_cost:g} "
+                f"({type(self._selection.cost).__name__}), the cheapest has "
                 f"{self._cheapest:g}; raise the bound, or widen the space downwards"
             )

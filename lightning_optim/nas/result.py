@@ -15,11 +15,11 @@ from lightning_optim.search.pareto import pareto_front
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Evaluation of an architecture: its score as monitored, and its MACs for one sample."""
+    """Evaluation of an architecture: its score as monitored, and its cost."""
 
     architecture: Architecture
     score: float
-    macs: int
+    cost: float
 
 
 @final
@@ -29,7 +29,7 @@ class SearchResult:
 
     Args:
         pick: The best evaluation; of equals, the cheapest.
-        pareto: The evaluations that no other beats in both score and MACs, cheapest first.
+        pareto: The evaluations that no other beats in both score and cost, cheapest first.
         evaluations: All evaluations, in order.
     """
 
@@ -59,8 +59,8 @@ def best_of(evaluations: Sequence[Evaluation], selection: Selection) -> SearchRe
         ValueError: If every score is NaN.
 
     Example:
-        >>> found = [Evaluation(architecture={"width": w}, score=0.1 * w, macs=w) for w in (1, 3, 2)]
-        >>> [entry.macs for entry in best_of(found, Selection()).pareto]
+        >>> found = [Evaluation(architecture={"width": w}, score=0.1 * w, cost=w) for w in (1, 3, 2)]
+        >>> [entry.cost for entry in best_of(found, Selection()).pareto]
         [1, 2, 3]
     """
     ranked = [entry for entry in evaluations if not math.isnan(entry.score)]
@@ -68,12 +68,12 @@ def best_of(evaluations: Sequence[Evaluation], selection: Selection) -> SearchRe
         raise ValueError(
             f"every one of {len(evaluations)} architectures scored NaN; has the supernet diverged in training?"
         )
-    pick = max(ranked, key=lambda entry: (selection.gain(entry.score), -entry.macs))
+    pick = max(ranked, key=lambda entry: (selection.gain(entry.score), -entry.cost))
     return SearchResult(pick=pick, pareto=tuple(_front(ranked, selection)), evaluations=tuple(evaluations))
 
 
 def _front(evaluations: Sequence[Evaluation], selection: Selection) -> list[Evaluation]:
     # Reversed, so that of equals the first stands.
-    points = {(entry.macs, -selection.gain(entry.score)): entry for entry in reversed(evaluations)}
+    points = {(entry.cost, -selection.gain(entry.score)): entry for entry in reversed(evaluations)}
     costs = list(points)
     return [points[costs[index]] for index in sorted(pareto_front(costs), key=costs.__getitem__)]

@@ -8,9 +8,11 @@ from dataclasses import fields
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from lightning_optim.cost.count import count_macs
+from lightning_optim.cost.base import Cost
+from lightning_optim.cost.macs import MACs
 from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.forward.choice import Dispatch, output_layout
@@ -24,6 +26,7 @@ from lightning_optim.search.decision import (
     sample_candidate,
 )
 from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.select import submodule
 
 _SPACES = "_nas_spaces"
@@ -40,7 +43,7 @@ class Supernet:
 
     def __init__(self, site: Site, decisions: Sequence[Decision]) -> None:
         self.site, self.decisions = site, tuple(decisions)
-        self._macs: dict[tuple[int, ...], int] = {}
+        self._costs: dict[tuple[str, tuple[int, ...]], float] = {}
         self._hollow: nn.Module | None = None
 
     @property
@@ -60,22 +63,29 @@ class Supernet:
         """
         activate(self.site.root, check_candidate(self.decisions, architecture))
 
-    def count_macs(self, architecture: Mapping[str, int]) -> int:
-        """Multiply-accumulates of one path for one sample; computed once per architecture."""
-        checked = check_candidate(self.decisions, architecture)
-        key = tuple(checked.values())
-        if key not in self._macs:
-            if self._hollow is None:
-                self._hollow = copy.deepcopy(submodule(self.site.root, self.site.network)).to("meta")
-            activate(self._hollow, checked)
-            self._macs[key] = count_macs(self._hollow, self.site.args, self.site.kwargs) // self.site.num_samples
-        return self._macs[key]
+    def measure(self, architecture: Mapping[str, int], cost: Cost) -> float:
+        """Cost of one path, measured once per architecture.
 
-    def find_cheapest(self) -> Architecture:
-        """The architecture of fewest MACs, deciding one thing at a time."""
+        Args:
+            architecture: The path.
+            cost: MACs are those of one sample. Any other cost measures the network as ``extract`` returns it, on the
+                CPU, called on the example: the supernet itself holds every option.
+
+        Raises:
+            ValueError: If the architecture is not one of this space.
+        """
+        checked = check_candidate(self.decisions, architecture)
+        key = (repr(cost), tuple(checked.values()))
+        if key not in self._costs:
+            measured = self._measured_path if isinstance(cost, MACs) else self._measured_copy
+            self._costs[key] = measured(checked, cost)
+        return self._costs[key]
+
+    def find_cheapest(self, cost: Cost) -> Architecture:
+        """The architecture of the lowest cost, deciding one thing at a time."""
         found = self.default
         for decision in self.decisions:
-            costs = [self.count_macs({**found, decision.name: option}) for option in range(len(decision.options))]
+            costs = [self.measure({**found, decision.name: option}, cost) for option in range(len(decision.options))]
             found[decision.name] = costs.index(min(costs))
         return found
 
@@ -104,6 +114,21 @@ class Supernet:
         _put_in_place(model, chosen)
         return model
 
+    def _measured_path(self, architecture: Architecture, cost: Cost) -> float:
+        # Options that do not run are not counted, so nothing needs to be extracted.
+        if self._hollow is None:
+            self._hollow = copy.deepcopy(submodule(self.site.root, self.site.network)).to("meta")
+        activate(self._hollow, architecture)
+        return cost.measure(self._hollow, self._inputs()) // self.site.num_samples
+
+    def _measured_copy(self, architecture: Architecture, cost: Cost) -> float:
+        network = submodule(self.extract(architecture), self.site.network).cpu()
+        return cost.measure(network, self._inputs())
+
+    def _inputs(self) -> Inputs:
+        given = (self.site.args, dict(self.site.kwargs))
+        return Inputs(*pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, given))
+
 
 def build_supernet(site: Site, space: Mapping[str, SearchDimension], name: str = "") -> Supernet:
     """Convert a model in place; if anything is wrong with the space, it is left as it was.
@@ -130,8 +155,8 @@ def build_supernet(site: Site, space: Mapping[str, SearchDimension], name: str =
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
         >>> choice = OperationChoice(targets=Targets(include=["0"]), candidates={"skip": nn.Identity})
         >>> supernet = build_supernet(Site(root=net, network="", args=(torch.ones(1, 4),)), {"mix": choice})
-        >>> [supernet.count_macs({"0:operation": option}) for option in (0, 1)]
-        [16, 0]
+        >>> [supernet.measure({"0:operation": option}, MACs()) for option in (0, 1)]
+        [16.0, 0.0]
     """
     if not space:
         raise ValueError("a search needs a space with at least one entry, got none")

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.nas_supernet import NASSupernet, _prepare_strategy
+from lightning_optim.cost.count import count_parameters
+from lightning_optim.cost.parameters import Parameters
 from lightning_optim.errors import ArtefactError, TargetError
 from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.nas.selection import Selection
@@ -122,11 +124,11 @@ def test_each_step_trains_a_path_and_the_counts_say_which(fitted):
 
 def test_search_keeps_the_bound_and_the_pick_is_extracted_bit_for_bit():
     module = User()
-    selection = Selection(evaluations=6, recalibration_batches=2, max_macs=100)
+    selection = Selection(evaluations=6, recalibration_batches=2, max_cost=100)
     callback = searcher(selection=selection)
     made = fit(module, callback)
     result = callback.search(made, module)
-    assert all(entry.macs <= 100 for entry in result.evaluations)
+    assert all(entry.cost <= 100 for entry in result.evaluations)
     assert len(result.evaluations) == 3  # skip at both widths, and the own operation at half
     subnet = callback.extract(module).eval()
     x = torch.randn(5, 6)
@@ -135,6 +137,20 @@ def test_search_keeps_the_bound_and_the_pick_is_extracted_bit_for_bit():
     checked = trainer().validate(subnet, loader(), verbose=False)[0]["val/accuracy"]
     assert checked == pytest.approx(result.pick.score)
     trainer(max_epochs=1).fit(subnet, loader(), loader())
+
+
+def test_search_keeps_a_bound_on_parameters():
+    # Layers 6 -> 8, 8 -> 8, 8 -> 2 with a norm: 56 + 16 + 72 + 18 = 162; of width 4: 28 + 8 + 20 + 10 = 66; skip is
+    # 90 and 46.
+    module = User()
+    callback = searcher(selection=Selection(cost=Parameters(), max_cost=80, recalibration_batches=0))
+    result = callback.search(fit(module, callback), module)
+    assert sorted(entry.cost for entry in result.evaluations) == [46, 66]
+    for entry in result.evaluations:
+        assert count_parameters(callback.extract(module, entry.architecture)) == entry.cost
+    callback.selection = Selection(cost=Parameters(), max_cost=45, recalibration_batches=0)
+    with pytest.raises(ValueError, match=r"max_cost=45 \(Parameters\), the cheapest has 46"):
+        callback.search(trainer(callback), module, loader())
 
 
 def test_search_repeats_itself_and_a_score_of_the_users_own_is_taken(fitted):
@@ -221,7 +237,7 @@ def test_a_file_of_another_search_is_refused(fitted, tmp_path):
     for differs, settings in {
         "seed": {"seed": 1},
         "strategy": {"strategy": RandomSearch()},
-        "selection": {"selection": Selection(evaluations=6, recalibration_batches=2, max_macs=200)},
+        "selection": {"selection": Selection(evaluations=6, recalibration_batches=2, max_cost=200)},
         "weights": {"module": User()},
     }.items():
         with pytest.raises(ArtefactError, match=f"differs in {differs}; pass another path"):

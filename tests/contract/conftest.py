@@ -56,7 +56,7 @@ VALUES = {
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
-    "latency": ["callbacks.pruning_scheduler.allocation.cost.table={folder}/latency.json"],
+    "latency": ["callbacks.{package}.table={folder}/latency.json"],
     "by_sensitivity": ["callbacks.pruning_scheduler.allocation.table={folder}/analyze.json"],
     "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
@@ -271,7 +271,7 @@ def fits(leaf: Path, package: str) -> bool:
 def _case(callback: str, group: str, package: str, option: str, default: str | None = "") -> Case:
     overrides, chosen = [], {option}
     if group:
-        if group in INNER:
+        if INNER.get(group) == package:
             overrides.append(_BUDGET)
             chosen.add("budget")
         sign = "+" if group in LISTS else ""
@@ -282,7 +282,7 @@ def _case(callback: str, group: str, package: str, option: str, default: str | N
     if callback == "distillation_teacher" and not group.endswith("teacher"):
         chosen.add("checkpoint")
     for key in (callback, *sorted(chosen)):
-        overrides += VALUES.get(key, [])
+        overrides += [text.replace("{package}", package) for text in VALUES.get(key, [])]
     slot = package.split(".", 1)[1] if package else ""
     label = "-".join(filter(None, (callback, slot, option)))
     text = (CONF / group / f"{option}.yaml").read_text() if group else ""

@@ -27,8 +27,8 @@ def score(architecture):
     return sum(architecture.values()) - 0.5 * abs(architecture["d0"] - architecture["d1"]) + 0.01 * draw.random()
 
 
-def run_search(search, evaluate, count_macs, selection):
-    return SearchProgress(search, selection).run(evaluate, count_macs)
+def run_search(search, evaluate, measure, selection):
+    return SearchProgress(search, selection).run(evaluate, measure)
 
 
 def test_evolution_finds_the_optimum_under_a_bound_in_a_third_of_the_space():
@@ -36,21 +36,21 @@ def test_evolution_finds_the_optimum_under_a_bound_in_a_third_of_the_space():
     best = max((found for found in SPACE if macs(found) <= bound), key=score)
     for seed in range(5):
         search = Evolution(population=16, sample=6).start(DECISIONS, seed)
-        result = run_search(search, score, macs, Selection(max_macs=bound, evaluations=340))
+        result = run_search(search, score, macs, Selection(max_cost=bound, evaluations=340))
         assert result.pick.architecture == best
 
 
 def test_nothing_over_the_bound_is_evaluated_and_nothing_twice():
     for strategy in STRATEGIES:
-        result = run_search(strategy.start(DECISIONS, 0), score, macs, Selection(max_macs=20, evaluations=60))
+        result = run_search(strategy.start(DECISIONS, 0), score, macs, Selection(max_cost=20, evaluations=60))
         seen = [tuple(entry.architecture.values()) for entry in result.evaluations]
         assert len(set(seen)) == len(seen) == 60
-        assert all(entry.macs <= 20 for entry in result.evaluations)
+        assert all(entry.cost <= 20 for entry in result.evaluations)
 
 
 def test_a_tight_bound_is_met_from_the_cheapest_architecture_on():
     search = Evolution().start(DECISIONS, 0, first=[dict.fromkeys(NAMES, 0)])
-    result = run_search(search, score, macs, Selection(max_macs=8, evaluations=6))
+    result = run_search(search, score, macs, Selection(max_cost=8, evaluations=6))
     assert len(result.evaluations) == 6  # the cheapest and its five neighbours: 0.6 % of the space
 
 
@@ -60,11 +60,11 @@ def test_the_pareto_front_is_what_brute_force_finds():
         one
         for one in result.evaluations
         if not any(
-            (other.score >= one.score and other.macs < one.macs) or (other.score > one.score and other.macs <= one.macs)
+            (other.score >= one.score and other.cost < one.cost) or (other.score > one.score and other.cost <= one.cost)
             for other in result.evaluations
         )
     ]
-    assert list(result.pareto) == sorted(front, key=lambda entry: entry.macs)
+    assert list(result.pareto) == sorted(front, key=lambda entry: entry.cost)
 
 
 def test_min_mode_picks_the_lowest_and_ties_go_to_the_cheapest():
@@ -72,7 +72,7 @@ def test_min_mode_picks_the_lowest_and_ties_go_to_the_cheapest():
     assert result.pick.score == min(map(score, SPACE))
     assert len(result.evaluations) == len(SPACE)
     tied = run_search(RandomSearch().start(DECISIONS, 0), lambda _: 1.0, macs, Selection(evaluations=2000))
-    assert tied.pick.macs == 5
+    assert tied.pick.cost == 5
     assert tied.pareto == (tied.pick,)
 
 
@@ -92,8 +92,8 @@ def test_nan_is_never_picked():
 
 
 def test_a_bound_that_nothing_meets_says_what_the_cheapest_costs():
-    with pytest.raises(ValueError, match="max_macs=4, the cheapest has 5"):
-        run_search(RandomSearch().start(DECISIONS, 0), score, macs, Selection(max_macs=4, evaluations=100))
+    with pytest.raises(ValueError, match=r"max_cost=4 \(MACs\), the cheapest has 5"):
+        run_search(RandomSearch().start(DECISIONS, 0), score, macs, Selection(max_cost=4, evaluations=100))
 
 
 def test_a_result_survives_as_plain_primitives():
@@ -104,7 +104,7 @@ def test_a_result_survives_as_plain_primitives():
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
 @pytest.mark.parametrize("stop", [1, 17])
 def test_a_search_that_was_killed_continues_to_the_same_result(strategy, stop):
-    selection = Selection(max_macs=30, evaluations=40)
+    selection = Selection(max_cost=30, evaluations=40)
     whole = SearchProgress(strategy.start(DECISIONS, 0), selection).run(score, macs)
     files, scored = [], []
 

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import itertools
 import pickle
 
@@ -7,7 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.cost.count import count_macs
+from lightning_optim.cost.base import Cost
+from lightning_optim.cost.count import count_macs, count_parameters
+from lightning_optim.cost.latency import Latency
+from lightning_optim.cost.macs import MACs
+from lightning_optim.cost.parameters import Parameters
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.nas.space.base import Site
@@ -88,7 +93,47 @@ def test_what_batch_norm_learns_in_a_path_lands_in_the_supernet():
 
 def test_macs_of_a_path_are_those_of_its_subnet(supernet):
     for architecture in itertools.islice(every_architecture(supernet), 0, None, 7):
-        assert supernet.count_macs(architecture) == count_macs(supernet.extract(architecture), (EXAMPLE[0][:1],))
+        assert supernet.measure(architecture, MACs()) == count_macs(supernet.extract(architecture), (EXAMPLE[0][:1],))
+
+
+def test_parameters_of_a_path_are_those_of_its_subnet_and_no_sample_divides_them(supernet):
+    for architecture in itertools.islice(every_architecture(supernet), 0, None, 7):
+        assert supernet.measure(architecture, Parameters()) == count_parameters(supernet.extract(architecture))
+
+
+def test_the_cheapest_path_is_the_one_of_the_given_cost():
+    # On 4 x 4 positions, 4 -> 2 channels: a kernel of 1 takes 16 * 8 MACs and 8 parameters, a linear layer behind a
+    # pool takes 8 MACs and 8 + 2 parameters.
+    def pooled():
+        linear = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Unflatten(1, (2, 1, 1)))
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), linear, nn.Upsample(size=4))
+
+    net = nn.Sequential(nn.Conv2d(4, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1))
+    space = {"op": OperationChoice(targets=Targets(include=("0",)), candidates={"pooled": pooled})}
+    supernet = build_supernet(Site(root=net, network="", args=(torch.zeros(2, 4, 4, 4),)), space)
+    options = [{"0:operation": option} for option in (0, 1)]
+    assert [supernet.measure(option, MACs()) for option in options] == [16 * 8, 8]
+    assert [supernet.measure(option, Parameters()) for option in options] == [8, 10]
+    assert supernet.find_cheapest(MACs()) == options[1]
+    assert supernet.find_cheapest(Parameters()) == options[0]
+
+
+def test_a_cost_is_measured_once_for_each_path():
+    @dataclasses.dataclass(frozen=True)
+    class Counted(Cost):
+        calls: list = dataclasses.field(default_factory=list, repr=False)
+
+        def prices(self, subject):
+            raise NotImplementedError
+
+        def measure(self, network, inputs):
+            self.calls.append(network)
+            return 7.0
+
+    supernet, cost = convert(Net(), operations=operations()), Counted()
+    assert [supernet.measure({"mix:operation": option}, cost) for option in (0, 1, 0)] == [7.0] * 3
+    assert len(cost.calls) == 2
+    assert supernet.measure({"mix:operation": 0}, Latency()) > 0
 
 
 def test_coupled_layers_are_one_decision(supernet):
