@@ -272,6 +272,23 @@ def test_checkpointing_and_early_stopping_do_not_see_the_search(tmp_path):
     assert "SubnetEvaluator" not in [type(entry).__name__ for entry in made.callbacks]
 
 
+class Configures(User):
+    """Brings a callback of its own, for which the trainer makes a new list of callbacks."""
+
+    def configure_callbacks(self):
+        return [Reorders(is_reversed=False)]
+
+
+def test_a_search_leaves_the_trainers_callbacks_as_they_were_where_the_module_brings_its_own():
+    module, callback = Configures(), searcher()
+    made = fit(module, callback)
+    before = list(made.callbacks)
+    callback.search(made, module)
+    assert made.callbacks == before
+    made.validate(module, loader(), verbose=False)
+    assert "SubnetEvaluator" not in [type(entry).__name__ for entry in made.callbacks]
+
+
 def test_resume_draws_the_same_paths_and_ends_bit_equal(tmp_path):
     module, callback = User(), searcher()
     fit(module, callback)
