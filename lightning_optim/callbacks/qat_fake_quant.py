@@ -41,9 +41,10 @@ from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.settings import QuantizationSettings, checked_freeze, checked_layers, excluded_modules
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
-from lightning_optim.surgery.compilation import find_compilation, uncompiled
+from lightning_optim.surgery.compilation import find_compilation
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, named_modules
+from lightning_optim.surgery.torch_private import uncompiled
 from lightning_optim.window import Window
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_optim.surgery.torch_private import pytree
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -49,7 +50,7 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     to_meta = lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731  # one use, below
     inputs = (args, dict(kwargs or {}))
     try:
-        return _count(copy.deepcopy(model).to("meta"), *tree_map(to_meta, inputs))
+        return _count(copy.deepcopy(model).to("meta"), *pytree.tree_map(to_meta, inputs))
     except Exception:  # a model that reads values of a meta tensor may raise anything
         if any(parameter.is_meta for parameter in model.parameters()):
             raise

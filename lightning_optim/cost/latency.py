@@ -12,7 +12,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
@@ -31,6 +30,7 @@ from lightning_optim.graph.operators import PRODUCTS, kind_of, operator_name
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluating
+from lightning_optim.surgery.torch_private import pytree
 
 _WHOLE = ((1.0, 1.0), (0.6, 0.6), (0.3, 0.3), (1.0, 0.4), (0.4, 1.0))  # shares kept by every other pool
 _BUDGETS = (0.7, 0.5, 0.4)  # shares of the time, each the budget of one more network that is timed

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.cost.engine import Engine
 from lightning_optim.cost.timing import time_call
 from lightning_optim.export.onnx_file.session import load
 from lightning_optim.export.onnx_file.write import export_onnx
+from lightning_optim.surgery.torch_private import pytree
 
 
 @final

@@ -9,10 +9,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.session import load
+from lightning_optim.surgery.torch_private import pytree
 
 
 @final

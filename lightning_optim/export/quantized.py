@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ExportError
@@ -21,6 +20,7 @@ from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Rol
 from lightning_optim.quantization.simulation.placement import EXCLUDED
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.torch_private import pytree
 
 # What stays in floating point as a whole -> how many of these it holds: both products, and the mask that is added.
 _FLOAT_PARTS: dict[str, dict[Role, int]] = {"scaled_dot_product_attention": {Role.MATMUL: 2, Role.ADD: 1}}

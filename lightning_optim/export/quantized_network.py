@@ -29,8 +29,8 @@ from lightning_optim.quantization.simulation.layer_errors import LayerErrors, co
 from lightning_optim.quantization.simulation.plan import Plan
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.table import placement_table
-from lightning_optim.surgery.compilation import uncompiled
 from lightning_optim.surgery.select import Targets
+from lightning_optim.surgery.torch_private import uncompiled
 
 
 @final

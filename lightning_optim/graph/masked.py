@@ -8,13 +8,13 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import ShrinkError
 from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.graph.labels import Axes, Axis
 from lightning_optim.graph.operators import OperatorKind, kind_of, operator_name
 from lightning_optim.graph.propagate import Propagation
+from lightning_optim.surgery.torch_private import pytree
 
 
 def run_masked(

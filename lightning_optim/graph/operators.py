@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Any
 
-import torch
+from lightning_optim.surgery.torch_private import OpOverload, schema_name
 
 
 class OperatorKind(Enum):
@@ -160,7 +160,7 @@ def operator_name(target: Any) -> str:
         >>> operator_name(torch.ops.aten.add.Tensor)
         'add'
     """
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name
+    if isinstance(target, OpOverload):
+        name = schema_name(target)
         return name.removeprefix("aten::")
     return getattr(target, "__name__", str(target))

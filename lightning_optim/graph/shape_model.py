@@ -11,12 +11,11 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import reason_of
 from lightning_optim.graph.norm_shapes import NormShapes
 from lightning_optim.surgery.cut import CutPlan, apply_cut
+from lightning_optim.surgery.torch_private import FakeTensorMode, pytree
 
 
 @final

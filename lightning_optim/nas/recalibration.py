@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_optim.surgery.torch_private import BatchNorm
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def recalibrating(model: nn.Module) -> Iterator[list[nn.Module]]:
         >>> norm.running_mean, norm.training
         (tensor([4.]), False)
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm) and module.track_running_stats]
     before = [(norm.momentum, norm.training) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

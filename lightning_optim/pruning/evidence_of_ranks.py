@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.utils._pytree import tree_map
+
+from lightning_optim.surgery.torch_private import pytree
 
 State = dict[str, Any]
 """States of tallies, by the name of their statistic."""
@@ -19,7 +20,7 @@ def gather_ranks(own: State, num_ranks: int) -> list[State]:
     if num_ranks == 1:
         return [own]
     everyone: list[Any] = [None] * num_ranks
-    distributed.all_gather_object(everyone, tree_map(_on_cpu, own))
+    distributed.all_gather_object(everyone, pytree.tree_map(_on_cpu, own))
     return everyone
 
 

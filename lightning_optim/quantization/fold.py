@@ -6,22 +6,22 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_optim.quantization.functional import per_channel
+from lightning_optim.surgery.torch_private import BatchNorm
 
 
-def is_foldable(module: nn.Module) -> TypeGuard[_BatchNorm]:
+def is_foldable(module: nn.Module) -> TypeGuard[BatchNorm]:
     """Whether a module is a batch norm that keeps running statistics."""
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
+    return isinstance(module, BatchNorm) and module.running_mean is not None
 
 
-def uses_running_statistics(norm: _BatchNorm) -> bool:
+def uses_running_statistics(norm: BatchNorm) -> bool:
     """Whether the module, as it stands, normalizes with its running statistics."""
     return not norm.training and norm.track_running_stats
 
 
-def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """Return the weight and the bias of one layer that computes what a layer and its batch norm compute in evaluation.
 
     ``weight * gamma / sigma`` and ``beta + (bias - mean) * gamma / sigma`` with the running mean and

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.cost.base import Subject
@@ -35,6 +34,7 @@ from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, plain_name
+from lightning_optim.surgery.torch_private import pytree
 
 
 def analyze_network(  # noqa: PLR0913  # one keyword for each question that is asked

@@ -10,7 +10,6 @@ from typing import Any, final
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
 from lightning_optim.errors import ArtefactError
@@ -21,6 +20,7 @@ from lightning_optim.recipe.stage import ExportingCallback
 from lightning_optim.report.result import StageResult
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.select import find_network
+from lightning_optim.surgery.torch_private import pytree
 
 
 @final
@@ -71,14 +71,14 @@ def evaluate(
         export_onnx(live, example.args, path, kwargs=example.kwargs)
     else:
         exporter.export(path, module, example.args, example.kwargs)
-    inputs = [leaf for leaf in tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, torch.Tensor)]
+    inputs = [leaf for leaf in pytree.tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, torch.Tensor)]
     save_inputs(path.with_name("inputs.safetensors"), inputs)
     exported = ExportedForward(live, path)
     trainer = make_trainer([exported])
     validation = metric_of(trainer.validate(module, datamodule=data, verbose=False), metrics.validation)
     exported.agreed = exported.compared = 0
     test = metric_of(make_trainer([exported]).test(module, datamodule=data, verbose=False), metrics.test)
-    one = tree_map(_one_row, (example.args, example.kwargs))
+    one = pytree.tree_map(_one_row, (example.args, example.kwargs))
     return StageResult(
         name=name,
         validation_accuracy=validation,

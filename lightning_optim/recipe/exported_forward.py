@@ -8,12 +8,12 @@ from typing import Any, final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.session import Session, load
 from lightning_optim.surgery.patch import Patches
+from lightning_optim.surgery.torch_private import pytree
 
 
 @final
@@ -64,12 +64,14 @@ class ExportedForward(Callback):
 
     def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._session is not None
-        leaves, structure = tree_flatten(original(*args, **kwargs))
-        inputs = [leaf.detach().cpu().numpy() for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        leaves, structure = pytree.tree_flatten(original(*args, **kwargs))
+        inputs = [
+            leaf.detach().cpu().numpy() for leaf in pytree.tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)
+        ]
         answers = iter(self._session.run(*inputs))
         replaced = [torch.from_numpy(next(answers)).to(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._compare(leaves, replaced)
-        return tree_unflatten(replaced, structure)
+        return pytree.tree_unflatten(replaced, structure)
 
     def _compare(self, trained: list[Any], exported: list[Any]) -> None:
         first, answer = next((a, b) for a, b in zip(trained, exported, strict=True) if isinstance(a, Tensor))

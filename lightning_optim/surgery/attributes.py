@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from lightning_optim.surgery.torch_private import Convolution, NormBase, TransposedConvolution, refresh_flat_weights
 
 
 def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
@@ -16,13 +16,13 @@ def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
         old_shape: Shape of its weight before the cut.
     """
     weight = getattr(module, "weight", None)
-    if isinstance(module, _ConvNd):
+    if isinstance(module, Convolution):
         _refresh_convolution(module)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = (int(size) for size in module.weight.shape)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = (int(size) for size in module.weight.shape)
-    elif isinstance(module, _NormBase):
+    elif isinstance(module, NormBase):
         known = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(known) if known is not None else module.num_features
     elif isinstance(module, nn.GroupNorm):
@@ -35,8 +35,8 @@ def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
         vars(module)["normalized_shape"] = tuple(weight.shape)
 
 
-def _refresh_convolution(module: _ConvNd) -> None:
-    outward, inward = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
+def _refresh_convolution(module: Convolution) -> None:
+    outward, inward = (1, 0) if isinstance(module, TransposedConvolution) else (0, 1)
     shape = module.weight.shape
     if 1 < module.groups == module.in_channels and shape[1] == 1:
         multiplier = module.out_channels // module.groups
@@ -60,4 +60,4 @@ def _refresh_recurrent(module: nn.RNNBase) -> None:
     module.input_size = inputs.shape[1]
     if not module.proj_size:
         module.hidden_size = states.shape[1]
-    module._init_flat_weights()
+    refresh_flat_weights(module)

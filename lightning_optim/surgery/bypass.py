@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
+
+from lightning_optim.surgery.torch_private import Convolution, TransposedConvolution
 
 Window = tuple[int, int, int]
 """Reach of a kernel, padding on both sides together, stride."""
@@ -73,7 +74,7 @@ def bypass_of(module: nn.Module) -> Bypass:
         return bypass
     if isinstance(module, nn.Linear):
         return Bypass(channels=module.out_features)
-    if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
+    if isinstance(module, Convolution) and not isinstance(module, TransposedConvolution):
         windows = _windows(module)
         return Bypass(channel_dim=-len(windows) - 1, channels=module.out_channels, windows=windows)
     return Bypass()
@@ -84,7 +85,7 @@ def tells_its_shape(module: nn.Module) -> bool:
     return bypass_of(module).channels is not None
 
 
-def _windows(module: _ConvNd) -> tuple[Window, ...]:
+def _windows(module: Convolution) -> tuple[Window, ...]:
     reach = [dilation * (size - 1) + 1 for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
     if module.padding == "same":
         padding = [each - 1 for each in reach]

@@ -6,9 +6,9 @@ from typing import Any, final
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_optim.surgery.patch import Patches
+from lightning_optim.surgery.torch_private import pytree
 
 _ROWS = 2
 
@@ -61,7 +61,7 @@ def first_rows(inputs: Any) -> Any:
         >>> first_rows((torch.zeros(8, 3), torch.zeros(4)))[0].shape
         torch.Size([2, 3])
     """
-    tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, torch.Tensor) and leaf.dim() > 0]
+    tensors = [leaf for leaf in pytree.tree_flatten(inputs)[0] if isinstance(leaf, torch.Tensor) and leaf.dim() > 0]
     batch = tensors[0].shape[0] if tensors else 0
 
     def cut(leaf: Any) -> Any:
@@ -70,4 +70,4 @@ def first_rows(inputs: Any) -> Any:
         is_batched = leaf.dim() > 0 and leaf.shape[0] == batch
         return (leaf[:_ROWS] if is_batched else leaf).detach().clone()
 
-    return tree_map(cut, inputs)
+    return pytree.tree_map(cut, inputs)

@@ -11,6 +11,7 @@ from typing import final
 from torch import nn
 
 from lightning_optim.errors import TargetError
+from lightning_optim.surgery.torch_private import COMPILED_CHILD
 
 
 def plain_name(name: str) -> str:
@@ -23,7 +24,7 @@ def plain_name(name: str) -> str:
     parts = name.split(".")
     while parts and parts[0] == "module":
         parts = parts[1:]
-    return ".".join(part for part in parts if part != "_orig_mod")
+    return ".".join(part for part in parts if part != COMPILED_CHILD)
 
 
 def named_modules(root: nn.Module) -> dict[str, nn.Module]:

@@ -69,7 +69,7 @@ def test_a_damaged_file_is_one_line_with_its_size_and_advice(name, content, tmp_
 
 def test_what_could_run_code_is_refused_with_the_same_advice(tmp_path):
     torch.save({"state_dict": {}, "extra": FILE}, tmp_path / "t")
-    with pytest.raises(ArtefactError, match="holds the pickled object 'pathlib.* could run code.* or call the baker"):
+    with pytest.raises(ArtefactError, match=r"holds the pickled object 'pathlib.* could run code.* or call the baker"):
         read_plain(tmp_path / "t", advice="call the baker")
 
 

@@ -10,13 +10,13 @@ from typing import Any, final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.recalibration import recalibrating
 from lightning_optim.nas.selection import Selection
 from lightning_optim.surgery.modes import evaluating
+from lightning_optim.surgery.torch_private import BatchNorm
 
 Score = Callable[[LightningModule], float]
 
@@ -62,7 +62,7 @@ class SubnetEvaluator(Callback):
     def calibrate(self, architecture: Architecture) -> None:
         """Activate an architecture, with batch-norm statistics of its own."""
         self._activate(architecture)
-        has_norms = any(isinstance(module, _BatchNorm) for module in self._module.modules())
+        has_norms = any(isinstance(module, BatchNorm) for module in self._module.modules())
         if not (self._calibration and has_norms):
             return
         self._is_calibrating = True

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.surgery.example import ExampleInputs, first_rows
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluating
+from lightning_optim.surgery.torch_private import pytree
 
 
 def network_inputs(pl_module: LightningModule, network: nn.Module, example: Any = None) -> Inputs:

@@ -8,7 +8,6 @@ from typing import Any, Literal, final
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_optim.errors import TapError
@@ -24,6 +23,7 @@ from lightning_optim.surgery.readers import Readers
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.shard import is_sharded, local, part_of_rank
 from lightning_optim.surgery.tap import ModuleCall, Taps
+from lightning_optim.surgery.torch_private import BatchNorm
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weights are scored: output channels come first."""
@@ -68,7 +68,7 @@ class PruningEvidence:
         """
         self._layers = dict(layers)
         self._waiting_since = None
-        norms = _modules_of(network, (_BatchNorm,))
+        norms = _modules_of(network, (BatchNorm,))
         self._check(trainer, norms)
         if self._activations:
             # Channels are judged as the next layers read them, and those need not be targets.

@@ -27,6 +27,7 @@ from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.output_layers import output_layers
 from lightning_optim.surgery.select import named_modules, plain_name, submodule
 from lightning_optim.surgery.shard import local, reshard, shard_group
+from lightning_optim.surgery.torch_private import uncompiled
 
 
 class Follower(Protocol):
@@ -66,7 +67,7 @@ class PrunedNetwork:
     def live(self, pl_module: LightningModule) -> nn.Module:
         """The network itself, below any wrapper of ``torch.compile``."""
         network = submodule(pl_module, self.name)
-        return getattr(network, "_orig_mod", network)
+        return uncompiled(network)
 
     def parameters(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
         """The network's parameters by plain name."""

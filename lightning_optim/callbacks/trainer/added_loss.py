@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.callbacks.trainer.lightning_private import is_compiled
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.patch import Patches
+from lightning_optim.surgery.torch_private import never_compiled
 from lightning_optim.window import Window
 
 
@@ -98,7 +98,7 @@ class AddedLoss:
             self._patches.wrap(pl_module, method, partial(wrapper, trainer, pl_module))
         if is_compiled(pl_module):
             # Lightning 2.6 cannot trace its own `log`: a compiled module that logs fails without us as well.
-            self._patches.wrap(pl_module, "log", torch._dynamo.disable(_call))  # type: ignore[no-untyped-call]  # torch
+            self._patches.wrap(pl_module, "log", never_compiled(_call))
 
     def check(self, trainer: Trainer) -> None:
         """Refuse a window that this fit never reaches, in ``on_fit_start``.

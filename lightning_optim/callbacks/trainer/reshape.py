@@ -16,6 +16,7 @@ from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.rebind import rebind_module, rebind_optimizer
 from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import find_network, submodule
+from lightning_optim.surgery.torch_private import uncompiled
 
 
 @final
@@ -82,7 +83,7 @@ class Reshaper:
             Shape of each tensor in ``plan`` before the cut.
         """
         network = submodule(pl_module, network_name)
-        network = getattr(network, "_orig_mod", network)
+        network = uncompiled(network)
         sizes = {name: sizes_of(network, name) for name in plan}
         replaced = apply_cut(network, plan)
         for optimizer in trainer.optimizers:

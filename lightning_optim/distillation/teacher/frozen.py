@@ -6,10 +6,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_optim.distillation.teacher.base import Precision
 from lightning_optim.surgery.tap import ModuleCall
+from lightning_optim.surgery.torch_private import pytree
 
 
 @final
@@ -43,7 +43,7 @@ class FrozenTeacher:
         with torch.no_grad():
             if self._dtype is None:
                 return ModuleCall(call.args, call.kwargs, self.module(*call.args, **call.kwargs))
-            args, kwargs = tree_map(self._convert, (call.args, call.kwargs))
+            args, kwargs = pytree.tree_map(self._convert, (call.args, call.kwargs))
             with torch.autocast(self._device_type(), enabled=False):
                 return ModuleCall(args, kwargs, self.module(*args, **kwargs))
 

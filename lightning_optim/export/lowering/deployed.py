@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
@@ -24,6 +23,7 @@ from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.operators import Role
 from lightning_optim.quantization.simulation.rounding_backend import weight_scale
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.torch_private import BatchNorm
 
 
 @final
@@ -57,12 +57,12 @@ class ConstantBackend(Backend, nn.Module):
         return self.activation(tensor, key)
 
     @override
-    def folds(self, norm: _BatchNorm) -> bool:
+    def folds(self, norm: BatchNorm) -> bool:
         return True
 
     @override
     def weight(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
         if f"{key}/weight" not in self._names:
             self._make_constants(weight, bias, key, input_key, norm)
@@ -118,7 +118,7 @@ class ConstantBackend(Backend, nn.Module):
         return pooled.flatten(1).unsqueeze(1) if tokens else pooled
 
     def _make_constants(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
     ) -> None:
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias, final
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError, cause_of
@@ -19,8 +17,9 @@ from lightning_optim.export.lowering.dialect import ActivationConstants, Dialect
 from lightning_optim.export.onnx_file.capture import prepare_subject
 from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.torch_private import pytree, quantized_operators
 
-_ATEN, _DECOMPOSED = torch.ops.aten, torch.ops.quantized_decomposed
+_ATEN, _DECOMPOSED = torch.ops.aten, quantized_operators()
 _QUANTIZE = _DECOMPOSED.quantize_per_tensor.default
 _DEQUANTIZE = _DECOMPOSED.dequantize_per_tensor.default
 _RESHAPES = (_ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints, _ATEN.unflatten.int)

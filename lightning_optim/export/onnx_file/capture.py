@@ -10,8 +10,9 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from typing_extensions import override
+
+from lightning_optim.surgery.torch_private import pytree
 
 
 @final

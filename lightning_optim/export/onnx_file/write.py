@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.onnx_file.capture import CaptureInputs, prepare_subject
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
+from lightning_optim.surgery.torch_private import pytree
 
 _LARGEST = 2**31 - 1  # protobuf's limit for one message, in bytes
 

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from lightning_optim.graph.labels import Axes, Axis, Labels
+from lightning_optim.surgery.torch_private import OpOverload, arguments_of
 
 Result = Axes | list[Axes]
 """Axes of the output, or of each output."""
@@ -59,10 +60,10 @@ class OperatorCall:
 
     def _bind(self) -> dict[str, Any]:
         target = self.node.target
-        if not isinstance(target, torch._ops.OpOverload):
+        if not isinstance(target, OpOverload):
             return {str(position): value for position, value in enumerate(self.node.args)}
         bound: dict[str, Any] = {}
-        for position, argument in enumerate(target._schema.arguments):
+        for position, argument in enumerate(arguments_of(target)):
             default = argument.default_value if argument.has_default_value() else None
             given = self.node.args[position] if position < len(self.node.args) else default
             bound[argument.name] = self.node.kwargs.get(argument.name, given)

@@ -8,11 +8,12 @@ import torch
 
 from lightning_optim.graph.labels import Axes, Axis
 from lightning_optim.graph.rules.base import OperatorCall, fixed, rule
+from lightning_optim.surgery.torch_private import OpOverload
 
 
 def is_pointwise(target: object) -> bool:
     """Whether PyTorch itself tags the operator as element-wise."""
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
+    return isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
 
 
 def broadcast(call: OperatorCall, operands: Sequence[tuple[Axes, tuple[int, ...]]], output: tuple[int, ...]) -> Axes:

@@ -9,10 +9,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.nas.forward.switchable import SwitchableForward
+from lightning_optim.surgery.torch_private import pytree
 
 RESERVED = "_candidates"
 _EVERY = -1

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import submodule
 from lightning_optim.surgery.tap import ModuleCall, Taps
+from lightning_optim.surgery.torch_private import pytree
 
 if TYPE_CHECKING:
     from lightning_optim.graph.coupling import Coupling

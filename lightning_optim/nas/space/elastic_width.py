@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from lightning_optim.errors import TargetError
@@ -16,6 +15,7 @@ from lightning_optim.nas.forward.sliced import Slicing, sliced_forward
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import Targets, submodule
+from lightning_optim.surgery.torch_private import Convolution, TransposedConvolution
 
 if TYPE_CHECKING:
     from lightning_optim.graph.coupling import Group
@@ -64,7 +64,7 @@ class ElasticWidth(SearchDimension):
 
     @override
     def attach(self, site: Site) -> list[Decision]:
-        chosen = self.targets.select(site.root, (_ConvNd, nn.Linear))
+        chosen = self.targets.select(site.root, (Convolution, nn.Linear))
         groups = {name: _group(name, module, site) for name, module in chosen.items()}
         frozen = [name for name, group in groups.items() if group is None]
         if frozen:
@@ -90,7 +90,7 @@ class ElasticWidth(SearchDimension):
 
 
 def _group(name: str, module: nn.Module, site: Site) -> Group | None:
-    dim = 1 if isinstance(module, _ConvTransposeNd) else 0
+    dim = 1 if isinstance(module, TransposedConvolution) else 0
     return site.coupling.group_of(site.inner_name(f"{name}.weight"), dim=dim)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import reason_of
 from lightning_optim.graph.branches import Branch
@@ -16,6 +15,7 @@ from lightning_optim.pruning.shrink.trial import difference, disturb
 from lightning_optim.surgery.bypass import tells_its_shape
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.select import submodule
+from lightning_optim.surgery.torch_private import pytree
 
 _Batch = tuple[tuple[Any, ...], dict[str, Any]]
 

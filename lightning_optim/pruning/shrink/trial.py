@@ -8,13 +8,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import reason_of
 from lightning_optim.graph.capture import eval_copy, eval_view
 from lightning_optim.graph.coupling import Coupling, Group, keep_channels
 from lightning_optim.graph.masked import run_masked
 from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery.torch_private import pytree
 
 PARAMETERS = 2_000_000_000
 """Parameters that a search may run through, some minutes; a number and no time, so that every run finds the same."""

@@ -9,15 +9,18 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, distributed, fx, nn
-from torch._dynamo import config as dynamo_config
-from torch._dynamo import eval_frame
-from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lightning_optim.quantization.compilation.trace import trace
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.compilation import Compiler
+from lightning_optim.surgery.torch_private import (
+    backend_error,
+    can_compile,
+    compilation_errors,
+    graphs_uncut_by_ddp,
+    has_too_many_graphs,
+    pytree,
+)
 
 _MOST_GRAPHS = 64  # of one state of the simulation: every shape of a batch has its own
 
@@ -50,7 +53,7 @@ class CompiledSimulation:
         """Run the network's own ``forward``, simulated as far as the simulator knows it."""
         simulator = self._simulator
         outputs = self._num_outputs.get(self._network.training)
-        if self._compiler is None or outputs is None or not (simulator.is_traceable and _can_compile()):
+        if self._compiler is None or outputs is None or not (simulator.is_traceable and can_compile()):
             return self._run_in_python(forward, args, kwargs)
         state = self._network.training, simulator.is_observing, simulator.folds_batch_norm
         if state not in self._states:
@@ -60,18 +63,14 @@ class CompiledSimulation:
             return self._run_in_python(forward, args, kwargs)
         graphs.num_outputs, graphs.has_run = outputs, False
         # A graph is whole or it is not compiled: one that is cut at DDP's buckets would be neither.
-        whole = (
-            dynamo_config.patch(optimize_ddp=False)
-            if distributed.is_available() and distributed.is_initialized()
-            else nullcontext()
-        )
+        whole = graphs_uncut_by_ddp() if distributed.is_available() and distributed.is_initialized() else nullcontext()
         try:
             with whole:
                 output = graphs.compiled(*args, **kwargs)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+        except compilation_errors() as error:
+            cause = backend_error(error)
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-            if isinstance(error, FailOnRecompileLimitHit):
+            if has_too_many_graphs(error):
                 reason = f"its batches have more than {_MOST_GRAPHS} shapes"
         else:
             if graphs.has_run:
@@ -90,12 +89,6 @@ class CompiledSimulation:
 
     def _warn(self, reason: str) -> None:
         warnings.warn(f"{type(self._network).__name__} is simulated uncompiled: {reason}", stacklevel=3)
-
-
-def _can_compile() -> bool:
-    """Whether ``torch.compile`` compiles now, and does not run what it is given as it is."""
-    is_asked = eval_frame._stance.stance == "default" and not dynamo_config.disable
-    return is_asked and not is_in_torch_dispatch_mode()
 
 
 @final

@@ -9,10 +9,8 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Argument
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.errors import TracingError
@@ -20,6 +18,7 @@ from lightning_optim.quantization.simulation.module_path import module_names
 from lightning_optim.quantization.simulation.plan import Plan, Record
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import plain_name
+from lightning_optim.surgery.torch_private import FakeTensorMode, pytree
 
 _CALLED_AGAIN = re.compile(r"@\d+$")
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.cost.count import count_macs
 from lightning_optim.errors import TargetError
@@ -24,6 +23,7 @@ from lightning_optim.quantization.simulation.weighted_layers import WeightedLaye
 from lightning_optim.surgery.inputs import call_network
 from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.select import Targets
+from lightning_optim.surgery.torch_private import pytree
 
 Measure = Callable[[Forward], float]
 

@@ -11,7 +11,6 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import per_channel
@@ -21,6 +20,7 @@ from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.weighted_layers import WeightedLayer, find_layers
+from lightning_optim.surgery.torch_private import Convolution
 
 _STRETCH = (-0.1, 1.1)  # the paper's gamma and zeta
 _EXPONENTS = (20.0, 2.0)  # of the regularization, falling
@@ -143,7 +143,7 @@ def _is_treatable(layer: WeightedLayer) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def _moments(network: nn.Module, layer: _ConvNd | nn.Linear, batches: Sequence[Any]) -> Tensor:
+def _moments(network: nn.Module, layer: Convolution | nn.Linear, batches: Sequence[Any]) -> Tensor:
     """Mean of ``x x^T`` over all that each output of a layer is computed from, ``[G, K, K]``."""
     num_groups, size = getattr(layer, "groups", 1), layer.weight[0].numel()
     sums = torch.zeros(num_groups, size, size, device=layer.weight.device)
@@ -158,7 +158,7 @@ def _moments(network: nn.Module, layer: _ConvNd | nn.Linear, batches: Sequence[A
     return sums / max(sum(counts), 1)
 
 
-def _columns(layer: _ConvNd | nn.Linear, x: Tensor) -> Tensor:
+def _columns(layer: Convolution | nn.Linear, x: Tensor) -> Tensor:
     """What each output is computed from, ``[G * K, N]``."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, layer.in_features).t().contiguous()

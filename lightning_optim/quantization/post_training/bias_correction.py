@@ -15,6 +15,7 @@ from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.weighted_layers import WeightedLayer, find_layers
 from lightning_optim.surgery.patch import Patches
+from lightning_optim.surgery.torch_private import without_torch_functions
 
 
 @final
@@ -54,7 +55,7 @@ def _means(network: nn.Module, layers: Sequence[WeightedLayer], batches: Sequenc
         axis = -1 if isinstance(layer.module, nn.Linear) and layer.norm is None else 1
 
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            with torch._C.DisableTorchFunction():  # the placement is not to see this
+            with without_torch_functions():  # the placement is not to see this
                 flat = output.detach().double().movedim(axis, -1).flatten(0, -2)
                 sums[layer.name] = sums.get(layer.name, 0.0) + flat.sum(0)
                 counts[layer.name] = counts.get(layer.name, 0) + len(flat)

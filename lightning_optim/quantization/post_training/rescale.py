@@ -8,10 +8,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.surgery.inputs import call_network
 from lightning_optim.surgery.modes import evaluating
+from lightning_optim.surgery.torch_private import pytree
 
 _TOLERANCE = 1e-4  # powers of two change no digit; kernels may still add up in another order
 _LARGEST_POWER = 4

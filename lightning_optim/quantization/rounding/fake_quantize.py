@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from lightning_optim.surgery.torch_private import function_of
+
 
 class KeepsInput(torch.autograd.Function):
     """What functions share that take their input again in the backward, and so forbid that it is overwritten."""
@@ -23,7 +25,7 @@ class KeepsInput(torch.autograd.Function):
 def input_keeper(rounded: Tensor) -> Node | None:
     """Return the node of what a quantizer's ``fake`` gave, if its input must not be changed before the backward."""
     node = rounded.grad_fn if holds_values(rounded) else None
-    return node if issubclass(getattr(node, "_forward_cls", object), KeepsInput) else None
+    return node if issubclass(function_of(node), KeepsInput) else None
 
 
 def allow_overwriting(keeper: Node) -> None:

@@ -8,8 +8,9 @@ from typing import Any, final
 
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
+
+from lightning_optim.surgery.torch_private import BatchNorm
 
 
 class Backend(ABC):
@@ -25,12 +26,12 @@ class Backend(ABC):
 
     @abstractmethod
     def weight(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the quantized weight and the bias of a layer, with ``norm`` folded in if there is one."""
 
     @abstractmethod
-    def folds(self, norm: _BatchNorm) -> bool:
+    def folds(self, norm: BatchNorm) -> bool:
         """Whether a batch norm is folded in this pass; if not, it runs by itself."""
 
     def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
@@ -68,10 +69,10 @@ class FloatBackend(Backend):
 
     @override
     def weight(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
         return weight, bias
 
     @override
-    def folds(self, norm: _BatchNorm) -> bool:
+    def folds(self, norm: BatchNorm) -> bool:
         return False

@@ -10,13 +10,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.inputs import call_network
 from lightning_optim.surgery.modes import evaluating
+from lightning_optim.surgery.torch_private import BatchNorm
 
 
 @final
@@ -119,12 +119,12 @@ class _ComparedBackend(Backend):
         return floats[place] if self._corrects and is_output else rounded
 
     @override
-    def folds(self, norm: _BatchNorm) -> bool:
+    def folds(self, norm: BatchNorm) -> bool:
         return self._inner.folds(norm)
 
     @override
     def weight(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
         return self._inner.weight(weight, bias, key, input_key, norm)
 

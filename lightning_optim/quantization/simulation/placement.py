@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_optim.quantization.fold import is_foldable
@@ -28,6 +27,7 @@ from lightning_optim.quantization.simulation.operators import (
 )
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates, address, version_of
+from lightning_optim.surgery.torch_private import pytree
 
 Function = Callable[..., Any]
 NO_KERNEL = "no integer kernel"

@@ -7,7 +7,6 @@ from typing import Protocol, final
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import handle_torch_function, has_torch_function
 from typing_extensions import override
 
@@ -18,9 +17,10 @@ from lightning_optim.quantization.quantizer.learner import ActivationLearner, We
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
+from lightning_optim.surgery.torch_private import BatchNorm
 
 
-def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, norm: _BatchNorm | None = None) -> Tensor:
+def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, norm: BatchNorm | None = None) -> Tensor:
     """Return the scale of a weight: ``[O]``, a scalar, or ``[O, G]`` for groups.
 
     Args:
@@ -38,7 +38,7 @@ def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, nor
     return torch.maximum(scale, (floor if scale.dim() else floor.max()).to(scale.dtype))
 
 
-def norm_factor(norm: _BatchNorm, weight: Tensor) -> Tensor:
+def norm_factor(norm: BatchNorm, weight: Tensor) -> Tensor:
     """Return what a folded batch norm multiplies every output channel by, ``[O]``, without gradient."""
     factor, _ = fold_batch_norm(weight.new_ones(weight.shape[0], 1), None, norm)
     return factor.detach().flatten()
@@ -108,12 +108,12 @@ class SimulationBackend(Backend):
         return _fake(quantizer, tensor, *qparams, is_within=is_within)
 
     @override
-    def folds(self, norm: _BatchNorm) -> bool:
+    def folds(self, norm: BatchNorm) -> bool:
         return self._folds_all or uses_running_statistics(norm)
 
     @override
     def weight(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: _BatchNorm | None
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
     ) -> tuple[Tensor, Tensor | None]:
         quantizer, input_scale = self._weight_quantizer(key, weight), self._input_scale(input_key, weight.device)
         if norm is not None and not self.folds(norm):
@@ -158,7 +158,7 @@ def _fake(
     return quantizer.fake(x, scale, zero_point, is_within=is_within)
 
 
-def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm: _BatchNorm) -> Tensor:
+def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm: BatchNorm) -> Tensor:
     if quantizer.scheme.granularity != "tensor" or quantizer.scale_ignores_weight:
         if quantizer.is_sign_symmetric:
             return _round(weight, quantizer, weight_scale(weight, quantizer, None))

@@ -9,7 +9,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.layers import LayerQuantizers
@@ -24,6 +23,7 @@ from lightning_optim.quantization.simulation.plan import Plan, Record
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.rounding_backend import KnownRanges, SimulationBackend
 from lightning_optim.surgery.select import named_modules
+from lightning_optim.surgery.torch_private import pytree
 
 Forward = Callable[..., Any]
 

@@ -10,6 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_optim.surgery.torch_private import in_place_version
+
 
 @final
 class Stage(Enum):
@@ -93,7 +95,7 @@ class TensorStates:
 
 def version_of(tensor: Tensor) -> int:
     """Return how often a tensor has been changed in place, be it through a view; 0 where that is not counted."""
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor.is_inference() else in_place_version(tensor)
 
 
 def address(tensor: Tensor) -> int:

@@ -7,13 +7,12 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from lightning_optim.quantization.fold import fold_batch_norm, is_foldable
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.simulation.plan import Plan
 from lightning_optim.surgery.select import named_modules
+from lightning_optim.surgery.torch_private import BatchNorm, Convolution
 
 
 @final
@@ -30,8 +29,8 @@ class WeightedLayer:
 
     name: str
     key: str
-    module: _ConvNd | nn.Linear
-    norm: _BatchNorm | None
+    module: Convolution | nn.Linear
+    norm: BatchNorm | None
 
     @property
     def bias(self) -> Tensor | None:
@@ -96,9 +95,9 @@ def find_layers(network: nn.Module, plan: Plan) -> list[WeightedLayer]:
     layers = []
     for key, path in zip(keys, paths, strict=True):
         module, norm = modules.get(path), modules.get(plan.norms.get(key, "?"))
-        is_layer = isinstance(module, (_ConvNd, nn.Linear)) and not getattr(module, "transposed", False)
+        is_layer = isinstance(module, (Convolution, nn.Linear)) and not getattr(module, "transposed", False)
         if is_layer and paths.count(path) == 1:
-            assert isinstance(module, (_ConvNd, nn.Linear))
+            assert isinstance(module, (Convolution, nn.Linear))
             layers.append(
                 WeightedLayer(name=path, key=key, module=module, norm=norm if norm and is_foldable(norm) else None)
             )

@@ -1,0 +1,154 @@
+"""Private names of torch: all that this package uses, tried on torch 2.13.0.
+
+No other file reads one, so that after a new release of torch one file is to be compared with it. Dictionaries of a
+module (``_parameters``, ``_buffers``, ``_modules``, its hooks) and ``torch._foreach_*`` are not counted: they have
+been the same for years. ``torch._dynamo`` is loaded when it is first needed, since that takes a second.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import Node
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as Convolution
+from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+__all__ = [  # what stands here under torch's own name, or without its underscore
+    "BatchNorm",
+    "Convolution",
+    "FakeTensorMode",
+    "NormBase",
+    "OpOverload",
+    "TransposedConvolution",
+    "pytree",
+]
+
+# torch.compile.
+
+COMPILED_CHILD = "_orig_mod"
+"""Under what name the wrapper of ``torch.compile`` holds the module that it compiles."""
+
+COMPILED_CALL = "_compiled_call_impl"
+"""Attribute in which ``nn.Module.compile`` leaves the compiled call; ``None`` in a module that is not compiled."""
+
+
+def is_compiled_wrapper(module: nn.Module) -> bool:
+    """Whether a module is the wrapper that ``torch.compile`` has put around another one."""
+    return isinstance(module, torch._dynamo.OptimizedModule)
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Module below a wrapper of ``torch.compile``, if there is one; the module itself otherwise."""
+    return module._orig_mod if isinstance(module, torch._dynamo.OptimizedModule) else module
+
+
+def is_call_compiled(module: nn.Module) -> bool:
+    """Whether ``nn.Module.compile`` has compiled the module's call."""
+    return module._compiled_call_impl is not None
+
+
+def plain_call(module: nn.Module) -> Callable[..., Any]:
+    """Call of a module, hooks included, past what ``nn.Module.compile`` has compiled."""
+    return module._call_impl
+
+
+def frame_compiler(module: nn.Module) -> Any:
+    """Callback that compiles the frames of a module's own compilation; ``None`` if the module has none."""
+    if isinstance(module, torch._dynamo.OptimizedModule):
+        return module.dynamo_ctx.callback
+    if module._compiled_call_impl is not None:  # by Module.compile, which keeps its backend in a closure alone
+        return inspect.getclosurevars(module._compiled_call_impl).nonlocals.get("callback")
+    return None
+
+
+def backend_of(frame_compiler: Callable[..., Any]) -> Callable[..., Any]:
+    """Backend of ``torch.compile`` inside a callback that compiles frames."""
+    backend: Callable[..., Any] = torch._dynamo.eval_frame.innermost_backend(frame_compiler)
+    return backend
+
+
+def can_compile() -> bool:
+    """Whether ``torch.compile`` compiles at this moment, and does not run what it is given as it is."""
+    is_asked = torch._dynamo.eval_frame._stance.stance == "default" and not torch._dynamo.config.disable
+    return is_asked and not is_in_torch_dispatch_mode()
+
+
+def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Function that runs in Python wherever compiled code calls it."""
+    plain: Callable[..., Any] = torch._dynamo.disable(function)  # type: ignore[no-untyped-call]  # torch's
+    return plain
+
+
+@contextmanager
+def graphs_uncut_by_ddp() -> Iterator[None]:
+    """Context in which a compiled graph is not cut at the buckets of DDP."""
+    with torch._dynamo.config.patch(optimize_ddp=False):
+        yield
+
+
+def compilation_errors() -> tuple[type[Exception], ...]:
+    """Errors with which ``torch.compile`` refuses a function; the last kind says that it has too many graphs."""
+    errors = torch._dynamo.exc
+    return errors.TorchDynamoException, errors.FailOnRecompileLimitHit
+
+
+def has_too_many_graphs(error: Exception) -> bool:
+    """Whether the limit of recompilations was the reason of a refusal."""
+    return isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit)
+
+
+def backend_error(error: Exception) -> Exception:
+    """Error of the backend inside a refusal of ``torch.compile``; the refusal itself if the backend was not asked."""
+    return error.inner_exception if isinstance(error, torch._dynamo.exc.BackendCompilerFailed) else error
+
+
+# Tensors, gradients and operators.
+
+
+def in_place_version(tensor: Tensor) -> int:
+    """Number of changes in place that torch has counted on a tensor's memory; inference tensors have none."""
+    return tensor._version
+
+
+def without_torch_functions() -> AbstractContextManager[None]:
+    """Context in which no ``TorchFunctionMode`` or tensor subclass sees an operator."""
+    context: AbstractContextManager[None] = torch._C.DisableTorchFunction()
+    return context
+
+
+def function_of(node: Node | None) -> type:
+    """Class of the ``autograd.Function`` that made a node of the backward graph; ``object`` for torch's own."""
+    return getattr(node, "_forward_cls", object)
+
+
+def refresh_flat_weights(module: nn.RNNBase) -> None:
+    """Let a recurrent layer, which holds its weights in a list as well, read them from its attributes again."""
+    module._init_flat_weights()
+
+
+def arguments_of(operator: OpOverload) -> list[Any]:
+    """Arguments in the schema of an operator, in order."""
+    return list(operator._schema.arguments)
+
+
+def schema_name(operator: OpOverload) -> str:
+    """Name in the schema of an operator, such as ``"aten::add"``."""
+    return operator._schema.name
+
+
+def quantized_operators() -> Any:
+    """Namespace of the ``quantized_decomposed`` operators, which exist once their module is imported."""
+    import torch.ao.quantization.fx._decomposed
+
+    return torch.ops.quantized_decomposed
