@@ -9,7 +9,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_optim.cost.base import Cost
 from lightning_optim.cost.macs import MACs
@@ -28,6 +27,7 @@ from lightning_optim.search.decision import (
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.select import submodule
+from lightning_optim.surgery.torch_private import pytree
 
 _SPACES = "_nas_spaces"
 

@@ -13,7 +13,7 @@ from lightning_optim.graph.coupling import Coupling, Group, keep_channels
 from lightning_optim.pruning.shrink.trial import Choice, Trial
 from lightning_optim.surgery.cut import CutPlan, Replaced, apply_cut
 
-__all__ = ["Choice", "Shrunk", "shrink"]
+__all__ = ["Choice", "Shrunk", "shrink_channels"]
 
 
 @final
