@@ -1,4 +1,4 @@
-"""Batch statistics of one path of a supernet."""
+"""Recalibration: batch-norm statistics of one path of a supernet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that holds every architecture of a space at once, sharing weights."""
+"""Supernet: a model that holds every architecture of a space at once, with shared weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SPACES = "_nas_spaces"
 
 @final
 class Supernet:
-    """A converted model and its decisions.
+    """Supernet: a converted model and its decisions.
 
     Args:
         site: The model and an example of what goes into its network.

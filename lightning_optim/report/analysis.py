@@ -1,4 +1,4 @@
-"""What could be pruned of a network, and what that would cost: for programs and for people."""
+"""Analysis of a network: what could be pruned, and what that would cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_PLOTS = "<section><p class='notice'>No plots: pip install 'lightning-optim[r
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoupledGroup:
-    """Channels that can only go together.
+    """Coupled group: channels that can only go together.
 
     Args:
         name: The first weight that makes them.
@@ -44,7 +44,7 @@ class CoupledGroup:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """A network before it is pruned.
+    """Analysis of a network before it is pruned.
 
     Args:
         network: What it is.
@@ -68,7 +68,7 @@ class Analysis:
     bits: BitSensitivity | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """The analysis as plain data."""
         return asdict(self)
 
 
@@ -93,7 +93,7 @@ def print_analysis(analysis: Analysis, console: Console) -> None:
 
 
 def render_analysis(analysis: Analysis) -> str:
-    """Return one HTML page that needs nothing beside it."""
+    """Return one HTML page, which needs no other file."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     title = escape(f"What {analysis.network} can spare")
     figures = f"{say_count(analysis.parameters)} parameters, {say_count(analysis.macs)} MACs of one sample"

@@ -48,7 +48,7 @@ def can_plot() -> bool:
 
 
 def plot_trade_off(report: Report) -> str:
-    """Test accuracy against file size and against latency at batch 32; the line joins what nothing else beats.
+    """Plot of test accuracy against file size and against latency at batch 32; the line joins what nothing else beats.
 
     Args:
         report: Stages without a latency are left out of its panel.
@@ -72,7 +72,7 @@ def plot_trade_off(report: Report) -> str:
 
 
 def plot_stages(report: Report) -> str:
-    """One bar per stage for size, MACs and both latencies; returns one ``<svg>`` element."""
+    """Bars per stage for size, MACs and both latencies; returns one ``<svg>`` element."""
 
     def draw(panels: Sequence[Any]) -> None:
         names, colours = [stage.name for stage in report.stages], list(_colours(report).values())
@@ -93,7 +93,7 @@ def plot_stages(report: Report) -> str:
 
 
 def plot_curves(report: Report) -> str:
-    """Validation accuracy over the epochs of all stages, one after another; returns one ``<svg>`` element."""
+    """Plot of validation accuracy over the epochs of all stages, one after another; returns one ``<svg>`` element."""
 
     def draw(panels: Sequence[Any]) -> None:
         begin, colours = 0, _colours(report)
@@ -112,7 +112,7 @@ def plot_curves(report: Report) -> str:
 def plot_sensitivity(
     title: str, lines: Mapping[str, Sequence[float]], *, at: Sequence[float], across: str, up: str
 ) -> str:
-    """A metric against what was done to one part at a time, one line a part; returns one ``<svg>`` element.
+    """Plot of a metric against what was done to one part at a time, one line a part; returns one ``<svg>`` element.
 
     Args:
         title: Names the figure.
@@ -170,7 +170,7 @@ def _apart(ticks: list[float]) -> list[float]:
 
 
 def _colours(report: Report) -> dict[str, str]:
-    """Stage -> colour, the same in every plot."""
+    """Colour of each stage, the same in every plot."""
     return {stage.name: _SERIES[index % len(_SERIES)] for index, stage in enumerate(report.stages)}
 
 

@@ -1,4 +1,4 @@
-"""What a run has to show: one row per stage, and how the deployed model compares."""
+"""Report of a run: one row per stage, and how the deployed model compares."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class StageResult:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All stages of a run, base first and deployed model last.
+    """Report of a run: all stages, base first and deployed model last.
 
     Args:
         stages: At least one.

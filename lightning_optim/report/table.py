@@ -1,4 +1,4 @@
-"""The stages side by side, on the terminal."""
+"""Table of the stages side by side, on the terminal."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def _row(base: StageResult, stage: StageResult) -> tuple[Cell, ...]:
 
 
 def _number(fraction: float | None) -> str:
-    """Per cent without the sign, which stands in the heading."""
+    """Percentage without its sign, which stands in the heading."""
     return say_percent(fraction).removesuffix(" %")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def say_count(count: float) -> str:
-    """Three significant digits with a decimal prefix.
+    """Number of three significant digits with a decimal prefix.
 
     Example:
         >>> say_count(1234567), say_count(999), say_count(287_000)

@@ -1,4 +1,4 @@
-"""A report on disk: for programs and for people."""
+"""Report on disk: JSON for programs, HTML for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An example of what goes into the network, before any data is read."""
+"""Example of what goes into the network, before any data is read."""
 
 from __future__ import annotations
 

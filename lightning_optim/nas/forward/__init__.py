@@ -1,1 +1,1 @@
-"""Forwards that follow the active architecture."""
+"""Switchable forwards: forward methods that follow the active architecture."""

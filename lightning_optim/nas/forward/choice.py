@@ -1,4 +1,4 @@
-"""One of several operations, with the user's own operation left in its place."""
+"""Dispatch to one of several operations; the user's own operation stays in its place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EVERY = -1
 
 @final
 class Candidates(nn.Module):
-    """Holds the added candidates of one operation, below the one reserved prefix of its state.
+    """Candidates added to one operation, below the one reserved prefix of its state.
 
     A checkpoint of the plain model has no such keys and loads strictly all the same: the candidates then
     keep the weights they have. Called, it hands its input on, since the user's own operation may
@@ -45,7 +45,7 @@ def _fill_in(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 
 @final
 class Dispatch(SwitchableForward):
-    """Runs the operation that the architecture chooses.
+    """Dispatch to the operation that the architecture chooses.
 
     Args:
         owner: The user's own operation, option 0.

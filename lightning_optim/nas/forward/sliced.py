@@ -1,4 +1,4 @@
-"""A module that runs on the first channels of its own tensors."""
+"""Sliced forward: a module runs on the first channels of its own tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Cuts = dict[str, list[tuple[int, Tensor]]]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slicing:
-    """One dimension of one tensor that follows one decision.
+    """Slicing: one dimension of one tensor, which follows one decision.
 
     Args:
         decision: Name of the decision.
@@ -45,7 +45,7 @@ class Slicing:
 
 @final
 class SlicedForward(SwitchableForward):
-    """Runs the owner's forward while its tensors are cut to the active width.
+    """Sliced forward: runs the owner's forward while its tensors are cut to the active width.
 
     Slicing costs a few percent of the step of a plain narrow layer, where masking costs the full width.
     Buffers are sliced as views, so what batch norm writes lands in the full buffer.
@@ -86,7 +86,7 @@ class SlicedForward(SwitchableForward):
 
     @override
     def forget(self, decisions: Set[str]) -> None:
-        """Follow these decisions no longer."""
+        """Stop following these decisions."""
         self._slicings = [slicing for slicing in self._slicings if slicing.decision not in decisions]
         self._options = {name: option for name, option in self._options.items() if name not in decisions}
         self._known.clear()
@@ -155,7 +155,7 @@ class SlicedForward(SwitchableForward):
 
 
 def cut_plan(root: nn.Module) -> Cuts:
-    """What the active architecture cuts from every tensor of ``root``, by its name."""
+    """Cut plan: what the active architecture cuts from each tensor of ``root``, by the tensor's name."""
     names = {id(module): name for name, module in root.named_modules()}
     plan: Cuts = {}
     for live in live_forwards(root):
@@ -166,7 +166,7 @@ def cut_plan(root: nn.Module) -> Cuts:
 
 
 def sliced_forward(owner: nn.Module) -> SlicedForward:
-    """The module's sliced forward, attached now if it has none."""
+    """The module's sliced forward, which is attached if it has none."""
     for live in live_forwards(owner):
         if isinstance(live, SlicedForward) and live.owner is owner:
             return live

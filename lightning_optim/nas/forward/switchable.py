@@ -1,4 +1,4 @@
-"""Forward methods that obey a decision, set on single instances of the user's own modules."""
+"""Switchable forward: a forward method that obeys decisions, set on one instance of the user's modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIVE = "_nas_live"
 
 
 class SwitchableForward(ABC):
-    """Stands in for ``owner.forward`` and does what the active architecture says.
+    """Switchable forward: stands in for ``owner.forward`` and does what the active architecture says.
 
     It holds plain attributes and its owner, no closure: a deep copy or an unpickled owner has its own,
     which obeys too.
@@ -36,7 +36,7 @@ class SwitchableForward(ABC):
 
     @abstractmethod
     def forget(self, decisions: Set[str]) -> None:
-        """Follow these decisions no longer."""
+        """Stop following these decisions."""
 
     @abstractmethod
     def superpose(self) -> None:
@@ -53,7 +53,7 @@ class SwitchableForward(ABC):
         vars(self.owner)["forward"] = self
 
     def detach(self) -> None:
-        """Give the owner its forward back; what lies above is gone with it."""
+        """Give the owner its forward back; what was set above it goes too."""
         vars(self.owner).pop("forward", None)
         if self._inner is not None:
             vars(self.owner)["forward"] = self._inner

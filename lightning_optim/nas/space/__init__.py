@@ -1,1 +1,1 @@
-"""What may vary."""
+"""Search space: what may vary in a network."""

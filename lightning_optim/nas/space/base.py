@@ -1,4 +1,4 @@
-"""What a kind of freedom is, and where it is attached."""
+"""Search dimension: one kind of thing that may vary, and the site where it is attached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """The model to which freedoms are attached.
+    """Site of a search space: the model to which its dimensions are attached.
 
     Args:
         root: The whole model; module names are relative to it.
@@ -45,7 +45,7 @@ class Site:
 
     @property
     def num_samples(self) -> int:
-        """Samples in the example."""
+        """Number of samples in the example."""
         leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
         return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
@@ -66,7 +66,7 @@ class Site:
 
     @cached_property
     def coupling(self) -> Coupling:
-        """Which channels go together, whichever options are active; names are relative to the network.
+        """Coupled channels, whichever options are active; names are relative to the network.
 
         Raises:
             CaptureError: If the network cannot be captured.
@@ -98,7 +98,7 @@ class Site:
 
 
 class SearchDimension(ABC):
-    """A setting that says what may vary, and where.
+    """Search dimension: what may vary, and where.
 
     Attributes:
         adds_modules: Whether it adds modules to the network. Such freedoms are attached first, for the

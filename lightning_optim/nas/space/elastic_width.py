@@ -1,4 +1,4 @@
-"""How many channels a layer has: the first of those it was built with."""
+"""Elastic width: a layer keeps the first of the channels that it was built with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElasticWidth(SearchDimension):
-    """Let the output channels of each target be the first ``k`` (Yu et al., 2019; arXiv:1812.08928, section 3).
+    """Elastic width: each target keeps its first ``k`` output channels (Yu et al., 2019; arXiv:1812.08928, section 3).
 
     Whatever is coupled to them (norms, the next layer's inputs, the other side of a residual sum) follows;
     targets that are coupled to each other are one decision.
@@ -58,7 +58,7 @@ class ElasticWidth(SearchDimension):
             raise ValueError(f"divisor must be at least 1, got {self.divisor}")
 
     def counts(self, size: int) -> tuple[int, ...]:
-        """Channel counts to choose from, of a layer with ``size`` channels; equal ones are merged."""
+        """Channel counts that a layer of ``size`` channels may have; equal counts are merged."""
         rounded = (max(1, round(fraction * size / self.divisor)) * self.divisor for fraction in self.fractions[:-1])
         return (*sorted({count for count in rounded if count < size}), size)
 

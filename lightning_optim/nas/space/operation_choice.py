@@ -1,4 +1,4 @@
-"""Which operation stands at a place: the user's own, or one of the candidates."""
+"""Operation choice: the user's own operation or one of the candidates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Candidate = nn.Module | Callable[[], nn.Module]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationChoice(SearchDimension):
-    """Let each target be its own operation or one of the candidates (Guo et al., 2020; arXiv:1904.00420).
+    """Operation choice: each target is its own operation or one of the candidates (Guo et al., 2020; arXiv:1904.00420).
 
     The own operation is option 0 and keeps its place and its keys. Candidates lie below
     ``<target>._candidates`` until the pick is extracted, when the chosen one takes the target's place.
