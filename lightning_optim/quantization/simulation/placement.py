@@ -8,12 +8,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_optim.quantization.fold import is_foldable
-from lightning_optim.quantization.rounding.fake_quantize import allow_overwriting, holds_values, input_keeper
 from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.module_path import CurrentModule
 from lightning_optim.quantization.simulation.operators import (
@@ -25,8 +23,9 @@ from lightning_optim.quantization.simulation.operators import (
     upper_bound,
     why_float,
 )
+from lightning_optim.quantization.simulation.overwriting import Overwriting
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
-from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates, address, version_of
+from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates, version_of
 from lightning_optim.surgery.torch_private import pytree
 
 Function = Callable[..., Any]
@@ -67,6 +66,22 @@ class Placement(TorchFunctionMode):
         excluded: Names of the modules whose operators stay in floating point.
         path: Tells which module runs.
         record: Notes what is seen, if given.
+
+    Example:
+        A convolution, a ReLU and a linear layer, with their ranges known. The convolution reads its input and its
+        weight rounded. What it puts out is pending, and so is what the ReLU makes of it: the two have one quantizer,
+        that of the convolution. The linear layer then reads the ReLU's output, which is rounded at this place alone.
+
+        >>> from lightning_optim.quantization.observer.min_max import MinMax
+        >>> from lightning_optim.quantization.quantizer.affine import Affine
+        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> from lightning_optim.quantization.simulation.calibration import run_calibration
+        >>> from lightning_optim.quantization.simulation.simulator import Simulator
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1))
+        >>> simulator = Simulator(Symmetric(), Affine(), MinMax())
+        >>> run_calibration(simulator, net, [torch.rand(1, 1, 4, 4)])
+        >>> simulator.ranges.keys
+        ('0:conv2d', '0:conv2d<0', '3:linear')
     """
 
     def __init__(
@@ -83,13 +98,12 @@ class Placement(TorchFunctionMode):
         self._path, self._record = path, record
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._states, self._counts = TensorStates(rewrapped=is_distributed), dict[str, int]()
-        self._keepers: dict[int, list[Node]] = {}  # address of a tensor's memory -> what needs it in the backward
-        self._guests: list[Tensor] = []  # tensors that others hold: parameters, and what the network was given
+        self._overwriting = Overwriting()
 
     def finish(self, output: Any) -> Any:
         """Quantize what leaves the network; called outside of the mode, which would see its own operators."""
         output = pytree.tree_map(lambda leaf: self._settle(leaf, "output"), output)
-        self._allow_overwriting((output, self._guests))  # by whoever calls the network, or an optimizer
+        self._overwriting.allow((output, self._overwriting.external_tensors))  # by the network's caller, an optimizer
         return output
 
     @override
@@ -112,8 +126,8 @@ class Placement(TorchFunctionMode):
                 note = EXCLUDED
             elif self._plan.may_be_masked(key):
                 note = BEFORE_SOFTMAX
-        if self._keepers and (call.is_in_place or role is Role.WRITE or "out" in kwargs):
-            self._allow_overwriting((args[:1], kwargs.get("out")))
+        if self._overwriting.saved_by_backward and (call.is_in_place or role is Role.WRITE or "out" in kwargs):
+            self._overwriting.allow((args[:1], kwargs.get("out")))
         if note:
             return self._other(call, note)
         if self._record is not None:
@@ -206,10 +220,10 @@ class Placement(TorchFunctionMode):
         state = self._states.get(target) if is_real(target) else None
         if state is not None and state.is_pending:
             quantized, _ = self._read(target, call.key, 0)
-            self._allow_overwriting(target)
+            self._overwriting.allow(target)
             target.copy_(quantized)
         rest, kwargs = pytree.tree_map(lambda leaf: self._settle(leaf, call.key), (call.args[1:], call.kwargs))
-        self._allow_overwriting(target)
+        self._overwriting.allow(target)
         out = call.func(target, *rest, **kwargs)
         if state is not None:
             self._states.set(target, TensorState(call.key, call.key))
@@ -221,7 +235,7 @@ class Placement(TorchFunctionMode):
         args = [self._settle_all(value, call.key) for value in call.args]
         kwargs = {name: self._settle_all(value, call.key) for name, value in call.kwargs.items()} if call.kwargs else {}
         if call.is_in_place:  # once more: an argument that was rounded just now may share memory with the first
-            self._allow_overwriting(call.args[:1])
+            self._overwriting.allow(call.args[:1])
         out = call.func(*args, **kwargs)
         return self._give(call, out, TensorState(call.key, call.key)) if is_real(out) else out
 
@@ -231,7 +245,7 @@ class Placement(TorchFunctionMode):
     def _give(self, call: FunctionCall, out: Tensor, state: TensorState) -> Tensor:
         """Note the state of a result, and put it where an in-place call asked for it."""
         if call.is_in_place and is_real(call.args[0]) and out is not call.args[0]:
-            self._allow_overwriting(call.args[0])
+            self._overwriting.allow(call.args[0])
             out = call.args[0].copy_(out)
         self._states.set(out, state)
         return out
@@ -241,7 +255,7 @@ class Placement(TorchFunctionMode):
         state = self._states.get(tensor)
         if state is None:
             if tensor.requires_grad:
-                self._guests.append(tensor)
+                self._overwriting.external_tensors.append(tensor)
             state = TensorState(f"{reader}<{place}", f"{reader}<{place}")
             self._states.set(tensor, state)
         self._saw(state, reader)
@@ -255,18 +269,9 @@ class Placement(TorchFunctionMode):
                 state.stage = Stage.QUANTIZED
                 return tensor, state.key
             state.quantized, state.version = quantized, version
-            keeper = input_keeper(quantized)
-            if keeper is not None:
-                self._keepers.setdefault(address(tensor), []).append(keeper)
+            self._overwriting.note(tensor, quantized)
             self._states.set(quantized, TensorState(state.key, state.origin, Stage.QUANTIZED))
         return state.quantized, state.key
-
-    def _allow_overwriting(self, values: Any) -> None:
-        """Let tensors be changed in place, though the backward needs what was rounded of them."""
-        for leaf in pytree.tree_leaves(values) if self._keepers else ():
-            is_plain = isinstance(leaf, Tensor) and holds_values(leaf) and leaf.layout is torch.strided
-            for keeper in self._keepers.pop(address(leaf), ()) if is_plain else ():
-                allow_overwriting(keeper)
 
     def _settle(self, leaf: Any, reader: str) -> Any:
         """Return what a floating-point reader gets of a tensor."""

@@ -98,11 +98,6 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else in_place_version(tensor)
 
 
-def address(tensor: Tensor) -> int:
-    """Return where a tensor's memory begins, which its views share."""
-    return tensor.untyped_storage().data_ptr()
-
-
 def _place(tensor: Tensor) -> tuple[int, torch.Size] | None:
     if type(tensor) is not Tensor or torch.compiler.is_compiling():
         return None  # traced and sharded tensors have no memory of their own
