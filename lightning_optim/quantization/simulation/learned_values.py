@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from lightning_optim.quantization.quantizer.learner import Start, Values
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes of the values in the flat tensor, by name and in the order in which they lie there.
+
+    Args:
+        positive: Of the values whose logarithms are kept, which lie first.
+        shifted: Of the values of which is kept what was added to their first entries.
+    """
+
+    positive: Mapping[str, torch.Size] = field(default_factory=dict)
+    shifted: Mapping[str, torch.Size] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, dict[str, list[int]]]:
+        """Return the sizes as primitives."""
+        kinds = {"positive": self.positive, "shifted": self.shifted}
+        return {kind: {name: list(size) for name, size in sizes.items()} for kind, sizes in kinds.items()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Mapping[str, Sequence[int]]]) -> Sizes:
+        """Return the sizes of which ``state`` was taken."""
+        return cls(**{kind: {name: torch.Size(size) for name, size in state[kind].items()} for kind in state})
 
 
 @final
@@ -25,7 +50,7 @@ class LearnedValues:
     def __init__(self) -> None:
         self._found: dict[str, Mapping[str, Start]] = {}
         self._parts: dict[str, dict[str, Tensor]] = {}
-        self._sizes: dict[str, dict[str, list[int]]] = {"positive": {}, "shifted": {}}
+        self._sizes = Sizes()
         self._fixed = {name: torch.zeros(0) for name in ("bases", "units", "decays")}
         self._has_decay = False
         self._trained: Tensor
@@ -71,10 +96,10 @@ class LearnedValues:
         self._found = {}
         positive = {name: start for name, start in found.items() if start.unit is None}
         shifted = {name: (start.value, start.unit) for name, start in found.items() if start.unit is not None}
-        self._sizes = {
-            "positive": {name: list(start.value.shape) for name, start in positive.items()},
-            "shifted": {name: list(value.shape) for name, (value, _) in shifted.items()},
-        }
+        self._sizes = Sizes(
+            positive={name: start.value.shape for name, start in positive.items()},
+            shifted={name: value.shape for name, (value, _) in shifted.items()},
+        )
         device = next(iter(found.values())).value.device
         self._fixed = {
             "bases": _flat([value for value, _ in shifted.values()], device),
@@ -95,11 +120,11 @@ class LearnedValues:
         self._parts = {}
         if not self._trained.numel():
             return
-        self._read(self._trained[:num_positive].exp(), self._sizes["positive"])
-        self._read(self._fixed["bases"] + self._fixed["units"] * self._trained[num_positive:], self._sizes["shifted"])
+        self._read(self._trained[:num_positive].exp(), self._sizes.positive)
+        self._read(self._fixed["bases"] + self._fixed["units"] * self._trained[num_positive:], self._sizes.shifted)
 
-    def _read(self, flat: Tensor, sizes: Mapping[str, list[int]]) -> None:
-        parts = torch.split(flat, [torch.Size(size).numel() for size in sizes.values()]) if sizes else ()
+    def _read(self, flat: Tensor, sizes: Mapping[str, torch.Size]) -> None:
+        parts = torch.split(flat, [size.numel() for size in sizes.values()]) if sizes else ()
         for (name, size), part in zip(sizes.items(), parts, strict=True):
             key, _, own = name.rpartition("/")
             self._parts.setdefault(key, {})[own] = part.view(size)
@@ -144,14 +169,14 @@ class LearnedValues:
     def state_dict(self) -> dict[str, Any]:
         """Return values, gradient and optimizer, as primitives and tensors."""
         gradient = None if self._trained.grad is None else self._trained.grad.cpu().clone()
-        own = {"sizes": copy.deepcopy(self._sizes), **{name: value.cpu() for name, value in self._fixed.items()}}
+        own = {"sizes": self._sizes.state_dict(), **{name: value.cpu() for name, value in self._fixed.items()}}
         values = {"trained": self._trained.detach().cpu().clone(), "gradient": gradient}
         return {**own, **values, "optimizer": copy.deepcopy(self._optimizer.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None = None) -> None:
         """Take over what ``state_dict`` returned, on a device; ``None`` is where it lies."""
         self.discard()
-        self._sizes = copy.deepcopy(dict(state["sizes"]))
+        self._sizes = Sizes.from_state_dict(state["sizes"])
         self._fixed = {name: state[name].clone().to(device) for name in self._fixed}
         self._start_optimizer(state["trained"].clone().to(device))
         gradient = state["gradient"]
