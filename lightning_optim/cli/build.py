@@ -1,4 +1,4 @@
-"""From configuration to objects: the only place that instantiates anything."""
+"""Building of objects from configuration: no other file instantiates anything."""
 
 from __future__ import annotations
 

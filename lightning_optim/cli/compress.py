@@ -1,4 +1,4 @@
-"""The main job: from a configuration to a compressed model and its report."""
+"""Main job: from a configuration to a compressed model and its report."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def compress(config: DictConfig, folder: Path) -> float:
 
 
 def quieten() -> None:
-    """Keep a Trainer's greetings, repeated for every stage, off the terminal; errors still show."""
+    """Keep a Trainer's messages, repeated for every stage, off the terminal; errors still show."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")

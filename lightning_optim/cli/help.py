@@ -1,4 +1,4 @@
-"""What can be chosen on the command line: read off the configuration folders themselves."""
+"""Help on what can be chosen on the command line, read off the configuration folders themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at a trained network before it is pruned: what is coupled, and what its own validation says of each part."""
+"""Analysis of a trained network before it is pruned: what is coupled, and what its own validation says of each part."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
 def _bits(
     live: nn.Module, inputs: Inputs, quantizers: Sequence[Quantizer], measure: Callable[[], float], mode: str
 ) -> BitSensitivity | None:
-    """What the module's own validation loses when one layer has few bits; ``None`` if none has an integer form."""
+    """Drop in the module's own validation metric when one layer has few bits; ``None`` if none has an integer form."""
 
     def loss(forward: Forward) -> float:
         patches = Patches()

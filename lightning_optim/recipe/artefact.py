@@ -1,4 +1,4 @@
-"""What a stage leaves on disk."""
+"""Artefacts: the files that a stage leaves on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers as a function of (seed, stage, epoch), so that a killed run goes on as if nothing had happened."""
+"""Determinism: random numbers are a function of (seed, stage, epoch), so a killed run goes on to the same end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 
 def seed_of(*parts: object) -> int:
-    """A 31-bit seed, the same for the same parts in any process.
+    """Seed of 31 bits, the same for the same parts in any process.
 
     Example:
         >>> seed_of(0, "base", 1) == seed_of(0, "base", 1) != seed_of(0, "base", 2)
@@ -34,7 +34,7 @@ def seed_everything(*parts: object) -> None:
 
 @final
 class EpochSeed(Callback):
-    """Seeds every generator at the start of each epoch, and the order of a shuffled loader.
+    """Callback that seeds every generator, and the order of a shuffled loader, at the start of each epoch.
 
     A loader's base seed is drawn before the first epoch's hook and after every other one's: so the generators are
     seeded again before the first batch. What loader workers draw is not covered.

@@ -1,4 +1,4 @@
-"""What a stage is worth: accuracies of its exported file, sizes, and agreement with what was trained."""
+"""Evaluation of a stage: accuracies of its exported file, sizes, and agreement with what was trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exported model inside the user's own evaluation loop."""
+"""Forward pass of the exported model inside the user's own evaluation loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_optim.surgery.torch_private import pytree
 
 @final
 class ExportedForward(Callback):
-    """Answers every call of the network from its ONNX file, and counts how often the trained network agrees.
+    """Callback that answers every call of the network from its ONNX file, and counts how often both agree.
 
     Whatever the user's ``validation_step`` and ``test_step`` measure is then measured of the file that is deployed.
     """

@@ -1,4 +1,4 @@
-"""What may follow what, and why not."""
+"""Order of stages: which kind may follow which, and why not."""
 
 from __future__ import annotations
 

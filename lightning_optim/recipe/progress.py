@@ -1,4 +1,4 @@
-"""One bar for the recipe and one for the epochs of its current stage."""
+"""Progress display: one bar for the recipe and one for the epochs of its current stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 @final
 class RecipeProgress:
-    """A live display of stages and epochs; silent where nobody watches (other ranks)."""
+    """Live display of stages and epochs; silent where nobody watches (other ranks)."""
 
     def __init__(self, num_stages: int, console: Console, *, is_shown: bool) -> None:
         self._progress = Progress(
@@ -38,11 +38,11 @@ class RecipeProgress:
         self._progress.stop()
 
     def begin(self, stage: str) -> None:
-        """A stage begins."""
+        """Show that a stage begins."""
         self._progress.update(self._stages, note=stage)
 
     def done(self, stage: str, note: str) -> None:
-        """A stage is done; leave one line about it."""
+        """Show that a stage is done, and leave one line about it."""
         self._progress.update(self._epochs, visible=False)
         self._progress.advance(self._stages)
         if not self._progress.disable:
@@ -57,7 +57,7 @@ class RecipeProgress:
 
 @final
 class EpochProgress(Callback):
-    """Feeds the display of one stage."""
+    """Callback that shows a stage's epochs in the display."""
 
     def __init__(self, display: RecipeProgress, stage: str) -> None:
         self._display, self._stage = display, stage

@@ -1,4 +1,4 @@
-"""The first batch of every stage, before anything is written: a mistake in the last stage is told at once."""
+"""Rehearsal: the first batch of every stage, before anything is written: a mistake in the last stage shows at once."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _QUIET: Mapping[str, Any] = {
 
 
 class _RehearsedError(Exception):
-    """The stage has begun without complaint."""
+    """A signal that the stage has begun without an error."""
 
 
 @final

@@ -1,4 +1,4 @@
-"""Walk through the stages of a recipe, and go on where a killed run stopped."""
+"""Run of a recipe, stage by stage, which goes on where a killed run stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lightning_optim.surgery.select import find_network
 @final
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A finished stage: its folder and what was measured of it."""
+    """Finished stage: its folder and what was measured of it."""
 
     kind: Kind
     folder: Path
@@ -41,7 +41,7 @@ class Finished:
 @final
 @dataclass(kw_only=True)
 class Recipe:
-    """An ordered list of stages over one model and one data set.
+    """Recipe: an ordered list of stages over one model and one data set.
 
     Every stage trains with a Trainer and callbacks of its own, and leaves weights, an ONNX file and its measurements in
     ``folder``. Random numbers are a function of (seed, stage, epoch), and a checkpoint is written after each epoch:
@@ -158,7 +158,7 @@ class Recipe:
         _barrier()
 
     def _network_of(self, name: str, finished: Sequence[Finished]) -> nn.Module:
-        """The network that a finished stage left, on its own."""
+        """Network that a finished stage has left, on its own."""
         module = self.make_module()
         for done in finished:
             _apply_saved_cut(done.folder, module)

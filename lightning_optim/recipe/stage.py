@@ -1,4 +1,4 @@
-"""One step of a recipe: a kind, and factories for what it needs."""
+"""Stage of a recipe: a kind, and factories for what it needs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ExportingCallback(Protocol):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of a recipe.
+    """Stage of a recipe.
 
     Args:
         name: Names the stage in the folder and the report.

@@ -1,4 +1,4 @@
-"""The report of a run: every stage's figures, with latencies measured side by side."""
+"""Report of a run: every stage's figures, with latencies measured side by side."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from lightning_optim.surgery.bypass import Bypass
 
 @final
 class PrunedMultiheadAttention(nn.MultiheadAttention):
-    """An ``nn.MultiheadAttention`` with as many heads, of whatever width, as its weights hold.
+    """Multi-head attention with as many heads, of whatever width, as its weights hold.
 
     Names of parameters, arguments and results are those of ``nn.MultiheadAttention``. Weights that are returned, and
     their mean, are of the heads that are left; an ``attn_mask`` for each head is one for each of these. A live

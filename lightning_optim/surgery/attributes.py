@@ -1,4 +1,4 @@
-"""A layer's own record of its shape, kept true after a cut."""
+"""Attributes in which a layer records its shape, kept true after a cut."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _refresh_group_norm(module: nn.GroupNorm) -> None:
 
 
 def _refresh_recurrent(module: nn.RNNBase) -> None:
-    """Units and inputs as the first layer's weights say; the layer holds its weights in a list, too."""
+    """Set units and inputs as the first layer's weights say; the layer holds its weights in a list, too."""
     inputs, states = module.all_weights[0][:2]
     module.input_size = inputs.shape[1]
     if not module.proj_size:

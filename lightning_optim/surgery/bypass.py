@@ -1,4 +1,4 @@
-"""Modules of a branch that adds nothing any more: zeros in their place, without computing."""
+"""Bypass of a branch that adds nothing: zeros in place of its modules, without computing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Bypass(nn.Module):
 
 
 def bypass_of(module: nn.Module) -> Bypass:
-    """What stands in for a module; of one whose kind is not known, the output must be shaped as the first input.
+    """Stand-in for a module; of one whose kind is not known, the output must be shaped as the first input.
 
     Example:
         >>> bypass_of(nn.Linear(4, 8))

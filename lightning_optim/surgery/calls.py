@@ -1,4 +1,4 @@
-"""What the student's network was given and what it answered, in one training step."""
+"""Calls of a network in one training step: its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_optim.surgery.tap import ModuleCall, Taps
 
 @final
 class NetworkCalls:
-    """Records the calls of one network while it is open.
+    """Recorder of the calls of one network, while it is open.
 
     A network below the LightningModule is tapped by a hook. The LightningModule itself is not: under DDP its hooks fire
     a second time, around the training step. There, ``forward`` is wrapped on the instance.
@@ -26,7 +26,7 @@ class NetworkCalls:
         self.name: str | None = None
 
     def attach(self, root: nn.Module, name: str, network: nn.Module) -> None:
-        """Listen to ``network``.
+        """Set hooks on ``network``; nothing is recorded before ``open``.
 
         Args:
             root: The LightningModule.
@@ -66,7 +66,7 @@ class NetworkCalls:
         return calls
 
     def remove(self) -> None:
-        """Stop listening; a second call does nothing."""
+        """Take the hooks off; a second call does nothing."""
         self._patches.undo()
         self._taps.remove()
         self.close()

@@ -1,4 +1,4 @@
-"""What ``torch.compile`` has put around a network."""
+"""Compilation of a network by ``torch.compile``: with which backend, and from where it is called."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Compiler = Callable[..., Callable[..., Any]]
 @final
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """How a network is compiled.
+    """Compilation of a network: its backend, and what leads to it.
 
     Args:
         compiler: The backend.

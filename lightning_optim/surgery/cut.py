@@ -1,4 +1,4 @@
-"""Remove channels from a live model."""
+"""Removal of channels from a live model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cut_tensor(tensor: Tensor, cuts: Cuts) -> Tensor:
 @final
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """Where a name leads: a module, and what it holds under a key."""
+    """Place in a model: a module, and what it holds under a key."""
 
     module: nn.Module
     key: str

@@ -1,4 +1,4 @@
-"""What a network is called with: remembered once, small, for later analysis."""
+"""Example inputs of a network: the arguments of one call, remembered small, for later analysis."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ExampleInputs:
         return {"args": self.args, "kwargs": self.kwargs, "is_known": self._is_known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the arguments of ``state_dict``."""
+        """Continue from ``state_dict``."""
         self.args, self.kwargs = tuple(state["args"]), dict(state["kwargs"])
         self._is_known = state["is_known"]
 

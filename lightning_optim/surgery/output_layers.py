@@ -1,4 +1,4 @@
-"""Which layers make the output of a network."""
+"""Output layers of a network: those whose output is the network's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instance-level method patches that can be undone and do not leak into copies."""
+"""Patches of methods, on single objects, that can be undone and do not leak into copies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _is_plain_method(function: Any, owner: object, name: str) -> bool:
 
 @final
 class PatchedMethod:
-    """Stands in for ``owner.name`` and calls ``wrapper(original, *args, **kwargs)``.
+    """Stand-in for ``owner.name`` that calls ``wrapper(original, *args, **kwargs)``.
 
     A deep copy or an unpickled owner gets its plain method back: a closure would keep calling the
     first owner, and would drag a whole callback with it.
@@ -53,7 +53,7 @@ class PatchedMethod:
 
 @final
 class Patches:
-    """Every patch that one callback has set, undone in reverse order by ``undo``.
+    """Patches that one callback has set; ``undo`` takes them off in reverse order.
 
     Example:
         >>> class Greeter:

@@ -1,4 +1,4 @@
-"""Which module reads what another one writes, seen in one forward pass."""
+"""Readers of a module's output: which other module takes it as input, seen in one forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_optim.surgery.tap import Taps
 
 @final
 class Readers:
-    """Finds, for each of some modules, the one of others that reads its output as it is.
+    """Finder of the module that reads another one's output unchanged.
 
     Example:
         >>> import torch
@@ -37,13 +37,13 @@ class Readers:
         return self._found is not None
 
     def attach(self, writers: Mapping[str, nn.Module], readers: Mapping[str, nn.Module]) -> None:
-        """Look out for the next forward pass, if none has been seen yet."""
+        """Watch the next forward pass, if none has been seen yet."""
         self._writers, self._readers = dict(writers), dict(readers)
         if not self.is_known:
             self._taps.attach({**writers, **readers})
 
     def open(self) -> None:
-        """Begin to look."""
+        """Start to watch."""
         if self._taps.is_attached:
             self._taps.open()
 
@@ -90,5 +90,5 @@ class Readers:
             self._taps.remove()
 
     def remove(self) -> None:
-        """Stop looking; a second call does nothing."""
+        """Stop watching; a second call does nothing."""
         self._taps.remove()

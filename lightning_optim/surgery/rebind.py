@@ -1,4 +1,4 @@
-"""Carry over to new parameters what others know of the old ones."""
+"""Rebinding: optimizers and averaged copies go on with the parameters that have replaced the old ones."""
 
 from __future__ import annotations
 

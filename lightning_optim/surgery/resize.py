@@ -1,4 +1,4 @@
-"""Bring a full-size model to the shape of one that was cut."""
+"""Resizing of a full-size model to the shape of one that was cut."""
 
 from __future__ import annotations
 

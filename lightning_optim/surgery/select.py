@@ -1,4 +1,4 @@
-"""Where: names, globs and types -> modules."""
+"""Selection of modules by names, globs and types."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def find_network(root: nn.Module, name: str | None) -> tuple[str, nn.Module]:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """Choose modules by name and by type.
+    """Targets: a choice of modules by name and by type.
 
     Args:
         include: Globs over module names, such as ``"net.layers.*"``; a module matches one of them.

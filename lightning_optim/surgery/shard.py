@@ -1,4 +1,4 @@
-"""The part of a tensor that lives on this rank."""
+"""Shards: the part of a tensor that this rank holds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def reshard(root: nn.Module) -> None:
 
 
 def shard_group(tensors: list[Tensor]) -> distributed.ProcessGroup | None:
-    """The process group over which ``tensors`` are sharded; ``None`` if each rank holds all of them.
+    """Process group over which ``tensors`` are sharded; ``None`` if each rank holds all of them.
 
     Raises:
         ValueError: If the tensors are not all laid out alike.

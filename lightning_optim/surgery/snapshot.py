@@ -1,4 +1,4 @@
-"""What a model and its optimizers hold at one time, to go back to."""
+"""Snapshot of what a model and its optimizers hold, to go back to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Snapshot:
         return bool(self._modules)
 
     def forget(self) -> None:
-        """Hold nothing."""
+        """Forget everything."""
         self._modules, self._moments = [], []
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _copied(state: Mapping[str, Any], parameter: Tensor | None = None) -> dict[str, Any]:
-    """A copy of one parameter's state; moments go where the parameter is, counters stay where they were."""
+    """Copy of one parameter's state; moments go where the parameter is, counters stay where they were."""
     copied: dict[str, Any] = {}
     for key, value in state.items():
         if not isinstance(value, Tensor):

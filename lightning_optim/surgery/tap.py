@@ -1,4 +1,4 @@
-"""Taps on what goes into and comes out of a module."""
+"""Taps: forward hooks that record the inputs and outputs of modules."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Hook:
 
 @final
 class Taps:
-    """Records the calls of chosen modules while it is open.
+    """Recorder of the calls of chosen modules, while it is open.
 
     Recording is off until ``open`` and ends with ``take``: a recomputed forward in the backward pass
     (activation checkpointing) is not seen twice.

@@ -1,4 +1,4 @@
-"""What every image set of the demo shares: three splits in memory, and loaders that repeat themselves."""
+"""Image data of the demo: three splits in memory, and loaders that give equal batches again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_optim.demo.data.tensors import Augmentation, Split, TensorLoader
 
 
 class ImageData(LightningDataModule, ABC):
-    """Train, validation and test images in memory.
+    """Image data in memory: train, validation and test images.
 
     Args:
         batch_size: Samples of a training batch, per rank.

@@ -1,4 +1,4 @@
-"""Handwritten digits that come inside scikit-learn: real data without a download."""
+"""Digits, handwritten, which come inside scikit-learn: real data without a download."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUM_TEST = 450  # rows come in the order of their writers: these are by writers
 
 @final
 class Digits(ImageData):
-    """1797 digits of 8 x 8 pixels, upscaled; the last 450 are the test set.
+    """Digits of scikit-learn: 1797 images of 8 x 8 pixels, upscaled; the last 450 are the test set.
 
     Args:
         batch_size: Samples of a training batch, per rank.

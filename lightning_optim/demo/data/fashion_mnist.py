@@ -1,4 +1,4 @@
-"""Photographs of clothes: 70 000 images of 28 x 28 pixels in ten classes (Xiao et al., 2017; arXiv:1708.07747)."""
+"""Fashion-MNIST: 70 000 images of clothes, 28 x 28 pixels, in ten classes (Xiao et al., 2017; arXiv:1708.07747)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The IDX file format of MNIST and its relatives."""
+"""IDX, the file format of MNIST and similar sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set in memory, batched by indexing: no worker processes, and every batch a function of its place."""
+"""Data set in memory, batched by indexing: no worker processes, and every batch a function of its place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_optim.demo.data.functional import mirror_images, seed_of, shift_i
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Images and their classes.
+    """Split of a data set: images and their classes.
 
     Args:
         images: ``[N, C, H, W]``; floats in ``[0, 1]``, or ``uint8``, which batches divide by 255.
@@ -36,7 +36,7 @@ class Split:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Random turns, shifts and mirrors.
+    """Augmentation by random turns, shifts and mirrors.
 
     Args:
         max_angle: Largest turn to either side in degrees, in ``[0, 180]``.
@@ -79,7 +79,7 @@ class Augmentation:
 
 @final
 class EpochOrder:
-    """The order of one epoch's samples, a function of the seed and the epoch.
+    """Order of one epoch's samples, a function of the seed and the epoch.
 
     Trainers find it as a loader's ``sampler`` and tell it the epoch.
 
@@ -118,7 +118,7 @@ class EpochOrder:
 
 @final
 class TensorLoader:
-    """Batches of ``(images, labels)``, each a function of the seed, the epoch and the batch's index alone.
+    """Loader of batches ``(images, labels)``, each a function of the seed, the epoch and the batch's index alone.
 
     It saves its place: a run resumed within an epoch goes on with the next batch.
 

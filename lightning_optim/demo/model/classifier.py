@@ -1,4 +1,4 @@
-"""An ordinary LightningModule: it knows nothing of compression."""
+"""Classifier, an ordinary LightningModule: it knows nothing of compression."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 
 @final
 class Classifier(LightningModule):
-    """Trains a network to tell classes apart: AdamW under a one-cycle schedule (Smith, 2018; arXiv:1803.09820).
+    """Classifier of images, trained by AdamW under a one-cycle schedule (Smith, 2018; arXiv:1803.09820).
 
     Logs ``train/loss``, ``val/loss``, ``val/accuracy`` and ``test/accuracy``.
 

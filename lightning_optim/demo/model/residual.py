@@ -12,7 +12,7 @@ from typing_extensions import override
 
 @final
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a way around them (He et al., 2016; arXiv:1512.03385, fig. 2)."""
+    """Residual block: two 3 x 3 convolutions and a shortcut (He et al., 2016; arXiv:1512.03385, fig. 2)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 @final
 class ResidualNet(nn.Module):
-    """A residual network: a stem, one stage per width, global average pooling, a linear head.
+    """Residual network: a stem, one stage per width, global average pooling, a linear head.
 
     Every stage but the first halves the image.
 

@@ -1,4 +1,4 @@
-"""A small vision transformer, written as users write them."""
+"""Vision transformer, small, written as users write them."""
 
 # B batch, N tokens, D dimensions, H heads, E dimensions of a head
 
@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
 @final
 class TransformerBlock(nn.Module):
-    """Attention and a two-layer perceptron, each normalized before and added to what came in."""
+    """Transformer block: attention and a two-layer perceptron, each normalized before and added to what came in."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class TransformerBlock(nn.Module):
 
 @final
 class VisionTransformer(nn.Module):
-    """Patches as tokens, transformer blocks, their mean, a linear head (Dosovitskiy et al., 2021; arXiv:2010.11929).
+    """Vision transformer: patches as tokens, blocks, mean, linear head (Dosovitskiy et al., 2021; arXiv:2010.11929).
 
     Args:
         resolution: Side of the images in pixels.
