@@ -38,7 +38,7 @@ from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.cost.count import count_macs, count_parameters
 from lightning_optim.errors import LightningOptimError
-from lightning_optim.export.onnx_file.session import load, time_models
+from lightning_optim.export.onnx_file.session import load_session, time_models
 from lightning_optim.export.onnx_file.write import export_onnx
 from lightning_optim.export.parity import check_parity
 from lightning_optim.pruning.load import load_pruned
@@ -117,7 +117,7 @@ class Run:
             self.notes[f"{name}: refused"] = f"{type(error).__name__}: {error}"
 
     def _accuracy(self, path: Path) -> float:
-        session, right, total = load(path), 0, 0
+        session, right, total = load_session(path), 0, 0
         for batch in self.task.batches("test"):
             labels = batch["labels"] if isinstance(batch, Mapping) else batch[1]
             right += int((session.run(*self.task.inputs(batch))[0].argmax(1) == labels.numpy()).sum())

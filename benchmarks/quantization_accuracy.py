@@ -40,7 +40,7 @@ from benchmarks.pruning_accuracy import BASE, QUICK_BASE, Study, Training, accur
 from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.demo.data.fashion_mnist import FashionMNIST
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.post_training.adaround import AdaRound
 from lightning_optim.quantization.post_training.base import PostTraining
@@ -125,7 +125,7 @@ WAYS: Mapping[str, Way] = {
 
 def runner(path: Path) -> Callable[[Tensor], Tensor]:
     """The file as a function of images."""
-    session = load(path)
+    session = load_session(path)
     return lambda images: torch.from_numpy(session.run(images)[0])
 
 

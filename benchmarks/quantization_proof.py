@@ -33,7 +33,7 @@ from lightning_optim.demo.data.fashion_mnist import FashionMNIST
 from lightning_optim.demo.model.classifier import Classifier
 from lightning_optim.demo.model.residual import ResidualNet
 from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.quantized import QuantizedExport
 from lightning_optim.export.verification import verify
 
@@ -135,7 +135,7 @@ def verified(network: nn.Module, study: Study, path: Path) -> tuple[int, int, Qu
 
 def simulated(quantizing: QATFakeQuant, exported: QuantizedExport) -> dict[str, float]:
     """Compare the training simulator with the file on all test images."""
-    session, forward = load(exported.path), quantizing.simulated()
+    session, forward = load_session(exported.path), quantizing.simulated()
     worst = 0.0
     agreed = total = 0
     for images in test_images().split(500):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import parser_for, quiet, show_figures
-from lightning_optim.export.onnx_file.session import load, time_models
+from lightning_optim.export.onnx_file.session import load_session, time_models
 from lightning_optim.export.onnx_file.write import export_onnx
 from lightning_optim.export.quantized import Acceptance, export_quantized
 from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
@@ -204,7 +204,7 @@ def _measure_packing(bits: int, folder: Path) -> dict[str, Any]:
             runtime=ONNXRuntime(packed=packed),
             acceptance=Acceptance(min_agreement=0.0),
         )
-    answers = [load(each.path).run(batch)[0] for each in files.values()]
+    answers = [load_session(each.path).run(batch)[0] for each in files.values()]
     weights = {packed: _weight_bytes(each.path) for packed, each in files.items()}
     return {
         f"int{bits}_bytes_ratio": weights[True] / weights[False],

@@ -1,4 +1,4 @@
-"""What a deployed network takes when one layer has few bits and nothing else does."""
+"""Latency of every layer at every width, measured on deployed networks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitTrials
 from lightning_optim.quantization.simulation.simulator import Simulator
 
-TimedCall = Callable[[], object]
-
 
 def bit_latency(
     network: nn.Module,
@@ -25,9 +23,11 @@ def bit_latency(
     *,
     runtime: Runtime | None = None,
     rounds: int = 5,
-    clock: Callable[[TimedCall], float] = time_call,
+    clock: Callable[[Callable[[], object]], float] = time_call,
 ) -> BitLatency:
-    """Deploy a network once for every layer and width, and time them all in turns; it stays as it is.
+    """Latency of a network when one layer alone has few bits, by layer and width.
+
+    The network is deployed once for each pair, and all of these files are timed in turns; it stays as it is.
 
     A runtime may gain nothing from few bits: ONNX Runtime's convolutions compute in 8 bits whatever is stored.
 
@@ -47,7 +47,7 @@ def bit_latency(
     runtime = runtime or ONNXRuntime()
     with tempfile.TemporaryDirectory() as folder:
 
-        def deployed(simulator: Simulator, name: str) -> TimedCall:
+        def deployed(simulator: Simulator, name: str) -> Callable[[], object]:
             assert simulator.example is not None
             path = Path(folder, f"{name}.onnx")
             export_quantized(simulator, network, path, runtime=runtime, acceptance=Acceptance(min_agreement=0.0))

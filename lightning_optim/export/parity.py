@@ -1,8 +1,8 @@
-"""The exported model against the trained one."""
+"""Parity of the exported model with the trained one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
+from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.torch_private import pytree
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """How far the exported model answers as the trained one.
+    """Parity: how far the exported model answers as the trained one.
 
     Args:
         top1_agreement: Share of samples whose largest entry of the first output (over dimension 1) is the
@@ -60,11 +61,11 @@ def check_parity(
         ...     check_parity(model, path, [batch]).top1_agreement
         1.0
     """
-    run = exported if callable(exported) else load(exported).run
+    run = exported if callable(exported) else load_session(exported).run
     agreed = exact = values = samples = 0
     errors = [torch.zeros(())]
     for batch in batches:
-        for position, (trained, answer) in enumerate(_outputs(model_forward, run, *as_call(batch))):
+        for position, (trained, answer) in enumerate(_outputs(model_forward, run, as_inputs(batch))):
             if position == 0:
                 agreed += int((_top1(trained) == _top1(answer)).sum())
                 samples += _top1(trained).numel()
@@ -81,19 +82,23 @@ def check_parity(
     )
 
 
-def as_call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword inputs of a batch, as ``check_parity`` takes it."""
+def as_inputs(batch: Any) -> Inputs:
+    """Arguments of a batch, as ``check_parity`` takes it.
+
+    Example:
+        >>> as_inputs([1, 2]), as_inputs(((1,), {"gain": 2}))
+        (Inputs(args=(1, 2), kwargs={}), Inputs(args=(1,), kwargs={'gain': 2}))
+    """
     if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], dict):
-        return batch
-    return tuple(batch) if isinstance(batch, (list, tuple)) else (batch,), {}
+        return Inputs(*batch)
+    # A mapping has no names of the file's inputs here: it is one input, with several tensors.
+    return Inputs((batch,)) if isinstance(batch, Mapping) else Inputs.of(batch)
 
 
-def _outputs(
-    model_forward: Callable[..., Any], run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[tuple[Tensor, Tensor]]:
-    trained = [leaf.cpu() for leaf in pytree.tree_leaves(model_forward(*args, **kwargs)) if isinstance(leaf, Tensor)]
-    inputs = [leaf.cpu() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    exported = [torch.from_numpy(array) for array in run(*inputs)]
+def _outputs(model_forward: Callable[..., Any], run: Callable[..., Any], inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
+    trained = [leaf.cpu() for leaf in pytree.tree_leaves(inputs.call(model_forward)) if isinstance(leaf, Tensor)]
+    tensors = [leaf.cpu() for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
+    exported = [torch.from_numpy(array) for array in run(*tensors)]
     shapes = [tuple(leaf.shape) for leaf in trained], [tuple(leaf.shape) for leaf in exported]
     if shapes[0] != shapes[1]:
         raise ExportError(f"the trained model gives outputs of shape {shapes[0]}, the exported one {shapes[1]}")

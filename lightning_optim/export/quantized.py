@@ -1,4 +1,4 @@
-"""A trained, simulated network as a file whose layers run as integer kernels, and the check that they do."""
+"""Export of a simulated network to a file whose layers run as integer kernels, and the check that they do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.kernels import Kernels
-from lightning_optim.export.parity import Parity, as_call, check_parity
+from lightning_optim.export.parity import Parity, as_inputs, check_parity
 from lightning_optim.export.runtime.base import Runner, Runtime
 from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Role
 from lightning_optim.quantization.simulation.placement import EXCLUDED
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.torch_private import pytree
 
 # What stays in floating point as a whole -> how many of these it holds: both products, and the mask that is added.
@@ -29,7 +30,7 @@ _FLOAT_PARTS: dict[str, dict[Role, int]] = {"scaled_dot_product_attention": {Rol
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """What a file must show before it is placed.
+    """Acceptance criteria of an exported file, met before it is placed.
 
     Args:
         allow_float: Kernels, such as ``"Add"``, that may stay in floating point besides those of excluded layers.
@@ -53,7 +54,7 @@ class Acceptance:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedExport:
-    """What was written, and what its runtime says of it.
+    """Report of an export: what was written, and what its runtime says of it.
 
     Args:
         path: The file.
@@ -158,7 +159,7 @@ def _check_agreement(
 ) -> Parity:
     simulated = simulator.forward_of(copy.deepcopy(network).cpu().float())
     batches = [_on_cpu(batch) for batch in acceptance.batches] or [example]
-    parity = check_parity(simulated, runner, [_as_call(batch, example[1]) for batch in batches])
+    parity = check_parity(simulated, runner, [_in_order(batch, example[1]) for batch in batches])
     if not parity.top1_agreement >= acceptance.min_agreement:
         raise ExportError(
             f"the runtime agrees with the simulation on {parity.top1_agreement:.4f} of {parity.num_samples} samples, "
@@ -167,14 +168,14 @@ def _check_agreement(
     return parity
 
 
-def _as_call(batch: Any, example_kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword inputs of a batch, keywords in the order of the file's inputs."""
-    if isinstance(batch, Mapping):
-        missing = sorted(example_kwargs.keys() ^ batch.keys())
-        if missing:
-            raise ExportError(f"a batch has keywords {sorted(batch)}, the example has {sorted(example_kwargs)}")
-        return (), {name: batch[name] for name in example_kwargs}
-    return as_call(batch)
+def _in_order(batch: Any, example_kwargs: Mapping[str, Any]) -> Inputs:
+    """Arguments of a batch, keywords in the order of the file's inputs."""
+    if not isinstance(batch, Mapping):
+        return as_inputs(batch)
+    given = Inputs.of(batch).kwargs
+    if given.keys() != example_kwargs.keys():
+        raise ExportError(f"a batch has keywords {sorted(given)}, the example has {sorted(example_kwargs)}")
+    return Inputs((), {name: given[name] for name in example_kwargs})
 
 
 def call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[], object]:

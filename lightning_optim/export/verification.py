@@ -1,4 +1,4 @@
-"""The proof: an exported file, computed in integers here and by ONNX Runtime, compared value by value."""
+"""Verification of an exported file: its integer arithmetic, emulated here, against ONNX Runtime value by value."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from lightning_optim.errors import ExportError
 from lightning_optim.export.emulator.arithmetic import Integers
 from lightning_optim.export.emulator.graph import IntegerGraph
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """How far ONNX Runtime computes what integer arithmetic says.
+    """Verification of a file: how far ONNX Runtime computes what integer arithmetic says.
 
     Args:
         compared: Output values compared.
@@ -57,7 +57,7 @@ def verify(path: str | Path, batches: Iterable[Any]) -> Verification:
         ExportError: If there is no batch, or an output has another shape.
         ArtefactError: If the file is missing, no model, or has an operator whose integer form is not known.
     """
-    session, graph = load(path), IntegerGraph(path)
+    session, graph = load_session(path), IntegerGraph(path)
     compared = equal = 0
     worst_lsb = worst_error = 0.0
     for batch in batches:

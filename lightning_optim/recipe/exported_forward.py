@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.session import Session, load
+from lightning_optim.export.onnx_file.session import Session, load_session
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.torch_private import pytree
 
@@ -59,7 +59,7 @@ class ExportedForward(Callback):
 
     def _attach(self) -> None:
         # Last of all: above the simulation that another callback has put around the same forward.
-        self._session = load(self._path)
+        self._session = load_session(self._path)
         self._patches.wrap(self._network, "forward", self._forward)
 
     def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:

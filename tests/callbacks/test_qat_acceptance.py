@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.schedule.constant import Constant
 from lightning_optim.surgery.select import Targets
 from support import same
@@ -97,7 +97,7 @@ def test_7926_15862_what_several_inputs_compute_is_what_the_file_computes(tmp_pa
     x = torch.randn(8, 1, 4, 4)
     batch = {"other": x.flip(-1), "mask": (x > -1).float()}
     callback.export(tmp_path / "net.onnx", args=(x,), kwargs=batch)
-    session = load(tmp_path / "net.onnx")
+    session = load_session(tmp_path / "net.onnx")
     answers = session.run(x.numpy(), *(each.numpy() for each in batch.values()))
     step = callback._simulator.ranges.qparams("head:linear", torch.device("cpu"))[0].item()
     assert np.abs(answers[0] - callback.simulated()(x, **batch).numpy()).max() <= 1.01 * step

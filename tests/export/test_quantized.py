@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.quantized import Acceptance, export_quantized
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
@@ -86,7 +86,7 @@ def test_the_file_runs_in_integers_and_computes_what_was_simulated(tmp_path, kin
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
     x, _ = bright_corners(500)
     simulated = simulator.forward_of(net)(x)
-    deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
+    deployed = torch.as_tensor(load_session(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 1.01 * scale
     assert torch.equal(simulated.argmax(1), deployed.argmax(1))
@@ -98,7 +98,7 @@ def test_a_transformer_keeps_float_only_what_has_no_integer_kernel(tmp_path):
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert set(written.kernels.floating) <= {"LayerNormalization", "Mul", "Softmax"}
     x, _ = bright_corners(300)
-    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load_session(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 2.01 * scale
 
@@ -130,7 +130,7 @@ def test_an_excluded_layer_may_stay_in_floating_point(tmp_path):
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert set(written.kernels.floating) <= {"Conv", "FusedConv", "Relu"}
     x, _ = bright_corners(200)
-    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load_session(written.path).run(x.numpy())[0])
     assert torch.equal(simulated.argmax(1), deployed.argmax(1))
 
 
@@ -179,7 +179,7 @@ def test_bright_images_and_equal_weights_do_not_saturate(tmp_path):
         simulator.finish_batch()
     simulator.is_observing = False
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
-    deployed = torch.as_tensor(load(written.path).run(bright.numpy())[0])
+    deployed = torch.as_tensor(load_session(written.path).run(bright.numpy())[0])
     scale, _ = simulator.ranges.qparams("4:linear", torch.device("cpu"))
     assert (simulator.forward_of(net)(bright) - deployed).abs().max() <= 1.01 * scale
 
@@ -200,7 +200,7 @@ def test_a_mean_over_tokens_runs_in_integers(tmp_path):
         written = export_quantized(simulator, net, tmp_path / "model.onnx")
         assert not written.kernels.floating
         x, _ = bright_corners(200)
-        deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
+        deployed = torch.as_tensor(load_session(written.path).run(x.numpy())[0])
         assert (simulator.forward_of(net)(x).argmax(1) == deployed.argmax(1)).float().mean() >= 0.99
 
 
@@ -220,7 +220,7 @@ def test_keyword_inputs_keep_their_names_in_whatever_order(tmp_path):
         simulator.run(net, net.forward, (), named)
         simulator.finish_batch()
     simulator.is_observing = False
-    session = load(export_quantized(simulator, net, tmp_path / "model.onnx").path)
+    session = load_session(export_quantized(simulator, net, tmp_path / "model.onnx").path)
     assert session.input_names == ("right", "left")
     simulated = simulator.forward_of(net)(**{name: value[:3] for name, value in named.items()})["logits"]
     deployed = torch.as_tensor(session.run(named["right"][:3], named["left"][:3])[0])
@@ -244,7 +244,7 @@ def test_a_relu_with_a_bound_is_part_of_the_layer_before_it(tmp_path, bound):
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert written.kernels.counts["QuantizeLinear"] == 1  # of the input; nothing is read as a float in between
     assert not written.kernels.floating
-    deployed = torch.as_tensor(load(written.path).run(batch.numpy())[0])
+    deployed = torch.as_tensor(load_session(written.path).run(batch.numpy())[0])
     scale, _ = simulator.ranges.qparams("2:conv2d", torch.device("cpu"))
     assert (simulator.forward_of(net)(batch) - deployed).abs().max() <= 1.01 * scale
 
@@ -264,7 +264,7 @@ def test_a_fused_attention_stays_in_floating_point_as_the_table_says(tmp_path):
     assert sum(count for name, count in written.kernels.floating.items() if "MatMul" in name) == 2
     assert written.kernels.integer["QGemm"] == 3
     x, _ = bright_corners(50)
-    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load_session(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 2.01 * scale
 
@@ -283,7 +283,7 @@ def test_a_masked_sum_before_softmax_stays_in_floating_point(tmp_path):
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert written.kernels.floating["Add"] == 1
     x, _ = bright_corners(50)
-    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load_session(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 2.01 * scale
 
@@ -340,7 +340,7 @@ def test_activations_of_few_bits_saturate_where_the_simulation_does(tmp_path):
     simulator.is_observing = False
     written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(allow_float=("Clip",)))
     x = 3 * bright_corners(200)[0]
-    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load(written.path).run(x.numpy())[0])
+    simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load_session(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))
     assert (simulated - deployed).abs().max() <= 1.01 * scale
     assert (simulated == deployed).float().mean() >= 0.98

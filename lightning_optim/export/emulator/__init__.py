@@ -1,1 +1,1 @@
-"""Arithmetic of the runtime's integer kernels, worked out once more: the proof."""
+"""Emulator of ONNX Runtime's integer kernels, to the bit."""

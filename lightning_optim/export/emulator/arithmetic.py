@@ -1,4 +1,4 @@
-"""The arithmetic of ONNX Runtime's integer kernels, to the bit.
+"""Arithmetic of ONNX Runtime's integer kernels, to the bit.
 
 Accumulators are exact, so that only what follows them can differ between two ways to compute one formula:
 
@@ -49,7 +49,7 @@ class QuantizationParameters:
 @final
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """Whole numbers and what they stand for.
+    """Integer tensor, and its quantization parameters.
 
     Args:
         integers: The numbers, as floats; any shape.

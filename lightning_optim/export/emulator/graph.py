@@ -1,4 +1,4 @@
-"""An exported file, computed in integers by this package instead of the runtime."""
+"""Emulation of an exported file: its integer kernels, computed here instead of in the runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOVES = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 @final
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An operator whose kernel is known once its reader is: rounded at once it has an integer one.
+    """Pending operator: its kernel depends on its reader, for only an output that is rounded at once is an integer.
 
     Args:
         node: The operator.
@@ -42,11 +42,11 @@ Value: TypeAlias = "Tensor | Integers | Pending"
 
 @final
 class IntegerGraph:
-    """Runs an ONNX file of ``QuantizeLinear`` and ``DequantizeLinear`` as a runtime with integer kernels would.
+    """Emulator of an ONNX file of ``QuantizeLinear`` and ``DequantizeLinear``, with the kernels of ONNX Runtime.
 
-    It reads what the export wrote, and so proves the file, not the simulation's own idea of it: which operators
-    become one kernel with the rounding behind them is decided here, and the kernel's arithmetic is
-    ``lightning_optim.export.emulator.arithmetic``'s. What has no integer kernel is run by ONNX Runtime, one at a time.
+    It reads what the export wrote, so it tests the file and not the simulation. It decides which operators become one
+    kernel with the rounding behind them; ``lightning_optim.export.emulator.arithmetic`` computes that kernel.
+    ONNX Runtime runs every operator that has no integer kernel, one at a time.
 
     Args:
         path: The file.
@@ -85,7 +85,7 @@ class IntegerGraph:
         for node in self._model.graph.node:
             outputs = self._run_node(node, values)
             values.update(dict(zip(node.output, outputs, strict=False)))
-        return [self._settled(values[name]) for name in self._output_names]
+        return [self._output(values[name]) for name in self._output_names]
 
     def _run_node(self, node: Any, values: Mapping[str, Value]) -> Sequence[Value]:
         inputs = [values[name] for name in node.input if name]
@@ -117,7 +117,8 @@ class IntegerGraph:
             return Integers(self._moved(rounded.integers, x), qparams)
         return qparams.quantize(self._float(x))
 
-    def _settled(self, value: Value) -> Tensor | Integers:
+    def _output(self, value: Value) -> Tensor | Integers:
+        """Value of an output of the graph: nothing rounds an operator that is still pending there."""
         return self._float(value) if isinstance(value, Pending) else value
 
     def _float(self, value: Value) -> Tensor:

@@ -1,1 +1,1 @@
-"""From a simulated network to an integer graph."""
+"""Lowering of a simulated network to an integer graph."""

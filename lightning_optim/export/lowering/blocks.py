@@ -20,7 +20,7 @@ _SCALE_BYTES = 4
 @final
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A packed weight.
+    """Packed weight of a linear layer.
 
     Args:
         packed: Integers from 0 upwards, the first in the lowest bits, ``[O, B, size * bits / 8]`` of uint8.

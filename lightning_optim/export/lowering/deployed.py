@@ -1,4 +1,4 @@
-"""A network that computes with integer constants, ready for an exporter."""
+"""Lowered network: it computes with integer constants, ready for an exporter."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from lightning_optim.surgery.torch_private import BatchNorm
 
 @final
 class ConstantBackend(Backend, nn.Module):
-    """Emits quantizing operators, and keeps the integers that a weight or a bias becomes as buffers.
+    """Backend that emits quantizing operators, and keeps integer weights and biases as buffers.
 
     The first pass, on real tensors, makes the constants; later passes, such as one of an exporter, find them.
 
     Args:
         simulator: Knows ranges and quantizers.
-        dialect: The words of the runtime.
+        dialect: The quantizing operators that the runtime reads.
         narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
     """
 
@@ -192,12 +192,12 @@ class ConstantBackend(Backend, nn.Module):
 
 @final
 class DeployedNetwork(nn.Module):
-    """A network that computes with integer constants and quantizing operators, ready for an exporter.
+    """Lowered network: it computes with integer constants and quantizing operators, ready for an exporter.
 
     Args:
         network: The trained network; it is copied.
         simulator: What was learned about it.
-        dialect: The words of the runtime.
+        dialect: The quantizing operators that the runtime reads.
         narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
     """
 

@@ -1,4 +1,4 @@
-"""How an exported graph says that a value is an integer."""
+"""Quantizing operators of a captured graph, as each family of runtimes reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_optim.export.lowering.operators import (
 @final
 @dataclass(frozen=True, slots=True)
 class ActivationConstants:
-    """Constants of a graph that an activation is rounded with.
+    """Quantization parameters of an activation, as constants of a graph.
 
     Args:
         scale: Step between two of them, a scalar.
@@ -41,7 +41,7 @@ class ActivationConstants:
 
 
 class Dialect(ABC):
-    """Writes what a placement asks for in the words of one family of runtimes."""
+    """Quantizing operators that one family of runtimes reads."""
 
     zero_type: ClassVar[torch.dtype] = torch.int8
     """Type of the zero points of weights."""

@@ -1,4 +1,4 @@
-"""Weights of few bits, stored in few bits."""
+"""Packing of weights: few bits are stored in few bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A quantized network as a ``torch.export`` program of torch's decomposed quantizing operators."""
+"""Program of ``torch.export`` for a quantized network, with torch's decomposed quantizing operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.lowering.deployed import DeployedNetwork
 from lightning_optim.export.lowering.dialect import ActivationConstants, Dialect
-from lightning_optim.export.onnx_file.capture import prepare_subject
+from lightning_optim.export.onnx_file.capture import prepare_capture
 from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.torch_private import pytree, quantized_operators
@@ -78,10 +78,10 @@ def capture_program(
         deployed(*args, **kwargs)
     try:
         batch = torch.export.Dim("batch", min=1, max=max_batch) if max_batch > 1 else None
-        subject = prepare_subject(deployed, args, kwargs, batch=batch)
+        capture = prepare_capture(deployed, args, kwargs, batch=batch)
         with silence(), torch.no_grad():
             program: ExportedProgram = torch.export.export(
-                subject.model, subject.args, subject.kwargs, dynamic_shapes=subject.shapes, strict=False
+                capture.model, capture.args, capture.kwargs, dynamic_shapes=capture.shapes, strict=False
             ).run_decompositions({})
     except Exception as error:  # an exporter raises whatever its many layers raise
         raise ExportError(f"{type(network).__name__} cannot be captured: {cause_of(error)}") from error

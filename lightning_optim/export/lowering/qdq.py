@@ -1,4 +1,4 @@
-"""A quantized network as an ONNX file of QuantizeLinear and DequantizeLinear."""
+"""ONNX file of a quantized network, with QuantizeLinear and DequantizeLinear (QDQ)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_qdq(
         args: Example positional inputs, on the CPU.
         kwargs: Example keyword inputs.
         path: The file.
-        dialect: The words of the runtime.
+        dialect: The quantizing operators that the runtime reads.
         narrowest: Fewest bits that a weight may be stored in: 2, 4 or 8.
         rounds_inputs: Whether linear layers of packed weights may round their inputs to int8.
 

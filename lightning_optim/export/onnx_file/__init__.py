@@ -1,1 +1,1 @@
-"""Any module to one ONNX file, and back into a session."""
+"""ONNX files: written from any module, and loaded into a session."""

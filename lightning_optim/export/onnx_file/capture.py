@@ -1,4 +1,4 @@
-"""A model and its inputs, made ready to be captured."""
+"""Inputs of ``torch.export``: a model and its arguments, made ready to be captured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_optim.surgery.torch_private import pytree
 @final
 @dataclass(frozen=True, slots=True)
 class CaptureInputs:
-    """What ``torch.export`` is to see.
+    """Inputs of ``torch.export``: a model and its arguments.
 
     Args:
         model: A copy in eval mode on the CPU.
@@ -35,7 +35,7 @@ class CaptureInputs:
     input_names: list[str] | None
 
 
-def prepare_subject(
+def prepare_capture(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, *, batch: torch.export.Dim | None
 ) -> CaptureInputs:
     """Return a copy of a model, row-major and without gradients, with inputs of two samples or more.

@@ -1,4 +1,4 @@
-"""Which kernels ONNX Runtime really runs for a model, and how many of them compute in integers."""
+"""Kernels that ONNX Runtime runs for a model, and how many of them compute in integers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOVES = frozenset(
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """The nodes of a model after the runtime's own optimization.
+    """Kernels of a model: its nodes after the runtime's own optimization.
 
     Args:
         counts: Operator -> number of nodes, all of them.

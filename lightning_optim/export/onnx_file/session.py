@@ -1,4 +1,4 @@
-"""Exported models run in ONNX Runtime, and the time that takes."""
+"""Sessions of ONNX Runtime: exported models, run and timed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Example = Array | Sequence[Array]
 
 @final
 class Session:
-    """One model, loaded and ready; made by ``load``."""
+    """Session of ONNX Runtime with one model; made by ``load_session``."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -63,7 +63,7 @@ class Session:
         return [(value.shape or [1])[0] for value in self._session.get_inputs()]
 
 
-def load(path: str | Path, threads: int = 1) -> Session:
+def load_session(path: str | Path, threads: int = 1) -> Session:
     """Load an ONNX file for the CPU.
 
     Args:
@@ -83,7 +83,7 @@ def load(path: str | Path, threads: int = 1) -> Session:
 
 
 def open_session(path: str | Path, options: Any) -> Any:
-    """Open an ``onnxruntime.InferenceSession`` on the CPU; errors are those of ``load``."""
+    """Open an ``onnxruntime.InferenceSession`` on the CPU; errors are those of ``load_session``."""
     runtime = require("onnxruntime")
     options.log_severity_level = 3
     if not Path(path).is_file():
@@ -132,7 +132,7 @@ def time_models(
     """
     if not seconds > 0.0:
         raise ValueError(f"seconds must be above 0, got {seconds}")
-    sessions = {name: load(path, threads) for name, path in paths.items()}
+    sessions = {name: load_session(path, threads) for name, path in paths.items()}
     timings: dict[str, dict[int, Timing]] = {name: {} for name in sessions}
     for batch in batch_sizes:
         calls = {name: (session, session.resize(example, batch)) for name, session in sessions.items()}

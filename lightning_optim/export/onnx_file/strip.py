@@ -1,4 +1,4 @@
-"""Take out of an ONNX file all that a runtime does not read."""
+"""Metadata of ONNX files, removed: what no runtime reads."""
 
 from __future__ import annotations
 

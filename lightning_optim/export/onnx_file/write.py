@@ -1,4 +1,4 @@
-"""A model as an ONNX file: small, deterministic, whole or absent."""
+"""ONNX file of a model: small, equal for equal weights, and never half written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError, cause_of
-from lightning_optim.export.onnx_file.capture import CaptureInputs, prepare_subject
+from lightning_optim.export.onnx_file.capture import CaptureInputs, prepare_capture
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
 from lightning_optim.surgery.torch_private import pytree
@@ -67,7 +67,7 @@ def export_onnx(
     name = name or type(model).__name__
     try:
         batch = torch.export.Dim("batch") if dynamic_batch else None
-        proto = _translate(prepare_subject(model, args, kwargs, batch=batch), opset, translations)
+        proto = _translate(prepare_capture(model, args, kwargs, batch=batch), opset, translations)
     except Exception as error:  # an exporter raises whatever its many layers raise
         raise ExportError(f"{name} cannot be exported to ONNX: {cause_of(error)}") from error
     strip_model(proto)
@@ -76,8 +76,8 @@ def export_onnx(
     return write_atomic(path, proto.SerializeToString(deterministic=True))
 
 
-def _translate(subject: CaptureInputs, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:
-    model, args, kwargs, shapes = subject.model, subject.args, subject.kwargs, subject.shapes
+def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:
+    model, args, kwargs, shapes = capture.model, capture.args, capture.kwargs, capture.shapes
     with silence(), torch.no_grad():
         names = _output_names(model(*args, **kwargs))
         # Captured here, not by torch.onnx: its fallbacks would bake a batch in rather than fail.
@@ -87,7 +87,7 @@ def _translate(subject: CaptureInputs, opset: int, translations: Mapping[Any, Ca
             dynamic_shapes=shapes,  # names the open dimensions
             dynamo=True,
             opset_version=opset,
-            input_names=subject.input_names,
+            input_names=capture.input_names,
             output_names=names,
             custom_translation_table=dict(translations or {}),
             external_data=False,

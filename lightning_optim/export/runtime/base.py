@@ -1,4 +1,4 @@
-"""What every runtime offers."""
+"""Runtime: the interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Runner = Callable[..., Any]
 
 
 class Runtime(ABC):
-    """A runtime that an exported network is for: what it can hold, how it is written, and what it really runs."""
+    """Runtime of an exported network: what it can hold, how it is written, and what it really runs."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""A runtime by its name."""
+"""Runtimes by name."""
 
 from __future__ import annotations
 

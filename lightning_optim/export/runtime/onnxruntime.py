@@ -14,7 +14,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
 from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights, has_unrounded_linear
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulation.operators import Role
@@ -77,7 +77,7 @@ class ONNXRuntime(Runtime):
 
     @override
     def load(self, path: Path) -> Runner:
-        return load(path).run
+        return load_session(path).run
 
 
 def check_affine(simulator: Simulator, name: str) -> None:

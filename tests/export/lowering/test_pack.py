@@ -4,7 +4,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lightning_optim.export.lowering.pack import pack_weights
 from lightning_optim.export.onnx_file.kernels import count_kernels
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 
 
 def convolution(low, high, size=16):
@@ -70,7 +70,7 @@ def test_a_weight_takes_the_bits_that_its_integers_need_and_computes_the_same(tm
     assert count_kernels(packed) == count_kernels(plain)
     assert count_kernels(packed)["QLinearConv"] == 1
     x = np.random.default_rng(1).random((3, 16, 8, 8), dtype=np.float32)
-    assert np.array_equal(load(plain).run(x)[0], load(packed).run(x)[0])
+    assert np.array_equal(load_session(plain).run(x)[0], load_session(packed).run(x)[0])
 
 
 def test_a_runtime_without_2_bits_gets_4_and_one_without_4_gets_8():

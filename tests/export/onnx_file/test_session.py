@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.onnx_file.session import load, measure_latency, time_models
+from lightning_optim.export.onnx_file.session import load_session, measure_latency, time_models
 from lightning_optim.export.onnx_file.write import export_onnx
 
 
@@ -21,7 +21,7 @@ def files(tmp_path_factory):
 
 
 def test_predict_joins_batches(files):
-    session = load(files["small"])
+    session = load_session(files["small"])
     rows = torch.rand(5, 16)
     np.testing.assert_array_equal(session.predict(rows.split(2)), session.run(rows)[0])
 
@@ -39,21 +39,21 @@ def test_cpu_time_is_measured_beside_the_clock(files):
 
 def test_rows_are_repeated_up_to_the_batch(files):
     rows = np.arange(48, dtype=np.float32).reshape(3, 16)
-    (resized,) = load(files["small"]).resize(rows, 7)
+    (resized,) = load_session(files["small"]).resize(rows, 7)
     assert resized.shape == (7, 16)
     np.testing.assert_array_equal(resized[3:6], rows)
 
 
 def test_wrong_number_of_inputs_is_named(files):
     with pytest.raises(ValueError, match="takes 1 inputs"):
-        load(files["small"]).run()
+        load_session(files["small"]).run()
 
 
 def test_missing_and_corrupt_files_say_so_in_one_line(tmp_path, files):
     with pytest.raises(ArtefactError, match="no ONNX model at"):
-        load(tmp_path / "none.onnx")
+        load_session(tmp_path / "none.onnx")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(files["small"].read_bytes()[:100])
     with pytest.raises(ArtefactError, match="is not a model") as caught:
-        load(broken)
+        load_session(broken)
     assert "\n" not in str(caught.value)

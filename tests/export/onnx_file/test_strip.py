@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.onnx_file.strip import strip_model
 
 
@@ -35,7 +35,7 @@ def test_branches_still_find_the_outer_values(tmp_path):
     model = branching_model()
     strip_model(model)
     onnx.checker.check_model(model, full_check=True)
-    session = load(_saved(model, tmp_path))
+    session = load_session(_saved(model, tmp_path))
     x = np.float32([1.0, 2.0])
     assert session.run(np.bool_(True), x)[0].tolist() == [2.0, 3.0]
     assert session.run(np.bool_(False), x)[0].tolist() == [-2.0, -1.0]
@@ -59,7 +59,7 @@ def test_a_short_name_never_meets_a_kept_one(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
     model.ir_version = 10
     strip_model(model)
-    result = load(_saved(model, tmp_path)).run(np.float32([5.0]), np.float32([10.0]))
+    result = load_session(_saved(model, tmp_path)).run(np.float32([5.0]), np.float32([10.0]))
     assert result[0].tolist() == [16.0]
 
 

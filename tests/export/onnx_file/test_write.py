@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.onnx_file.write import export_onnx
 
 
@@ -50,7 +50,7 @@ def exported(tmp_path_factory):
 
 def test_runtime_computes_what_the_model_computes_at_any_batch(exported):
     net, path = exported
-    session = load(path)
+    session = load_session(path)
     for size in (1, 2, 7):
         images = torch.rand(size, 1, 6, 6)
         expected = net.eval()(images).detach().numpy()
@@ -96,7 +96,7 @@ def test_nested_inputs_keywords_and_dict_outputs(tmp_path):
     net = ManyInputs()
     pair = {"left": torch.rand(3, 4), "right": torch.rand(3, 4)}
     options = {"mask": torch.rand(4), "scale": torch.rand(3, 1)}
-    session = load(export_onnx(net, (pair,), tmp_path / "many.onnx", kwargs=options))
+    session = load_session(export_onnx(net, (pair,), tmp_path / "many.onnx", kwargs=options))
     assert session.input_names == ("pair_left", "pair_right", "mask", "scale")
     assert session.output_names == ("logits", "features_output_0")
     expected = net(pair, **options)["logits"].detach().numpy()
@@ -155,7 +155,7 @@ class CollectsKeywords(nn.Module):
 def test_collected_keywords_have_an_open_batch_and_their_names(tmp_path):
     net = CollectsKeywords()
     named = {"scale": torch.rand(1, 3), "shift": torch.rand(1, 4)}
-    session = load(export_onnx(net, (torch.rand(1, 4),), tmp_path / "net.onnx", kwargs=named))
+    session = load_session(export_onnx(net, (torch.rand(1, 4),), tmp_path / "net.onnx", kwargs=named))
     assert session.input_names == ("args_0", "scale", "shift")
     x, scale, shift = torch.rand(5, 4), torch.rand(5, 3), torch.rand(5, 4)
     expected = net(x, scale=scale, shift=shift)["logits"].detach().numpy()

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.session import load
+from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.quantized import Acceptance, export_quantized
 from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 from lightning_optim.export.runtime.openvino import OpenVINO
@@ -124,7 +124,7 @@ def test_other_operators_of_float_activations_are_named_in_the_report(tmp_path):
     written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(batches=[x]))
     assert written.fallbacks == dict.fromkeys(("0:conv2d", "2:adaptive_avg_pool2d", "4:linear"), IN_FLOAT)
     assert written.parity.max_abs_error <= 1e-5
-    deployed = torch.as_tensor(load(written.path).run(x.numpy())[0])
+    deployed = torch.as_tensor(load_session(written.path).run(x.numpy())[0])
     assert torch.allclose(simulator.forward_of(net)(x), deployed, atol=1e-5)
 
 
