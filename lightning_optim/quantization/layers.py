@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_optim.errors import TargetError
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.surgery.select import Targets, named_modules
 
 
@@ -50,7 +51,7 @@ class LayerQuantizers:
                     f"{operand.value}_quantizer must be of a class derived from Quantizer, got {quantizer!r}"
                 )
             if quantizer is not None:
-                quantizer.check(operand)
+                check_operand(quantizer, operand)
 
     @property
     def weight_bits(self) -> int | None:

@@ -25,6 +25,8 @@ class Scheme:
         limit: Largest integer, where values lie further apart than 1, as powers of two do; 0 follows from the width.
         narrow_range: Whether a signed symmetric scheme leaves the most negative integer out, so that a value and its
             negative are equally exact.
+        has_level_per_sign: Whether each sign has a level of its own, which the quantizer of one weight holds beside the
+            scale.
 
     Raises:
         ValueError: If a value is out of range.
@@ -41,6 +43,7 @@ class Scheme:
     granularity: Granularity
     limit: int = 0
     narrow_range: bool = True
+    has_level_per_sign: bool = False
 
     def __post_init__(self) -> None:
         if self.signed not in ("int", "uint", "float"):
@@ -57,6 +60,16 @@ class Scheme:
     def is_exact(self) -> bool:
         """Whether values stay as they are, in floating point."""
         return self.signed == "float"
+
+    @property
+    def is_sign_symmetric(self) -> bool:
+        """Whether both signs are treated alike, so that a batch norm may turn a weight before it is rounded."""
+        return self.qmin == -self.qmax and not self.has_level_per_sign
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether a value becomes one of two of opposite signs, so that nothing is left of values of a single sign."""
+        return self.bits == 1 and self.signed == "int" and self.symmetric
 
     @property
     def qmin(self) -> int:

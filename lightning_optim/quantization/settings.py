@@ -11,6 +11,7 @@ from torch import nn
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import Targets, named_modules
 
@@ -52,8 +53,8 @@ class QuantizationSettings:
         for keyword, (value, kind) in {**kinds, "observer": (self.observer, Observer)}.items():
             if not isinstance(value, kind):
                 raise TypeError(f"{keyword} must be of a class derived from {kind.__name__}, got {value!r}")
-        self.weight.check(Operand.WEIGHT)
-        self.activation.check(Operand.ACTIVATION)
+        check_operand(self.weight, Operand.WEIGHT)
+        check_operand(self.activation, Operand.ACTIVATION)
 
     def start(self, excluded: frozenset[str] = frozenset(), assigned: Mapping[str, str] | None = None) -> Simulator:
         """Return a simulator that has seen nothing.

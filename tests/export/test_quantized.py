@@ -11,6 +11,7 @@ from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.quantized import Acceptance, export_quantized
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
+from lightning_optim.quantization.quantizer.base import Operand, Quantizer, range_scale
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import bright_corners, train_simulated
@@ -147,12 +148,30 @@ def test_a_float_layer_that_nobody_asked_for_is_refused_and_nothing_written(tmp_
     export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(allow_float=("Add",)))
 
 
+class UnsignedWeights(Quantizer):
+    """A rule of a user's own, which no runtime can hold."""
+
+    serves, scheme = frozenset({Operand.WEIGHT}), Affine(granularity="channel").scheme
+
+    def weight_scale(self, weight):
+        return range_scale(self, weight)
+
+    def qparams(self, low, high):
+        return Affine().qparams(low, high)
+
+    def integers(self, x, scale, zero_point):
+        return Affine().integers(x, scale, zero_point)
+
+    def fake(self, x, scale, zero_point, *, is_within=False):
+        return Affine().fake(x, scale, zero_point, is_within=is_within)
+
+
 def test_what_the_runtime_cannot_hold_is_refused(tmp_path):
     net = Plain()
     blank = Simulator(Symmetric(), Affine(), MovingAverage())
     with pytest.raises(ExportError, match="no activation ranges yet"):
         export_quantized(blank, net, tmp_path / "model.onnx", bright_corners(2)[:1])
-    simulator = train_simulated(net, steps=3, weight=Affine(granularity="channel"))
+    simulator = train_simulated(net, steps=3, weight=UnsignedWeights())
     with pytest.raises(ExportError, match="signed symmetric weights"):
         export_quantized(simulator, net, tmp_path / "model.onnx")
 

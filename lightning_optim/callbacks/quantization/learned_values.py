@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning_optim.callbacks.trainer.own_parameters import mean_over_ranks
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.learner import Learner
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 
 
@@ -37,7 +38,7 @@ def checked_rate(learning_rate: float | None, quantizers: Iterable[Quantizer]) -
     """
     if learning_rate is None:
         return 0.01
-    if not any(quantizer.learns for quantizer in quantizers):
+    if not any(isinstance(quantizer, Learner) for quantizer in quantizers):
         raise ValueError(
             "learning_rate is for quantizers that learn their steps, such as LearnedStep: "
             "choose one for weights, activations or layers, or leave learning_rate out"

@@ -44,7 +44,7 @@ class CompiledSimulation:
         self._simulator, self._network, self._compiler = simulator, network, compiler
         self._states: dict[tuple[bool, ...], _CompiledState | None] = {}  # None is simulated in Python
         self._num_outputs: dict[bool, int] = {}  # in training or not
-        odd = next((type(rule).__name__ for rule in simulator.quantizers if not rule.is_traceable), None)
+        odd = next((type(rule).__name__ for rule in simulator.quantizers if rule.scheme.has_level_per_sign), None)
         if compiler is not None and odd is not None:
             self._compiler = None
             self._warn(f"{odd} cannot be part of a graph")

@@ -16,6 +16,7 @@ from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulation.calibration import run_calibration, run_hooked
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
@@ -215,7 +216,7 @@ def quantizers_by_bits(quantizers: Sequence[Quantizer]) -> dict[int, Quantizer]:
         ValueError: If there is none, two have one width, or one can't quantize weights.
     """
     for quantizer in quantizers:
-        quantizer.check(Operand.WEIGHT)
+        check_operand(quantizer, Operand.WEIGHT)
     found = {quantizer.scheme.bits: quantizer for quantizer in quantizers}
     if not found or len(found) < len(quantizers):
         widths = [quantizer.scheme.bits for quantizer in quantizers]

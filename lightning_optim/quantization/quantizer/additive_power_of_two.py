@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.quantization.quantizer.base import Operand, range_scale
 from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer
 from lightning_optim.quantization.rounding.levels import additive_powers, nearest_level
 from lightning_optim.quantization.scheme import Granularity, Scheme
@@ -31,6 +32,9 @@ class AdditivePowerOfTwo(LevelQuantizer):
         >>> AdditivePowerOfTwo(bits=5).scheme.qmax
         48
     """
+
+    serves: ClassVar[frozenset[Operand]] = frozenset(Operand)
+    clips_gradient: ClassVar[bool] = True
 
     bits: int = 5
     base_bits: int = 2
@@ -59,6 +63,10 @@ class AdditivePowerOfTwo(LevelQuantizer):
     @property
     def _num_exponents(self) -> int:
         return int(2**self.base_bits) - 1
+
+    @override
+    def weight_scale(self, weight: Tensor) -> Tensor:
+        return range_scale(self, weight)
 
     @override
     def levels(self, x: Tensor, scale: Tensor) -> Tensor:

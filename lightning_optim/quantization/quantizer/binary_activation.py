@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import SMALLEST_SCALE, symmetric_scale
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.base import DynamicQuantizer
 from lightning_optim.quantization.rounding.levels import binarize
 from lightning_optim.quantization.scheme import Scheme
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BinaryActivation(Quantizer):
+class BinaryActivation(DynamicQuantizer):
     """Activations -1 and 1 times their mean magnitude (XNOR-Net; Rastegari et al., 2016; arXiv:1603.05279, 3.2).
 
     The scale is found anew at every pass, one for each sample: of a linear layer's input it is the paper's, of a
@@ -30,22 +30,15 @@ class BinaryActivation(Quantizer):
 
     Example:
         >>> quantizer, x = BinaryActivation(), torch.tensor([[0.5, -1.5], [3.0, 1.0]])
-        >>> quantizer.fake(x, *quantizer.dynamic_qparams(x))
+        >>> quantizer.fake(x, *quantizer.own_qparams(x))
         tensor([[ 1., -1.],
                 [ 2.,  2.]])
     """
-
-    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
 
     @property
     @override
     def scheme(self) -> Scheme:
         return Scheme(bits=1, signed="int", symmetric=True, granularity="token")
-
-    @property
-    @override
-    def is_binary(self) -> bool:
-        return True
 
     @override
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +46,7 @@ class BinaryActivation(Quantizer):
         return scale, torch.zeros_like(scale)
 
     @override
-    def dynamic_qparams(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def own_qparams(self, x: Tensor) -> tuple[Tensor, Tensor]:
         magnitudes = x.detach().abs().float()
         over = tuple(range(1, x.dim())) or (0,)
         scale = magnitudes.mean(over, keepdim=True).clamp(min=SMALLEST_SCALE)

@@ -37,7 +37,7 @@ class ClippingLevel(UnsignedLearner):
     decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        UnsignedLearner.__post_init__(self)
+        _ = self.scheme  # checks the settings
         if not 0.0 <= self.decay < math.inf:
             raise ValueError(f"decay must be at least 0 and finite, got {self.decay}")
 

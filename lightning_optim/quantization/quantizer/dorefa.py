@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer
 from lightning_optim.quantization.rounding.levels import squash, straight_through
 from lightning_optim.quantization.scheme import Scheme
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DoReFa(Quantizer):
+class DoReFa(FixedScaleQuantizer):
     """Weights in ``[-1, 1]`` after a tanh, at odd multiples of one scale (Zhou et al., 2016; arXiv:1606.06160, eq. 9).
 
     ``2 * round(N * (tanh(w) / (2 max |tanh(w)|) + 1/2)) - N`` with ``N = 2 ** bits - 1`` is the integer, ``1 / N`` the
@@ -30,9 +30,6 @@ class DoReFa(Quantizer):
         >>> DoReFa(bits=2).integers(torch.tensor([[0.5, -0.5, 0.1]]), torch.tensor(1 / 3), torch.tensor(0.0))
         tensor([[ 3., -3.,  1.]])
     """
-
-    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.WEIGHT})
-    scale_ignores_weight: ClassVar[bool] = True
 
     bits: int = 4
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import SMALLEST_SCALE, symmetric_scale
+from lightning_optim.quantization.functional import SMALLEST_SCALE, quantize, symmetric_scale
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learned_weight import LearnedWeight
 from lightning_optim.quantization.quantizer.learner import Start, Values, WeightLearner
@@ -77,6 +77,10 @@ class LearnedStep(WeightLearner):
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         scale = symmetric_scale(torch.maximum(-low, high).clamp(min=0.0), self.scheme.qmax)
         return scale, torch.zeros_like(scale)
+
+    @override
+    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return quantize(x.float(), scale, zero_point, self.scheme.qmin, self.scheme.qmax)
 
     @override
     def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:

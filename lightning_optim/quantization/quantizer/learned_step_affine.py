@@ -30,6 +30,9 @@ class LearnedStepAffine(UnsignedLearner):
         (tensor(0.0100), tensor(0.))
     """
 
+    def __post_init__(self) -> None:
+        _ = self.scheme  # checks the settings
+
     @override
     def start(self, scale: Tensor, zero_point: Tensor) -> dict[str, Start]:
         return {"step": Start(value=scale), "zero_point": Start(value=zero_point, unit=torch.zeros_like(zero_point))}

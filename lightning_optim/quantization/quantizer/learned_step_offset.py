@@ -31,6 +31,9 @@ class LearnedStepOffset(UnsignedLearner):
         tensor(-0.5000)
     """
 
+    def __post_init__(self) -> None:
+        _ = self.scheme  # checks the settings
+
     @override
     def start(self, scale: Tensor, zero_point: Tensor) -> dict[str, Start]:
         width = scale * self.scheme.qmax

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer, Quantizer
 from lightning_optim.quantization.scheme import Scheme
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LearnedWeight(Quantizer):
+class LearnedWeight(FixedScaleQuantizer):
     """A quantizer with the step that was learned for one weight.
 
     Args:
         rule: The quantizer.
         step: Its step, ``[O]`` or a scalar.
     """
-
-    scale_ignores_weight: ClassVar[bool] = True
 
     rule: Quantizer
     step: Tensor

@@ -10,8 +10,8 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.functional import affine_qparams
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.functional import affine_qparams, quantize
+from lightning_optim.quantization.quantizer.base import ActivationQuantizer, Operand, Quantizer
 from lightning_optim.quantization.scheme import Scheme
 
 Values = Mapping[str, Tensor]
@@ -41,7 +41,6 @@ class WeightLearner(Quantizer):
     __slots__ = ()
 
     serves: ClassVar[frozenset[Operand]] = frozenset({Operand.WEIGHT})
-    learns: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, weight: Tensor) -> dict[str, Start]:
@@ -52,13 +51,10 @@ class WeightLearner(Quantizer):
         """Return the quantizer of one weight, with what was learned about it."""
 
 
-class ActivationLearner(Quantizer):
+class ActivationLearner(ActivationQuantizer):
     """A quantizer of activations that learns values for each of them."""
 
     __slots__ = ()
-
-    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
-    learns: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, scale: Tensor, zero_point: Tensor) -> dict[str, Start]:
@@ -67,6 +63,10 @@ class ActivationLearner(Quantizer):
     @abstractmethod
     def learned_qparams(self, values: Values) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, scalars with a gradient for the values."""
+
+
+Learner = WeightLearner | ActivationLearner
+"""A quantizer whose scales are trained, and get a gradient from ``fake``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +79,6 @@ class UnsignedLearner(ActivationLearner):
 
     bits: int = 8
 
-    def __post_init__(self) -> None:
-        _ = self.scheme  # checks the settings
-
     @property
     @override
     def scheme(self) -> Scheme:
@@ -90,3 +87,7 @@ class UnsignedLearner(ActivationLearner):
     @override
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         return affine_qparams(low, high, 0, self.scheme.qmax)
+
+    @override
+    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return quantize(x.float(), scale, zero_point, self.scheme.qmin, self.scheme.qmax)

@@ -23,7 +23,7 @@ class LevelQuantizer(Quantizer):
 
     __slots__ = ()
 
-    clips_gradient: ClassVar[bool] = True
+    clips_gradient: ClassVar[bool]
 
     @override
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.quantization.quantizer.base import Operand, range_scale
 from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer
 from lightning_optim.quantization.rounding.levels import nearest_level
 from lightning_optim.quantization.scheme import Granularity, Scheme
@@ -31,6 +32,9 @@ class PowerOfTwo(LevelQuantizer):
         tensor([ 64., -16.,   0.])
     """
 
+    serves: ClassVar[frozenset[Operand]] = frozenset(Operand)
+    clips_gradient: ClassVar[bool] = True
+
     bits: int = 4
     granularity: Granularity = "channel"
 
@@ -44,6 +48,10 @@ class PowerOfTwo(LevelQuantizer):
     def scheme(self) -> Scheme:
         largest = 1 << (2 ** (min(self.bits, 4) - 1) - 2) if self.bits > 1 else 0
         return Scheme(bits=self.bits, signed="int", symmetric=True, granularity=self.granularity, limit=largest)
+
+    @override
+    def weight_scale(self, weight: Tensor) -> Tensor:
+        return range_scale(self, weight)
 
     @override
     def levels(self, x: Tensor, scale: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class Symmetric(Quantizer):
         (tensor([0.0100]), tensor([0.]))
     """
 
+    serves: ClassVar[frozenset[Operand]] = frozenset(Operand)
+
     bits: int = 8
     granularity: Granularity = "channel"
     group_size: int = 0
@@ -61,20 +63,6 @@ class Symmetric(Quantizer):
             granularity=self.granularity,
             narrow_range=self.narrow_range,
         )
-
-    @override
-    def check(self, operand: Operand) -> None:
-        Quantizer.check(self, operand)
-        if operand is Operand.WEIGHT and not self.narrow_range:
-            raise ValueError(
-                "narrow_range=False of Symmetric is for activations: weights never reach the most negative integer of "
-                "their own range; take LearnedStep(narrow_range=False)"
-            )
-
-    @property
-    @override
-    def is_binary(self) -> bool:
-        return self.bits == 1
 
     @override
     def weight_scale(self, weight: Tensor) -> Tensor:

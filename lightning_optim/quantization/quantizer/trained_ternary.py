@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.quantization.functional import SMALLEST_SCALE, per_channel
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer, Quantizer
 from lightning_optim.quantization.quantizer.learner import Start, Values, WeightLearner
 from lightning_optim.quantization.quantizer.level_quantizer import check_granularity
 from lightning_optim.quantization.scheme import Granularity, Scheme
@@ -41,8 +41,6 @@ class TrainedTernary(WeightLearner):
         (tensor(1.5000), tensor(4.))
     """
 
-    is_traceable: ClassVar[bool] = False  # a bound one holds its levels
-
     threshold: float = 0.05
     granularity: Granularity = "tensor"
 
@@ -54,12 +52,14 @@ class TrainedTernary(WeightLearner):
     @property
     @override
     def scheme(self) -> Scheme:
-        return Scheme(bits=2, signed="int", symmetric=True, granularity=self.granularity, limit=_LARGEST)
-
-    @property
-    @override
-    def is_sign_symmetric(self) -> bool:
-        return False
+        return Scheme(
+            bits=2,
+            signed="int",
+            symmetric=True,
+            granularity=self.granularity,
+            limit=_LARGEST,
+            has_level_per_sign=True,
+        )
 
     @override
     def start(self, weight: Tensor) -> dict[str, Start]:
@@ -103,10 +103,8 @@ class TrainedTernary(WeightLearner):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _TernaryWeight(Quantizer):
+class _TernaryWeight(FixedScaleQuantizer):
     """The rule with the scales of one weight, ``[O]`` each or scalars."""
-
-    scale_ignores_weight: ClassVar[bool] = True
 
     rule: TrainedTernary
     positive: Tensor
@@ -116,11 +114,6 @@ class _TernaryWeight(Quantizer):
     @override
     def scheme(self) -> Scheme:
         return self.rule.scheme
-
-    @property
-    @override
-    def is_sign_symmetric(self) -> bool:
-        return False
 
     @override
     def weight_scale(self, weight: Tensor) -> Tensor:

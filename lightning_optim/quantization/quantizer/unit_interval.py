@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.functional import quantize
+from lightning_optim.quantization.quantizer.base import ActivationQuantizer
+from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
 from lightning_optim.quantization.scheme import Scheme
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnitInterval(Quantizer):
+class UnitInterval(ActivationQuantizer):
     """Activations clipped to ``[0, 1]``, in equal steps (Zhou et al., 2016; arXiv:1606.06160, eq. 5 and 11).
 
     Args:
@@ -25,8 +27,6 @@ class UnitInterval(Quantizer):
         >>> UnitInterval(bits=2).qparams(torch.tensor(-1.0), torch.tensor(6.0))
         (tensor(0.3333), tensor(0.))
     """
-
-    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
 
     bits: int = 8
 
@@ -42,3 +42,11 @@ class UnitInterval(Quantizer):
     def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.full_like(low, 1.0 / self.scheme.qmax)
         return scale, torch.zeros_like(scale)
+
+    @override
+    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return quantize(x.float(), scale, zero_point, self.scheme.qmin, self.scheme.qmax)
+
+    @override
+    def fake(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, *, is_within: bool = False) -> Tensor:
+        return fake_quantize(x, scale, zero_point, self.scheme.qmin, self.scheme.qmax, is_within=is_within)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer
+from lightning_optim.quantization.quantizer.base import ActivationQuantizer
 from lightning_optim.quantization.scheme import Scheme
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unquantized(Quantizer):
+class Unquantized(ActivationQuantizer):
     """Activations that stay in floating point beside quantized weights, as in GPTQ (Frantar et al., arXiv:2210.17323).
 
     A linear layer of large weights and small batches waits for memory, not for arithmetic: fewer bytes make it faster.
@@ -26,8 +26,6 @@ class Unquantized(Quantizer):
         >>> Unquantized().integers(torch.tensor([0.3, -7.0]), torch.tensor(1.0), torch.tensor(0.0))
         tensor([ 0.3000, -7.0000])
     """
-
-    serves: ClassVar[frozenset[Operand]] = frozenset({Operand.ACTIVATION})
 
     @property
     @override

@@ -208,7 +208,7 @@ class Ranges:
         for quantizer, places in self._places_by_quantizer().items():
             scales, zero_points = (values.unbind() for values in quantizer.qparams(low, high))
             known = [place for place in places if keys[place] in seen]
-            if quantizer.is_binary:
+            if quantizer.scheme.is_binary:
                 _check_signs(quantizer, {keys[place]: (low[place], high[place]) for place in known})
             self._qparams.update({(keys[place], device): (scales[place], zero_points[place]) for place in known})
 

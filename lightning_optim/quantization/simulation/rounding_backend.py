@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_optim.quantization.fold import fold_batch_norm, uses_running_statistics
 from lightning_optim.quantization.functional import SMALLEST_SCALE, bias_floor, per_channel, round_bias
-from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer, Quantizer, dynamic_qparams
 from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulation.backend import Backend
@@ -30,7 +30,7 @@ def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, nor
         norm: The batch norm that was folded in.
     """
     scale = quantizer.weight_scale(weight)
-    if norm is not None and quantizer.scale_ignores_weight:
+    if norm is not None and isinstance(quantizer, FixedScaleQuantizer):
         factor = norm_factor(norm, weight).abs().clamp(min=SMALLEST_SCALE)
         scale = scale * (factor if scale.dim() < 2 else factor.unsqueeze(1))
     if floor is None or scale.dim() == 2:
@@ -99,11 +99,13 @@ class SimulationBackend(Backend):
             return tensor
         if isinstance(quantizer, ActivationLearner) and self._learned is not None:
             self._learned.find(f"activation/{key}", quantizer.start(*qparams))
-        dynamic = quantizer.dynamic_qparams(tensor)
+        dynamic = dynamic_qparams(quantizer, tensor)
         if dynamic is not None:
             return _fake(quantizer, tensor, *dynamic)
         # A processor knows at once that nothing is clipped; an accelerator would have to be waited for.
-        is_known = tensor.device.type == "cpu" and not (quantizer.learns or torch.compiler.is_compiling())
+        is_known = tensor.device.type == "cpu" and not (
+            isinstance(quantizer, ActivationLearner) or torch.compiler.is_compiling()
+        )
         is_within = is_known and ends is not None and _covers(qparams, quantizer.scheme, ends)
         return _fake(quantizer, tensor, *qparams, is_within=is_within)
 
@@ -159,8 +161,8 @@ def _fake(
 
 
 def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm: BatchNorm) -> Tensor:
-    if quantizer.scheme.granularity != "tensor" or quantizer.scale_ignores_weight:
-        if quantizer.is_sign_symmetric:
+    if quantizer.scheme.granularity != "tensor" or isinstance(quantizer, FixedScaleQuantizer):
+        if quantizer.scheme.is_sign_symmetric:
             return _round(weight, quantizer, weight_scale(weight, quantizer, None))
         # A rule that tells the signs apart sees them as they will be once the norm is folded in.
         sign = per_channel(torch.where(norm_factor(norm, weight) < 0, -1.0, 1.0), weight)

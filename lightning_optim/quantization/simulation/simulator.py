@@ -14,7 +14,7 @@ from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.quantizer.base import Quantizer
-from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
+from lightning_optim.quantization.quantizer.learner import ActivationLearner, Learner, WeightLearner
 from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.quantization.simulation.module_path import CurrentModule, ModulePath, module_names
@@ -89,7 +89,7 @@ class Simulator:
     def is_traceable(self) -> bool:
         """Whether a forward pass is the same torch functions on other tensors each time."""
         counts = self.is_observing and self.observer.needs is not ObserverInput.RANGE
-        is_known = bool(self.learned.keys) or not any(rule.learns for rule in self.quantizers)
+        is_known = bool(self.learned.keys) or not any(isinstance(rule, Learner) for rule in self.quantizers)
         return self.is_ready and is_known and not counts and all(map(self.ranges.has, self.ranges.keys))
 
     def weight_quantizer_of(self, key: str) -> Quantizer:

@@ -14,6 +14,7 @@ from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.binary import Binary
 from lightning_optim.quantization.quantizer.binary_activation import BinaryActivation
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.surgery.select import Targets
 
@@ -24,7 +25,7 @@ def signs(values):
 
 def binary(x):
     quantizer = BinaryActivation()
-    return quantizer.fake(x, *quantizer.dynamic_qparams(x))
+    return quantizer.fake(x, *quantizer.own_qparams(x))
 
 
 @pytest.mark.parametrize("shape", [(3, 10), (2, 3, 4), (2, 3, 4, 4), (6,)])
@@ -142,4 +143,4 @@ def test_what_a_relu_puts_out_is_refused(tmp_path, rule):
 
 def test_weights_are_refused():
     with pytest.raises(ValueError, match="BinaryActivation quantizes activations, not weights"):
-        BinaryActivation().check(Operand.WEIGHT)
+        check_operand(BinaryActivation(), Operand.WEIGHT)

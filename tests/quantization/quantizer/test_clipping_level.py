@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from lightning_optim.export.verification import verify
 from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.quantizer.clipping_level import ClippingLevel
 from lightning_optim.quantization.quantizer.learner import Start
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
@@ -121,4 +122,4 @@ def test_what_it_cannot_do_is_refused(decay):
     with pytest.raises(ValueError, match="decay must be at least 0 and finite"):
         ClippingLevel(decay=decay)
     with pytest.raises(ValueError, match="quantizes activations"):
-        ClippingLevel().check(Operand.WEIGHT)
+        check_operand(ClippingLevel(), Operand.WEIGHT)

@@ -11,8 +11,9 @@ from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.quantizer.additive_power_of_two import AdditivePowerOfTwo
 from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer, Operand, dynamic_qparams
 from lightning_optim.quantization.quantizer.binary import Binary
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.quantizer.dorefa import DoReFa
 from lightning_optim.quantization.quantizer.power_of_two import PowerOfTwo
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
@@ -75,7 +76,7 @@ def test_a_folded_batch_norm_changes_the_scale_of_absolute_rules_alone(quantizer
         norm.weight.copy_(torch.tensor([0.5, -2.0, 1.0, 3.0]))
         norm.running_var.uniform_(0.5, 2.0)
         folded = fold_batch_norm(weight, None, norm)[0]
-    if not quantizer.scale_ignores_weight:
+    if not isinstance(quantizer, FixedScaleQuantizer):
         assert torch.equal(weight_scale(folded, quantizer, None, norm), weight_scale(folded, quantizer, None))
         return
     plain, _ = parts(quantizer, weight)
@@ -181,10 +182,10 @@ def test_groups_are_quantized_as_layers_of_their_own(weight):
 def test_tokens_are_quantized_one_by_one():
     x = torch.randn(2, 3, 8)
     quantizer = Affine(bits=4, granularity="token")
-    whole = quantizer.fake(x, *quantizer.dynamic_qparams(x))
+    whole = quantizer.fake(x, *dynamic_qparams(quantizer, x))
     for row, got in zip(x.flatten(0, 1), whole.flatten(0, 1), strict=True):
         assert torch.equal(got, quantizer.fake(row, *quantizer.qparams(row.min(), row.max())))
-    assert Affine().dynamic_qparams(x) is None
+    assert dynamic_qparams(Affine(), x) is None
 
 
 @pytest.mark.parametrize(
@@ -196,11 +197,17 @@ def test_tokens_are_quantized_one_by_one():
         (lambda: DoReFa(bits=1), "take Binary"),
         (lambda: Symmetric(granularity="group"), "group_size must be positive"),
         (lambda: Symmetric(group_size=2), "and 0 otherwise"),
-        (lambda: Symmetric(narrow_range=False).check(Operand.WEIGHT), r"take LearnedStep\(narrow_range=False\)"),
+        (
+            lambda: check_operand(Symmetric(narrow_range=False), Operand.WEIGHT),
+            r"take LearnedStep\(narrow_range=False\)",
+        ),
         (lambda: Symmetric(bits=1, narrow_range=False), "of 2 bits and more"),
-        (lambda: Affine().check(Operand.WEIGHT), "Affine quantizes activations, not weights"),
-        (lambda: Binary().check(Operand.ACTIVATION), "Binary quantizes weights, not activations"),
-        (lambda: Symmetric().check(Operand.ACTIVATION), "granularity of activations must be one of tensor, token"),
+        (lambda: check_operand(Affine(), Operand.WEIGHT), "Affine quantizes activations, not weights"),
+        (lambda: check_operand(Binary(), Operand.ACTIVATION), "Binary quantizes weights, not activations"),
+        (
+            lambda: check_operand(Symmetric(), Operand.ACTIVATION),
+            "granularity of activations must be one of tensor, token",
+        ),
         (lambda: Symmetric(granularity="group", group_size=4).weight_scale(torch.ones(2, 6)), "must divide the input"),
     ],
 )

@@ -12,6 +12,7 @@ from lightning_optim.export.lowering.deployed import DeployedNetwork
 from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.verification import verify
 from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.quantizer.learned_step import LearnedStep
 from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
 from lightning_optim.quantization.quantizer.learner import Start
@@ -212,7 +213,7 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="granularity"):
         LearnedStep(granularity="group")
     with pytest.raises(ValueError, match="quantizes weights"):
-        LearnedStep().check(Operand.ACTIVATION)
+        check_operand(LearnedStep(), Operand.ACTIVATION)
     with pytest.raises(ValueError, match="learning_rate"):
         QATFakeQuant(weight_quantizer=LearnedStep(), learning_rate=0.0)
     with pytest.raises(ValueError, match="that learn their steps"):

@@ -14,6 +14,7 @@ from lightning_optim.export.quantized import export_quantized
 from lightning_optim.export.verification import verify
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
 from lightning_optim.quantization.quantizer.learned_step_offset import LearnedStepOffset
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
@@ -179,4 +180,4 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="from 1 to 8"):
         LearnedStepOffset(bits=9)
     with pytest.raises(ValueError, match="quantizes activations"):
-        LearnedStepOffset().check(Operand.WEIGHT)
+        check_operand(LearnedStepOffset(), Operand.WEIGHT)

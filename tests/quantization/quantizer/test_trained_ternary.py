@@ -12,6 +12,7 @@ from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.quantizer.trained_ternary import TrainedTernary
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import same
@@ -168,4 +169,4 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="granularity"):
         TrainedTernary(granularity="group")
     with pytest.raises(ValueError, match="quantizes weights"):
-        TrainedTernary().check(Operand.ACTIVATION)
+        check_operand(TrainedTernary(), Operand.ACTIVATION)

@@ -7,6 +7,7 @@ from lightning_optim.quantization.observer.mean_squared_error import MeanSquared
 from lightning_optim.quantization.observer.min_max import MinMax
 from lightning_optim.quantization.observer.percentile import Percentile
 from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.quantizer.unquantized import Unquantized
 from lightning_optim.quantization.scheme import Scheme
@@ -41,9 +42,9 @@ def test_an_activation_gets_all_of_the_gradient():
 
 
 def test_it_is_for_activations_alone():
-    Unquantized().check(Operand.ACTIVATION)
+    check_operand(Unquantized(), Operand.ACTIVATION)
     with pytest.raises(ValueError, match="Unquantized quantizes activations, not weights"):
-        Unquantized().check(Operand.WEIGHT)
+        check_operand(Unquantized(), Operand.WEIGHT)
 
 
 @pytest.mark.parametrize(("bits", "signed"), [(8, "float"), (32, "int")])
