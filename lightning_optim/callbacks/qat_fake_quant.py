@@ -301,7 +301,8 @@ class QATFakeQuant(TechniqueCallback):
         assigned = assign_layers(pl_module, network, self.layers)
         self._check_plan(network)
         self.release()
-        self._simulator.excluded, self._simulator.assigned, self._live = excluded, assigned, network
+        self._simulator.place(excluded, assigned)
+        self._live = network
         compilation = find_compilation(pl_module, network, compiler_of(pl_module))
         compiler = None if compilation is None else compilation.compiler
         simulation = CompiledSimulation(self._simulator, network, compiler)

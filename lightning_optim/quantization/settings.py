@@ -64,7 +64,7 @@ class QuantizationSettings:
             assigned: Name of a module -> key of its entry in ``layers``.
         """
         simulator = Simulator(self.weight, self.activation, self.observer, self.layers)
-        simulator.excluded, simulator.assigned = excluded, dict(assigned or {})
+        simulator.place(excluded, assigned or {})
         return simulator
 
 

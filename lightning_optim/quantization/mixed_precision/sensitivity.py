@@ -203,7 +203,8 @@ def bit_trials(
     def make(assigned: Mapping[str, str]) -> Simulator:
         simulator = Simulator(*settings, entries)
         simulator.load_state_dict(calibrated.state_dict())
-        simulator.assigned, simulator.example = dict(assigned), calibrated.example
+        simulator.place(calibrated.excluded, assigned)
+        simulator.example = calibrated.example
         return simulator
 
     return BitTrials(layers, tuple(by_bits), make)

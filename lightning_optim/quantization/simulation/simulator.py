@@ -72,6 +72,15 @@ class Simulator:
         self._foldable: frozenset[str] = frozenset()
         self._names: tuple[nn.Module, dict[int, str], dict[str, nn.Module]] | None = None
 
+    def place(self, excluded: frozenset[str], assigned: Mapping[str, str]) -> None:
+        """Say which modules stay in floating point, and which have quantizers of their own; what is known stays.
+
+        Args:
+            excluded: Names of the modules whose operators stay in floating point.
+            assigned: Name of a module -> key of its entry in ``layers``.
+        """
+        self.excluded, self.assigned = excluded, dict(assigned)
+
     @property
     def quantizers(self) -> tuple[Quantizer, ...]:
         """Every quantizer that may be used, of the network and of single layers."""
@@ -210,8 +219,7 @@ class Simulator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
         self.plan = None if state["plan"] is None else Plan.from_state_dict(state["plan"])
-        self.excluded = frozenset(state["excluded"])
-        self.assigned = dict(state["assigned"])
+        self.place(frozenset(state["excluded"]), state["assigned"])
         self.ranges.load_state_dict(state["ranges"])
         self.learned.load_state_dict(state["learned"])
 
