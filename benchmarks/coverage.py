@@ -29,9 +29,8 @@ from torch.utils import _pytree as pytree
 from benchmarks.common import parser_for
 from benchmarks.random_models import build, twice
 from lightning_optim.errors import reason_of
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import Coupling, Group, couple
-from lightning_optim.pruning.shrink.channels import Choice, shrink_channels
+from lightning_optim.graph import Coupling, Group, capture_network, couple
+from lightning_optim.pruning import Choice, shrink_channels
 
 TOLERANCE, LEAST_REMOVED = 1e-5, 0.1
 

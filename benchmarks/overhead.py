@@ -26,8 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from benchmarks.common import parser_for, quiet, quiet_trainer
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.demo import Classifier, ResidualNet
 
 CLASSES, SIDE, WARMUP = 10, 16, 5
 
@@ -61,39 +60,37 @@ class FreeTeacher(nn.Module):
 
 def prune(batch_size: int) -> Callback:
     """Single weights at 80 % sparsity, which is reached before the timed steps: what is left is to hold the masks."""
-    from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-    from lightning_optim.schedule.cubic import Cubic
-    from lightning_optim.window import Window
+    from lightning_optim import PruningScheduler, Window
+    from lightning_optim.schedule import Cubic
 
     return PruningScheduler(schedule=Cubic(end=0.8), window=Window(end=WARMUP - 1, unit="step"))
 
 
 def distil_free(batch_size: int) -> Callback:
     """Soft targets from a teacher that costs nothing."""
-    from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
+    from lightning_optim import DistillationTeacher
 
     return DistillationTeacher(teacher=FreeTeacher(batch_size))
 
 
 def distil_real(batch_size: int) -> Callback:
     """Soft targets from a teacher of the student's own size."""
-    from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
+    from lightning_optim import DistillationTeacher
 
     return DistillationTeacher(teacher=ResidualNet())
 
 
 def quantize(batch_size: int) -> Callback:
     """Simulated int8 weights and activations."""
-    from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+    from lightning_optim import QATFakeQuant
 
     return QATFakeQuant()
 
 
 def search(batch_size: int) -> Callback:
     """A supernet whose candidate costs what the operation beside it costs."""
-    from lightning_optim.callbacks.nas_supernet import NASSupernet
-    from lightning_optim.nas.space.operation_choice import OperationChoice
-    from lightning_optim.surgery.select import Targets
+    from lightning_optim import NASSupernet, Targets
+    from lightning_optim.nas import OperationChoice
 
     def candidate() -> nn.Module:
         return nn.Conv2d(32, 32, 3, padding=1, bias=False)

@@ -33,15 +33,11 @@ from torch import Tensor, nn
 
 from benchmarks.common import parser_for, quiet, quiet_trainer
 from benchmarks.pretrained_tasks import FineTuning, Task, cnn, transformer
-from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.cost.count import count_macs, count_parameters
+from lightning_optim import DistillationTeacher, PruningScheduler, QATFakeQuant
+from lightning_optim.cost import count_macs, count_parameters
 from lightning_optim.errors import LightningOptimError
-from lightning_optim.export.onnx_file.session import load_session, time_models
-from lightning_optim.export.onnx_file.write import export_onnx
-from lightning_optim.export.parity import check_parity
-from lightning_optim.pruning.load import load_pruned
+from lightning_optim.export import check_parity, export_onnx, load_session, time_models
+from lightning_optim.pruning import load_pruned
 
 Figures = dict[str, Any]
 CALIBRATION = 16  # batches

@@ -17,14 +17,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from typing_extensions import override
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.demo.data.fashion_mnist import FashionMNIST
-from lightning_optim.distillation.loss.soft_target import SoftTarget
+from lightning_optim import PruningScheduler, Targets
+from lightning_optim.demo import FashionMNIST
+from lightning_optim.distillation import SoftTarget
 from lightning_optim.errors import ArtefactError
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.pruning.structure.head import Head
-from lightning_optim.schedule.iterative import Iterative
-from lightning_optim.surgery.select import Targets
+from lightning_optim.pruning import Channel, Head
+from lightning_optim.schedule import Iterative
 
 WORDNET = Path("/usr/share/wordnet")
 LENGTH = 24  # tokens; a gloss without its examples has eleven words on average

@@ -38,21 +38,13 @@ from typing_extensions import override
 
 from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
 from benchmarks.pruning_until import measure_until
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.cost.base import Subject
-from lightning_optim.cost.engine import Eager, Engine
-from lightning_optim.cost.latency import Latency
-from lightning_optim.cost.prices import Prices
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple, keep_channels
-from lightning_optim.pruning.allocation.budget import Budget
-from lightning_optim.pruning.shrink.channels import shrink_channels
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.linear import Linear
-from lightning_optim.surgery.cut import apply_cut
-from lightning_optim.window import Window
+from lightning_optim import PruningScheduler, Window
+from lightning_optim.cost import Eager, Engine, Latency, Prices, Subject
+from lightning_optim.demo import ResidualNet
+from lightning_optim.graph import capture_network, couple, keep_channels
+from lightning_optim.pruning import Budget, Channel, shrink_channels
+from lightning_optim.schedule import Constant, Linear
+from lightning_optim.surgery import apply_cut
 
 Figures = dict[str, float]
 CLASSES = 10
@@ -174,7 +166,7 @@ def _operators(callbacks: list[Callback]) -> int:
 
 _THRESHOLD = """
 import resource, sys, time, torch
-from lightning_optim.pruning.functional import drop_lowest
+from lightning_optim.functional import drop_lowest
 torch.set_num_threads(1)
 torch.manual_seed(0)
 scores = [torch.randn(10_000_000).abs_() for _ in range(10)]
@@ -232,8 +224,7 @@ def half(net: nn.Module, images: Tensor, share: float = 0.5, multiple: int = 16)
 
 def measure_speed() -> Figures:
     """Batches of one image of 128 x 128."""
-    from lightning_optim.export.onnx_file.session import time_models
-    from lightning_optim.export.onnx_file.write import export_onnx
+    from lightning_optim.export import export_onnx, time_models
 
     torch.manual_seed(0)
     images = torch.randn(2, 3, 128, 128)
@@ -310,7 +301,7 @@ def measure_sparsity() -> Figures:
 
 def measure_latency() -> Figures:
     """Batches of one image; the worst and the median error of each net in each engine, and the worst of an engine."""
-    from lightning_optim.export.engine import ONNXRuntimeEngine
+    from lightning_optim.export import ONNXRuntimeEngine
 
     torch.manual_seed(0)
     nets = {

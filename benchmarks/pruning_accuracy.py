@@ -36,18 +36,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from benchmarks.common import add_study, parser_for, quiet, quiet_trainer
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.cost.count import count_macs, count_parameters
-from lightning_optim.demo.data.fashion_mnist import FashionMNIST
-from lightning_optim.demo.data.tensors import Split
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.pruning.allocation.lamp import LAMP
-from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.cubic import Cubic
-from lightning_optim.window import Window
+from lightning_optim import PruningScheduler, Window
+from lightning_optim.cost import count_macs, count_parameters
+from lightning_optim.demo import Classifier, FashionMNIST, ResidualNet, Split
+from lightning_optim.pruning import LAMP, Channel, Magnitude
+from lightning_optim.schedule import Constant, Cubic
 
 WIDTHS = (32, 64, 128)
 IMAGE = torch.zeros(1, 1, 28, 28)

@@ -44,14 +44,10 @@ from benchmarks.pruning_accuracy import (
     sparsity_of,
     summarize,
 )
-from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.cost.count import count_macs, count_parameters
-from lightning_optim.pruning.allocation.lamp import LAMP
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.cubic import Cubic
-from lightning_optim.window import Window
+from lightning_optim import DistillationTeacher, PruningScheduler, QATFakeQuant, Window
+from lightning_optim.cost import count_macs, count_parameters
+from lightning_optim.pruning import LAMP
+from lightning_optim.schedule import Constant, Cubic
 
 SPARSITY = 0.8
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from lightning.pytorch import Callback, seed_everything
 
 from benchmarks.common import quiet_trainer
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.demo.data.digits import Digits
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.pruning.allocation.lamp import LAMP
-from lightning_optim.pruning.until.metric_drop import MetricDrop
-from lightning_optim.schedule.linear import Linear
-from lightning_optim.window import Window
+from lightning_optim import PruningScheduler, Window
+from lightning_optim.demo import Classifier, Digits, ResidualNet
+from lightning_optim.pruning import LAMP, MetricDrop
+from lightning_optim.schedule import Linear
 
 # 500 images for validation: one of them is 0.2 points, the least drop that can be seen, and what is allowed.
 NUM_VALIDATION, ALLOWED, SEEDS = 500, 0.002, (0, 1, 2)

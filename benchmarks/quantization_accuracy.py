@@ -37,20 +37,20 @@ from torch import Tensor, nn
 
 from benchmarks.common import add_study, parser_for, quiet
 from benchmarks.pruning_accuracy import BASE, QUICK_BASE, Study, Training, accuracy, fit
-from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.demo.data.fashion_mnist import FashionMNIST
-from lightning_optim.export.onnx_file.session import load_session
-from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.post_training.adaround import AdaRound
-from lightning_optim.quantization.post_training.base import PostTraining
-from lightning_optim.quantization.post_training.bias_correction import BiasCorrection
-from lightning_optim.quantization.post_training.cross_layer_equalization import CrossLayerEqualization
-from lightning_optim.quantization.quantizer.base import Quantizer
-from lightning_optim.quantization.quantizer.binary import Binary
-from lightning_optim.quantization.quantizer.learned_step import LearnedStep
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.surgery.select import Targets
+from lightning_optim import DistillationTeacher, QATFakeQuant, Targets
+from lightning_optim.demo import FashionMNIST
+from lightning_optim.export import load_session
+from lightning_optim.quantization import (
+    AdaRound,
+    BiasCorrection,
+    Binary,
+    CrossLayerEqualization,
+    LayerQuantizers,
+    LearnedStep,
+    PostTraining,
+    Quantizer,
+    Symmetric,
+)
 
 EPOCH = Training(epochs=1, batches=429, lr=1e-3)
 QUICK_EPOCH = Training(epochs=1, batches=50, lr=1e-3)

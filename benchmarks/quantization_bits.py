@@ -25,17 +25,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.common import parser_for, quiet, quiet_trainer
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.cost.base import Cost
-from lightning_optim.cost.macs import MACs
-from lightning_optim.cost.weight_bytes import WeightBytes
-from lightning_optim.demo.data.digits import Digits
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.quantization.mixed_precision.allocation import allocate_bits, layer_quantizers
-from lightning_optim.quantization.mixed_precision.sensitivity import BitSensitivity, bit_sensitivity, divergence
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim import QATFakeQuant
+from lightning_optim.cost import Cost, MACs, WeightBytes
+from lightning_optim.demo import Classifier, Digits, ResidualNet, VisionTransformer
+from lightning_optim.quantization import (
+    BitSensitivity,
+    Symmetric,
+    allocate_bits,
+    bit_sensitivity,
+    divergence,
+    layer_quantizers,
+)
 
 QUANTIZERS = tuple(Symmetric(bits=bits) for bits in (2, 3, 4, 5, 6, 8))
 AVERAGES = (3, 4)

@@ -28,14 +28,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from benchmarks.common import parser_for, quiet, quiet_trainer
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.demo.data.fashion_mnist import FashionMNIST
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.export.onnx_file.session import load_session
-from lightning_optim.export.quantized import QuantizedExport
-from lightning_optim.export.verification import verify
+from lightning_optim import QATFakeQuant
+from lightning_optim.demo import Classifier, FashionMNIST, ResidualNet, VisionTransformer
+from lightning_optim.export import QuantizedExport, load_session, verify
 
 SIDE = 28
 PROMISED = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add", "AveragePool")

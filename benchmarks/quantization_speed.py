@@ -22,14 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import parser_for, quiet, show_figures
-from lightning_optim.export.onnx_file.session import load_session, time_models
-from lightning_optim.export.onnx_file.write import export_onnx
-from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.unquantized import Unquantized
+from lightning_optim.export import Acceptance, ONNXRuntime, export_onnx, export_quantized, load_session, time_models
+from lightning_optim.quantization import Affine, MinMax, Symmetric, Unquantized
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 _BATCH = 32

@@ -45,18 +45,15 @@ import lightning_optim.quantization.compilation.compiled
 from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
 from benchmarks.overhead import WARMUP, Stopwatch
 from benchmarks.quantization_speed import ResNet, ViT
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.demo.model.classifier import Classifier
+from lightning_optim import QATFakeQuant, Targets
+from lightning_optim.demo import Classifier
 from lightning_optim.errors import cause_of
+from lightning_optim.quantization import Affine, MovingAverage, Symmetric
 from lightning_optim.quantization.compilation.trace import trace
-from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulation import rounding_backend
 from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
-from lightning_optim.surgery.select import Targets
 
 BATCH, SIDE = 32, 32
 

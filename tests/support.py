@@ -10,13 +10,9 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn import functional
 
+from lightning_optim.graph import capture_network, couple
 from lightning_optim.graph.branches import residual_branches
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization import Affine, MinMax, MovingAverage, Symmetric
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 

@@ -1,7 +1,12 @@
-"""What a user imports, what ``conf/`` names and where the files lie say the same."""
+"""What a user imports, what ``conf/`` names and where the files lie say the same.
+
+Run as a script, this file prints the public names and their signatures, as ``front_door.txt`` freezes them.
+"""
 
 import ast
+import difflib
 import importlib
+import inspect
 import re
 import statistics
 import subprocess
@@ -13,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_optim"
 STUBS = sorted(PACKAGE.rglob("__init__.pyi"))
+FROZEN = Path(__file__).with_name("front_door.txt")
 LINE = re.compile(r"from \.([\w.]+) import (\w+) as \2")
 # What stands in a family's folder and is none of its algorithms: nobody names it in a configuration.
 PARTS = {"base", "functional", "__init__"}
@@ -29,6 +35,40 @@ def door(stub):
 
 def front_names():
     return [f"{package_of(stub.parent)}.{name}" for stub in STUBS for name in door(stub)]
+
+
+def public_names():
+    """Each public name with its signature; of a class, with those of its public methods."""
+    lines = []
+    for stub in STUBS:
+        package = importlib.import_module(package_of(stub.parent))
+        lines += [line for name in sorted(door(stub)) for line in described(package, name)]
+    functional = importlib.import_module("lightning_optim.functional")
+    return lines + [line for name in functional.__all__ for line in described(functional, name)]
+
+
+def signature_of(value):
+    try:
+        return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(value)))  # of a function that is a default
+    except ValueError:  # an enum, an exception of builtins or the name of a type has none
+        return ""
+
+
+def described(owner, name):
+    value, shown = getattr(owner, name), f"{owner.__name__}.{name}"
+    if not inspect.isclass(value):
+        return [f"{shown}{signature_of(value)}" if callable(value) else shown]
+    lines = [f"{shown}{signature_of(value)}"]
+    # Hooks of a callback are Lightning's; those of a class of ours alone are its interface.
+    own = [kind for kind in value.__mro__ if kind.__module__.startswith("lightning_optim.")]
+    inherited = {key for kind in value.__mro__ if kind not in own for key in vars(kind)}
+    for key in sorted({key for kind in own for key in vars(kind)} - inherited):
+        member = inspect.getattr_static(value, key)
+        if key.startswith("_") or not isinstance(member, (property, staticmethod, classmethod, type(described))):
+            continue
+        signature = "" if isinstance(member, property) else signature_of(getattr(value, key))
+        lines.append(f"{shown}.{key}{signature}")
+    return lines
 
 
 @pytest.mark.parametrize("stub", STUBS, ids=lambda stub: package_of(stub.parent))
@@ -96,6 +136,56 @@ def test_the_own_target_of_a_leaf_lies_at_the_leafs_own_path():
             assert PACKAGE / own[1] / f"{module.replace('.', '/')}.py" == family / f"{path.stem}.py", path
 
 
+IMPORT = re.compile(r"^\s*(?:>>> )?from (lightning_optim\.[\w.]+) import (\([^)]*\)|[^\n(]+)$", re.MULTILINE)
+# Benchmarks of the simulation's own parts, which nobody else needs.
+TAKE_APART = {"quantization_step.py", "quantization_speed.py"}
+
+
+def imports_of(path):
+    """Each name that a file imports from the package, and where from."""
+    for module, names in IMPORT.findall(path.read_text()):
+        for name in re.findall(r"\w+(?= as |,|\s*\)|\s*$|\n)", names.strip("()")):
+            yield module, name
+
+
+def public_homes():
+    """Public name in the file that it comes from -> the package that offers it."""
+    return {
+        (f"{package_of(stub.parent)}.{module}", name): package_of(stub.parent)
+        for stub in STUBS
+        for name, module in door(stub).items()
+    }
+
+
+def test_readme_and_benchmarks_import_from_the_front_door():
+    deeper = [
+        f"{path.relative_to(ROOT)}: {module}.{name}"
+        for path in [ROOT / "README.md", *sorted((ROOT / "benchmarks").glob("*.py"))]
+        for module, name in imports_of(path)
+        if module.count(".") > 1 and path.name not in TAKE_APART
+    ]
+    assert not deeper, "\n".join(deeper)
+
+
+def test_tests_and_examples_import_public_names_from_the_front_door():
+    """But for the test, or the docstring, of a file itself."""
+    homes = public_homes()
+    deeper = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        own = ".".join(path.relative_to(ROOT / "tests").with_suffix("").parts).replace("test_", "")
+        deeper += [
+            f"{path.relative_to(ROOT)}: from {homes[module, name]} import {name}"
+            for module, name in imports_of(path)
+            if (module, name) in homes and module != f"lightning_optim.{own}"
+        ]
+    for path in sorted(PACKAGE.rglob("*.py")):
+        examples = re.findall(r">>> from (lightning_optim[\w.]+) import (\w+)", path.read_text())
+        deeper += [
+            f"{path.relative_to(ROOT)}: from {homes[each]} import {each[1]}" for each in examples if each in homes
+        ]
+    assert not deeper, "\n".join(deeper)
+
+
 def fresh(code):
     """What a new interpreter prints, in which nothing has been imported."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -120,3 +210,14 @@ def test_an_unknown_name_says_what_there_is():
     package = importlib.import_module("lightning_optim")
     with pytest.raises(AttributeError, match="it offers DistillationTeacher, NASSupernet"):
         _ = package.PruningSchedulerr
+
+
+def test_public_names_and_signatures_are_as_frozen():
+    changes = list(difflib.unified_diff(FROZEN.read_text().splitlines(), public_names(), lineterm="", n=0))
+    assert not changes, "if this is meant, run `python tests/test_front_door.py > tests/front_door.txt`:\n" + "\n".join(
+        changes
+    )
+
+
+if __name__ == "__main__":
+    print("\n".join(public_names()))

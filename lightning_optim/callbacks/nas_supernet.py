@@ -62,8 +62,8 @@ class NASSupernet(TechniqueCallback):
         ValueError: If the space is empty.
 
     Example:
-        >>> from lightning_optim.nas.space.operation_choice import OperationChoice
-        >>> from lightning_optim.surgery.select import Targets
+        >>> from lightning_optim.nas import OperationChoice
+        >>> from lightning_optim import Targets
         >>> choice = OperationChoice(targets=Targets(include=("net.mix",)), candidates={"skip": nn.Identity})
         >>> NASSupernet(space={"mix": choice}).state_key
         "NASSupernet{'name': None}"

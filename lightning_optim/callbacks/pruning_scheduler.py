@@ -73,7 +73,7 @@ class PruningScheduler(TechniqueCallback):
         ValueError: If the schedule leaves ``[0, 1)``, or falls where channels are physically removed.
 
     Example:
-        >>> from lightning_optim.schedule.cubic import Cubic
+        >>> from lightning_optim.schedule import Cubic
         >>> PruningScheduler(schedule=Cubic(end=0.8)).sparsity
         0.0
     """

@@ -1,6 +1,7 @@
 from .engine import ONNXRuntimeEngine as ONNXRuntimeEngine
 from .measured_bits import bit_latency as bit_latency
 from .onnx_file.session import Session as Session
+from .onnx_file.session import load_session as load_session
 from .onnx_file.session import open_session as open_session
 from .onnx_file.session import time_models as time_models
 from .onnx_file.write import export_onnx as export_onnx

@@ -54,7 +54,7 @@ def check_parity(
 
     Example:
         >>> import tempfile
-        >>> from lightning_optim.export.onnx_file.write import export_onnx
+        >>> from lightning_optim.export import export_onnx
         >>> model, batch = torch.nn.Linear(3, 2).eval(), torch.ones(4, 3)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = export_onnx(model, (batch,), f"{folder}/model.onnx")

@@ -44,8 +44,8 @@ def residual_branches(coupling: Coupling) -> tuple[Branch, ...]:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from lightning_optim.graph.capture import capture_network
-        >>> from lightning_optim.graph.coupling import couple
+        >>> from lightning_optim.graph import capture_network
+        >>> from lightning_optim.graph import couple
         >>> class Block(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

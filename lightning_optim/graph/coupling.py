@@ -56,7 +56,7 @@ def couple(captured: Captured) -> Coupling:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from lightning_optim.graph.capture import capture_network
+        >>> from lightning_optim.graph import capture_network
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> coupling = couple(capture_network(net, (torch.ones(2, 3),)))
         >>> [(group.size, [(m.name, m.dim) for m in group.members]) for group in coupling.groups]

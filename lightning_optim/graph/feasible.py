@@ -34,7 +34,7 @@ def feasible_groups(propagation: Propagation) -> tuple[list[Group], dict[str, st
 
     Example:
         >>> from torch import nn
-        >>> from lightning_optim.graph.capture import capture_network
+        >>> from lightning_optim.graph import capture_network
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> groups, whole = feasible_groups(Propagation(capture_network(net, (torch.ones(2, 3),))))
         >>> len(groups), whole

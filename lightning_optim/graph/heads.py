@@ -19,8 +19,8 @@ def attention_heads(coupling: Coupling) -> tuple[Group, ...]:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from lightning_optim.graph.capture import capture_network
-        >>> from lightning_optim.graph.coupling import couple
+        >>> from lightning_optim.graph import capture_network
+        >>> from lightning_optim.graph import couple
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(2, (2, 2)), nn.Softmax(dim=-1), nn.Flatten(2))
         >>> attention_heads(couple(capture_network(net, (torch.ones(2, 3, 4),))))
         ()

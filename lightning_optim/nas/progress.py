@@ -26,8 +26,8 @@ class SearchProgress:
         selection: The bound and the number of evaluations.
 
     Example:
-        >>> from lightning_optim.search.decision import Decision
-        >>> from lightning_optim.search.strategy.random import RandomSearch
+        >>> from lightning_optim.search import Decision
+        >>> from lightning_optim.search import RandomSearch
         >>> search = RandomSearch().start([Decision(name="width", options=("1", "2", "3"), default=2)], seed=0)
         >>> cost = lambda architecture: architecture["width"] + 1
         >>> SearchProgress(search, Selection(max_cost=2)).run(lambda found: float(cost(found)), cost).pick.cost

@@ -150,8 +150,8 @@ def build_supernet(site: Site, space: Mapping[str, SearchDimension], name: str =
         CaptureError: If widths vary and the network cannot be captured.
 
     Example:
-        >>> from lightning_optim.nas.space.operation_choice import OperationChoice
-        >>> from lightning_optim.surgery.select import Targets
+        >>> from lightning_optim.nas import OperationChoice
+        >>> from lightning_optim import Targets
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
         >>> choice = OperationChoice(targets=Targets(include=["0"]), candidates={"skip": nn.Identity})
         >>> supernet = build_supernet(Site(root=net, network="", args=(torch.ones(1, 4),)), {"mix": choice})

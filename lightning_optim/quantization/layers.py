@@ -30,7 +30,7 @@ class LayerQuantizers:
         ValueError: If no quantizer is given, or one that can't quantize weights, or activations.
 
     Example:
-        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> from lightning_optim.quantization import Symmetric
         >>> LayerQuantizers(targets=Targets(include=["net.head"]), weight_quantizer=Symmetric(bits=4)).weight_bits
         4
     """

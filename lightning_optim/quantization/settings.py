@@ -28,9 +28,9 @@ class QuantizationSettings:
         layers: Quantizers of some layers in place of these, by key.
 
     Example:
-        >>> from lightning_optim.quantization.observer.min_max import MinMax
-        >>> from lightning_optim.quantization.quantizer.affine import Affine
-        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> from lightning_optim.quantization import MinMax
+        >>> from lightning_optim.quantization import Affine
+        >>> from lightning_optim.quantization import Symmetric
         >>> settings = QuantizationSettings(Symmetric(), Affine(), MinMax())
         >>> settings.check()
         >>> settings.start(excluded=frozenset({"head"})).is_ready

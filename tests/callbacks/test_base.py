@@ -3,11 +3,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
+from lightning_optim import DistillationTeacher, NASSupernet, PruningScheduler, QATFakeQuant
 from lightning_optim.callbacks.base import TechniqueCallback
-from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
-from lightning_optim.callbacks.nas_supernet import NASSupernet
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
 from support import quiet
 
 

@@ -12,14 +12,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optim
-from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
+from lightning_optim import DistillationTeacher, Window
+from lightning_optim.distillation import Checkpoint, ModuleTeacher, SoftTarget
 from lightning_optim.distillation.functional import soft_target_loss
-from lightning_optim.distillation.loss.soft_target import SoftTarget
-from lightning_optim.distillation.teacher.checkpoint import Checkpoint
-from lightning_optim.distillation.teacher.module import ModuleTeacher
 from lightning_optim.errors import ArtefactError, TapError, TargetError
-from lightning_optim.schedule.linear import Linear
-from lightning_optim.window import Window
+from lightning_optim.schedule import Linear
 from support import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore")

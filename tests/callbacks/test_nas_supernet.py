@@ -10,16 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim.callbacks.nas_supernet import NASSupernet, _prepare_strategy
-from lightning_optim.cost.count import count_parameters
-from lightning_optim.cost.parameters import Parameters
+from lightning_optim import NASSupernet, Targets
+from lightning_optim.callbacks.nas_supernet import _prepare_strategy
+from lightning_optim.cost import Parameters, count_parameters
 from lightning_optim.errors import ArtefactError, TargetError
+from lightning_optim.nas import ElasticWidth, OperationChoice, Selection
 from lightning_optim.nas.forward.switchable import live_forwards
-from lightning_optim.nas.selection import Selection
-from lightning_optim.nas.space.elastic_width import ElasticWidth
-from lightning_optim.nas.space.operation_choice import OperationChoice
-from lightning_optim.search.strategy.random import RandomSearch
-from lightning_optim.surgery.select import Targets
+from lightning_optim.search import RandomSearch
 from support import quiet, run_script
 
 

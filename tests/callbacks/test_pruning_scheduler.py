@@ -6,16 +6,10 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler, Targets, Window
 from lightning_optim.errors import TargetError
-from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.iterative import Iterative
-from lightning_optim.schedule.steps import Steps
-from lightning_optim.surgery.select import Targets
-from lightning_optim.window import Window
+from lightning_optim.pruning import Channel, GlobalThreshold, MeanActivation
+from lightning_optim.schedule import Constant, Iterative, Steps
 from support import quiet
 
 PRUNABLE = ("net.0", "net.3", "net.7")

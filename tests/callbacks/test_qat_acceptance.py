@@ -17,11 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.onnx_file.session import load_session
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.surgery.select import Targets
+from lightning_optim import PruningScheduler, QATFakeQuant, Targets
+from lightning_optim.export import load_session
+from lightning_optim.schedule import Constant
 from support import same
 
 

@@ -10,11 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim import QATFakeQuant, Targets, Window
 from lightning_optim.errors import ArtefactError, TargetError
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.surgery.select import Targets
-from lightning_optim.window import Window
+from lightning_optim.quantization import Affine
 from support import quiet, same
 
 

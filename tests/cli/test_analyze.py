@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.pruning.allocation.by_sensitivity import BySensitivity
+from lightning_optim.demo import Classifier, ResidualNet
+from lightning_optim.pruning import BySensitivity
 from lightning_optim.recipe.artefact import save_cut, save_weights
-from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery import apply_cut
 
 TINY = (
     "model.network.widths=[4,8]",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.demo import ResidualNet
 
 TINY = ("model.network.widths=[4,8]", "model.memory_format=contiguous", "data.batch_size=32", "latency_seconds=0.1")
 PRUNE = "recipe.stages.prune.callbacks.pruning_scheduler"

@@ -24,13 +24,9 @@ from torch.utils.data import DataLoader
 
 import lightning_optim.conf
 from lightning_optim.cli.build import build
-from lightning_optim.cost.base import Subject
-from lightning_optim.cost.macs import MACs
-from lightning_optim.cost.prices import Prices
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.sensitivity import Sensitivity, SensitivityCurve
-from lightning_optim.pruning.structure.coupled import targeted_groups
+from lightning_optim.cost import MACs, Prices, Subject
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.pruning import Sensitivity, SensitivityCurve, targeted_groups
 
 CONF = Path(lightning_optim.conf.__path__[0])
 EPOCHS, BATCHES = 2, 4

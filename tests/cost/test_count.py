@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_optim.cost.count import count_macs
+from lightning_optim.cost import count_macs
 
 B, T, D, H = 2, 5, 8, 4  # batch, steps, width, hidden
 PROJECTIONS, ATTENTION = 4 * B * T * D * D, 2 * B * T * T * D

@@ -7,17 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_optim.cost.base import Subject
-from lightning_optim.cost.count import count_macs, count_parameters
-from lightning_optim.cost.macs import MACs
-from lightning_optim.cost.parameters import Parameters
-from lightning_optim.cost.weight_bytes import WeightBytes
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple, keep_channels
-from lightning_optim.surgery.cut import apply_cut
-from lightning_optim.surgery.inputs import Inputs
+from lightning_optim.cost import MACs, Parameters, Subject, WeightBytes, count_macs, count_parameters
+from lightning_optim.demo import ResidualNet, VisionTransformer
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.graph.coupling import keep_channels
+from lightning_optim.surgery import Inputs, apply_cut
 
 
 class Odd(nn.Module):

@@ -3,9 +3,10 @@ import random
 import time
 from dataclasses import replace
 
+from lightning_optim.cost import Prices
 from lightning_optim.cost.curve import Curve
 from lightning_optim.cost.greedy import most_important
-from lightning_optim.cost.prices import Grid, Pool, Prices, Product, Width
+from lightning_optim.cost.prices import Grid, Pool, Product, Width
 
 
 def random_case(draw):

@@ -8,19 +8,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_optim.cost.operator_times
-from lightning_optim.cost.base import Subject
-from lightning_optim.cost.count import count_macs
+from lightning_optim.cost import Eager, Engine, Latency, Subject, count_macs
 from lightning_optim.cost.curve import Curve
-from lightning_optim.cost.engine import Eager, Engine
-from lightning_optim.cost.latency import Latency
 from lightning_optim.cost.timing import time_call
-from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.demo import ResidualNet
 from lightning_optim.errors import ArtefactError
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple, keep_channels
-from lightning_optim.pruning.allocation.budget import Budget
-from lightning_optim.surgery.cut import apply_cut
-from lightning_optim.surgery.inputs import Inputs
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.graph.coupling import keep_channels
+from lightning_optim.pruning import Budget
+from lightning_optim.surgery import Inputs, apply_cut
 
 
 @final

@@ -6,8 +6,7 @@ import lightning_optim.cost.operator_times
 from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.operator_times import share_in_vectors, tabulated, vector_step
 from lightning_optim.cost.operators import timed_operators
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
+from lightning_optim.graph import capture_network, couple
 
 
 @pytest.mark.parametrize(("size", "share", "count"), [(64, 0.4, 32), (64, 0.01, 16), (20, 0.4, 8), (20, 0.01, 1)])

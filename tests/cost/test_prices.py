@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
+from lightning_optim.cost import Prices
 from lightning_optim.cost.curve import Curve
-from lightning_optim.cost.prices import Grid, Pool, Prices, Product, Width, prices_from_state
+from lightning_optim.cost.prices import Grid, Pool, Product, Width, prices_from_state
 
 A, B = Width(0.0, {"a": 2.0}), Width(3.0, {"b": 1.0})
 

@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.distillation.loss.base import Context
-from lightning_optim.distillation.loss.soft_target import SoftTarget
+from lightning_optim.distillation import Context, SoftTarget
 from lightning_optim.distillation.objective import DistillationObjective
-from lightning_optim.schedule.linear import Linear
+from lightning_optim.schedule import Linear
 from lightning_optim.surgery.tap import ModuleCall
 
 CONTEXT = Context(progress=0.0, batch=None)

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from lightning_optim.export.engine import ONNXRuntimeEngine
+from lightning_optim.export import ONNXRuntimeEngine
 
 
 def test_a_network_of_more_work_takes_longer_in_the_runtime():

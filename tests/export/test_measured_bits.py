@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import TargetError
-from lightning_optim.export.measured_bits import bit_latency
+from lightning_optim.export import bit_latency
+from lightning_optim.quantization import Symmetric
 from lightning_optim.quantization.mixed_precision.sensitivity import bit_trials
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
 
 
 def network():

@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.write import export_onnx
-from lightning_optim.export.parity import check_parity
+from lightning_optim.export import check_parity, export_onnx
 
 
 @pytest.fixture(scope="module")

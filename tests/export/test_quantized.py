@@ -7,12 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.session import load_session
-from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.base import Operand, Quantizer, range_scale
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.export import Acceptance, export_quantized, load_session
+from lightning_optim.quantization import Affine, MovingAverage, Operand, Quantizer, Symmetric
+from lightning_optim.quantization.quantizer.base import range_scale
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import bright_corners, train_simulated
 

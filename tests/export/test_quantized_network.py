@@ -3,13 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.quantized_network import calibrate
-from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.post_training.cross_layer_equalization import CrossLayerEqualization
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.surgery.select import Targets
+from lightning_optim import QATFakeQuant, Targets
+from lightning_optim.export import calibrate
+from lightning_optim.quantization import CrossLayerEqualization, LayerQuantizers, MinMax, Symmetric
 
 
 class Net(nn.Module):

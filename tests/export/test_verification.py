@@ -5,13 +5,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ArtefactError, ExportError
+from lightning_optim.export import export_quantized, verify
 from lightning_optim.export.emulator import operators
 from lightning_optim.export.emulator.arithmetic import Integers
-from lightning_optim.export.quantized import export_quantized
-from lightning_optim.export.verification import verify
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import bright_corners, train_simulated

@@ -3,10 +3,9 @@
 import torch
 from torch import nn
 
+from lightning_optim.graph import capture_network, couple
 from lightning_optim.graph.attributes import counters
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.shrink.channels import shrink_channels
+from lightning_optim.pruning import shrink_channels
 
 
 def cut(net, batch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.demo.model.vit import VisionTransformer
+from lightning_optim.demo import VisionTransformer
 from support import branches_of, without
 
 IMAGES = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import CaptureError
-from lightning_optim.graph.capture import capture_network, eval_copy
+from lightning_optim.graph import capture_network
+from lightning_optim.graph.capture import eval_copy
 
 
 def test_the_model_keeps_its_mode_and_its_statistics():

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import Group, Member, couple, keep_channels
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.graph.coupling import Group, Member, keep_channels
 from lightning_optim.graph.rules.base import all_rules
 
 

@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
+from lightning_optim.graph import capture_network, couple
 from lightning_optim.graph.shape_model import ShapeModel
-from lightning_optim.pruning.shrink.channels import shrink_channels
+from lightning_optim.pruning import shrink_channels
 
 
 class Derived(nn.Module):

@@ -5,12 +5,9 @@ import random
 
 import pytest
 
+from lightning_optim.nas import SearchResult, Selection
 from lightning_optim.nas.progress import SearchProgress
-from lightning_optim.nas.result import SearchResult
-from lightning_optim.nas.selection import Selection
-from lightning_optim.search.decision import Decision
-from lightning_optim.search.strategy.evolution import Evolution
-from lightning_optim.search.strategy.random import RandomSearch
+from lightning_optim.search import Decision, Evolution, RandomSearch
 
 DECISIONS = tuple(Decision(name=f"d{i}", options=("a", "b", "c", "d"), default=0) for i in range(5))
 NAMES = [decision.name for decision in DECISIONS]

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_optim.nas.selection import Selection
+from lightning_optim.nas import Selection
 
 
 @pytest.mark.parametrize(

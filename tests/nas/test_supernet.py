@@ -8,18 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.cost.base import Cost
-from lightning_optim.cost.count import count_macs, count_parameters
-from lightning_optim.cost.latency import Latency
-from lightning_optim.cost.macs import MACs
-from lightning_optim.cost.parameters import Parameters
+from lightning_optim import Targets
+from lightning_optim.cost import Cost, Latency, MACs, Parameters, count_macs, count_parameters
 from lightning_optim.errors import TargetError
+from lightning_optim.nas import ElasticWidth, OperationChoice
 from lightning_optim.nas.forward.switchable import live_forwards
 from lightning_optim.nas.space.base import Site
-from lightning_optim.nas.space.elastic_width import ElasticWidth
-from lightning_optim.nas.space.operation_choice import OperationChoice
 from lightning_optim.nas.supernet import build_supernet
-from lightning_optim.surgery.select import Targets
 
 
 class Net(nn.Module):

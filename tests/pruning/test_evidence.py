@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.evidence import Evidence, RunningSum, Statistic, measure, merge_ranks
+from lightning_optim.pruning import Evidence, Statistic
+from lightning_optim.pruning.evidence import RunningSum, measure, merge_ranks
 
 
 def test_activations_are_summed_over_everything_but_the_channels():

@@ -8,11 +8,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler
 from lightning_optim.errors import ArtefactError
-from lightning_optim.pruning.load import load_pruned
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.iterative import Iterative
+from lightning_optim.pruning import Channel, load_pruned
+from lightning_optim.schedule import Iterative
 
 
 class Attention(nn.Module):

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_optim.pruning.rewind import Rewind
+from lightning_optim.pruning import Rewind
 
 
 @pytest.mark.parametrize(

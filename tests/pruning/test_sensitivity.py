@@ -6,13 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.sensitivity import Sensitivity, SensitivityCurve, check_sparsities, read_sensitivity, sweep
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.pruning.structure.weight import Weight
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.pruning import Channel, Magnitude, MeanActivation, Sensitivity, SensitivityCurve, Weight
+from lightning_optim.pruning.sensitivity import check_sparsities, read_sensitivity, sweep
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import torch
 
-from lightning_optim.cost.prices import Pool, Prices, Product, Width
+from lightning_optim.cost import Prices
+from lightning_optim.cost.prices import Pool, Product, Width
 from lightning_optim.pruning.state import PruningState
 
 KEEP = {"a.weight": torch.tensor([True, False, True, True])}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lightning_optim.quantization.rounding.fake_quantize as fake_quantize_module
+from lightning_optim.quantization import Symmetric
 from lightning_optim.quantization.functional import (
     affine_qparams,
     bias_floor,
@@ -13,7 +14,6 @@ from lightning_optim.quantization.functional import (
     symmetric_scale,
     value_range,
 )
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
 
 

@@ -2,13 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim import QATFakeQuant, Targets
 from lightning_optim.errors import TargetError
-from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.binary import Binary
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.surgery.select import Targets
+from lightning_optim.quantization import Affine, Binary, LayerQuantizers, Symmetric
+from lightning_optim.quantization.layers import assign_layers
 
 
 def network():

@@ -1,15 +1,10 @@
 import pytest
 import torch
 
-from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.ternary import Ternary
+from lightning_optim import Targets
+from lightning_optim.quantization import Affine, LayerQuantizers, MinMax, MovingAverage, Symmetric, Ternary
 from lightning_optim.quantization.settings import QuantizationSettings
 from lightning_optim.quantization.simulation.ranges import Ranges
-from lightning_optim.surgery.select import Targets
 
 INF = float("inf")
 

@@ -13,7 +13,7 @@ from lightning_optim.recipe.artefact import (
     save_weights,
     weights_hash,
 )
-from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery import apply_cut
 
 
 def network(width=6, seed=0):

@@ -9,20 +9,13 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
-from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.demo.data.digits import Digits
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim import DistillationTeacher, PruningScheduler, QATFakeQuant, Targets, Window
+from lightning_optim.demo import Classifier, Digits, ResidualNet
 from lightning_optim.errors import ArtefactError, OrderError
-from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.pruning import Channel
+from lightning_optim.recipe import Recipe, Stage
 from lightning_optim.recipe.rehearsal import rehearse
-from lightning_optim.recipe.run import Recipe
-from lightning_optim.recipe.stage import Stage
-from lightning_optim.schedule.iterative import Iterative
-from lightning_optim.surgery.select import Targets
-from lightning_optim.window import Window
+from lightning_optim.schedule import Iterative
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -4,16 +4,13 @@ import pytest
 from lightning.pytorch import Callback
 from torch import nn
 
-from lightning_optim.callbacks.distillation_teacher import DistillationTeacher
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.demo.data.digits import Digits
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.export.onnx_file.write import export_onnx
-from lightning_optim.recipe.evaluate import Metrics, evaluate
+from lightning_optim import DistillationTeacher, PruningScheduler, QATFakeQuant
+from lightning_optim.demo import Classifier, Digits, ResidualNet
+from lightning_optim.export import export_onnx
+from lightning_optim.recipe import Metrics
+from lightning_optim.recipe.evaluate import evaluate
 from lightning_optim.recipe.stage import CuttingCallback, ExportingCallback
-from lightning_optim.schedule.iterative import Iterative
+from lightning_optim.schedule import Iterative
 from support import quiet
 
 

@@ -6,10 +6,9 @@ from html.parser import HTMLParser
 import pytest
 from typing_extensions import override
 
+from lightning_optim.report import Report, StageResult, read_report, write_report
 from lightning_optim.report.page import render_page
 from lightning_optim.report.plot import plot_curves, plot_stages, plot_trade_off
-from lightning_optim.report.result import Report, StageResult, read_report
-from lightning_optim.report.write import write_report
 
 
 def report(names=("base", "prune", "qat"), **changes):

@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.report.result import Report, StageResult, read_report
+from lightning_optim.report import Report, StageResult, read_report
 
 
 def stage(**changes):

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from lightning_optim.report.result import Report, StageResult
+from lightning_optim.report import Report, StageResult
 from lightning_optim.report.table import HEADINGS, print_table, rows_of
 
 STAGES = [

@@ -4,14 +4,9 @@ import math
 
 import pytest
 
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.cosine import Cosine
-from lightning_optim.schedule.cubic import Cubic
-from lightning_optim.schedule.exponential import Exponential
-from lightning_optim.schedule.iterative import Iterative
-from lightning_optim.schedule.linear import Linear
-from lightning_optim.schedule.steps import Steps
-from lightning_optim.window import Clock, Window
+from lightning_optim import Window
+from lightning_optim.schedule import Constant, Cosine, Cubic, Exponential, Iterative, Linear, Steps
+from lightning_optim.window import Clock
 
 
 @pytest.mark.parametrize(

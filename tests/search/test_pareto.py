@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightning_optim.search.pareto import pareto_front
+from lightning_optim.search import pareto_front
 
 
 def test_the_front_is_what_brute_force_finds():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_optim.surgery import apply_cut
 from lightning_optim.surgery.attention import PrunedMultiheadAttention, free_cut_heads, free_heads
-from lightning_optim.surgery.cut import apply_cut
 
 N, T, S, E, H, D = 2, 5, 4, 12, 3, 4
 KEPT = [0, 2]

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import ShrinkError
+from lightning_optim.surgery import apply_cut
 from lightning_optim.surgery.bypass import Bypass, bypass_of
-from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.rebind import rebind_optimizer
 from lightning_optim.surgery.resize import resize, sizes_of
 

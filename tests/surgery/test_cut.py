@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import ShrinkError
-from lightning_optim.surgery.cut import apply_cut, cut_tensor
+from lightning_optim.surgery import apply_cut
+from lightning_optim.surgery.cut import cut_tensor
 
 KEPT = torch.tensor([0, 2])
 

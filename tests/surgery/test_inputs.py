@@ -3,7 +3,8 @@ from collections import OrderedDict, UserDict, namedtuple
 import pytest
 import torch
 
-from lightning_optim.surgery.inputs import Inputs, call_network
+from lightning_optim.surgery import Inputs
+from lightning_optim.surgery.inputs import call_network
 
 ONE, TWO = torch.ones(2), torch.zeros(2)
 Pair = namedtuple("Pair", "left right")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import ShrinkError
-from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery import apply_cut
 from lightning_optim.surgery.rebind import rebind_module, rebind_optimizer
 
 KEPT = torch.tensor([0, 2])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery import apply_cut
 from lightning_optim.surgery.rebind import rebind_optimizer
 from lightning_optim.surgery.snapshot import Snapshot
 from support import same

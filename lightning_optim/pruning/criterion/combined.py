@@ -36,8 +36,8 @@ class Combined(Criterion):
             is out of range.
 
     Example:
-        >>> from lightning_optim.pruning.criterion.magnitude import Magnitude
-        >>> from lightning_optim.pruning.criterion.random import Random
+        >>> from lightning_optim.pruning import Magnitude
+        >>> from lightning_optim.pruning import Random
         >>> both = Combined(criteria={"size": Magnitude(), "chance": Random()}, weights={"chance": 0.0})
         >>> both(LayerEvidence(name="conv.weight", weight=torch.tensor([[1.0, -3.0]])))
         tensor([[0.5000, 1.0000]], dtype=torch.float64)

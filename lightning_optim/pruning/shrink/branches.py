@@ -45,8 +45,8 @@ def plan_bypass(
 
     Example:
         >>> from lightning_optim.graph.branches import residual_branches
-        >>> from lightning_optim.graph.capture import capture_network
-        >>> from lightning_optim.graph.coupling import couple
+        >>> from lightning_optim.graph import capture_network
+        >>> from lightning_optim.graph import couple
         >>> net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
         >>> batch = (torch.ones(2, 3, 4),)
         >>> plan, refused = plan_bypass(net, residual_branches(couple(capture_network(net, batch))), batch)

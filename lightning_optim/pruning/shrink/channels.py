@@ -64,8 +64,8 @@ def shrink_channels(
 
     Example:
         >>> import torch
-        >>> from lightning_optim.graph.capture import capture_network
-        >>> from lightning_optim.graph.coupling import couple
+        >>> from lightning_optim.graph import capture_network
+        >>> from lightning_optim.graph import couple
         >>> net, batch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.ones(2, 3),)
         >>> coupling = couple(capture_network(net, batch))
         >>> shrunk = shrink_channels(net, coupling, [(coupling.groups[0], torch.tensor([0, 3]))], batch)

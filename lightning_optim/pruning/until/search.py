@@ -24,7 +24,7 @@ class SparsitySearch:
         tolerance: The search ends when good and bad are no further apart, above 0.
 
     Example:
-        >>> from lightning_optim.schedule.linear import Linear
+        >>> from lightning_optim.schedule import Linear
         >>> search = SparsitySearch(Linear(end=0.8), tolerance=0.1)
         >>> search.aim(0.5, None)
         0.4

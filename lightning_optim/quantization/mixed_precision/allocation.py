@@ -46,7 +46,7 @@ def allocate_bits(
         ValueError: If even the smallest width of the table costs more, or a setting is out of range.
 
     Example:
-        >>> from lightning_optim.quantization.mixed_precision.sensitivity import LayerLoss
+        >>> from lightning_optim.quantization import LayerLoss
         >>> layers = (
         ...     LayerLoss(layer="a", num_weights=10, macs=10, values=(9.0, 1.0)),
         ...     LayerLoss(layer="b", num_weights=10, macs=10, values=(2.0, 1.0)),
@@ -102,7 +102,7 @@ def allocate_latency(
         ValueError: If the tables are not of the same layers and widths, or even the fastest widths take longer.
 
     Example:
-        >>> from lightning_optim.quantization.mixed_precision.sensitivity import LayerLoss
+        >>> from lightning_optim.quantization import LayerLoss
         >>> layers = (LayerLoss(layer="a", num_weights=10, macs=10, values=(9.0, 1.0)),)
         >>> latency = BitLatency(bits=(2, 4), base=3.0, layers={"a": (1.0, 2.0)})
         >>> allocate_latency(BitSensitivity(bits=(2, 4), base=0.0, layers=layers), latency, seconds=2.5)
@@ -135,7 +135,7 @@ def layer_quantizers(
         ValueError: If a width has no quantizer, or two.
 
     Example:
-        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> from lightning_optim.quantization import Symmetric
         >>> found = layer_quantizers({"a": 4, "b": 2, "c": 4}, [Symmetric(bits=2), Symmetric(bits=4)], network="net")
         >>> {key: entry.targets.include for key, entry in found.items()}
         {'bits_2': ('net.b',), 'bits_4': ('net.a', 'net.c')}

@@ -29,7 +29,7 @@ class Entropy(Observer):
         decay: Weight of the past at every batch, in ``(0, 1]``; 1 counts every batch alike.
 
     Example:
-        >>> from lightning_optim.quantization.quantizer.affine import Affine
+        >>> from lightning_optim.quantization import Affine
         >>> from lightning_optim.quantization.simulation.ranges import Ranges
         >>> ranges = Ranges(Affine(bits=4), Entropy())
         >>> _ = ranges.observe("x", torch.cat([torch.linspace(0.0, 1.0, 9999) ** 4, torch.tensor([10.0])]))

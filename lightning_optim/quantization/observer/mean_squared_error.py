@@ -28,7 +28,7 @@ class MeanSquaredError(Observer):
 
     Example:
         >>> import torch
-        >>> from lightning_optim.quantization.quantizer.affine import Affine
+        >>> from lightning_optim.quantization import Affine
         >>> from lightning_optim.quantization.simulation.ranges import Ranges
         >>> ranges = Ranges(Affine(bits=2), MeanSquaredError(num_steps=10))
         >>> _ = ranges.observe("x", torch.cat([torch.rand(1000), torch.tensor([10.0])]))

@@ -25,7 +25,7 @@ class Percentile(Observer):
 
     Example:
         >>> import torch
-        >>> from lightning_optim.quantization.quantizer.affine import Affine
+        >>> from lightning_optim.quantization import Affine
         >>> from lightning_optim.quantization.simulation.ranges import Ranges
         >>> ranges = Ranges(Affine(), Percentile(percentile=98.0))
         >>> _ = ranges.observe("x", torch.arange(1000.0))

@@ -99,9 +99,9 @@ def run_calibration(simulator: Simulator, network: nn.Module, batches: Iterable[
 
     Example:
         >>> import torch
-        >>> from lightning_optim.quantization.observer.min_max import MinMax
-        >>> from lightning_optim.quantization.quantizer.affine import Affine
-        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> from lightning_optim.quantization import MinMax
+        >>> from lightning_optim.quantization import Affine
+        >>> from lightning_optim.quantization import Symmetric
         >>> simulator = Simulator(Symmetric(), Affine(), MinMax())
         >>> run_calibration(simulator, nn.Linear(2, 1), [torch.tensor([[0.0, 3.0]])])
         >>> simulator.ranges.range_of(":linear<0")

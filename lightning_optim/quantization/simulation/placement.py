@@ -72,9 +72,9 @@ class Placement(TorchFunctionMode):
         weight rounded. What it puts out is pending, and so is what the ReLU makes of it: the two have one quantizer,
         that of the convolution. The linear layer then reads the ReLU's output, which is rounded at this place alone.
 
-        >>> from lightning_optim.quantization.observer.min_max import MinMax
-        >>> from lightning_optim.quantization.quantizer.affine import Affine
-        >>> from lightning_optim.quantization.quantizer.symmetric import Symmetric
+        >>> from lightning_optim.quantization import MinMax
+        >>> from lightning_optim.quantization import Affine
+        >>> from lightning_optim.quantization import Symmetric
         >>> from lightning_optim.quantization.simulation.calibration import run_calibration
         >>> from lightning_optim.quantization.simulation.simulator import Simulator
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1))

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Sto
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.iterative import Iterative
+from lightning_optim import PruningScheduler
+from lightning_optim.pruning import Channel
+from lightning_optim.schedule import Iterative
 from support import quiet
 
 STRUCTURES = {"weight": None, "shrink": Channel(), "mask": Channel(shrink="never")}

@@ -10,15 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler, Targets, Window
 from lightning_optim.errors import ShrinkError
-from lightning_optim.pruning.criterion.taylor import Taylor
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.pruning.structure.head import Head
-from lightning_optim.pruning.until.metric_drop import MetricDrop
-from lightning_optim.schedule.steps import Steps
-from lightning_optim.surgery.select import Targets
-from lightning_optim.window import Window
+from lightning_optim.pruning import Channel, Head, MetricDrop, Taylor
+from lightning_optim.schedule import Steps
 from support import quiet, same
 
 

@@ -11,20 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler, Targets, Window
 from lightning_optim.errors import TapError
-from lightning_optim.pruning.criterion.base import Criterion
-from lightning_optim.pruning.criterion.batch_norm_scale import BatchNormScale
-from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.criterion.movement import Movement
-from lightning_optim.pruning.criterion.taylor import Taylor
-from lightning_optim.pruning.criterion.wanda import Wanda
-from lightning_optim.pruning.evidence import Evidence, Statistic
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.pruning.structure.neuron import Neuron
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.surgery.select import Targets
-from lightning_optim.window import Window
+from lightning_optim.pruning import (
+    BatchNormScale,
+    Channel,
+    Criterion,
+    Evidence,
+    Magnitude,
+    Movement,
+    Neuron,
+    Statistic,
+    Taylor,
+    Wanda,
+)
+from lightning_optim.schedule import Constant
 from support import quiet, run_script
 
 STEP_SIZE, STEPS = 0.1, 3

@@ -8,15 +8,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.pruning.criterion.wanda import Wanda
-from lightning_optim.pruning.load import load_pruned
-from lightning_optim.pruning.structure.layer import Layer
-from lightning_optim.pruning.until.metric_drop import MetricDrop
-from lightning_optim.schedule.steps import Steps
+from lightning_optim import PruningScheduler, Window
+from lightning_optim.demo import VisionTransformer
+from lightning_optim.pruning import Layer, MetricDrop, Wanda, load_pruned
+from lightning_optim.schedule import Steps
 from lightning_optim.surgery.bypass import Bypass
-from lightning_optim.window import Window
 from support import ReadsItsWeight, quiet
 
 

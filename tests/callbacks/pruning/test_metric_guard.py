@@ -9,15 +9,10 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler, Window
 from lightning_optim.errors import ShrinkError
-from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.pruning.until.metric_drop import MetricDrop
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.linear import Linear
-from lightning_optim.schedule.steps import Steps
-from lightning_optim.window import Window
+from lightning_optim.pruning import Channel, MeanActivation, MetricDrop
+from lightning_optim.schedule import Constant, Linear, Steps
 from support import quiet, same
 
 STRUCTURES = {"weight": None, "update": Channel(), "end": Channel(shrink="end"), "never": Channel(shrink="never")}

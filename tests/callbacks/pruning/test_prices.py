@@ -12,18 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_optim.cost.operator_times
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.cost.count import count_macs, count_parameters
-from lightning_optim.cost.engine import Engine
-from lightning_optim.cost.latency import Latency
-from lightning_optim.cost.parameters import Parameters
-from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim import PruningScheduler, Window
+from lightning_optim.cost import Engine, Latency, Parameters, count_macs, count_parameters
+from lightning_optim.demo import ResidualNet
 from lightning_optim.errors import ShrinkError
-from lightning_optim.pruning.allocation.budget import Budget
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.iterative import Iterative
-from lightning_optim.window import Window
+from lightning_optim.pruning import Budget, Channel
+from lightning_optim.schedule import Constant, Iterative
 from support import quiet
 
 IMAGE = torch.zeros(1, 1, 8, 8)

@@ -10,15 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler, Targets
 from lightning_optim.errors import ShrinkError, TargetError
-from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.criterion.taylor import Taylor
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.pruning.structure.semi_structured import SemiStructured
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.iterative import Iterative
-from lightning_optim.surgery.select import Targets
+from lightning_optim.pruning import Channel, MeanActivation, SemiStructured, Taylor
+from lightning_optim.schedule import Constant, Iterative
 from support import quiet
 
 

@@ -10,15 +10,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler, Window
+from lightning_optim.pruning import Channel, GradientRegrowth, RandomRegrowth
 from lightning_optim.pruning.masks import unpack
 from lightning_optim.pruning.regrow.base import decayed
-from lightning_optim.pruning.regrow.gradient import GradientRegrowth
-from lightning_optim.pruning.regrow.random import RandomRegrowth
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.linear import Linear
-from lightning_optim.window import Window
+from lightning_optim.schedule import Constant, Linear
 from support import quiet, same
 
 BATCHES, EVERY, END = 4, 2, 8

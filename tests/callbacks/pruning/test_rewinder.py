@@ -8,11 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.pruning.rewind import Rewind
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.steps import Steps
-from lightning_optim.window import Window
+from lightning_optim import PruningScheduler, Window
+from lightning_optim.pruning import Channel, Rewind
+from lightning_optim.schedule import Steps
 from support import quiet, same
 
 BATCHES, FIRST, SECOND, K = 4, 8, 12, 2

@@ -7,12 +7,10 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_optim import PruningScheduler, Window
 from lightning_optim.callbacks.pruning.schedule_checks import closes_within_fit
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.constant import Constant
-from lightning_optim.schedule.linear import Linear
-from lightning_optim.window import Window
+from lightning_optim.pruning import Channel
+from lightning_optim.schedule import Constant, Linear
 from support import quiet
 
 BATCHES = 5

@@ -8,20 +8,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.cost.count import count_macs
-from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.load import load_pruned
-from lightning_optim.pruning.structure.block import Block
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.pruning.structure.head import Head
-from lightning_optim.pruning.structure.layer import Layer
-from lightning_optim.pruning.structure.neuron import Neuron
-from lightning_optim.pruning.structure.semi_structured import SemiStructured
-from lightning_optim.schedule.steps import Steps
-from lightning_optim.surgery.select import Targets
-from lightning_optim.window import Window
+from lightning_optim import PruningScheduler, Targets, Window
+from lightning_optim.cost import count_macs
+from lightning_optim.demo import VisionTransformer
+from lightning_optim.pruning import Block, Channel, GlobalThreshold, Head, Layer, Neuron, SemiStructured, load_pruned
+from lightning_optim.schedule import Steps
 from support import quiet
 
 LABELS = torch.arange(4).repeat(4)

@@ -14,13 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
-from lightning_optim.pruning.criterion.combined import Combined
-from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.criterion.taylor import Taylor
-from lightning_optim.pruning.criterion.wanda import Wanda
-from lightning_optim.schedule.steps import Steps
-from lightning_optim.window import Window
+from lightning_optim import PruningScheduler, Window
+from lightning_optim.pruning import Combined, MeanActivation, Taylor, Wanda
+from lightning_optim.schedule import Steps
 
 
 class Net(LightningModule):

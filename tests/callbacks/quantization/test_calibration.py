@@ -6,13 +6,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.post_training.base import PostTraining
-from lightning_optim.quantization.post_training.bias_correction import BiasCorrection
-from lightning_optim.quantization.post_training.cross_layer_equalization import CrossLayerEqualization
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.surgery.select import Targets
+from lightning_optim import QATFakeQuant, Targets
+from lightning_optim.quantization import BiasCorrection, CrossLayerEqualization, MinMax, PostTraining, Symmetric
 from support import quiet, same
 
 

@@ -14,11 +14,10 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler, Window
 from lightning_optim.callbacks.trainer.own_parameters import OwnParameters
-from lightning_optim.pruning.structure.channel import Channel
-from lightning_optim.schedule.steps import Steps
-from lightning_optim.window import Window
+from lightning_optim.pruning import Channel
+from lightning_optim.schedule import Steps
 from support import quiet, same
 
 

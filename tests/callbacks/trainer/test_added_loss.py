@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_optim import Window
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss
 from lightning_optim.errors import TapError
-from lightning_optim.window import Window
 from support import quiet, same
 
 pytestmark = pytest.mark.filterwarnings("ignore")

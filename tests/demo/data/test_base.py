@@ -8,8 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.demo.data.digits import Digits
-from lightning_optim.demo.model.classifier import Classifier
+from lightning_optim.demo import Classifier, Digits
 from support import quiet
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from lightning_optim.demo.data.digits import Digits
+from lightning_optim.demo import Digits
 from lightning_optim.errors import ArtefactError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_optim.demo import FashionMNIST
 from lightning_optim.demo.data import fashion_mnist
-from lightning_optim.demo.data.fashion_mnist import FashionMNIST
 from lightning_optim.errors import ArtefactError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

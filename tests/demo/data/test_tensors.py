@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lightning_optim.demo.data.tensors import Augmentation, EpochOrder, Split, TensorLoader
+from lightning_optim.demo import Augmentation, Split
+from lightning_optim.demo.data.tensors import EpochOrder, TensorLoader
 
 SPLIT = Split(images=torch.arange(22, dtype=torch.uint8).view(22, 1, 1, 1), labels=torch.arange(22))
 

@@ -4,10 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.demo.data.digits import Digits
-from lightning_optim.demo.data.tensors import Augmentation
-from lightning_optim.demo.model.classifier import Classifier
-from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.demo import Augmentation, Classifier, Digits, ResidualNet
 from support import quiet
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.demo.model.residual import ResidualNet
+from lightning_optim.demo import ResidualNet
 
 
 def test_the_default_is_a_resnet_8():

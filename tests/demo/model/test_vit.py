@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_optim.demo.model.vit import Attention, VisionTransformer
+from lightning_optim.demo import VisionTransformer
+from lightning_optim.demo.model.vit import Attention
 
 
 def test_attention_equals_torchs_own():

@@ -3,9 +3,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from lightning_optim.distillation import Context, SoftTarget
 from lightning_optim.distillation.functional import soft_target_loss
-from lightning_optim.distillation.loss.base import Context
-from lightning_optim.distillation.loss.soft_target import SoftTarget
 from lightning_optim.surgery.tap import ModuleCall
 
 CONTEXT = Context(progress=0.0, batch=None)

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lightning_optim.distillation.teacher.checkpoint import Checkpoint
-from lightning_optim.distillation.teacher.safetensors import Safetensors
+from lightning_optim.distillation import Checkpoint, Safetensors
 from lightning_optim.errors import ArtefactError
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from lightning_optim.export import load_session
 from lightning_optim.export.lowering.pack import pack_weights
 from lightning_optim.export.onnx_file.kernels import count_kernels
-from lightning_optim.export.onnx_file.session import load_session
 
 
 def convolution(low, high, size=16):

@@ -5,9 +5,7 @@ from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.program import capture_program
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import PooledSums

@@ -4,8 +4,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from lightning_optim.export import export_onnx
 from lightning_optim.export.onnx_file.kernels import count_kernels, inspect_kernels
-from lightning_optim.export.onnx_file.write import export_onnx
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.export.onnx_file.session import load_session, measure_latency, time_models
-from lightning_optim.export.onnx_file.write import export_onnx
+from lightning_optim.export import export_onnx, load_session, time_models
+from lightning_optim.export.onnx_file.session import measure_latency
 
 
 @pytest.fixture(scope="module")

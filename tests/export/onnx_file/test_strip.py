@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lightning_optim.export.onnx_file.session import load_session
+from lightning_optim.export import load_session
 from lightning_optim.export.onnx_file.strip import strip_model
 
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.session import load_session
-from lightning_optim.export.onnx_file.write import export_onnx
+from lightning_optim.export import export_onnx, load_session
 
 
 class Net(nn.Module):

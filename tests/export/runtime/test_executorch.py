@@ -6,12 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.export.runtime.executorch import ExecuTorch
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.unquantized import Unquantized
+from lightning_optim.export import Acceptance, ExecuTorch, export_quantized
+from lightning_optim.quantization import Affine, MinMax, Symmetric, Unquantized
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import PooledSums

@@ -1,7 +1,7 @@
 import pytest
 
+from lightning_optim.export import ONNXRuntime
 from lightning_optim.export.runtime.find import find_runtime
-from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
 
 
 def test_a_name_is_the_runtime_with_its_defaults_and_a_runtime_is_itself():

@@ -4,22 +4,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_optim import Targets
 from lightning_optim.errors import ExportError
-from lightning_optim.export.onnx_file.session import load_session
-from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
-from lightning_optim.export.runtime.openvino import OpenVINO
-from lightning_optim.export.runtime.tensorrt import TensorRT
-from lightning_optim.export.verification import verify
-from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.dorefa import DoReFa
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.unquantized import Unquantized
+from lightning_optim.export import Acceptance, ONNXRuntime, OpenVINO, TensorRT, export_quantized, load_session, verify
+from lightning_optim.quantization import Affine, DoReFa, LayerQuantizers, MinMax, Symmetric, Unquantized
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
-from lightning_optim.surgery.select import Targets
 
 IN_FLOAT = "its activations are not quantized"
 

@@ -5,11 +5,8 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.quantized import export_quantized
-from lightning_optim.export.runtime.openvino import OpenVINO
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.export import OpenVINO, export_quantized
+from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 INSTALLED = importlib.util.find_spec("openvino") is not None

@@ -6,12 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ExportError
-from lightning_optim.export.quantized import Acceptance, export_quantized
-from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
-from lightning_optim.export.runtime.tensorrt import TensorRT, inspect_symmetric
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.export import Acceptance, ONNXRuntime, TensorRT, export_quantized
+from lightning_optim.export.runtime.tensorrt import inspect_symmetric
+from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 INT8 = Symmetric(granularity="tensor", narrow_range=False)

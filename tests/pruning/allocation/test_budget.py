@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from lightning_optim.cost.prices import Pool, Prices, Product, Width
-from lightning_optim.pruning.allocation.budget import Budget
+from lightning_optim.cost import Prices
+from lightning_optim.cost.prices import Pool, Product, Width
+from lightning_optim.pruning import Budget
 
 
 def prices(**sizes):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.pruning.allocation.by_sensitivity import BySensitivity, equal_losses
-from lightning_optim.pruning.sensitivity import Sensitivity, SensitivityCurve
+from lightning_optim.pruning import BySensitivity, Sensitivity, SensitivityCurve
+from lightning_optim.pruning.allocation.by_sensitivity import equal_losses
 
 SPARSITIES = (0.25, 0.5, 0.75)
 CURVES = {"a": (0.9, 0.9, 0.89), "b": (0.85, 0.6, 0.3), "c": (0.91, 0.88, 0.5)}

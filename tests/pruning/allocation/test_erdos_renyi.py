@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from lightning_optim.pruning.allocation.erdos_renyi import ErdosRenyi
-from lightning_optim.pruning.structure.semi_structured import SemiStructured
+from lightning_optim.pruning import ErdosRenyi, SemiStructured
 
 SHAPES = {"stem": (16, 3, 3, 3), "wide": (64, 64, 3, 3), "point": (32, 64, 1, 1), "head": (10, 64)}
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.allocation.lamp import LAMP
+from lightning_optim.pruning import LAMP
 
 
 def scores():

@@ -6,20 +6,17 @@ import sys
 import pytest
 import torch
 
-from lightning_optim.pruning.allocation.erdos_renyi import ErdosRenyi
-from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.allocation.lamp import LAMP
-from lightning_optim.pruning.allocation.uniform import Uniform
+from lightning_optim.pruning import LAMP, ErdosRenyi, GlobalThreshold, Uniform
 
 SPARSITIES = (0.0, 0.33, 0.7, 0.95)
 ALLOCATIONS = {kind.__name__: kind() for kind in (ErdosRenyi, GlobalThreshold, LAMP, Uniform)}
 RANK = f"""
 import sys, torch
 from torch import distributed
-from lightning_optim.pruning.allocation.erdos_renyi import ErdosRenyi
-from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.allocation.lamp import LAMP
-from lightning_optim.pruning.allocation.uniform import Uniform
+from lightning_optim.pruning import ErdosRenyi
+from lightning_optim.pruning import GlobalThreshold
+from lightning_optim.pruning import LAMP
+from lightning_optim.pruning import Uniform
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{{folder}}/store", rank=rank, world_size=2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Statistic
+from lightning_optim.pruning import Evidence, LayerEvidence, Statistic
 
 STEPS, STEP_SIZE = 3, 0.05
 

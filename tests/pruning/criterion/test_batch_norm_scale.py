@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.pruning.criterion.batch_norm_scale import BatchNormScale
-from lightning_optim.pruning.evidence import LayerEvidence
+from lightning_optim.pruning import BatchNormScale, LayerEvidence
 
 
 def test_score_is_the_size_of_the_scale():

@@ -2,13 +2,7 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from lightning_optim.pruning.criterion.batch_norm_scale import BatchNormScale
-from lightning_optim.pruning.criterion.combined import Combined
-from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.criterion.random import Random
-from lightning_optim.pruning.criterion.taylor import Taylor
-from lightning_optim.pruning.evidence import LayerEvidence
+from lightning_optim.pruning import BatchNormScale, Combined, LayerEvidence, Magnitude, MeanActivation, Random, Taylor
 
 
 def seen(weight, **more):

@@ -1,7 +1,6 @@
 import torch
 
-from lightning_optim.pruning.criterion.diagonal_hessian import DiagonalHessian
-from lightning_optim.pruning.evidence import LayerEvidence, Statistic
+from lightning_optim.pruning import DiagonalHessian, LayerEvidence, Statistic
 
 
 def test_score_is_half_the_mean_squared_gradient_times_the_squared_weight(problem):

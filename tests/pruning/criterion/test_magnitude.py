@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.evidence import LayerEvidence
+from lightning_optim.pruning import LayerEvidence, Magnitude
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0, 2.0])

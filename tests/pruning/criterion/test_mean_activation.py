@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.criterion.mean_activation import MeanActivation
-from lightning_optim.pruning.evidence import LayerEvidence, measure
+from lightning_optim.pruning import LayerEvidence, MeanActivation
+from lightning_optim.pruning.evidence import measure
 
 
 def test_score_is_the_mean_size_over_samples_and_positions_of_batches_of_any_size():

@@ -1,7 +1,6 @@
 import torch
 
-from lightning_optim.pruning.criterion.movement import Movement
-from lightning_optim.pruning.evidence import LayerEvidence
+from lightning_optim.pruning import LayerEvidence, Movement
 
 
 def test_score_is_the_negative_sum_of_all_slopes(problem):

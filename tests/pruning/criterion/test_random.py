@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.criterion.random import Random
-from lightning_optim.pruning.evidence import LayerEvidence
+from lightning_optim.pruning import LayerEvidence, Random
 
 
 def score(seed=0, name="a.weight", size=1000):

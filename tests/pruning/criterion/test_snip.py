@@ -1,6 +1,6 @@
 import torch
 
-from lightning_optim.pruning.criterion.snip import SNIP
+from lightning_optim.pruning import SNIP
 
 
 def test_score_is_the_size_of_the_mean_slope(problem):

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.criterion.taylor import Taylor
-from lightning_optim.pruning.evidence import LayerEvidence
+from lightning_optim.pruning import LayerEvidence, Taylor
 
 
 def test_score_is_the_mean_squared_slope_of_the_loss_by_a_factor_of_each_weight(problem):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.pruning.criterion.wanda import Wanda
-from lightning_optim.pruning.evidence import LayerEvidence, Statistic, measure
+from lightning_optim.pruning import LayerEvidence, Statistic, Wanda
+from lightning_optim.pruning.evidence import measure
 from lightning_optim.pruning.functional import mask_from_scores
 
 

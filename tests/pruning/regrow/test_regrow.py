@@ -3,10 +3,9 @@ import math
 import pytest
 import torch
 
+from lightning_optim.pruning import GradientRegrowth, RandomRegrowth
 from lightning_optim.pruning.regrow.base import decayed
 from lightning_optim.pruning.regrow.functional import exchange
-from lightning_optim.pruning.regrow.gradient import GradientRegrowth
-from lightning_optim.pruning.regrow.random import RandomRegrowth
 
 
 def by_hand(keep, weight, growth_score, fraction):

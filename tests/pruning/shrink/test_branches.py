@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.cost.count import count_macs
-from lightning_optim.demo.model.vit import VisionTransformer
+from lightning_optim.cost import count_macs
+from lightning_optim.demo import VisionTransformer
 from lightning_optim.pruning.shrink.branches import plan_bypass
-from lightning_optim.surgery.cut import apply_cut
+from lightning_optim.surgery import apply_cut
 from support import ReadsItsWeight, branches_of, without
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

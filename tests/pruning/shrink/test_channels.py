@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_optim.errors import ShrinkError
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import Group, Member, couple
-from lightning_optim.pruning.shrink.channels import shrink_channels
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.graph.coupling import Group, Member
+from lightning_optim.pruning import shrink_channels
 
 
 class Residual(nn.Module):

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.structure.block import Block
+from lightning_optim.pruning import Block, GlobalThreshold
 
 
 def blocks_of(weight, rows, columns):

@@ -3,9 +3,8 @@ import torch
 from torch import nn
 
 from lightning_optim.errors import TargetError
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.structure.channel import Channel
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.pruning import Channel
 from lightning_optim.pruning.structure.coupled import activations_as_read
 
 

@@ -6,11 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_optim.errors import ShrinkError, TargetError
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.shrink.channels import shrink_channels
-from lightning_optim.pruning.structure.coupled import targeted_groups
-from lightning_optim.pruning.structure.head import Head
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.pruning import Head, shrink_channels, targeted_groups
 
 HEADS, SHARED, WIDTH = 6, 3, 4
 

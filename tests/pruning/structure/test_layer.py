@@ -2,12 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.demo.model.vit import VisionTransformer
+from lightning_optim.demo import VisionTransformer
 from lightning_optim.errors import TargetError
-from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import couple
-from lightning_optim.pruning.allocation.uniform import Uniform
-from lightning_optim.pruning.structure.layer import Layer
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.pruning import Layer, Uniform
 
 BATCH = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
 

@@ -2,9 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.allocation.uniform import Uniform
-from lightning_optim.pruning.structure.neuron import Neuron
+from lightning_optim.pruning import GlobalThreshold, Neuron, Uniform
 
 
 @pytest.fixture

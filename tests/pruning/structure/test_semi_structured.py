@@ -3,16 +3,12 @@ import itertools
 import pytest
 import torch
 
-from lightning_optim.callbacks.pruning_scheduler import PruningScheduler
+from lightning_optim import PruningScheduler
 from lightning_optim.errors import TargetError
-from lightning_optim.pruning.allocation.global_threshold import GlobalThreshold
-from lightning_optim.pruning.allocation.uniform import Uniform
-from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.evidence import LayerEvidence
+from lightning_optim.pruning import GlobalThreshold, LayerEvidence, Magnitude, SemiStructured, Uniform
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.state import PruningState
-from lightning_optim.pruning.structure.semi_structured import SemiStructured
-from lightning_optim.schedule.constant import Constant
+from lightning_optim.schedule import Constant
 
 
 def weights():

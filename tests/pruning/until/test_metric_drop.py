@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from lightning_optim.pruning.until.metric_drop import MetricDrop, Verdict
+from lightning_optim.pruning import MetricDrop
+from lightning_optim.pruning.until.metric_drop import Verdict
 
 GOOD, REST, BACK = Verdict.GOOD, Verdict.REST, Verdict.BACK
 

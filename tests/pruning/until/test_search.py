@@ -2,8 +2,7 @@ import pytest
 
 from lightning_optim.pruning.until.metric_drop import Verdict
 from lightning_optim.pruning.until.search import SparsitySearch
-from lightning_optim.schedule.linear import Linear
-from lightning_optim.schedule.steps import Steps
+from lightning_optim.schedule import Linear, Steps
 
 GOOD, REST, BACK = Verdict.GOOD, Verdict.REST, Verdict.BACK
 

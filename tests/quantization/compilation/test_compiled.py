@@ -9,16 +9,17 @@ from torch._dynamo import lookup_backend
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_optim.quantization.compilation.compiled
-from lightning_optim.demo.model.residual import ResidualNet
-from lightning_optim.demo.model.vit import VisionTransformer
+from lightning_optim.demo import ResidualNet, VisionTransformer
+from lightning_optim.quantization import (
+    Affine,
+    Entropy,
+    LearnedStep,
+    LearnedStepAffine,
+    MovingAverage,
+    Symmetric,
+    TrainedTernary,
+)
 from lightning_optim.quantization.compilation.compiled import CompiledSimulation
-from lightning_optim.quantization.observer.entropy import Entropy
-from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.learned_step import LearnedStep
-from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.trained_ternary import TrainedTernary
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 

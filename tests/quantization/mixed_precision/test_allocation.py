@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.cost.macs import MACs
-from lightning_optim.cost.parameters import Parameters
-from lightning_optim.cost.weight_bytes import WeightBytes
-from lightning_optim.quantization.mixed_precision.allocation import (
+from lightning_optim import QATFakeQuant
+from lightning_optim.cost import MACs, Parameters, WeightBytes
+from lightning_optim.quantization import (
+    BitLatency,
+    BitSensitivity,
+    LayerLoss,
+    Symmetric,
+    Ternary,
     allocate_bits,
     allocate_latency,
     layer_quantizers,
 )
-from lightning_optim.quantization.mixed_precision.sensitivity import BitLatency, BitSensitivity, LayerLoss
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.ternary import Ternary
 
 
 def total(table, chosen):

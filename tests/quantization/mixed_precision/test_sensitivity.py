@@ -3,20 +3,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.mixed_precision.sensitivity import (
+from lightning_optim import Targets
+from lightning_optim.quantization import (
+    Affine,
     BitSensitivity,
     LayerLoss,
+    LayerQuantizers,
+    MovingAverage,
+    Symmetric,
+    UnitInterval,
     bit_sensitivity,
     divergence,
 )
-from lightning_optim.quantization.observer.moving_average import MovingAverage
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.unit_interval import UnitInterval
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
-from lightning_optim.surgery.select import Targets
 
 BITS = [Symmetric(bits=6), Symmetric(bits=2)]
 

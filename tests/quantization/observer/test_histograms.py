@@ -5,11 +5,7 @@ import copy
 import pytest
 import torch
 
-from lightning_optim.quantization.observer.entropy import Entropy
-from lightning_optim.quantization.observer.mean_squared_error import MeanSquaredError
-from lightning_optim.quantization.observer.percentile import Percentile
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization import Affine, Entropy, MeanSquaredError, Percentile, Symmetric
 from lightning_optim.quantization.simulation.ranges import Ranges
 
 OBSERVERS = [Percentile(percentile=99.0), MeanSquaredError(num_steps=20), Entropy(stride=64)]

@@ -4,14 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.post_training.adaround import (
-    AdaRound,
-    adaptive_rounding,
-    output_error,
-    rectified_sigmoid,
-)
-from lightning_optim.quantization.quantizer.power_of_two import PowerOfTwo
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization import AdaRound, PowerOfTwo, Symmetric
+from lightning_optim.quantization.post_training.adaround import adaptive_rounding, output_error, rectified_sigmoid
 from support import calibrated
 
 

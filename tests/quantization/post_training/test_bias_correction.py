@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.post_training.bias_correction import BiasCorrection
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.quantization import BiasCorrection, Symmetric
 from support import calibrated
 
 

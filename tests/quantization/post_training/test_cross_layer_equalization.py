@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.post_training.cross_layer_equalization import CrossLayerEqualization
+from lightning_optim.quantization import CrossLayerEqualization, Symmetric
 from lightning_optim.quantization.post_training.functional import equalizing_factors
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from support import calibrated
 
 PER_TENSOR = Symmetric(granularity="tensor")

@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_optim.quantization import GPTQ, Symmetric
 from lightning_optim.quantization.post_training.functional import compensated_rounding
-from lightning_optim.quantization.post_training.gptq import GPTQ
 from lightning_optim.quantization.post_training.grid import largest_of_each_scale
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from support import calibrated
 
 

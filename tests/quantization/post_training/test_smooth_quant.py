@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.demo.model.vit import VisionTransformer
-from lightning_optim.quantization.post_training.smooth_quant import SmoothQuant
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim.demo import VisionTransformer
+from lightning_optim.quantization import SmoothQuant, Symmetric
 from support import calibrated
 
 PER_TENSOR = Symmetric(granularity="tensor")

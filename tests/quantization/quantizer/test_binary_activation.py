@@ -7,16 +7,10 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim import QATFakeQuant, Targets
 from lightning_optim.errors import ExportError
-from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.base import Operand
-from lightning_optim.quantization.quantizer.binary import Binary
-from lightning_optim.quantization.quantizer.binary_activation import BinaryActivation
+from lightning_optim.quantization import Affine, Binary, BinaryActivation, LayerQuantizers, Operand, Symmetric
 from lightning_optim.quantization.quantizer.check import check_operand
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.surgery.select import Targets
 
 
 def signs(values):

@@ -7,11 +7,10 @@ import torch
 from callbacks.test_qat_fake_quant import Stateless, data, made, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.verification import verify
-from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim import QATFakeQuant
+from lightning_optim.export import verify
+from lightning_optim.quantization import ClippingLevel, Operand
 from lightning_optim.quantization.quantizer.check import check_operand
-from lightning_optim.quantization.quantizer.clipping_level import ClippingLevel
 from lightning_optim.quantization.quantizer.learner import Start
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from support import same

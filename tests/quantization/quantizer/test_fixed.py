@@ -7,18 +7,21 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_optim.quantization import (
+    AdditivePowerOfTwo,
+    Affine,
+    Binary,
+    DoReFa,
+    Operand,
+    PowerOfTwo,
+    Symmetric,
+    Ternary,
+    UnitInterval,
+)
 from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.functional import per_channel
-from lightning_optim.quantization.quantizer.additive_power_of_two import AdditivePowerOfTwo
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer, Operand, dynamic_qparams
-from lightning_optim.quantization.quantizer.binary import Binary
+from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer, dynamic_qparams
 from lightning_optim.quantization.quantizer.check import check_operand
-from lightning_optim.quantization.quantizer.dorefa import DoReFa
-from lightning_optim.quantization.quantizer.power_of_two import PowerOfTwo
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.ternary import Ternary
-from lightning_optim.quantization.quantizer.unit_interval import UnitInterval
 from lightning_optim.quantization.simulation.rounding_backend import weight_scale
 
 WEIGHTS = [

@@ -7,14 +7,12 @@ import pytest
 import torch
 from callbacks.test_qat_fake_quant import Manual, Module, Stateless, data, made, trainer
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
+from lightning_optim import QATFakeQuant
+from lightning_optim.export import verify
 from lightning_optim.export.lowering.deployed import DeployedNetwork
 from lightning_optim.export.lowering.dialect import AffineDialect
-from lightning_optim.export.verification import verify
-from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization import LearnedStep, LearnedStepAffine, Operand
 from lightning_optim.quantization.quantizer.check import check_operand
-from lightning_optim.quantization.quantizer.learned_step import LearnedStep
-from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
 from lightning_optim.quantization.quantizer.learner import Start
 from lightning_optim.quantization.rounding.learned_step import round_to_steps
 from lightning_optim.quantization.simulation.learned_values import LearnedValues

@@ -9,15 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.quantized import export_quantized
-from lightning_optim.export.verification import verify
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim import QATFakeQuant
+from lightning_optim.export import export_quantized, verify
+from lightning_optim.quantization import LearnedStepAffine, LearnedStepOffset, MinMax, Operand, Symmetric
 from lightning_optim.quantization.quantizer.check import check_operand
-from lightning_optim.quantization.quantizer.learned_step_affine import LearnedStepAffine
-from lightning_optim.quantization.quantizer.learned_step_offset import LearnedStepOffset
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.rounding.learned_offset import round_to_offset_steps, zero_point_of
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.quantization.simulation.simulator import Simulator

@@ -6,14 +6,11 @@ from callbacks.test_qat_fake_quant import Stateless, data, made, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_optim.callbacks.qat_fake_quant import QATFakeQuant
-from lightning_optim.export.verification import verify
+from lightning_optim import QATFakeQuant
+from lightning_optim.export import verify
+from lightning_optim.quantization import Affine, MinMax, Operand, TrainedTernary
 from lightning_optim.quantization.functional import per_channel
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.check import check_operand
-from lightning_optim.quantization.quantizer.trained_ternary import TrainedTernary
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import same
 

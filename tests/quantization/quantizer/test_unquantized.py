@@ -2,14 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.quantization.observer.entropy import Entropy
-from lightning_optim.quantization.observer.mean_squared_error import MeanSquaredError
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.observer.percentile import Percentile
-from lightning_optim.quantization.quantizer.base import Operand
+from lightning_optim.quantization import Entropy, MeanSquaredError, MinMax, Operand, Percentile, Symmetric, Unquantized
 from lightning_optim.quantization.quantizer.check import check_operand
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.quantizer.unquantized import Unquantized
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator

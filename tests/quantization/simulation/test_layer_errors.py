@@ -5,14 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.quantization.layers import LayerQuantizers
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
+from lightning_optim import Targets
+from lightning_optim.quantization import Affine, LayerQuantizers, MinMax, Symmetric
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.layer_errors import compare_layers
 from lightning_optim.quantization.simulation.simulator import Simulator
-from lightning_optim.surgery.select import Targets
 
 LAYERS = ("first", "second", "fc")
 

@@ -7,10 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.fold import fold_batch_norm
-from lightning_optim.quantization.observer.min_max import MinMax
-from lightning_optim.quantization.quantizer.affine import Affine
-from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulation.rounding_backend import SimulationBackend
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.table import placement_rows

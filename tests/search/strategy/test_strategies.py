@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from lightning_optim.search.decision import Decision, sample_candidate
-from lightning_optim.search.strategy.evolution import Evolution
-from lightning_optim.search.strategy.random import RandomSearch
+from lightning_optim.search import Decision, Evolution, RandomSearch
+from lightning_optim.search.decision import sample_candidate
 
 DECISIONS = tuple(Decision(name=f"d{i}", options=("a", "b", "c"), default=0) for i in range(4))
 STRATEGIES = [RandomSearch(), Evolution(population=6, sample=3)]
