@@ -157,6 +157,7 @@ def operator_name(target: Any) -> str:
     A foreign operator keeps its namespace.
 
     Example:
+        >>> import torch
         >>> operator_name(torch.ops.aten.add.Tensor)
         'add'
     """

@@ -1,1 +1,1 @@
-"""A simulated network as one graph."""
+"""Compilation: a simulated network as one graph."""

@@ -1,1 +1,1 @@
-"""Which layer gets how many bits."""
+"""Mixed precision: which layer gets how many bits."""

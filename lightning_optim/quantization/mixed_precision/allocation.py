@@ -1,4 +1,4 @@
-"""Which width each layer gets, under a budget."""
+"""Bit allocation: which width each layer gets, under a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network loses when one layer has few bits and nothing else does."""
+"""Bit sensitivity: what a network loses when one layer alone has few bits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Measure = Callable[[Forward], float]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerLoss:
-    """What is lost while one layer alone has few bits.
+    """Losses while one layer alone has few bits, by width.
 
     Args:
         layer: Name of the module, relative to the network.

@@ -1,1 +1,1 @@
-"""What range a tensor has."""
+"""Observers: what range a tensor has."""

@@ -1,4 +1,4 @@
-"""What every observer offers."""
+"""Interface of observers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning_optim.quantization.quantizer.base import Quantizer
 
 
 class ObserverInput(Enum):
-    """What an observer may want to know of a tensor."""
+    """Input of an observer: what it wants to know of a tensor."""
 
     RANGE = "range"
     HISTOGRAM = "histogram"
 
 
 class ObserverState(ABC):
-    """What was seen of many tensors, kept in flat tensors so that ranks merge them in one message."""
+    """State of observers: what was seen of many tensors, in flat tensors, which ranks merge in one message."""
 
     __slots__ = ()
 
@@ -62,7 +62,7 @@ class ObserverState(ABC):
 
 
 class Observer(ABC):
-    """A rule that turns what many batches show into one range.
+    """Observer: turns what many batches show into one range.
 
     Attributes:
         needs: What it is to be told of a batch.

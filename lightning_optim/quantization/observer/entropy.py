@@ -1,4 +1,4 @@
-"""The range that loses the least information."""
+"""Entropy observer: the range that loses the least information."""
 
 from __future__ import annotations
 

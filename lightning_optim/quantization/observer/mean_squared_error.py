@@ -1,4 +1,4 @@
-"""The range that rounds and clips with the least squared error."""
+"""MSE observer: the range that rounds and clips with the least squared error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The widest range ever seen."""
+"""Min-max observer: the widest range ever seen."""
 
 from __future__ import annotations
 

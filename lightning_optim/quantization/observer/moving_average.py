@@ -1,4 +1,4 @@
-"""The range of recent batches."""
+"""Moving-average observer: the range of recent batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The range of most values."""
+"""Percentile observer: the range of most values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What observers share that count values in bins."""
+"""State of observers that count values in bins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What observers share that keep one running value for each end of a range."""
+"""State of observers that keep one running value for each end of a range."""
 
 from __future__ import annotations
 

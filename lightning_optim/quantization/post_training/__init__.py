@@ -1,1 +1,1 @@
-"""How a trained network is made ready for few bits, without training."""
+"""Post-training methods: a trained network is made ready for few bits, without training."""

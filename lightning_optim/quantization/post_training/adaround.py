@@ -1,4 +1,4 @@
-"""Learn whether each weight is rounded up or down."""
+"""AdaRound: it is learned whether each weight is rounded up or down."""
 
 # G groups, O output channels of a group, K weights of an output channel
 

@@ -1,4 +1,4 @@
-"""What every post-training method offers."""
+"""Interface of post-training methods."""
 
 from __future__ import annotations
 

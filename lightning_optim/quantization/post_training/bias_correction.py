@@ -1,4 +1,4 @@
-"""Take the mean error of rounding back."""
+"""Bias correction: the mean error of rounding is taken back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Even ranges of channels between layers that follow one another."""
+"""Cross-layer equalization: even ranges of channels between consecutive layers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _between(maker: WeightedLayer, reader: WeightedLayer) -> Rescale | None:
         assert view is not None
         view.mul_(factors.view(-1, *[1] * (view.dim() - 1)))
 
-    return Rescale(num_channels=channels, make=maker.scale_outputs, read=read)
+    return Rescale(num_channels=channels, scale_producer=maker.scale_outputs, scale_consumer=read)
 
 
 def _ranges(maker: WeightedLayer, reader: WeightedLayer) -> tuple[Tensor, Tensor]:

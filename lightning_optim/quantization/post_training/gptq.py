@@ -1,4 +1,4 @@
-"""Linear layers whose weights make up for each other's rounding."""
+"""GPTQ: weights of a linear layer compensate for each other's rounding."""
 
 from __future__ import annotations
 

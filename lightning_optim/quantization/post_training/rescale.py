@@ -26,18 +26,18 @@ class Rescale:
 
     Args:
         num_channels: How many, C.
-        make: Multiplies what makes each channel, by ``[C]`` factors.
-        read: Multiplies what reads each channel.
+        scale_producer: Multiplies what makes each channel, by ``[C]`` factors.
+        scale_consumer: Multiplies what reads each channel.
     """
 
     num_channels: int
-    make: Scaling
-    read: Scaling
+    scale_producer: Scaling
+    scale_consumer: Scaling
 
     def apply(self, divisor: Tensor) -> None:
         """Divide the channels by ``[C]`` and let their readers make up for it."""
-        self.make(1.0 / divisor)
-        self.read(divisor)
+        self.scale_producer(1.0 / divisor)
+        self.scale_consumer(divisor)
 
     def keeps(self, network: nn.Module, batch: Any) -> bool:
         """Whether a network's output stays the same whatever the factors: found by trying, with random powers of two.

@@ -1,4 +1,4 @@
-"""One post-training method after another."""
+"""Run of post-training methods, one after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Move the outliers of activations into weights."""
+"""SmoothQuant: outliers of activations move into weights."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _between(norm: nn.LayerNorm, weights: Sequence[Tensor]) -> Rescale:
         for weight in weights:
             weight.mul_(factors)
 
-    return Rescale(num_channels=norm.normalized_shape[0], make=make, read=read)
+    return Rescale(num_channels=norm.normalized_shape[0], scale_producer=make, scale_consumer=read)
 
 
 def _norms_and_readers(

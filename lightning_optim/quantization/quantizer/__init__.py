@@ -1,1 +1,1 @@
-"""How a value becomes a low-bit number."""
+"""Quantizers: how a value becomes a low-bit number."""

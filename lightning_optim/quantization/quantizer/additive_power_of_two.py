@@ -1,4 +1,4 @@
-"""Sums of powers of two."""
+"""Additive powers of two (APoT)."""
 
 from __future__ import annotations
 

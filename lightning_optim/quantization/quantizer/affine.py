@@ -1,4 +1,4 @@
-"""Uniform steps with a zero point."""
+"""Affine (asymmetric) quantizer: uniform steps with a zero point."""
 
 from __future__ import annotations
 

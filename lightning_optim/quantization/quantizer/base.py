@@ -1,4 +1,4 @@
-"""What every quantizer offers."""
+"""Interface of quantizers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_optim.quantization.scheme import Scheme
 
 
 class Operand(Enum):
-    """What a quantizer is made for."""
+    """Operand that a quantizer is made for."""
 
     WEIGHT = "weight"
     ACTIVATION = "activation"
 
 
 class Quantizer(ABC):
-    """A rule that turns values into integers, and their range into a scale and a zero point.
+    """Quantizer: turns values into integers, and their range into a scale and a zero point.
 
     Attributes:
         serves: What it can quantize.

@@ -1,4 +1,4 @@
-"""Minus one and one."""
+"""Binary weights (XNOR-Net)."""
 
 from __future__ import annotations
 

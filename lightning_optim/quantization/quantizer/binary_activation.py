@@ -1,4 +1,4 @@
-"""Activations as minus one and one."""
+"""Binary activations (XNOR-Net)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a quantizer can quantize weights, or activations."""
+"""Check of a quantizer's operand: weights or activations."""
 
 from __future__ import annotations
 

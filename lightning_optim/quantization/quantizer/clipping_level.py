@@ -1,4 +1,4 @@
-"""Activations clipped at a level that is trained."""
+"""PACT: activations clipped at a level that is trained."""
 
 from __future__ import annotations
 

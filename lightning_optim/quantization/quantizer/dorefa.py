@@ -1,4 +1,4 @@
-"""Weights bent by a hyperbolic tangent."""
+"""DoReFa weights: bent by a hyperbolic tangent."""
 
 from __future__ import annotations
 

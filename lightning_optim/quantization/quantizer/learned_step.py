@@ -1,4 +1,4 @@
-"""Weights in steps whose size is trained."""
+"""LSQ weights: steps whose size is trained."""
 
 from __future__ import annotations
 

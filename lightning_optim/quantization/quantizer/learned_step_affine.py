@@ -1,4 +1,4 @@
-"""Activations in steps whose size is trained."""
+"""LSQ activations: steps whose size is trained."""
 
 from __future__ import annotations
 

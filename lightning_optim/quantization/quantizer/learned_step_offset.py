@@ -1,4 +1,4 @@
-"""Activations in steps whose size and offset are trained."""
+"""LSQ+ activations: steps whose size and offset are trained."""
 
 from __future__ import annotations
 

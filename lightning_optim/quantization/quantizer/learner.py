@@ -1,4 +1,4 @@
-"""What quantizers offer whose values are trained."""
+"""Interface of quantizers whose values are trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What quantizers share whose values are given levels around 0."""
+"""Quantizers whose values are given levels around 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Powers of two."""
+"""Power-of-two (logarithmic) quantizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uniform steps around 0."""
+"""Symmetric quantizer: uniform steps around 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minus one, zero and one."""
+"""Ternary weights (TWN)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minus one, zero and one, times a trained scale for each sign."""
+"""TTQ: ternary weights with a trained scale for each sign."""
 
 from __future__ import annotations
 

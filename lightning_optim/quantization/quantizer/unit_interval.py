@@ -1,4 +1,4 @@
-"""Values between zero and one."""
+"""DoReFa activations: clipped to ``[0, 1]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activations as they are."""
+"""Unquantized activations (weight-only quantization)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tensor -> rounded tensor with a gradient."""
+"""Rounding: tensor -> rounded tensor with a gradient."""

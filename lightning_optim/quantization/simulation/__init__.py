@@ -1,1 +1,1 @@
-"""Where a network is quantized, and what is known of its tensors."""
+"""Simulation: where a network is quantized, and what is known of its tensors."""

@@ -1,4 +1,4 @@
-"""What happens to a tensor where the placement says that it is quantized."""
+"""Backends: what happens to a tensor where it is placed to be quantized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_optim.surgery.torch_private import BatchNorm
 
 
 class Backend(ABC):
-    """Carries out a placement: nothing, simulation, or export."""
+    """Backend: carries out a placement by doing nothing, by simulation, or for export."""
 
     @abstractmethod
     def activation(self, tensor: Tensor, key: str) -> Tensor:

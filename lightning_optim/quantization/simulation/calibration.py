@@ -1,4 +1,4 @@
-"""Find operators and ranges on a trained network, without training."""
+"""Calibration: operators and ranges of a trained network, without training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_optim.surgery.patch import Patches
 
 @final
 class Calibration:
-    """Shows a simulator the forward passes of a network, all of them in floating point.
+    """Calibration: shows a simulator forward passes of a network, all of them in floating point.
 
     The first batch shows the operators, the others their ranges.
 

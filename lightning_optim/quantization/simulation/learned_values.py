@@ -1,4 +1,4 @@
-"""What quantizers train along with a network."""
+"""Learned values of quantizers, trained along with a network."""
 
 from __future__ import annotations
 

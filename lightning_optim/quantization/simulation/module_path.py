@@ -1,4 +1,4 @@
-"""Which module is running."""
+"""Module path: which module is running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each torch function is to a quantized network."""
+"""Operators: what each torch function is to a quantized network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a network's tensors are quantized, found while it runs."""
+"""Placement: where a network's tensors are quantized, found while it runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FunctionCall:
 
 @final
 class Placement(TorchFunctionMode):
-    """Sees every torch function of one forward pass, and quantizes what integer operators read.
+    """Placement: sees every torch function of one forward pass, and quantizes what integer operators read.
 
     A weight is quantized where it is read. An activation is quantized when somebody reads it, by the quantizer of its
     producer: a ReLU or a batch norm in between belongs to the producer. What an integer operator puts out is read

@@ -1,4 +1,4 @@
-"""What one recorded forward pass tells about the operators of a network."""
+"""Plan: what one recorded forward pass tells about the operators of a network."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Record:
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the simulation knows ahead of a forward pass.
+    """Plan: what the simulation knows ahead of a forward pass.
 
     Args:
         operators: Key -> operator, in the order of the forward pass.

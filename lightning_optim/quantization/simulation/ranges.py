@@ -1,4 +1,4 @@
-"""The ranges of a network's activations, by the name of their producer."""
+"""Ranges of a network's activations, by the name of their producer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_optim.quantization.quantizer.base import Quantizer
 
 @final
 class Ranges:
-    """What the observers of all activations have seen, and the scales that follow.
+    """Ranges that the observers of all activations have seen, and the scales that follow.
 
     Within a batch, ranges, and histograms if the observer needs them, are only collected. ``merge`` folds them in at
     its end: until then every process of a job quantizes alike.

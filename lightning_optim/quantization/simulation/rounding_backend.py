@@ -1,4 +1,4 @@
-"""A backend that computes in floating point what the integers would."""
+"""Simulation backend: computes in floating point what the integers would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network as it will compute once its weights and activations are integers."""
+"""Simulator: a network as it will compute once its weights and activations are integers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Forward = Callable[..., Any]
 
 @final
 class Simulator:
-    """Runs a network with quantized weights and activations, and learns what that takes.
+    """Simulator: runs a network with quantized weights and activations, and learns what that takes.
 
     The first batch that is observed runs in floating point and shows which operators there are; the second shows the
     ranges of their activations; from the third on the network computes as its integer form would.

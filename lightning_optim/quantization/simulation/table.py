@@ -1,4 +1,4 @@
-"""A placement that a person can read."""
+"""Table of a placement, for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known about the tensors of one forward pass."""
+"""States of the tensors of one forward pass."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stage(Enum):
 @final
 @dataclass(slots=True)
 class TensorState:
-    """What is known about one tensor.
+    """State of one tensor.
 
     Args:
         key: Names the activation quantizer that serves the tensor.
