@@ -109,12 +109,10 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
 def calibrate(network: nn.Module, batch: Tensor, bits: int = 8, weight: Symmetric | None = None) -> Simulator:
     """Return a simulator that knows the network's operators and ranges; with ``weight``, one of weights alone."""
     simulator = Simulator(weight or Symmetric(bits=bits), Unquantized() if weight else Affine(), MinMax())
-    simulator.is_observing = True
-    for _ in range(3):
-        with torch.no_grad():
+    with torch.no_grad(), simulator.observing():
+        for _ in range(3):
             simulator.run(network.eval(), network.forward, (batch,), {})
-        simulator.finish_batch()
-    simulator.is_observing = False
+            simulator.finish_batch()
     return simulator
 
 

@@ -98,6 +98,14 @@ def calibrated(net, batches, weight):
     return simulator
 
 
+def observe(simulator, net, *args, steps=3, **kwargs):
+    """Let a simulator see the same batch some times."""
+    with simulator.observing():
+        for _ in range(steps):
+            simulator.run(net, net.forward, args, kwargs)
+            simulator.finish_batch()
+
+
 def bright_corners(count):
     """Images of 8 x 8 with one bright quarter, which is their class."""
     generator = torch.Generator().manual_seed(3)
@@ -111,15 +119,15 @@ def bright_corners(count):
 def train_simulated(net, steps=40, excluded=(), weight=None):
     """Train a network on bright corners as its integer form computes, and return what was learned of that form."""
     simulator = Simulator(weight or Symmetric(), Affine(), MovingAverage())
-    simulator.excluded = frozenset(excluded)
+    simulator.place(frozenset(excluded), {})
     x, y = bright_corners(32 * steps)
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
     for step, (batch, label) in enumerate(zip(x.split(32), y.split(32), strict=True)):
-        simulator.is_observing, simulator.folds_batch_norm = True, step > steps // 2
-        loss = functional.cross_entropy(simulator.run(net, net.forward, (batch,), {}), label)
+        with simulator.observing():
+            out = simulator.run(net, net.forward, (batch,), {}, fold=step > steps // 2)
+        loss = functional.cross_entropy(out, label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         simulator.finish_batch()
-    simulator.is_observing = False
     return simulator

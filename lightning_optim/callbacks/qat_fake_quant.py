@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
@@ -95,6 +95,7 @@ class QATFakeQuant(TechniqueCallback):
         self.network, self.targets = network, targets
         self.window = window or Window()
         self.freeze = checked_freeze(freeze or {})
+        self._observes = self._folds = False
         self._loss_scale: float | None = None
         self.weight_quantizer, self.activation_quantizer = (
             weight_quantizer or Symmetric(),
@@ -155,8 +156,8 @@ class QATFakeQuant(TechniqueCallback):
         if progress is None:
             return
         # A window that closes within a few batches still shows operators and ranges first.
-        self._simulator.is_observing = progress < self.freeze["observer"] or not self.is_simulating
-        self._simulator.folds_batch_norm = progress >= self.freeze["batch_norm"]
+        self._observes = progress < self.freeze["observer"] or not self.is_simulating
+        self._folds = progress >= self.freeze["batch_norm"]
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -166,7 +167,7 @@ class QATFakeQuant(TechniqueCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._simulator.is_observing:
+        if self._observes:
             self._end_observation(trainer)
         train_values(trainer, self._simulator.learned, self.learning_rate, self._loss_scale)
         self._loss_scale = None
@@ -204,10 +205,7 @@ class QATFakeQuant(TechniqueCallback):
         """
         network = self._network_of(model)
         name = find_network(model, self.network)[0] if isinstance(model, LightningModule) else ""
-        root = model if name else network
-        excluded = excluded_modules(root, name, network, self.targets)
-        assigned = assign_layers(root, network, self.layers)
-        start = partial(self._settings.start, excluded, assigned)
+        start = self._settings.starter(model if name else network, name, network, self.targets)
         simulator = start()
         if isinstance(model, LightningModule):
             inputs: list[Any] = [*calibrate_module(simulator, model, network, data, num_batches=num_batches)]
@@ -306,11 +304,11 @@ class QATFakeQuant(TechniqueCallback):
         compilation = find_compilation(pl_module, network, compiler_of(pl_module))
         compiler = None if compilation is None else compilation.compiler
         simulation = CompiledSimulation(self._simulator, network, compiler)
-        # A compiled model calls it between two graphs.
-        run = torch.compiler.disable(simulation.run)  # type: ignore[no-untyped-call]  # torch's own
 
+        @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled model calls it between two graphs
         def simulate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            return run(original, args, kwargs)
+            with self._simulator.observing() if self._observes else nullcontext():
+                return simulation.run(original, args, kwargs, fold=self._folds)
 
         self._patches.wrap(network, "forward", simulate)
         if compilation is not None and compilation.wrapper is not None:  # the simulation compiles for itself
@@ -340,7 +338,7 @@ class QATFakeQuant(TechniqueCallback):
     def _end_observation(self, trainer: Trainer) -> None:
         was_simulating, was_planned = self.is_simulating, self._simulator.plan is not None
         self._simulator.finish_batch(lambda ranges: merge_ranges(ranges, trainer.strategy.root_device))
-        self._simulator.is_observing = False
+        self._observes = False
         if not was_planned:
             plan = self._simulator.plan
             check_ranks_agree(trainer, None if plan is None else plan.state_dict(), "the operators of the network")
@@ -351,10 +349,16 @@ class QATFakeQuant(TechniqueCallback):
     def release(self) -> None:
         self._patches.undo()
         self._monitors.release()
-        self._simulator.is_observing = False
+        self._observes = False
         self._simulator.discard_batch()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the live model and what is set on it out of copies and pickles."""
-        fresh = {"_patches": Patches(), "_monitors": SuspendedMonitors(), "_owner": None, "_live": None}
-        return {**vars(self), **fresh}
+        fresh = {
+            "_patches": Patches(),
+            "_monitors": SuspendedMonitors(),
+            "_owner": None,
+            "_live": None,
+            "_observes": False,
+        }
+        return {**vars(self), **fresh, "_observes": False}

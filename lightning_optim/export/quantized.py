@@ -217,6 +217,6 @@ def _operators(simulator: Simulator) -> dict[str, Operator]:
     """The operators, those beside unquantized activations with a note that says so."""
     operators = dict(simulator.plan.operators) if simulator.plan is not None else {}
     for key, operator in operators.items():
-        if operator.is_integer and simulator.activation_quantizer_of(key).scheme.is_exact:
+        if operator.is_integer and simulator.activations.quantizer_of(key).scheme.is_exact:
             operators[key] = replace(operator, note=UNROUNDED)
     return operators

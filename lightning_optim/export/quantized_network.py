@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +14,7 @@ from lightning_optim.export.quantized import Acceptance, QuantizedExport, export
 from lightning_optim.export.runtime.base import Runtime
 from lightning_optim.export.runtime.find import find_runtime
 from lightning_optim.export.verification import Verification, verify
-from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
+from lightning_optim.quantization.layers import LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
 from lightning_optim.quantization.post_training.base import PostTraining
@@ -23,7 +22,7 @@ from lightning_optim.quantization.post_training.run import apply_methods
 from lightning_optim.quantization.quantizer.affine import Affine
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.symmetric import Symmetric
-from lightning_optim.quantization.settings import QuantizationSettings, checked_layers, excluded_modules
+from lightning_optim.quantization.settings import QuantizationSettings, checked_layers
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.layer_errors import LayerErrors, compare_layers
 from lightning_optim.quantization.simulation.plan import Plan
@@ -170,8 +169,7 @@ def calibrate(  # noqa: PLR0913  # one keyword for each question
     )
     settings.check()
     network = uncompiled(model)
-    excluded = excluded_modules(network, "", network, targets)
-    start = partial(settings.start, excluded, assign_layers(network, network, settings.layers))
+    start = settings.starter(network, "", network, targets)
     simulator = start()
     batches = list(islice(data, max(num_batches, 0)))
     run_calibration(simulator, network, batches, num_batches=num_batches)

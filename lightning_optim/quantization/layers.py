@@ -59,6 +59,35 @@ class LayerQuantizers:
         return None if self.weight_quantizer is None else self.weight_quantizer.scheme.bits
 
 
+@final
+class AssignedLayers:
+    """Layers with quantizers of their own: the entry of each module.
+
+    Args:
+        layers: Key -> entry.
+
+    Attributes:
+        assigned: Plain name of a module -> key of its entry.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerQuantizers] | None = None) -> None:
+        self.layers = dict(layers or {})
+        self.assigned: dict[str, str] = {}
+
+    def entry_of(self, key: str) -> LayerQuantizers | None:
+        """Return the entry of an operator's module, by the operator's key; ``None`` if it has none."""
+        entry = self.assigned.get(key.partition(":")[0])
+        return None if entry is None else self.layers[entry]
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """Every quantizer of an entry."""
+        of_layers = [
+            each for layer in self.layers.values() for each in (layer.weight_quantizer, layer.activation_quantizer)
+        ]
+        return tuple(each for each in of_layers if each is not None)
+
+
 def assign_layers(root: nn.Module, network: nn.Module, layers: Mapping[str, LayerQuantizers]) -> dict[str, str]:
     """Find which entry each module of a network belongs to.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 from torch import nn
 
-from lightning_optim.quantization.layers import LayerQuantizers
+from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.check import check_operand
@@ -66,6 +67,24 @@ class QuantizationSettings:
         simulator = Simulator(self.weight, self.activation, self.observer, self.layers)
         simulator.place(excluded, assigned or {})
         return simulator
+
+    def starter(
+        self, root: nn.Module, name: str, network: nn.Module, targets: Targets | None
+    ) -> Callable[[], Simulator]:
+        """Return what starts simulators of one network, each of which has seen nothing.
+
+        Args:
+            root: The LightningModule, or a network alone: where names begin.
+            name: The network's plain name in it.
+            network: The network.
+            targets: Modules whose operators are simulated; ``None`` is all.
+
+        Raises:
+            TargetError: If ``targets``, or those of an entry of ``layers``, match no module of the network.
+            ValueError: If two entries match one module.
+        """
+        excluded = excluded_modules(root, name, network, targets)
+        return partial(self.start, excluded, assign_layers(root, network, self.layers))
 
 
 def checked_layers(layers: Mapping[str, LayerQuantizers]) -> dict[str, LayerQuantizers]:

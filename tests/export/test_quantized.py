@@ -12,6 +12,7 @@ from lightning_optim.quantization import Affine, MovingAverage, Operand, Quantiz
 from lightning_optim.quantization.quantizer.base import range_scale
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import bright_corners, train_simulated
+from tests.support import observe
 
 
 class Block(nn.Module):
@@ -189,11 +190,7 @@ def test_bright_images_and_equal_weights_do_not_saturate(tmp_path):
     nn.init.constant_(net[0].weight, 0.1)
     simulator = Simulator(Symmetric(), Affine(), MovingAverage())
     bright = torch.ones(8, 4, 6, 6)
-    simulator.is_observing = True
-    for _ in range(3):
-        simulator.run(net, net.forward, (bright,), {})
-        simulator.finish_batch()
-    simulator.is_observing = False
+    observe(simulator, net, bright)
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     deployed = torch.as_tensor(load_session(written.path).run(bright.numpy())[0])
     scale, _ = simulator.ranges.qparams("4:linear", torch.device("cpu"))
@@ -231,11 +228,7 @@ def test_keyword_inputs_keep_their_names_in_whatever_order(tmp_path):
 
     net, simulator = Pair(), Simulator(Symmetric(), Affine(), MovingAverage())
     named = {"right": torch.randn(8, 6), "left": torch.randn(8, 4)}
-    simulator.is_observing = True
-    for _ in range(3):
-        simulator.run(net, net.forward, (), named)
-        simulator.finish_batch()
-    simulator.is_observing = False
+    observe(simulator, net, **named)
     session = load_session(export_quantized(simulator, net, tmp_path / "model.onnx").path)
     assert session.input_names == ("right", "left")
     simulated = simulator.forward_of(net)(**{name: value[:3] for name, value in named.items()})["logits"]
@@ -251,11 +244,7 @@ def test_a_relu_with_a_bound_is_part_of_the_layer_before_it(tmp_path, bound):
     net = nn.Sequential(nn.Conv2d(4, 4, 3), bound, nn.Conv2d(4, 4, 3), nn.Flatten())
     simulator = Simulator(Symmetric(), Affine(), MovingAverage())
     batch = 30 * torch.randn(16, 4, 6, 6)
-    simulator.is_observing = True
-    for _ in range(3):
-        simulator.run(net, net.forward, (batch,), {})
-        simulator.finish_batch()
-    simulator.is_observing = False
+    observe(simulator, net, batch)
     assert simulator.ranges.range_of("0:conv2d") == (0.0, 6.0)
     written = export_quantized(simulator, net, tmp_path / "model.onnx")
     assert written.kernels.counts["QuantizeLinear"] == 1  # of the input; nothing is read as a float in between
@@ -333,11 +322,7 @@ def test_batches_may_be_mappings_of_keywords_in_any_order(tmp_path):
 
     net, simulator = Pair(), Simulator(Symmetric(), Affine(), MovingAverage())
     named = {"right": torch.randn(8, 4), "left": torch.randn(8, 4)}
-    simulator.is_observing = True
-    for _ in range(3):
-        simulator.run(net, net.forward, (), named)
-        simulator.finish_batch()
-    simulator.is_observing = False
+    observe(simulator, net, **named)
     batches = [{"left": torch.randn(64, 4), "right": torch.randn(64, 4)}]
     accept = Acceptance(batches=batches, allow_float=("Add", "Sub"), min_agreement=0.9)
     assert export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept).parity.num_samples == 64
@@ -349,11 +334,8 @@ def test_batches_may_be_mappings_of_keywords_in_any_order(tmp_path):
 def test_activations_of_few_bits_saturate_where_the_simulation_does(tmp_path):
     net = Plain()
     simulator = Simulator(Symmetric(), Affine(bits=4), MovingAverage())
-    simulator.is_observing = True
     for batch in bright_corners(96)[0].split(32):
-        simulator.run(net, net.forward, (batch,), {})
-        simulator.finish_batch()
-    simulator.is_observing = False
+        observe(simulator, net, batch, steps=1)
     written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(allow_float=("Clip",)))
     x = 3 * bright_corners(200)[0]
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load_session(written.path).run(x.numpy())[0])

@@ -83,10 +83,10 @@ def test_a_simulator_starts_with_the_settings_and_shares_nothing_with_the_next()
     layers = {"head": LayerQuantizers(targets=Targets(include=["head"]), weight_quantizer=Symmetric(bits=4))}
     settings = QuantizationSettings(Symmetric(), Affine(), MinMax(), layers)
     first = settings.start(frozenset({"stem"}), {"head": "head"})
-    assert (first.excluded, first.assigned, first.is_ready) == ({"stem"}, {"head": "head"}, False)
+    assert (first.excluded, first.layers.assigned, first.is_ready) == ({"stem"}, {"head": "head"}, False)
     assert first.bits_of("head:linear") == (4, 8)
     second = settings.start()
-    assert (second.excluded, second.assigned) == (frozenset(), {})
+    assert (second.excluded, second.layers.assigned) == (frozenset(), {})
     assert second.ranges is not first.ranges
 
 

@@ -154,7 +154,7 @@ class ConstantBackend(Backend, nn.Module):
         self._keep(f"{key}/bias_zero_point", torch.zeros_like(scale, dtype=torch.int32))
 
     def _is_exact(self, key: str) -> bool:
-        return self._simulator.activation_quantizer_of(key).scheme.is_exact
+        return self._simulator.activations.quantizer_of(key).scheme.is_exact
 
     def _is_linear(self, key: str) -> bool:
         plan = self._simulator.plan
@@ -165,7 +165,7 @@ class ConstantBackend(Backend, nn.Module):
         return replace(constants, qmax=self._largest.get(key, constants.qmax))
 
     def _unclipped_constants(self, key: str) -> ActivationConstants:
-        scheme = self._simulator.activation_quantizer_of(key).scheme
+        scheme = self._simulator.activations.quantizer_of(key).scheme
         if key not in self._numbers:
             found = self._ranges.qparams(key, torch.device("cpu"))
             if found is None:

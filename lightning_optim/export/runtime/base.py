@@ -91,7 +91,7 @@ def check_activations(simulator: Simulator, name: str, needed: str, accepts: Cal
         ExportError: If an operator puts out others; the message names it.
     """
     for key in simulator.ranges.keys:
-        scheme = simulator.activation_quantizer_of(key).scheme
+        scheme = simulator.activations.quantizer_of(key).scheme
         if not accepts(scheme):
             raise ExportError(f"{name}'s integer kernels need {needed}, {key} has {scheme}")
 
@@ -103,7 +103,7 @@ def has_unrounded_linear(simulator: Simulator) -> bool:
 
 def _is_unrounded_linear(simulator: Simulator, key: str) -> bool:
     is_linear = simulator.plan is not None and simulator.plan.operators[key].role is Role.LINEAR
-    return is_linear and simulator.activation_quantizer_of(key).scheme.is_exact
+    return is_linear and simulator.activations.quantizer_of(key).scheme.is_exact
 
 
 def _integer_keys(simulator: Simulator, roles: Set[Role]) -> list[str]:

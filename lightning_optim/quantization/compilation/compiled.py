@@ -49,18 +49,25 @@ class CompiledSimulation:
             self._compiler = None
             self._warn(f"{odd} cannot be part of a graph")
 
-    def run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the network's own ``forward``, simulated as far as the simulator knows it."""
+    def run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], *, fold: bool = False) -> Any:
+        """Run the network's own ``forward``, simulated as far as the simulator knows it.
+
+        Args:
+            forward: The network's forward method.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            fold: Whether batch norms are folded in training too; evaluation always folds them.
+        """
         simulator = self._simulator
         outputs = self._num_outputs.get(self._network.training)
         if self._compiler is None or outputs is None or not (simulator.is_traceable and can_compile()):
-            return self._run_in_python(forward, args, kwargs)
-        state = self._network.training, simulator.is_observing, simulator.folds_batch_norm
+            return self._run_in_python(forward, args, kwargs, fold=fold)
+        state = self._network.training, simulator.is_observing, fold
         if state not in self._states:
-            self._states[state] = _CompiledState(simulator, self._network, forward, self._compiler)
+            self._states[state] = _CompiledState(simulator, self._network, forward, self._compiler, fold=fold)
         graphs = self._states[state]
         if graphs is None:
-            return self._run_in_python(forward, args, kwargs)
+            return self._run_in_python(forward, args, kwargs, fold=fold)
         graphs.num_outputs, graphs.has_run = outputs, False
         # A graph is whole or it is not compiled: one that is cut at DDP's buckets would be neither.
         whole = graphs_uncut_by_ddp() if distributed.is_available() and distributed.is_initialized() else nullcontext()
@@ -78,11 +85,11 @@ class CompiledSimulation:
             reason = "torch.compile ran it as it is"
         self._states[state] = None
         self._warn(reason)
-        return self._run_in_python(forward, args, kwargs)
+        return self._run_in_python(forward, args, kwargs, fold=fold)
 
-    def _run_in_python(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_in_python(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], *, fold: bool) -> Any:
         """Simulate, and count the tensors that come back: a graph that has more keeps some of them."""
-        output = self._simulator.run(self._network, forward, args, kwargs)
+        output = self._simulator.run(self._network, forward, args, kwargs, fold=fold)
         tensors = {id(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)}
         self._num_outputs[self._network.training] = len(tensors)
         return output
@@ -100,8 +107,10 @@ class _CompiledState:
         has_run: Whether a graph of ours ran since this was set to False.
     """
 
-    def __init__(self, simulator: Simulator, network: nn.Module, forward: Forward, compiler: Compiler) -> None:
-        self._simulator, self._network, self._compiler = simulator, network, compiler
+    def __init__(
+        self, simulator: Simulator, network: nn.Module, forward: Forward, compiler: Compiler, *, fold: bool
+    ) -> None:
+        self._simulator, self._network, self._compiler, self._fold = simulator, network, compiler, fold
         self.num_outputs, self.has_run = 0, False
         self.compiled = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack two keywords
             forward,
@@ -116,7 +125,7 @@ class _CompiledState:
         simulator, ranges = self._simulator, self._simulator.ranges
         keys = ranges.keys
         device = next((leaf.device for leaf in inputs if isinstance(leaf, Tensor)), torch.device("cpu"))
-        traced = trace(captured, inputs, simulator, self._network, keys, self.num_outputs)
+        traced = trace(captured, inputs, simulator, self._network, keys, self.num_outputs, fold=self._fold)
 
         def known() -> tuple[Tensor, ...]:
             return *ranges.stacked_qparams(keys, device), simulator.learned.trained

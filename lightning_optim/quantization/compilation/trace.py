@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_optim.errors import TracingError
+from lightning_optim.quantization.simulation.activation_quantizers import ActivationQuantizers
 from lightning_optim.quantization.simulation.module_path import module_names
 from lightning_optim.quantization.simulation.plan import Plan, Record
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -103,7 +104,7 @@ class _Scales:
         keys: Every activation that has a range, in the order of the inputs' entries.
         scales: ``[N]``.
         zero_points: ``[N]``.
-        learned: Key of an activation and device -> the scale and the zero point that were learned, if any.
+        quantizers: Know the scales and the zero points that were learned.
     """
 
     def __init__(
@@ -111,9 +112,9 @@ class _Scales:
         keys: Sequence[str],
         scales: Tensor,
         zero_points: Tensor,
-        learned: Callable[[str, torch.device], tuple[Tensor, Tensor] | None],
+        quantizers: ActivationQuantizers,
     ) -> None:
-        self._learned = learned
+        self._quantizers = quantizers
         self._places = {key: place for place, key in enumerate(keys)}
         self._scales, self._zero_points = scales, zero_points
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -130,7 +131,7 @@ class _Scales:
         """Scale and zero point of an activation."""
         if key not in self._places:
             raise TracingError(f"{key} has no range yet")
-        learned = self._learned(key, device)
+        learned = self._quantizers.learned_qparams(key, device)
         if learned is not None:
             return learned
         place = self._places[key]
@@ -196,6 +197,8 @@ def trace(
     network: nn.Module,
     keys: Sequence[str],
     num_outputs: int,
+    *,
+    fold: bool = False,
 ) -> TracedGraph:
     """Write the simulation of a captured forward pass into a graph of its own.
 
@@ -209,6 +212,7 @@ def trace(
         network: The network, whose parameters are among the inputs.
         keys: Every activation that has a range.
         num_outputs: How many tensors the network returns.
+        fold: Whether batch norms are folded in training too.
 
     Raises:
         TracingError: If the operators are not those of the recorded pass, or the graph does more than compute what is
@@ -230,8 +234,8 @@ def trace(
         recorder.add_input("zero_points", zero_points)
         recorder.add_input("learned", learned)
         simulator.learned.refresh()
-        ranges = _Scales(keys, scales, zero_points, simulator.learned_activation)
-        with simulator.placed_at(network, path, simulator.backend(ranges), record) as placement:
+        ranges = _Scales(keys, scales, zero_points, simulator.activations)
+        with simulator.placed_at(network, path, simulator.backend(ranges, fold=fold), record) as placement:
             outputs = _Replay(captured, path).run(*values)
         outputs = placement.finish(outputs)
         ends = [torch.stack(values) for values in zip(*ranges.seen.values(), strict=True)]

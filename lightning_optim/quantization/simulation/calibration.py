@@ -46,12 +46,11 @@ class Calibration:
             yield
         finally:
             patches.undo()
-            self._simulator.is_observing = False
 
     def _run(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-        self._simulator.is_observing = True
         if self._simulator.plan is None:
-            return self._simulator.run(self._network, forward, args, kwargs)
+            with self._simulator.observing():
+                return self._simulator.run(self._network, forward, args, kwargs)
         self.inputs.append(Inputs(args, kwargs))
         with self._simulator.placed(self._network, FloatBackend(self._simulator.ranges.observe)) as placement:
             output = forward(*args, **kwargs)

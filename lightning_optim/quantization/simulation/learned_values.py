@@ -184,6 +184,14 @@ class LearnedValues:
         self._optimizer.load_state_dict(state["optimizer"])
         self.refresh()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what belongs to one forward pass out of copies: a graph cannot be copied."""
+        return {**vars(self), "_found": {}, "_parts": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.refresh()
+
     def _start_optimizer(self, trained: Tensor) -> None:
         self._has_decay = bool(self._fixed["decays"].any())
         self._trained = trained.detach().requires_grad_()

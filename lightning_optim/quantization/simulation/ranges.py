@@ -12,6 +12,7 @@ from lightning_optim.quantization.functional import value_range
 from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.observer.functional import NUM_BINS, count_values, exponent_of, widen_bins
 from lightning_optim.quantization.quantizer.base import Quantizer
+from lightning_optim.quantization.simulation.activation_quantizers import ActivationQuantizers
 
 
 @final
@@ -22,21 +23,12 @@ class Ranges:
     its end: until then every process of a job quantizes alike.
 
     Args:
-        quantizer: Turns a range into a scale and a zero point.
+        quantizers: Turn a range into a scale and a zero point; one quantizer is that of all activations.
         observer: Turns what many batches show into one range.
-        quantizer_of: Key of an activation -> its quantizer, if they differ.
-        learned: Key of an activation and device -> the scale and the zero point that were learned, if any.
     """
 
-    def __init__(
-        self,
-        quantizer: Quantizer,
-        observer: Observer,
-        quantizer_of: Callable[[str], Quantizer] | None = None,
-        learned: Callable[[str, torch.device], tuple[Tensor, Tensor] | None] | None = None,
-    ) -> None:
-        self._learned = learned or (lambda *_: None)
-        self._quantizer_of = quantizer_of or (lambda _: quantizer)
+    def __init__(self, quantizers: ActivationQuantizers | Quantizer, observer: Observer) -> None:
+        self._quantizers = ActivationQuantizers(quantizers) if isinstance(quantizers, Quantizer) else quantizers
         self._state = observer.start()
         self._places: dict[str, int] = {}
         self._counts_values = observer.needs is ObserverInput.HISTOGRAM
@@ -159,7 +151,7 @@ class Ranges:
         """Return scale and zero point of an activation as scalars on a device, or ``None`` if it has no range yet."""
         if key not in self._places:
             return None
-        learned = self._learned(key, device)
+        learned = self._quantizers.learned_qparams(key, device)
         if learned is not None:
             return learned
         if (key, device) not in self._qparams:
@@ -168,10 +160,10 @@ class Ranges:
 
     def range_of(self, key: str) -> tuple[float, float]:
         """Return the range that an activation's integers are to cover; that of what was learned, if anything was."""
-        learned = self._learned(key, torch.device("cpu"))
+        learned = self._quantizers.learned_qparams(key, torch.device("cpu"))
         if learned is not None:
             scale, zero_point = (float(value.detach()) for value in learned)
-            scheme = self._quantizer_of(key).scheme
+            scheme = self._quantizers.quantizer_of(key).scheme
             return (scheme.qmin - zero_point) * scale, (scheme.qmax - zero_point) * scale
         place = self._places[key]
         low, high = self._find_clipped()
@@ -191,7 +183,7 @@ class Ranges:
     def _places_by_quantizer(self) -> dict[Quantizer, list[int]]:
         places: dict[Quantizer, list[int]] = {}
         for key, place in self._places.items():
-            places.setdefault(self._quantizer_of(key), []).append(place)
+            places.setdefault(self._quantizers.quantizer_of(key), []).append(place)
         return places
 
     def _find_ranged(self) -> set[str]:

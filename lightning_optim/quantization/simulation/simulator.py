@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim.quantization.fold import is_foldable
-from lightning_optim.quantization.layers import LayerQuantizers
+from lightning_optim.quantization.layers import AssignedLayers, LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.quantizer.base import Quantizer
-from lightning_optim.quantization.quantizer.learner import ActivationLearner, Learner, WeightLearner
+from lightning_optim.quantization.quantizer.learner import Learner, WeightLearner
+from lightning_optim.quantization.simulation.activation_quantizers import ActivationQuantizers
 from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.quantization.simulation.module_path import CurrentModule, ModulePath, module_names
@@ -42,13 +43,12 @@ class Simulator:
         layers: Quantizers of some layers in place of these, by key.
 
     Attributes:
-        assigned: Name of a module -> key of its entry in ``layers``.
+        layers: Layers with quantizers of their own.
+        activations: Quantizers of the activations.
         plan: What the recorded batch told; ``None`` before.
         ranges: Ranges of the activations.
         learned: What the quantizers train.
         excluded: Names of the modules whose operators stay in floating point.
-        is_observing: Whether a forward pass records, or widens ranges.
-        folds_batch_norm: Whether batch norms are folded in training too; evaluation always folds them.
         example: Arguments of a recorded forward pass, on the CPU; an export needs some.
     """
 
@@ -59,15 +59,14 @@ class Simulator:
         observer: Observer,
         layers: Mapping[str, LayerQuantizers] | None = None,
     ) -> None:
-        self.weight_quantizer, self.activation_quantizer, self.observer = weight, activation, observer
-        self.layers, self.assigned = dict(layers or {}), dict[str, str]()
-        self.learned = LearnedValues()
-        self.ranges = Ranges(activation, observer, self.activation_quantizer_of, self.learned_activation)
+        self.weight_quantizer, self.observer = weight, observer
+        self.layers, self.learned = AssignedLayers(layers), LearnedValues()
+        self.activations = ActivationQuantizers(activation, self.layers, self.learned)
+        self.ranges = Ranges(self.activations, observer)
         self.plan: Plan | None = None
         self.excluded: frozenset[str] = frozenset()
-        self.is_observing = False
-        self.folds_batch_norm = False
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._is_observing = False
         self._record: Record | None = None
         self._foldable: frozenset[str] = frozenset()
         self._names: tuple[nn.Module, dict[int, str], dict[str, nn.Module]] | None = None
@@ -79,15 +78,26 @@ class Simulator:
             excluded: Names of the modules whose operators stay in floating point.
             assigned: Name of a module -> key of its entry in ``layers``.
         """
-        self.excluded, self.assigned = excluded, dict(assigned)
+        self.excluded, self.layers.assigned = excluded, dict(assigned)
+
+    @property
+    def is_observing(self) -> bool:
+        """Whether a forward pass records operators, or widens ranges."""
+        return self._is_observing
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Let forward passes record operators, then widen ranges; ``finish_batch`` takes them in."""
+        was_observing, self._is_observing = self._is_observing, True
+        try:
+            yield
+        finally:
+            self._is_observing = was_observing
 
     @property
     def quantizers(self) -> tuple[Quantizer, ...]:
         """Every quantizer that may be used, of the network and of single layers."""
-        of_layers = [
-            each for layer in self.layers.values() for each in (layer.weight_quantizer, layer.activation_quantizer)
-        ]
-        return (self.weight_quantizer, self.activation_quantizer, *(each for each in of_layers if each is not None))
+        return (self.weight_quantizer, self.activations.quantizer, *self.layers.quantizers)
 
     @property
     def is_ready(self) -> bool:
@@ -103,25 +113,26 @@ class Simulator:
 
     def weight_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of a layer's weight, by the key of the layer's operator."""
-        own = self._layer_of(key)
+        own = self.layers.entry_of(key)
         rule = self.weight_quantizer if own is None or own.weight_quantizer is None else own.weight_quantizer
         if not isinstance(rule, WeightLearner):
             return rule
         values = self.learned.values(f"weight/{key}", self.learned.device)
         return rule if values is None else rule.bind(values)
 
-    def activation_quantizer_of(self, key: str) -> Quantizer:
-        """Return the quantizer of an activation, by its key."""
-        own = self._layer_of(key)
-        return (
-            self.activation_quantizer if own is None or own.activation_quantizer is None else own.activation_quantizer
-        )
-
     def bits_of(self, key: str) -> tuple[int, int]:
         """Return the widths of an operator's weight, if it has one, and of its output."""
-        return self.weight_quantizer_of(key).scheme.bits, self.activation_quantizer_of(key).scheme.bits
+        return self.weight_quantizer_of(key).scheme.bits, self.activations.quantizer_of(key).scheme.bits
 
-    def run(self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(
+        self,
+        network: nn.Module,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        fold: bool = False,
+    ) -> Any:
         """Run a network's own ``forward``, simulated as far as the simulator knows it.
 
         Args:
@@ -129,6 +140,7 @@ class Simulator:
             forward: Its forward method.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
+            fold: Whether batch norms are folded in training too; evaluation always folds them.
         """
         if self.plan is None:
             return self._run_recorded(network, forward, args, kwargs) if self.is_observing else forward(*args, **kwargs)
@@ -136,19 +148,27 @@ class Simulator:
             return forward(*args, **kwargs)
         self.learned.refresh()
         is_first = network.training and torch.is_grad_enabled() and not self.learned.keys
-        backend = self.backend(self.ranges, self.learned if is_first and self.is_ready else None)
+        backend = self.backend(self.ranges, self.learned if is_first and self.is_ready else None, fold=fold)
         with self.placed(network, backend) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
 
-    def backend(self, ranges: KnownRanges, learned: LearnedValues | None = None) -> SimulationBackend:
-        """Return what simulates the network as it is now."""
+    def backend(
+        self, ranges: KnownRanges, learned: LearnedValues | None = None, *, fold: bool = False
+    ) -> SimulationBackend:
+        """Return what simulates the network as it is now.
+
+        Args:
+            ranges: Ranges of the activations.
+            learned: Takes note of the first values of quantizers that learn some.
+            fold: Whether batch norms are folded in training too; evaluation always folds them.
+        """
         return SimulationBackend(
             ranges,
             self.weight_quantizer_of,
-            self.activation_quantizer_of,
+            self.activations.quantizer_of,
             observes=self.is_observing,
-            folds_all=self.folds_batch_norm,
+            folds_all=fold,
             learned=learned,
         )
 
@@ -201,19 +221,15 @@ class Simulator:
         plain = type(twin).forward.__get__(twin)
 
         def simulated(*args: Any, **kwargs: Any) -> Any:
-            was_observing, self.is_observing = self.is_observing, False
-            try:
-                with torch.no_grad():
-                    return self.run(twin, plain, args, kwargs)
-            finally:
-                self.is_observing = was_observing
+            with torch.no_grad():
+                return self.run(twin, plain, args, kwargs)
 
         return simulated
 
     def state_dict(self) -> dict[str, Any]:
         """Return plan and ranges, as primitives and tensors."""
         plan = None if self.plan is None else self.plan.state_dict()
-        own = {"excluded": sorted(self.excluded), "assigned": dict(self.assigned)}
+        own = {"excluded": sorted(self.excluded), "assigned": dict(self.layers.assigned)}
         return {"plan": plan, **own, "ranges": self.ranges.state_dict(), "learned": self.learned.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -222,18 +238,6 @@ class Simulator:
         self.place(frozenset(state["excluded"]), state["assigned"])
         self.ranges.load_state_dict(state["ranges"])
         self.learned.load_state_dict(state["learned"])
-
-    def learned_activation(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Return the scale and the zero point that were learned for an activation, if any were."""
-        rule = self.activation_quantizer_of(key)
-        if not isinstance(rule, ActivationLearner):
-            return None
-        values = self.learned.values(f"activation/{key}", device)
-        return None if values is None else rule.learned_qparams(values)
-
-    def _layer_of(self, key: str) -> LayerQuantizers | None:
-        entry = self.assigned.get(key.partition(":")[0])
-        return None if entry is None else self.layers.get(entry)
 
     def _run_recorded(self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._record is None:
@@ -251,7 +255,7 @@ class Simulator:
         return self._names[1], self._names[2]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = (self.weight_quantizer, self.activation_quantizer, self.observer, self.layers)
+        settings = (self.weight_quantizer, self.activations.quantizer, self.observer, self.layers.layers)
         return _rebuild, (settings, self.state_dict(), self.example)
 
 

@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 def simulated(net, weight, activation, *batches, layers=None, assigned=None):
     simulator = Simulator(weight, activation, MinMax(), layers)
-    simulator.assigned = assigned or {}
+    simulator.place(frozenset(), assigned or {})
     run_calibration(simulator, net.eval(), [*batches])
     return simulator
 

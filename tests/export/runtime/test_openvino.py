@@ -8,6 +8,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export import OpenVINO, export_quantized
 from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
+from tests.support import observe
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
 
@@ -29,11 +30,7 @@ class Net(nn.Module):
 
 def simulated(net, batch, weight):
     simulator = Simulator(weight, Affine(), MinMax())
-    simulator.is_observing = True
-    for _ in range(3):
-        simulator.run(net.eval(), net.forward, (batch,), {})
-        simulator.finish_batch()
-    simulator.is_observing = False
+    observe(simulator, net.eval(), batch)
     return simulator
 
 

@@ -10,6 +10,7 @@ from lightning_optim.export import Acceptance, ONNXRuntime, TensorRT, export_qua
 from lightning_optim.export.runtime.tensorrt import inspect_symmetric
 from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
+from tests.support import observe
 
 INT8 = Symmetric(granularity="tensor", narrow_range=False)
 
@@ -33,11 +34,7 @@ def batch():
 
 def simulated(net, batch, activation):
     simulator = Simulator(Symmetric(), activation, MinMax())
-    simulator.is_observing = True
-    for _ in range(3):
-        simulator.run(net.eval(), net.forward, (batch,), {})
-        simulator.finish_batch()
-    simulator.is_observing = False
+    observe(simulator, net.eval(), batch)
     return simulator
 
 

@@ -1,5 +1,6 @@
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -68,13 +69,11 @@ class Branching(nn.Module):
 
 
 def simulator_of(**settings):
-    simulator = Simulator(
+    return Simulator(
         settings.get("weight", Symmetric()),
         settings.get("activation", Affine()),
         settings.get("observer", MovingAverage()),
     )
-    simulator.is_observing = True
-    return simulator
 
 
 def counting(name="aot_eager"):
@@ -100,9 +99,9 @@ def train(network, run, simulator, folds_from=4, **kwargs):
     """Outputs and gradients of some steps, the last of them with folded batch norms, and an output in evaluation."""
     seen, forward = [], type(network).forward.__get__(network)
     for place, batch in enumerate(batches()):
-        simulator.folds_batch_norm = place >= folds_from
         network.zero_grad()
-        loss = loss_of(run(forward, (batch,), kwargs))
+        with simulator.observing():
+            loss = loss_of(run(forward, (batch,), kwargs, fold=place >= folds_from))
         loss.backward()
         simulator.finish_batch()
         if simulator.learned.found_keys:
@@ -110,7 +109,6 @@ def train(network, run, simulator, folds_from=4, **kwargs):
         elif simulator.learned.keys:
             simulator.learned.update(lambda gradient: gradient, 0.01)
         seen += [loss.detach(), *(parameter.grad.clone() for parameter in network.parameters())]
-    simulator.is_observing = False
     network.eval()
     with torch.no_grad():
         for _ in range(2):  # the first shows how many tensors come back
@@ -139,7 +137,7 @@ def test_the_compiled_graph_computes_and_learns_what_the_simulation_in_python_do
     twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
     compiler, graphs = counting(backend)
     simulation = CompiledSimulation(compiled, twin, compiler)
-    expected = train(plain, lambda *call: python.run(plain, *call), python, **kwargs)
+    expected = train(plain, partial(python.run, plain), python, **kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         found = train(twin, simulation.run, compiled, **kwargs)
@@ -156,12 +154,12 @@ def test_inductors_kernels_stay_within_a_step_of_the_output():
     plain = ResidualNet(widths=(4, 8)).train()
     twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
     simulation = CompiledSimulation(compiled, twin, lookup_backend("inductor"))
-    train(plain, lambda *call: python.run(plain, *call), python)
+    train(plain, partial(python.run, plain), python)
     train(twin, simulation.run, compiled)
     (batch,) = batches(1)
     out = [
         run(type(net).forward.__get__(net), (batch,), {})
-        for net, run in ((plain, lambda *call: python.run(plain, *call)), (twin, simulation.run))
+        for net, run in ((plain, partial(python.run, plain)), (twin, simulation.run))
     ]
     scale = python.ranges.qparams(python.ranges.keys[-1], torch.device("cpu"))[0]
     assert (out[0] - out[1]).abs().max() <= 1.01 * scale
@@ -197,7 +195,7 @@ def test_what_a_graph_would_lose_is_simulated_in_python_and_says_so(effect):
     twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
     compiler, graphs = counting("eager")
     simulation = CompiledSimulation(compiled, twin, compiler)
-    expected = train(plain, lambda *call: python.run(plain, *call), python)
+    expected = train(plain, partial(python.run, plain), python)
     with pytest.warns(UserWarning, match="Effects is simulated uncompiled"):
         found = train(twin, simulation.run, compiled)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
@@ -209,11 +207,12 @@ def test_a_batch_with_infinities_is_left_to_python():
     compiler, graphs = counting("eager")
     simulation, forward = CompiledSimulation(simulator, network, compiler), type(network).forward.__get__(network)
     (batch,) = batches(1)
-    for one in (batch, batch / 0.0, batch):
-        simulation.run(forward, (one,), {})
-        simulator.finish_batch()
-    assert not graphs
-    simulation.run(forward, (batch,), {})
+    with simulator.observing():
+        for one in (batch, batch / 0.0, batch):
+            simulation.run(forward, (one,), {})
+            simulator.finish_batch()
+        assert not graphs
+        simulation.run(forward, (batch,), {})
     assert len(graphs) == 1
 
 
@@ -229,7 +228,7 @@ def test_where_nothing_is_compiled_it_is_simulated_in_python(way):
     twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
     compiler, graphs = counting("eager")
     simulation = CompiledSimulation(compiled, twin, compiler)
-    expected = train(plain, lambda *call: python.run(plain, *call), python)
+    expected = train(plain, partial(python.run, plain), python)
     with contexts[way]():
         found = train(twin, simulation.run, compiled)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
@@ -242,7 +241,7 @@ def test_what_cannot_be_one_graph_is_simulated_in_python_and_says_so():
     twin, python, compiled = copy.deepcopy(plain), simulator_of(), simulator_of()
     compiler, graphs = counting()
     simulation = CompiledSimulation(compiled, twin, compiler)
-    expected = train(plain, lambda *call: python.run(plain, *call), python)
+    expected = train(plain, partial(python.run, plain), python)
     with pytest.warns(UserWarning, match="Branching is simulated uncompiled"):
         found = train(twin, simulation.run, compiled)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
@@ -257,11 +256,12 @@ def test_more_shapes_than_graphs_are_simulated_in_python_and_two_networks_share_
         compiler, graphs = counting("eager")
         simulation, forward = CompiledSimulation(simulator, network, compiler), type(network).forward.__get__(network)
         (batch,) = batches(1)
-        for rows in (4, 4, 4, 3):
-            simulation.run(forward, (batch[:rows],), {})
-            simulator.finish_batch()
+        with simulator.observing():
+            for rows in (4, 4, 4, 3):
+                simulation.run(forward, (batch[:rows],), {})
+                simulator.finish_batch()
         assert len(graphs) == 2
-        with pytest.warns(UserWarning, match="more than 2 shapes"):
+        with pytest.warns(UserWarning, match="more than 2 shapes"), simulator.observing():
             assert len(simulation.run(forward, (batch[:2],), {})) == 2
         assert len(graphs) == 2
 
@@ -271,9 +271,10 @@ def test_operators_that_the_recorded_pass_did_not_show_are_not_compiled():
     network, simulator = ResidualNet(widths=(4, 8)).train(), simulator_of()
     compiler, graphs = counting()
     simulation, forward = CompiledSimulation(simulator, network, compiler), type(network).forward.__get__(network)
-    for batch in batches(2):
-        simulation.run(forward, (batch,), {})
-        simulator.finish_batch()
+    with simulator.observing():
+        for batch in batches(2):
+            simulation.run(forward, (batch,), {})
+            simulator.finish_batch()
     key = next(iter(simulator.plan.operators))
     simulator.plan.operators[f"{key}#2"] = simulator.plan.operators[key]
     with pytest.warns(UserWarning, match="differ from those of the recorded pass"):
@@ -288,7 +289,7 @@ def test_learned_steps_get_the_same_gradients_from_a_compiled_graph():
     twin, python, compiled = copy.deepcopy(plain), simulator_of(**settings), simulator_of(**settings)
     compiler, graphs = counting()
     simulation = CompiledSimulation(compiled, twin, compiler)
-    expected = train(plain, lambda *call: python.run(plain, *call), python)
+    expected = train(plain, partial(python.run, plain), python)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         found = train(twin, simulation.run, compiled)

@@ -44,7 +44,7 @@ def batches():
 
 def simulated(net, layers, assigned):
     simulator = Simulator(Symmetric(), Affine(), MovingAverage(), layers)
-    simulator.assigned = assigned
+    simulator.place(frozenset(), assigned)
     run_calibration(simulator, net, batches())
     return simulator.forward_of(net)
 

@@ -17,6 +17,7 @@ from lightning_optim.quantization.rounding.learned_offset import round_to_offset
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import same
+from tests.support import observe
 
 
 def bhalgat(value, step, offset, qmax):
@@ -153,11 +154,7 @@ def test_a_bound_above_which_a_learned_range_reaches_is_kept_in_the_file(tmp_pat
     torch.manual_seed(0)
     net, x = Capped().eval(), 12 * torch.randn(16, 1, 4, 4)
     simulator = Simulator(Symmetric(), rule, MinMax())
-    for _ in range(3):
-        simulator.is_observing = True
-        simulator.run(net, net.forward, (x,), {})
-        simulator.finish_batch()
-    simulator.is_observing = False
+    observe(simulator, net, x)
     simulator.run(net.train(), net.forward, (x,), {})
     simulator.learned.start()
     state = simulator.learned.state_dict()

@@ -13,6 +13,7 @@ from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import same
+from tests.support import observe
 
 
 def drawn(seed=0, shape=(3, 4, 2, 2)):
@@ -132,11 +133,7 @@ def test_a_batch_norm_that_turns_the_sign_is_folded_without_a_change(granularity
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([1.0, -1.0, 2.0, -0.5]))
     simulator = Simulator(TrainedTernary(granularity=granularity), Affine(), MinMax())
-    for _ in range(3):
-        simulator.is_observing = True
-        simulator.run(net, net.forward, (x,), {})
-        simulator.finish_batch()
-    simulator.is_observing = False
+    observe(simulator, net, x)
     simulator.learned.start()
     state = simulator.learned.state_dict()
     state["trained"] += torch.linspace(-1.0, 0.0, len(state["trained"]))  # both scales differ

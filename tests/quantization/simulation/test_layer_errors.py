@@ -26,7 +26,7 @@ class Net(nn.Module):
 def calibrated(net, batches, *, weight=None, activation=None, coarse=None):
     layers = {"coarse": LayerQuantizers(targets=Targets(include=[coarse]), weight_quantizer=Symmetric(bits=2))}
     simulator = Simulator(weight or Symmetric(), activation or Affine(), MinMax(), layers if coarse else {})
-    simulator.assigned = {coarse: "coarse"} if coarse else {}
+    simulator.place(frozenset(), {coarse: "coarse"} if coarse else {})
     run_calibration(simulator, net, batches)
     return simulator
 

@@ -1,6 +1,7 @@
 import copy
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
+from tests.support import observe
 
 
 @pytest.mark.parametrize("bound", [nn.ReLU6, lambda inplace: nn.Hardtanh(0.0, 6.0, inplace=inplace)])
@@ -19,10 +21,11 @@ def test_a_bounded_relu_in_place_has_the_gradients_of_one_that_is_not(bound):
         first, norm, last = copy.deepcopy(layers)
         net = nn.Sequential(first, norm, bound(inplace=inplace), last)
         simulator = Simulator(Symmetric(), Affine(), MinMax())
-        simulator.is_observing = simulator.folds_batch_norm = True
         for _ in range(4):
             net.zero_grad()
-            simulator.run(net, net.forward, (x,), {}).square().sum().backward()
+            with simulator.observing():
+                out = simulator.run(net, net.forward, (x,), {}, fold=True)
+            out.square().sum().backward()
             simulator.finish_batch()
         gradients[inplace] = [parameter.grad.clone() for parameter in net.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(*gradients.values(), strict=True))
@@ -59,11 +62,11 @@ def gradients_of(net, x, finish=lambda out: out):
     for parameter in net.parameters():
         nn.init.normal_(parameter)
     simulator = Simulator(Symmetric(), Affine(), MinMax())
-    simulator.folds_batch_norm = True
     for factor in (0.3, 0.3, 1.0):
-        simulator.is_observing = factor < 1.0
         net.zero_grad()
-        finish(simulator.run(net, net.forward, (factor * x,), {})).square().sum().backward()
+        with simulator.observing() if factor < 1.0 else nullcontext():
+            out = simulator.run(net, net.forward, (factor * x,), {}, fold=True)
+        finish(out).square().sum().backward()
         simulator.finish_batch()
     return [parameter.grad.clone() for parameter in net.parameters()]
 
@@ -105,9 +108,8 @@ def test_values_that_were_changed_through_a_view_are_read_anew(grad):
     torch.manual_seed(0)
     net, x = Activated(write_through_view), torch.randn(4, 2, 8, 8)
     simulator = Simulator(Symmetric(), Affine(), MinMax())
-    simulator.is_observing = True
     for _ in range(4):
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad), simulator.observing():
             out = simulator.run(net, net.forward, (x,), {})
         simulator.finish_batch()
     assert (out - net(x)).abs().max() < 0.02 * out.abs().max()
@@ -148,10 +150,10 @@ def test_a_caller_may_overwrite_what_the_network_was_given():
         net, stem = Mean(), nn.Conv2d(2, 2, 1)
         simulator = Simulator(Symmetric(), Affine(), MinMax())
         for factor in (0.3, 0.3, 1.0):
-            simulator.is_observing = factor < 1.0
             stem.zero_grad()
             given = stem(factor * torch.randn(4, 2, 8, 8))
-            out = simulator.run(net, net.forward, (given,), {})
+            with simulator.observing() if factor < 1.0 else nullcontext():
+                out = simulator.run(net, net.forward, (given,), {})
             (out.sum() + (given.mul_(2.0) if overwrites else 2.0 * given).square().sum()).backward()
             simulator.finish_batch()
         found.append(stem.weight.grad.clone())
@@ -169,10 +171,8 @@ def test_an_optimizer_may_change_a_parameter_that_is_read_as_an_activation():
 
     torch.manual_seed(0)
     net, x, simulator = Shifted(), torch.randn(4, 2), Simulator(Symmetric(), Affine(), MinMax())
-    for is_observing in (True, True, False):
-        simulator.is_observing = is_observing
-        out = simulator.run(net, net.forward, (x,), {})
-        simulator.finish_batch()
+    observe(simulator, net, x, steps=2)
+    out = simulator.run(net, net.forward, (x,), {})
     with torch.no_grad():
         net.shift *= 3.0
     out.sum().backward()
@@ -181,11 +181,8 @@ def test_an_optimizer_may_change_a_parameter_that_is_read_as_an_activation():
 
 def simulated_thrice(net, *inputs):
     simulator = Simulator(Symmetric(), Affine(), MinMax())
-    for is_observing in (True, True, False):
-        simulator.is_observing = is_observing
-        out = simulator.run(net, net.forward, inputs, {})
-        simulator.finish_batch()
-    return out
+    observe(simulator, net, *inputs, steps=2)
+    return simulator.run(net, net.forward, inputs, {})
 
 
 def test_a_gradient_inside_the_network_frees_what_is_no_longer_needed():

@@ -12,6 +12,7 @@ from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.simulation.rounding_backend import SimulationBackend
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.table import placement_rows
+from tests.support import observe
 
 
 class Net(nn.Module):
@@ -29,12 +30,8 @@ class Net(nn.Module):
 
 def learned(net, *args, excluded=(), weight=None, **kwargs):
     simulator = Simulator(weight or Symmetric(), Affine(), MinMax())
-    simulator.excluded = frozenset(excluded)
-    simulator.is_observing = True
-    for _ in range(2):
-        simulator.run(net, net.forward, args, kwargs)
-        simulator.finish_batch()
-    simulator.is_observing = False
+    simulator.place(frozenset(excluded), {})
+    observe(simulator, net, *args, **kwargs, steps=2)
     return simulator
 
 
@@ -112,9 +109,8 @@ def test_training_uses_the_statistics_of_the_batch_until_frozen(weight):
     out = simulator.run(net, net.forward, (x,), {})
     assert not torch.equal(before, net.norm.running_mean)
     assert torch.allclose(out.mean((0, 2, 3)), net.norm.bias, atol=0.05)
-    simulator.folds_batch_norm = True
     before = net.norm.running_mean.clone()
-    frozen = simulator.run(net, net.forward, (x,), {})
+    frozen = simulator.run(net, net.forward, (x,), {}, fold=True)
     assert torch.equal(before, net.norm.running_mean)
     assert torch.equal(frozen, simulator.run(net.eval(), net.forward, (x,), {}))
     frozen.square().sum().backward()
@@ -266,7 +262,7 @@ def test_zeros_stay_zeros():
     backend = SimulationBackend(
         simulator.ranges,
         simulator.weight_quantizer_of,
-        simulator.activation_quantizer_of,
+        simulator.activations.quantizer_of,
         observes=False,
         folds_all=True,
     )
@@ -351,3 +347,14 @@ def test_noise_that_is_drawn_in_training_alone_shifts_no_range():
     assert high > 1.0
     out = simulator.forward_of(net.eval())(x)
     assert (out - net(x)).abs().median() < 0.03  # the range of noise, 0.8 to 1.8, would cut most values off
+
+
+def test_it_observes_inside_the_context_alone_whatever_happens_there():
+    simulator = Simulator(Symmetric(), Affine(), MinMax())
+    with pytest.raises(ZeroDivisionError), simulator.observing():
+        1 // (not simulator.is_observing)
+    assert not simulator.is_observing
+    net, x = nn.Linear(2, 2), torch.ones(1, 2)
+    simulator.run(net, net.forward, (x,), {})
+    simulator.finish_batch()
+    assert simulator.plan is None
