@@ -18,6 +18,7 @@ from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Statistic
 from lightning_optim.pruning.state import PruningState
 from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.structure.functional import allocate_jointly
 from lightning_optim.pruning.structure.neuron import Neuron
 
 
@@ -127,7 +128,9 @@ class Pruner:
         _check_numbers(scores, group)
         full = self._offered(state, weights, scores, coupling)
         prices, highest = state.prices or (None, sparsity)
-        return self.structure.fitted(self._start(prices, highest)(full, sparsity, group), full)
+        allocation = self._start(prices, highest)
+        keep = allocate_jointly(full, self.structure.competing(full), lambda joint: allocation(joint, sparsity, group))
+        return self.structure.fitted(keep, full)
 
     def masks(
         self,

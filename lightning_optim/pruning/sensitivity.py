@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -18,6 +19,7 @@ from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence
 from lightning_optim.pruning.functional import mask_from_scores
 from lightning_optim.pruning.structure.base import Structure
+from lightning_optim.pruning.structure.functional import allocate_jointly, joint_name
 from lightning_optim.surgery.select import plain_name
 
 
@@ -142,14 +144,22 @@ def sweep(
         weights = {name: weight for name, weight in weights.items() if coupling.group_of(name, 0) is not None}
     scores = {name: criterion(LayerEvidence(name=name, weight=weight)) for name, weight in weights.items()}
     curves = []
-    for pool, score in structure.pools(weights, scores, coupling).items():
+    pools = structure.pools(weights, scores, coupling)
+    for names in structure.competing(pools):
+        competing = {name: pools[name] for name in names}
         values = []
         for sparsity in sparsities:
-            keep = structure.fitted({pool: mask_from_scores(score, sparsity)}, {pool: score})
+            keep = allocate_jointly(competing, [names], partial(_lowest_dropped, sparsity=sparsity))
+            keep = structure.fitted(keep, competing)
             masks = structure.masks(keep, {name: held.detach() for name, held in parameters.items()}, coupling)
             values.append(_measure_masked(parameters, masks, measure))
-        curves.append(SensitivityCurve(pool=pool, size=score.numel(), values=tuple(values)))
+        size = sum(score.numel() for score in competing.values())
+        curves.append(SensitivityCurve(pool=joint_name(names), size=size, values=tuple(values)))
     return curves
+
+
+def _lowest_dropped(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    return {pool: mask_from_scores(score, sparsity) for pool, score in scores.items()}
 
 
 @torch.no_grad()

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_optim.demo import VisionTransformer
 from lightning_optim.errors import ArtefactError
 from lightning_optim.graph import capture_network, couple
-from lightning_optim.pruning import Channel, Magnitude, MeanActivation, Sensitivity, SensitivityCurve, Weight
+from lightning_optim.pruning import Channel, Layer, Magnitude, MeanActivation, Sensitivity, SensitivityCurve, Weight
 from lightning_optim.pruning.sensitivity import check_sparsities, read_sensitivity, sweep
 
 
@@ -55,6 +56,29 @@ def test_a_group_of_channels_is_as_good_as_removed(network):
     hidden = F.relu(F.linear(batch, network[0].weight[keep], network[0].bias[keep]))
     by_hand = network[4](F.relu(F.linear(hidden, network[2].weight[:, keep], network[2].bias)))
     assert found[0].values[0] == pytest.approx(by_hand.sum().item(), rel=1e-5)
+
+
+def test_branches_that_compete_fall_together_and_have_one_curve():
+    torch.manual_seed(0)
+    network, batch = VisionTransformer(dim=8, depth=2, hidden=16, num_heads=2).eval(), torch.randn(2, 1, 16, 16)
+    ends = [f"blocks.{index}.{name}" for index in range(2) for name in ("attention.proj", "fc2")]
+    fallen = []
+
+    def measure():
+        fallen.append(sum(not network.get_submodule(name).weight.any() for name in ends))
+        return float(fallen[-1])
+
+    (curve,) = sweep(
+        network,
+        ends,
+        couple(capture_network(network, (batch,))),
+        criterion=Magnitude(),
+        structure=Layer(),
+        sparsities=(0.25, 0.75),
+        measure=measure,
+    )
+    assert fallen == [1, 3]
+    assert (curve.pool, curve.size) == (", ".join(f"{name}.weight" for name in ends), 4)
 
 
 @pytest.mark.parametrize("structure", [Weight(), Channel(shrink="never")], ids=["layers", "groups"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -58,6 +58,10 @@ class Structure(ABC):
             scores: What the criterion said of each: shaped as the weight, or ``[channels]``.
             coupling: Coupled channels of the network; ``None`` unless ``needs_coupling``.
         """
+
+    def competing(self, pools: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+        """Names of the pools that compete as one, however the sparsity is spread; here each stands alone."""
+        return tuple((pool,) for pool in pools)
 
     @abstractmethod
     def masks(

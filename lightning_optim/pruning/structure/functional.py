@@ -1,10 +1,10 @@
-"""Arithmetic of structures: patterns within the weight of a layer."""
+"""Arithmetic of structures: patterns within the weight of a layer, and pools that an allocation sees as one."""
 
 # O output channels, I input channels, K positions of a kernel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -139,3 +139,38 @@ def spread(scores: Tensor, weight: Tensor) -> Tensor:
     if scores.shape == weight.shape:
         return scores
     return scores.reshape(-1, *[1] * (weight.dim() - 1)).expand_as(weight)
+
+
+def allocate_jointly(
+    scores: Mapping[str, Tensor],
+    competing: Sequence[tuple[str, ...]],
+    allocate: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Masks by pool, from an allocation to which pools that compete are one.
+
+    Args:
+        scores: Scores by pool; along dimension 0 where pools compete.
+        competing: Names of the pools that are one, each pool once.
+        allocate: Scores by pool -> boolean masks by pool.
+
+    Example:
+        >>> scores = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0])}
+        >>> allocate_jointly(scores, [("a", "b")], lambda joint: {pool: score > 1.5 for pool, score in joint.items()})
+        {'a': tensor([False]), 'b': tensor([True])}
+    """
+    joint = {joint_name(names): _joined([scores[name] for name in names]) for names in competing}
+    keep = allocate(joint)
+    masks: dict[str, Tensor] = {}
+    for names in competing:
+        lengths = [len(scores[name]) for name in names]
+        masks |= zip(names, torch.split(keep[joint_name(names)], lengths), strict=True)
+    return masks
+
+
+def joint_name(names: Sequence[str]) -> str:
+    """What messages and tables call pools that are one."""
+    return ", ".join(names)
+
+
+def _joined(scores: list[Tensor]) -> Tensor:
+    return scores[0] if len(scores) == 1 else torch.cat(scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -14,10 +14,6 @@ from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.branches import Branch, residual_branches
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.structure.base import Shrink, Structure, TouchedDim
-
-# All branches compete, so they are entries of one pool; an allocation hands back masks by pool, and what else a
-# structure is given later does not say which branches were targeted. The pool's name does: it lists its entries.
-_AND = ", "
 
 
 @final
@@ -60,7 +56,11 @@ class Layer(Structure):
                 f"none of the {len(weights)} targeted layers lies in one of the {len(branches)} residual branches that "
                 "can fall: target others, or choose another structure"
             )
-        return {_AND.join(means): torch.stack(list(means.values()))}
+        return {name: mean.unsqueeze(0) for name, mean in means.items()}
+
+    @override
+    def competing(self, pools: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+        return (tuple(pools),)
 
     @override
     def masks(
@@ -71,10 +71,7 @@ class Layer(Structure):
 
     @override
     def gone_branches(self, keep: Mapping[str, Tensor], coupling: Coupling | None) -> list[Branch]:
-        stays = {
-            n: kept for pool, mask in keep.items() for n, kept in zip(pool.split(_AND), mask.tolist(), strict=True)
-        }
-        return [branch for branch in _branches(coupling) if not stays.get(branch.name, True)]
+        return [branch for branch in _branches(coupling) if branch.name in keep and not keep[branch.name].any()]
 
     @override
     def concerns(self, name: str, coupling: Coupling) -> bool:

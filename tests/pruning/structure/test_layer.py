@@ -6,6 +6,7 @@ from lightning_optim.demo import VisionTransformer
 from lightning_optim.errors import TargetError
 from lightning_optim.graph import capture_network, couple
 from lightning_optim.pruning import Layer, Uniform
+from lightning_optim.pruning.structure.functional import allocate_jointly
 
 BATCH = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -28,20 +29,25 @@ def parts(network, *without):
 
 
 def test_a_branch_scores_the_mean_over_its_targeted_weights(network, coupling):
-    (pool,) = Layer().pools(*parts(network), coupling).values()
-    expected = []
-    for block in network.blocks:
-        for layers in ((block.attention.qkv, block.attention.proj), (block.fc1, block.fc2)):
-            expected.append(torch.cat([layer.weight.detach().abs().flatten() for layer in layers]).mean())
-    torch.testing.assert_close(pool, torch.stack(expected))
+    pools = Layer().pools(*parts(network), coupling)
+    expected = {}
+    for index, block in enumerate(network.blocks):
+        for name, layers in (
+            ("attention.proj", (block.attention.qkv, block.attention.proj)),
+            ("fc2", (block.fc1, block.fc2)),
+        ):
+            mean = torch.cat([layer.weight.detach().abs().flatten() for layer in layers]).mean()
+            expected[f"blocks.{index}.{name}.weight"] = mean.unsqueeze(0)
+    torch.testing.assert_close(pools, expected)
+    assert list(pools) == list(expected)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 0.75])
 def test_the_lowest_branches_fall_and_their_blocks_hand_on_what_came_in(network, coupling, sparsity):
     pools = Layer().pools(*parts(network), coupling)
-    (score,) = pools.values()
-    masks = Layer().masks(Uniform()(pools, sparsity), dict(network.named_parameters()), coupling)
-    gone = score.argsort()[: round(4 * sparsity)].tolist()
+    keep = allocate_jointly(pools, Layer().competing(pools), lambda joint: Uniform()(joint, sparsity))
+    masks = Layer().masks(keep, dict(network.named_parameters()), coupling)
+    gone = torch.cat([*pools.values()]).argsort()[: round(4 * sparsity)].tolist()
     x = network.embed(BATCH).flatten(2).transpose(1, 2) + network.position
     for index, block in enumerate(network.blocks):
         x = x if 2 * index in gone else x + block.attention(block.norm1(x))
@@ -54,9 +60,10 @@ def test_the_lowest_branches_fall_and_their_blocks_hand_on_what_came_in(network,
 def test_branches_without_a_target_are_left_alone_and_do_not_count(network, coupling):
     weights, scores = parts(network, "blocks.0.attention", "blocks.1.fc")
     pools = Layer().pools(weights, scores, coupling)
-    (name,) = pools
-    assert name == "blocks.0.fc2.weight, blocks.1.attention.proj.weight"
-    masks = Layer().masks({name: torch.tensor([False, False])}, dict(network.named_parameters()), coupling)
+    names = ("blocks.0.fc2.weight", "blocks.1.attention.proj.weight")
+    assert tuple(pools) == names
+    assert Layer().competing(pools) == (names,)
+    masks = Layer().masks({name: torch.tensor([False]) for name in names}, dict(network.named_parameters()), coupling)
     assert {mask.split(".")[2] for mask in masks if mask.startswith("blocks.0")} == {"fc1", "fc2", "norm2"}
     assert {mask.split(".")[2] for mask in masks if mask.startswith("blocks.1")} == {"attention", "norm1"}
 
