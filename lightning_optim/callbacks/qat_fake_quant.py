@@ -243,7 +243,7 @@ class QATFakeQuant(TechniqueCallback):
     ) -> QuantizedExport:
         """Write the network as a file whose layers run as integer kernels; the live model stays as it is.
 
-        The file is loaded in its runtime before it is placed, and compared with the simulation.
+        The file is loaded in its runtime and compared with the simulation before it is moved to ``path``.
 
         Args:
             path: The file to write.
@@ -257,8 +257,8 @@ class QATFakeQuant(TechniqueCallback):
             min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.
 
         Raises:
-            ExportError: If the network can't be exported, if a layer would stay in floating point, or if too few
-                answers agree.
+            ExportError: If the network can't be exported, if a layer would stay in floating point, or if the runtime
+                agrees with the simulation on too few samples.
             RuntimeError: If no model was trained or given.
         """
         return QuantizedNetwork(self._network_of(model), self._simulator).export(
@@ -280,7 +280,7 @@ class QATFakeQuant(TechniqueCallback):
             batches: Each a tensor, or a sequence with one per input; labels not included.
 
         Returns:
-            How many values of the outputs were compared, and how many are equal bit by bit.
+            How many values of the outputs were compared, and how many are equal bit for bit.
         """
         return verify(path, batches)
 

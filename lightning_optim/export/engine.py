@@ -1,4 +1,4 @@
-"""Engine of latency: ONNX Runtime."""
+"""Engine that measures latency in ONNX Runtime."""
 
 from __future__ import annotations
 

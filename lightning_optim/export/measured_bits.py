@@ -27,15 +27,16 @@ def bit_latency(
 ) -> BitLatency:
     """Latency of a network when one layer alone has few bits, by layer and width.
 
-    The network is deployed once for each pair, and all of these files are timed in turns; it stays as it is.
+    The network is exported once for each pair of a layer and a width, and all files are timed in turns. The network
+    stays as it is.
 
     A runtime may gain nothing from few bits: ONNX Runtime's convolutions compute in 8 bits whatever is stored.
 
     Args:
         network: The trained network.
-        trials: What to try, by ``bit_trials`` of this network; one sample of its first batch is what is timed.
+        trials: Layers and widths to try, from ``bit_trials`` of this network; the first sample of its batches is timed.
         runtime: The runtime; ``None`` is ONNX Runtime.
-        rounds: How often each is timed, at least 1; the median counts.
+        rounds: How often each file is timed, at least 1; the median counts.
         clock: Times a call, in seconds.
 
     Raises:

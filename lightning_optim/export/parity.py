@@ -19,13 +19,13 @@ from lightning_optim.surgery.torch_private import pytree
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """Parity: how far the exported model answers as the trained one.
+    """Parity: how closely the outputs of an exported model match those of the trained one.
 
     Args:
         top1_agreement: Share of samples whose largest entry of the first output (over dimension 1) is the
             same, in ``[0, 1]``.
         max_abs_error: Largest difference of any output value.
-        exact_fraction: Share of output values that are equal to the bit, in ``[0, 1]``.
+        exact_fraction: Share of output values that are equal bit for bit, in ``[0, 1]``.
         num_samples: Samples compared.
     """
 
@@ -39,10 +39,10 @@ class Parity:
 def check_parity(
     model_forward: Callable[..., Any], exported: str | Path | Callable[..., Any], batches: Iterable[Any]
 ) -> Parity:
-    """Run both models over the same batches and compare what they say.
+    """Run both models on the same batches and compare their outputs.
 
     Args:
-        model_forward: The trained model in eval mode; called with a batch's tensors.
+        model_forward: The trained model in evaluation mode; called with a batch's tensors.
         exported: The exported ONNX file; or a function of one tensor per input, in the order in which the batch holds
             them, that returns an array for each output.
         batches: Each a tensor, a sequence with one tensor per input, or a pair of positional (a tuple) and keyword
@@ -83,7 +83,7 @@ def check_parity(
 
 
 def as_inputs(batch: Any) -> Inputs:
-    """Arguments of a batch, as ``check_parity`` takes it.
+    """Arguments of a batch of the form that ``check_parity`` takes.
 
     Example:
         >>> as_inputs([1, 2]), as_inputs(((1,), {"gain": 2}))
@@ -91,7 +91,7 @@ def as_inputs(batch: Any) -> Inputs:
     """
     if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], tuple) and isinstance(batch[1], dict):
         return Inputs(*batch)
-    # A mapping has no names of the file's inputs here: it is one input, with several tensors.
+    # The keys of a mapping are not names of the file's inputs: it is one input, with several tensors.
     return Inputs((batch,)) if isinstance(batch, Mapping) else Inputs.of(batch)
 
 

@@ -23,14 +23,15 @@ from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.torch_private import pytree
 
-# What stays in floating point as a whole -> how many of these it holds: both products, and the mask that is added.
+# Operator that stays in floating point as a whole -> how many kernels of each role it holds: attention has two matrix
+# products, and adds a mask.
 _FLOAT_PARTS: dict[str, dict[Role, int]] = {"scaled_dot_product_attention": {Role.MATMUL: 2, Role.ADD: 1}}
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """Acceptance criteria of an exported file, met before it is placed.
+    """Acceptance criteria: what an exported file must show before it is moved to its path.
 
     Args:
         allow_float: Kernels, such as ``"Add"``, that may stay in floating point besides those of excluded layers.
@@ -54,15 +55,15 @@ class Acceptance:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedExport:
-    """Report of an export: what was written, and what its runtime says of it.
+    """Result of an export: what was written, and how its runtime runs it.
 
     Args:
         path: The file.
         runtime: Class of the runtime.
         num_bytes: Size of the file.
-        kernels: What the runtime runs for it.
-        fallbacks: Key of an operator that could be an integer kernel, and is none -> why.
-        parity: How far the runtime answers as the simulation.
+        kernels: Kernels that the runtime runs for the file.
+        fallbacks: Key of an operator that could be an integer kernel, but stays in floating point -> why.
+        parity: How closely the runtime's outputs match the simulation's.
         latency_ms: CPU time of one sample in the runtime, on one thread.
     """
 
@@ -85,13 +86,13 @@ def export_quantized(
     runtime: Runtime | None = None,
     acceptance: Acceptance | None = None,
 ) -> QuantizedExport:
-    """Write a network to a file for a runtime, and make sure there that it runs in integers and answers as simulated.
+    """Write a network to a file for a runtime, and check that it runs in integers there and computes as simulated.
 
-    The live network stays as it is. The file is loaded in its runtime before it is placed: its kernels are counted, and
-    its answers compared with the simulation's.
+    The live network stays as it is. The file is loaded in its runtime before it is moved to ``path``: its kernels are
+    counted, and its outputs are compared with the simulation's.
 
     Args:
-        simulator: What training learned.
+        simulator: Ranges and quantizers of the network.
         network: The trained network.
         path: The file to write.
         args: Example positional inputs of the network; without any, those of the recorded batch.
@@ -100,9 +101,9 @@ def export_quantized(
         acceptance: What the file must show.
 
     Raises:
-        ExportError: If the simulator has no ranges or integers that the runtime does not know, if the network can't be
-            exported, if a convolution, linear layer, addition or pooling stays in floating point, or if too few answers
-            agree.
+        ExportError: If the simulator has no ranges, or a scheme that the runtime does not know; if the network can't be
+            exported; if a convolution, linear layer, addition or pooling stays in floating point; or if the runtime
+            agrees with the simulation on too few samples.
     """
     runtime, acceptance = runtime or ONNXRuntime(), acceptance or Acceptance()
     if not simulator.is_ready:
@@ -179,7 +180,7 @@ def _in_order(batch: Any, example_kwargs: Mapping[str, Any]) -> Inputs:
 
 
 def call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[], object]:
-    """Return a call of a loaded file with the first sample of an example."""
+    """Return a function that runs a loaded file on the first sample of an example."""
     leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     size = len(leaves[0]) if leaves and leaves[0].dim() else 0
     one = [leaf[:1].numpy() if leaf.dim() and len(leaf) == size else leaf.numpy() for leaf in leaves]
@@ -203,7 +204,7 @@ def _check_kernels(kernels: Kernels, runtime: Runtime, simulator: Simulator, all
 
 
 def _num_float(operator: Operator, role: Role) -> int:
-    """How many kernels of a role an operator may leave in floating point: as the user, or the table, says."""
+    """How many kernels of a role an operator may leave in floating point: the user or ``_FLOAT_PARTS`` says so."""
     parts = _FLOAT_PARTS.get(operator.name, {}).get(role, 0)
     return parts + int(operator.note in (EXCLUDED, BEFORE_SOFTMAX, UNROUNDED) and operator.role is role)
 
@@ -214,7 +215,7 @@ def _fallbacks(simulator: Simulator, runtime: Runtime) -> dict[str, str]:
 
 
 def _operators(simulator: Simulator) -> dict[str, Operator]:
-    """The operators, those beside unquantized activations with a note that says so."""
+    """Operators by key; those beside unquantized activations have a note that says so."""
     operators = dict(simulator.plan.operators) if simulator.plan is not None else {}
     for key, operator in operators.items():
         if operator.is_integer and simulator.activations.quantizer_of(key).scheme.is_exact:

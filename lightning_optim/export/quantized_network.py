@@ -1,4 +1,4 @@
-"""Post-training quantization of any module: calibrate it, look at it, and write it to a file."""
+"""Post-training quantization of any module: calibrate it, inspect it, and write it to a file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class QuantizedNetwork:
 
     Args:
         network: The trained network, in floating point; none of the methods changes it.
-        simulator: What calibration or training learned about it.
+        simulator: Ranges and quantizers of the network, from calibration or training.
     """
 
     network: nn.Module
@@ -70,7 +70,7 @@ class QuantizedNetwork:
     ) -> QuantizedExport:
         """Write the network as a file whose layers run as integer kernels.
 
-        The file is loaded in its runtime before it is placed, and compared with the simulation.
+        The file is loaded in its runtime and compared with the simulation before it is moved to ``path``.
 
         Args:
             path: The file to write.
@@ -83,8 +83,8 @@ class QuantizedNetwork:
             min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.
 
         Raises:
-            ExportError: If the network can't be exported, if a layer would stay in floating point, or if too few
-                answers agree.
+            ExportError: If the network can't be exported, if a layer would stay in floating point, or if the runtime
+                agrees with the simulation on too few samples.
         """
         acceptance = Acceptance(allow_float=allow_float, batches=batches, min_agreement=min_agreement)
         return export_quantized(
@@ -100,7 +100,7 @@ class QuantizedNetwork:
             batches: Each a tensor, or a sequence with one per input; labels not included.
 
         Returns:
-            How many values of the outputs were compared, and how many are equal bit by bit.
+            How many values of the outputs were compared, and how many are equal bit for bit.
         """
         return verify(path, batches)
 
@@ -144,7 +144,8 @@ def calibrate(  # noqa: PLR0913  # one keyword for each question
         observer: How ranges of batches become one; ``None`` averages them.
         layers: Quantizers of some layers in place of these, by keys of your choice (mixed precision).
         num_batches: How many batches to take at most, at least 1.
-        methods: Change the weights, in this order, so that rounding costs less; without any, they stay as they are.
+        methods: Methods that change the weights, in this order, so that rounding costs less accuracy; without any, the
+            weights stay as they are.
 
     Raises:
         TargetError: If no operator runs in integers.
@@ -177,5 +178,5 @@ def calibrate(  # noqa: PLR0913  # one keyword for each question
 
 
 def describe_placement(simulator: Simulator) -> str:
-    """Return the placement as a table, empty but for its head while nothing is known."""
+    """Return the placement as a table; before any batch it has no row."""
     return placement_table(simulator.plan or Plan(), simulator.ranges, simulator.bits_of)

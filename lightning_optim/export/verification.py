@@ -1,4 +1,4 @@
-"""Verification of an exported file: its integer arithmetic, emulated here, against ONNX Runtime value by value."""
+"""Verification of an exported file: its integer kernels, emulated, against ONNX Runtime, value by value."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lightning_optim.export.onnx_file.session import load_session
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Verification of a file: how far ONNX Runtime computes what integer arithmetic says.
+    """Verification of a file: how closely ONNX Runtime's outputs match those of the emulated integer kernels.
 
     Args:
         compared: Output values compared.
-        equal: How many of them are equal to the bit.
+        equal: How many of them are equal bit for bit.
         worst_lsb: Largest difference in steps of the output's scale, over outputs that are rounded.
         worst_error: Largest difference of any output value.
-        computed: ONNX operator -> number of nodes that were computed in integers here.
+        computed: ONNX operator -> number of nodes that the emulator computed in integers.
     """
 
     compared: int
@@ -37,7 +37,7 @@ class Verification:
 
     @property
     def exact_fraction(self) -> float:
-        """Share of output values that are equal to the bit, in ``[0, 1]``."""
+        """Share of output values that are equal bit for bit, in ``[0, 1]``."""
         return self.equal / self.compared
 
 
@@ -45,9 +45,10 @@ class Verification:
 def verify(path: str | Path, batches: Iterable[Any]) -> Verification:
     """Run an exported file in ONNX Runtime and in an emulator of its integer kernels, and compare.
 
-    A network that runs in integers from end to end must be equal to the bit. Between floating-point operators, such as
-    a transformer's normalizations, sums may be taken in another order, and a value may round the other way. Processors
-    without VNNI saturate on weights that are not portable (see ``Symmetric``): that is a difference, too.
+    The outputs of a network that runs in integers from end to end must be equal bit for bit. Between floating-point
+    operators, such as a transformer's normalizations, sums may be taken in another order, and a value may round the
+    other way. Processors without VNNI saturate on weights that are not portable (see ``Symmetric``), which makes a
+    difference, too.
 
     Args:
         path: The file, as written for ONNX Runtime.

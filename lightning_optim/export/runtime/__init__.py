@@ -1,1 +1,1 @@
-"""Runtimes that an exported network can be for."""
+"""Runtimes that a network can be exported for."""

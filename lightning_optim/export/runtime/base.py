@@ -16,36 +16,36 @@ from lightning_optim.quantization.simulation.operators import WEIGHTED_ROLES, Ro
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 Runner = Callable[..., Any]
-"""Takes one array or CPU tensor for each input in the file's order, and returns one array for each output."""
+"""Function that runs a loaded file: takes one array or CPU tensor per input, and returns one array per output."""
 
 
 class Runtime(ABC):
-    """Runtime of an exported network: what it can hold, how it is written, and what it really runs."""
+    """Runtime of an exported network: the schemes that it accepts, how a file is written, and which kernels it runs."""
 
     __slots__ = ()
 
     promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]]
-    """Roles that run in integers -> what their kernels are called if they do not."""
+    """Roles whose operators must run in integers -> names of the kernels that would compute them in floating point."""
 
     lacks: ClassVar[Mapping[Role, str]] = {}
-    """Roles that never run in integers here, though they do elsewhere -> why."""
+    """Roles that this runtime never runs in integers, though other runtimes do -> why."""
 
     @abstractmethod
     def check(self, simulator: Simulator) -> None:
-        """Refuse integers that the runtime has no kernels for.
+        """Refuse quantization schemes that the runtime has no integer kernels for.
 
         Raises:
-            ExportError: If there are some; the message names them.
+            ExportError: If an operator has such a scheme; the message names it.
         """
 
     @abstractmethod
     def write(
         self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
     ) -> Kernels:
-        """Write the network to ``path``, and return what the runtime makes of it.
+        """Write the network to ``path``, and return the kernels that the runtime runs for it.
 
         Args:
-            simulator: What training learned.
+            simulator: Ranges and quantizers of the network.
             network: The trained network; it stays as it is.
             args: Example positional inputs, on the CPU.
             kwargs: Example keyword inputs.
@@ -57,19 +57,19 @@ class Runtime(ABC):
 
     @abstractmethod
     def load(self, path: Path) -> Runner:
-        """Load the file into the runtime, on one thread of the CPU."""
+        """Load the file into the runtime, which runs it on one thread of the CPU."""
 
 
 def check_weights(simulator: Simulator, name: str, *, takes_groups: bool = False) -> None:
-    """Refuse weights that are no int8 around 0, of a scale per tensor or output channel.
+    """Refuse weights that are not symmetric int8 with a scale per tensor or per output channel.
 
     Args:
-        simulator: What training learned.
-        name: The runtime's.
+        simulator: Ranges and quantizers of the network.
+        name: Name of the runtime, for the message.
         takes_groups: Whether linear layers whose output stays unquantized may have a scale per group of inputs.
 
     Raises:
-        ExportError: If a layer has others; the message names it.
+        ExportError: If a layer has such weights; the message names it.
     """
     for key in _integer_keys(simulator, WEIGHTED_ROLES):
         scheme = simulator.weight_quantizer_of(key).scheme
@@ -85,10 +85,16 @@ def check_weights(simulator: Simulator, name: str, *, takes_groups: bool = False
 
 
 def check_activations(simulator: Simulator, name: str, needed: str, accepts: Callable[[Scheme], bool]) -> None:
-    """Refuse activations of other integers than needed.
+    """Refuse activations whose scheme the runtime has no integer kernels for.
+
+    Args:
+        simulator: Ranges and quantizers of the network.
+        name: Name of the runtime, for the message.
+        needed: The activations that it takes, for the message.
+        accepts: Whether it takes a scheme.
 
     Raises:
-        ExportError: If an operator puts out others; the message names it.
+        ExportError: If the output of an operator has another scheme; the message names the operator.
     """
     for key in simulator.ranges.keys:
         scheme = simulator.activations.quantizer_of(key).scheme

@@ -1,4 +1,4 @@
-"""ExecuTorch's program for its XNNPACK delegate: integer kernels on phones and other processors."""
+"""ExecuTorch with its XNNPACK delegate: integer kernels on phones and other CPUs."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _EXTRA = "executorch"
 _XNNPACK = "executorch.backends.xnnpack"
 _DELEGATE = "executorch_call_delegate"
 _INTEGER = "xnn_datatype_qint8"
-_INFINITY = re.compile(r"(?<=: )(-?)\+?inf\b")  # which JSON spells otherwise
-# Move or convert values and compute nothing.
-_IDLE = frozenset(
+_INFINITY = re.compile(r"(?<=: )(-?)\+?inf\b")  # Python's JSON parser knows the word "Infinity" alone
+# Kernels that move or convert values and compute nothing.
+_MOVES = frozenset(
     {"Convert", "StaticReshape", "StaticTranspose", "StaticSlice", "Copy", "getitem", "size", "sym_size"}
     | {"view_copy", "permute_copy", "slice_copy", "select_copy", "squeeze_copy", "unsqueeze_copy", "expand_copy"}
     | {"clone", "_clone_dim_order", "_to_dim_order_copy", "split_copy", "split_with_sizes_copy", "transpose_copy"}
@@ -44,11 +44,11 @@ _IDLE = frozenset(
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecuTorch(Runtime):
-    """A ``.pte`` file whose layers XNNPACK runs in integers: the scales of training, in int8, and int32 biases.
+    """ExecuTorch: a ``.pte`` file whose layers its delegate XNNPACK runs in integers, with the scales of training.
 
-    XNNPACK has no integer products of two activations and no averages over windows. Its integers may differ from the
-    simulation's by one: it multiplies by the reciprocal of a scale, and adds with fixed-point multipliers. Weights of
-    few bits are stored in eight.
+    Weights and activations are int8, biases int32. XNNPACK has no integer kernels for products of two activations and
+    for average pooling over windows. Its integers may differ from the simulation's by one: it multiplies by the
+    reciprocal of a scale, and adds with fixed-point multipliers. Weights of fewer than 8 bits are stored in 8.
 
     Args:
         max_batch: Largest batch that the file takes, at least 1; memory is planned for it.
@@ -92,7 +92,7 @@ class ExecuTorch(Runtime):
                 lowered = exir.to_edge_transform_and_lower(
                     program,
                     partitioner=[partitioner.XnnpackPartitioner()],
-                    # The validator's own pass over the operators would fix an open batch.
+                    # The validator's own pass over the operators would fix a dynamic batch.
                     compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
                 )
                 kernels = _inspect(lowered.exported_program().graph_module)
@@ -111,7 +111,8 @@ class ExecuTorch(Runtime):
 
         def run(*arrays: Any) -> list[Any]:
             tensors = [torch.as_tensor(array).contiguous() for array in arrays]
-            method = program.load_method("forward")  # once; here, since it does not keep its program alive
+            # Loaded here, so that this function holds the program: a method does not keep its program alive.
+            method = program.load_method("forward")
             outputs = [[each.clone() for each in method.execute(part)] for part in _parts(tensors, self.max_batch)]
             return [torch.cat(parts).numpy() for parts in zip(*outputs, strict=True)]
 
@@ -119,19 +120,19 @@ class ExecuTorch(Runtime):
 
 
 def _is_full(scheme: Scheme) -> bool:
-    """Whether an activation uses all integers that a kernel clips to."""
+    """Whether an activation has one scale and uses all 256 integers, to which the kernels clip."""
     return scheme.granularity == "tensor" and scheme.qmax - scheme.qmin == 255
 
 
 def _parts(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Split a batch into those that the file takes."""
+    """Split a batch into parts of at most ``size`` samples."""
     batch = next((len(each) for each in tensors if each.dim()), 1)
     for begin in range(0, batch, size):
         yield [each[begin : begin + size] if each.dim() and len(each) == batch else each for each in tensors]
 
 
 def _inspect(graph_module: Any) -> Kernels:
-    """Sort what a lowered program runs: nodes of the delegates by the type that they put out, others are floats."""
+    """Sort the kernels of a lowered program: a delegate's by the type of their output; all others are floating."""
     integer: Counter[str] = Counter()
     floating: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -140,11 +141,11 @@ def _inspect(graph_module: Any) -> Kernels:
         if node.op == "get_attr":
             for kind, is_integer in _delegated(getattr(graph_module, node.target).processed_bytes):
                 counts[kind] += 1
-                if kind not in _IDLE:
+                if kind not in _MOVES:
                     (integer if is_integer else floating)[kind] += 1
         elif node.op == "call_function" and name != _DELEGATE:
             counts[name] += 1
-            floating[name] += name not in _IDLE
+            floating[name] += name not in _MOVES
     return Kernels(counts=dict(counts), integer=dict(integer), floating=dict(+floating))
 
 
@@ -155,7 +156,7 @@ def _name_of(target: Any) -> str:
 
 
 def _delegated(payload: bytes) -> Iterator[tuple[str, bool]]:
-    """Read a delegate's own graph: each kernel's kind, and whether it puts out int8."""
+    """Read a delegate's own graph: each kernel's kind, and whether its output is int8."""
     serializer = require(f"{_XNNPACK}.serialization.xnnpack_graph_serialize", _EXTRA)
     header = serializer.XNNHeader.from_bytes(payload[: serializer.XNNHeader.EXPECTED_LENGTH])
     schema = importlib.resources.files(f"{_XNNPACK}.serialization") / "schema.fbs"

@@ -13,10 +13,10 @@ _OWN = frozenset({"base", "find"})
 
 
 def find_runtime(runtime: Runtime | str) -> Runtime:
-    """Return a runtime with its defaults from the name of its file; a runtime stays as it is.
+    """Return the runtime of a name, with its defaults; a runtime is returned as it is.
 
     Raises:
-        ValueError: If there is no such file; the message lists those that there are.
+        ValueError: If no runtime has the name; the message lists the names.
 
     Example:
         >>> find_runtime("onnxruntime")

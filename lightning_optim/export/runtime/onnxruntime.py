@@ -1,4 +1,4 @@
-"""ONNX Runtime's integer kernels on processors."""
+"""ONNX Runtime: integer kernels on the CPU."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from lightning_optim.quantization.simulation.simulator import Simulator
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ONNXRuntime(Runtime):
-    """An ONNX file that ONNX Runtime runs in integers: uint8 activations, int8 weights, int32 biases.
+    """ONNX Runtime: an ONNX file whose layers run in integers, with uint8 activations, int8 weights and int32 biases.
 
-    Linear layers beside ``Unquantized`` activations read their weight packed in 8, 4 or 2 bits, with a scale per group
-    of inputs if it has groups, and compute in float32 (``MatMulNBits``); other operators of such activations are left
-    in floating point, and named in the report.
+    Linear layers beside ``Unquantized`` activations read a weight that is packed in 8, 4 or 2 bits, with a scale per
+    group of inputs if the weight has groups, and compute in float32 (``MatMulNBits``). Other operators beside such
+    activations stay in floating point, and the result of the export names them.
 
     Args:
-        packed: Store weights whose integers fit into 4 or 2 bits so; the runtime widens them when it loads the file.
-        rounds_inputs: Let linear layers beside ``Unquantized`` activations round their inputs to int8, block by block.
-            The simulation does not, so answers differ in more than the order of sums; but with weights of 8 and 2 bits
-            the runtime is fast in this way alone: in float32 it unpacks them anew at every call.
+        packed: Whether weights whose integers fit into 4 or 2 bits are stored in 4 or 2 bits; the runtime widens them
+            when it loads the file.
+        rounds_inputs: Whether linear layers beside ``Unquantized`` activations round their inputs to int8, block by
+            block. The simulation does not round them, so the outputs differ by more than the order of sums. Weights of
+            8 and 2 bits are fast in this way alone: in float32, the runtime unpacks them again at every call.
     """
 
     promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]] = {
@@ -81,10 +82,10 @@ class ONNXRuntime(Runtime):
 
 
 def check_affine(simulator: Simulator, name: str) -> None:
-    """Refuse what is no uint8 activation with one scale and no int8 weight.
+    """Refuse activations that are not uint8 with one scale, and weights that are not symmetric int8.
 
     Raises:
-        ExportError: If there is something.
+        ExportError: If an operator has such an activation or weight; the message names it.
     """
     check_activations(simulator, name, "uint8 activations of one scale per tensor", _is_affine)
     check_weights(simulator, name)

@@ -1,4 +1,4 @@
-"""OpenVINO's integer kernels on processors."""
+"""OpenVINO: integer kernels on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from lightning_optim.quantization.simulation.operators import Role
 from lightning_optim.quantization.simulation.simulator import Simulator
 
 _INTEGER = frozenset({"u8", "i8", "u4", "i4"})
-_IDLE = frozenset(
+# Operators that move or convert values and compute nothing.
+_MOVES = frozenset(
     {"Input", "Output", "Const", "Reorder", "Reshape", "Transpose", "Convert", "Split", "Concatenation"}
     | {"StridedSlice", "Gather", "Broadcast", "ShapeOf", "FakeQuantize"}
 )
@@ -32,13 +33,14 @@ _IDLE = frozenset(
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenVINO(Runtime):
-    """The ONNX file of ``onnxruntime``, checked and timed in OpenVINO.
+    """OpenVINO: the ONNX file that ``ONNXRuntime`` writes, checked and timed in OpenVINO.
 
-    OpenVINO plans by its own rules: it runs convolutions and linear layers in integers, and most sums outside of them
-    in floating point, so the first two are promised. Its integers may differ from the simulation's by one.
+    OpenVINO decides by its own rules what runs in integers: convolutions and linear layers do, most sums outside of
+    them do not. So the export promises convolutions and linear layers alone. OpenVINO's integers may differ from the
+    simulation's by one.
 
     Args:
-        packed: Store weights whose integers fit into 4 bits so; of 2-bit integers OpenVINO knows nothing.
+        packed: Whether weights whose integers fit into 4 bits are stored in 4 bits; OpenVINO has no 2-bit integers.
     """
 
     promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]] = {
@@ -60,7 +62,7 @@ class OpenVINO(Runtime):
         write_qdq(simulator, network, args, kwargs, path, AffineDialect(), narrowest=4 if self.packed else 8)
         nodes = [node.get_rt_info() for node in _compiled(path).get_runtime_model().get_ordered_ops()]
         kinds = [(str(_value(info, "layerType")), str(_value(info, "runtimePrecision"))) for info in nodes]
-        computing = [(kind, precision in _INTEGER) for kind, precision in kinds if kind not in _IDLE]
+        computing = [(kind, precision in _INTEGER) for kind, precision in kinds if kind not in _MOVES]
         return Kernels(
             counts=dict(Counter(kind for kind, _ in kinds)),
             integer=dict(Counter(kind for kind, is_integer in computing if is_integer)),
@@ -81,10 +83,10 @@ class OpenVINO(Runtime):
 def _compiled(path: Path) -> Any:
     core = require("openvino", "openvino").Core()
     try:
-        # As bytes: the format is told from a file's name otherwise, which it has not got yet.
+        # As bytes: OpenVINO would tell the format from a file's suffix, which an unchecked file does not have.
         model = core.read_model(path.read_bytes(), b"")
         return core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1})
-    except Exception as error:  # the runtime raises its own, and plain RuntimeErrors
+    except Exception as error:  # the runtime raises classes of its own, and RuntimeError
         raise ExportError(f"OpenVINO cannot run the file: {_reason(error)}") from error
 
 
@@ -94,6 +96,6 @@ def _value(info: Any, name: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The last line that says something: the first ones name OpenVINO's own source files."""
+    """Last line of an error's message that is not empty: the first ones name OpenVINO's own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The profile of int8 files that TensorRT builds engines from."""
+"""TensorRT: int8 ONNX files that it builds engines from."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _READS_ONE = frozenset({"AveragePool", "GlobalAveragePool"})
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRT(Runtime):
-    """An ONNX file with int8 activations and weights around 0, a scale per output channel, and floating-point biases.
+    """TensorRT: an ONNX file with symmetric int8 activations and weights, and floating-point biases.
 
-    TensorRT needs a GPU to build an engine, so the file is checked as it stands: every pair of QuantizeLinear and
-    DequantizeLinear is symmetric, and every promised operator reads integers. Numbers and times are those of ONNX
-    Runtime computing the file as written, in floating point.
+    TensorRT needs a GPU to build an engine, so the file is checked by its structure alone: every pair of QuantizeLinear
+    and DequantizeLinear is symmetric, and every promised operator reads integers. Parity and latency are those of ONNX
+    Runtime, which computes the file as it is written, in floating point.
 
-    What lies below the range saturates at -128 in TensorRT, so activations must be simulated with this integer too:
+    Values below the range saturate at -128 in TensorRT, so the simulation of activations must use this integer too:
     ``Symmetric(granularity="tensor", narrow_range=False)``.
     """
 
@@ -79,7 +79,7 @@ class TensorRT(Runtime):
 
 
 def inspect_symmetric(path: str | Path) -> Kernels:
-    """Check that all integers of an ONNX file are int8 around 0, and sort its operators by what they read.
+    """Check that all integers of an ONNX file are symmetric int8, and sort its operators by whether they read integers.
 
     Args:
         path: The file.
