@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lightning_optim.errors import ExportError
 
-_SIZES = (16, 32, 64, 128)  # inputs of a block that the kernel is made for
+_SIZES = (16, 32, 64, 128)  # numbers of inputs in a block that the kernel can read
 _SCALE_BYTES = 4
 
 
@@ -25,7 +25,7 @@ class Blocks:
     Args:
         packed: Integers from 0 upwards, the first in the lowest bits, ``[O, B, size * bits / 8]`` of uint8.
         scale: ``[O, B]``.
-        size: Inputs of a block.
+        size: Number of inputs in a block.
         bits: Width of an integer: 2, 4 or 8; half of the range stands for 0.
     """
 
@@ -38,7 +38,7 @@ class Blocks:
 def pack_blocks(integers: Tensor, scale: Tensor, narrowest: int = 2) -> Blocks:
     """Pack the integers of a weight.
 
-    A group that is no power of two, or longer than a block, becomes several blocks of one scale.
+    A group that is not as long as a block becomes several blocks with the same scale.
 
     Args:
         integers: Integers, ``[O, I]``, in ``[-128, 127]``.
@@ -46,9 +46,12 @@ def pack_blocks(integers: Tensor, scale: Tensor, narrowest: int = 2) -> Blocks:
         narrowest: Fewest bits to use: 2, 4 or 8.
 
     Raises:
-        ExportError: If a group has a number of inputs that blocks of 16 do not divide.
+        ExportError: If there are several groups, and 16 does not divide their number of inputs.
 
     Example:
+        Two bits are enough. Each integer is stored plus 2, as 3, 0, 2 and 3, and four of them fill one byte:
+        ``3 + 4 * 0 + 16 * 2 + 64 * 3 = 227``. The other 12 inputs of the block are padding of 0, stored as 2.
+
         >>> pack_blocks(torch.tensor([[1, -2, 0, 1]]), torch.tensor([0.5])).packed.tolist()
         [[[227, 170, 170, 170]]]
     """
@@ -78,7 +81,7 @@ def unpack_blocks(packed: Tensor, scale: Tensor, num_inputs: int, bits: int) -> 
 
 
 def _block_size(num_inputs: int, num_groups: int, bits: int) -> int:
-    """The block of the fewest bytes; where there are several groups, it divides them."""
+    """Number of inputs in a block, for the fewest bytes; where there are several groups, it divides theirs."""
     group = num_inputs // num_groups
     sizes = [size for size in _SIZES if num_groups == 1 or group % size == 0]
     if not sizes:

@@ -1,4 +1,4 @@
-"""Lowered network: it computes with integer constants, ready for an exporter."""
+"""Lowering of a simulated network: its weights and biases become integer constants."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from lightning_optim.surgery.torch_private import BatchNorm
 class ConstantBackend(Backend, nn.Module):
     """Backend that emits quantizing operators, and keeps integer weights and biases as buffers.
 
-    The first pass, on real tensors, makes the constants; later passes, such as one of an exporter, find them.
+    The first pass, on real tensors, makes the constants; later passes, such as an exporter's, read them.
 
     Args:
-        simulator: Knows ranges and quantizers.
+        simulator: Ranges and quantizers of the network.
         dialect: The quantizing operators that the runtime reads.
         narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
     """
@@ -66,7 +66,7 @@ class ConstantBackend(Backend, nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         if f"{key}/weight" not in self._names:
             self._make_constants(weight, bias, key, input_key, norm)
-        # One in blocks is what the layer's own operator reads; the other is not used then.
+        # Where the weight lies in blocks, the layer's operator reads those, and only the shape of this one.
         values = weight if key in self._block_bits else self._dialect.constant(*self._stored(f"{key}/weight"))
         if f"{key}/float_bias" in self._names:
             return values, self._constant(f"{key}/float_bias")
@@ -83,8 +83,8 @@ class ConstantBackend(Backend, nn.Module):
             return out
         if x.dim() == 2 or not self._ranges.has(key):
             return functional.linear(x, weight, bias)
-        # As a matrix it becomes one integer kernel; otherwise the bias would be added in floating point. Rounding the
-        # output at once changes nothing: if a ReLU follows, the integers of its range begin at 0.
+        # On a matrix, the layer becomes one integer kernel; on more dimensions, its bias would be added in floating
+        # point. Rounding the output at once changes nothing: if a ReLU follows, the integers of its range begin at 0.
         flat = self.moved(x.flatten(0, -2), input_key)
         out = self.activation(functional.linear(flat, weight, bias), key)
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -94,11 +94,11 @@ class ConstantBackend(Backend, nn.Module):
         if self._is_exact(key) or not self._ranges.has(key):
             return functional.hardtanh(tensor, 0.0, upper)
         constants = self._unclipped_constants(key)
-        steps = np.rint(np.float32(upper) / np.float32(constants.step))  # divides as a runtime does
+        steps = np.rint(np.float32(upper) / np.float32(constants.step))  # in float32, as a runtime divides
         largest = int(steps) + constants.zero
         if largest < constants.qmax and not self._dialect.keeps_bounds:
             return functional.hardtanh(tensor, 0.0, upper)
-        # The largest integer is the bound then, and a kernel takes a ReLU in.
+        # The largest integer is then the bound; what is left is a ReLU, which a kernel includes.
         self._largest[key] = min(largest, self._largest.get(key, constants.qmax))
         return functional.relu(tensor)
 
@@ -139,7 +139,7 @@ class ConstantBackend(Backend, nn.Module):
             self._keep(f"{key}/weight_zero_point", torch.zeros_like(scale, dtype=self._dialect.zero_type))
         if bias is None:
             return
-        if input_scale is None or scale.dim() == 2:  # no accumulator in integers
+        if input_scale is None or scale.dim() == 2:  # the sum is no integer, so the bias is none
             self._keep(f"{key}/float_bias", bias)
             return
         self._make_bias(bias.detach(), (input_scale * scale).expand(bias.shape).clone(), key)
@@ -196,9 +196,25 @@ class DeployedNetwork(nn.Module):
 
     Args:
         network: The trained network; it is copied.
-        simulator: What was learned about it.
+        simulator: Ranges and quantizers of the network.
         dialect: The quantizing operators that the runtime reads.
         narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
+
+    Example:
+        Inputs in ``[0, 2.55]`` have the scale ``2.55 / 255 = 0.01``, weights in ``[-1.27, 1.27]`` the scale
+        ``1.27 / 127 = 0.01``. So 1.27 is stored as 127, and the bias 0.1, in steps of ``0.01 * 0.01``, as 1000.
+
+        >>> from lightning_optim.export import calibrate
+        >>> from lightning_optim.export.lowering.dialect import AffineDialect
+        >>> network, x = nn.Linear(2, 1), torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 2.55]])
+        >>> network.load_state_dict({"weight": torch.tensor([[1.27, -0.64]]), "bias": torch.tensor([0.1])})
+        <All keys matched successfully>
+        >>> quantized = calibrate(network, [x])
+        >>> deployed = DeployedNetwork(network, quantized.simulator, AffineDialect())
+        >>> torch.equal(deployed(x), quantized.simulated()(x))
+        True
+        >>> [each.tolist() for each in deployed.buffers() if each.dtype in (torch.int8, torch.int32) and each.any()]
+        [[[127, -64]], [1000]]
     """
 
     def __init__(self, network: nn.Module, simulator: Simulator, dialect: Dialect, narrowest: int = 8) -> None:

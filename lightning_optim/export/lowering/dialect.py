@@ -1,4 +1,4 @@
-"""Quantizing operators of a captured graph, as each family of runtimes reads them."""
+"""Dialects: quantizing operators of a captured graph, as each family of runtimes reads them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ActivationConstants:
     """Quantization parameters of an activation, as constants of a graph.
 
     Args:
-        scale: Step between two of them, a scalar.
+        scale: Step between two integers, a scalar.
         zero_point: Integer that stands for 0, a scalar of the type that the integers are stored in.
         step: ``scale`` as a number.
         zero: ``zero_point`` as a number.
@@ -41,7 +41,7 @@ class ActivationConstants:
 
 
 class Dialect(ABC):
-    """Quantizing operators that one family of runtimes reads."""
+    """Dialect: the quantizing operators that one family of runtimes reads."""
 
     zero_type: ClassVar[torch.dtype] = torch.int8
     """Type of the zero points of weights."""
@@ -50,11 +50,11 @@ class Dialect(ABC):
     """Whether biases are stored as the floats that their int32 values stand for: some runtimes round by themselves."""
 
     keeps_bounds: ClassVar[bool] = True
-    """Whether an activation's integers end where its scheme says, and not where their type does."""
+    """Whether an activation's integers are clipped at the bounds of its scheme, and not only at those of their type."""
 
     @abstractmethod
     def activation(self, x: Tensor, constants: ActivationConstants) -> Tensor:
-        """Round an activation to what its integers stand for."""
+        """Round an activation to the values that its integers stand for."""
 
     @abstractmethod
     def constant(self, integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Dialect(ABC):
 
 @final
 class AffineDialect(Dialect):
-    """ONNX's QuantizeLinear and DequantizeLinear as processors want them: explicit zero points, int32 biases."""
+    """Affine dialect: ONNX's QuantizeLinear and DequantizeLinear, explicit zero points and int32 biases, for CPUs."""
 
     has_float_bias: ClassVar[bool] = False
 
@@ -89,7 +89,7 @@ class AffineDialect(Dialect):
 
 @final
 class SymmetricDialect(Dialect):
-    """ONNX's QuantizeLinear and DequantizeLinear as TensorRT wants them: int8 around 0, floating-point biases."""
+    """Symmetric dialect: ONNX's QuantizeLinear and DequantizeLinear, int8 and floating-point biases, for TensorRT."""
 
     has_float_bias: ClassVar[bool] = True
     keeps_bounds: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Operators that stand in a captured graph for what ONNX says with QuantizeLinear and DequantizeLinear.
+"""Custom operators that stand in a captured graph for ONNX's QuantizeLinear and DequantizeLinear.
 
 torch's own fake-quantize operators can't be captured, and their translations know neither narrow weight ranges nor the
 explicit zero points without which ONNX Runtime leaves a linear layer in floating point.
@@ -17,7 +17,7 @@ from lightning_optim.export.lowering.blocks import unpack_blocks
 from lightning_optim.optional import require
 from lightning_optim.quantization.functional import per_channel
 
-_IN_FLOAT32, _IN_INT8 = 1, 4  # levels of MatMulNBits
+_IN_FLOAT32, _IN_INT8 = 1, 4  # accuracy levels of MatMulNBits
 
 
 @torch.library.custom_op("lightning_optim::quantize_dequantize", mutates_args=())
@@ -79,7 +79,7 @@ def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, num_inputs:
 
 
 def translations(*, rounds_inputs: bool = False) -> dict[Any, Callable[..., Any]]:
-    """Custom operator -> function that writes it in ONNX.
+    """Translations to ONNX: custom operator -> function that writes it.
 
     Args:
         rounds_inputs: Whether linear layers of packed weights may round their inputs to int8.
@@ -90,7 +90,7 @@ def translations(*, rounds_inputs: bool = False) -> dict[Any, Callable[..., Any]
     def translate_activation(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
         integers = op.QuantizeLinear(x, scale, zero_point)
         if (qmin, qmax) not in ((0, 255), (-128, 127)):
-            # Among integers, so that the layer before still puts out integers.
+            # Clips the integers and not their values, so that the output of the layer before stays integer.
             integers = op.Clip(integers, op.CastLike(qmin, zero_point), op.CastLike(qmax, zero_point))
         return op.DequantizeLinear(integers, scale, zero_point)
 
@@ -126,7 +126,7 @@ def translations(*, rounds_inputs: bool = False) -> dict[Any, Callable[..., Any]
 
 
 def _matmul_of_blocks() -> Any:
-    """ONNX's own list lacks the operators that ONNX Runtime adds: this is what is used of one."""
+    """Describe ``MatMulNBits`` as far as it is used: ONNX's own list lacks the operators that ONNX Runtime adds."""
     schema, values = require("onnx").defs.OpSchema, require("onnxscript").values
     floats, is_optional = "tensor(float)", schema.FormalParameterOption.Optional
     inputs = [schema.FormalParameter(name, kind) for name, kind in (("A", floats), ("B", "tensor(uint8)"))]

@@ -1,4 +1,4 @@
-"""Packing of weights: few bits are stored in few bits."""
+"""Packing of weights: integers of few bits are stored in 4 or 2 bits."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 from lightning_optim.optional import require
 
-_OVERHEAD = 64  # bytes that a node costs; below, packing saves nothing
+_OVERHEAD = 64  # bytes that a node takes; where packing saves fewer, it saves nothing
 _INT2_OPSET, _INT2_IR = 25, 13
 
 
 def pack_weights(model: Any, narrowest: int = 2) -> None:
-    """Store int8 weights whose integers fit into 4 or 2 bits so, in place.
+    """Store int8 weights in 4 or 2 bits where their integers fit, in place.
 
-    A runtime's integer kernels read 8 bits: a ``Cast`` in front of the ``DequantizeLinear`` widens the weight, and a
-    runtime folds it when it loads the file. (ONNX Runtime computes a narrow weight without one in floating point, or
-    refuses it.) Two bits hold binary, ternary and 2-bit weights; they need operator set 25.
+    Integer kernels read 8 bits: a ``Cast`` in front of the ``DequantizeLinear`` widens the weight, and a runtime folds
+    the ``Cast`` when it loads the file. (Without one, ONNX Runtime computes in floating point, or refuses the weight.)
+    Two bits hold binary, ternary and 2-bit weights; they need operator set 25.
 
     Args:
         model: An ``onnx.ModelProto``.
@@ -49,7 +49,7 @@ def _bits_for(low: int, high: int) -> int:
 
 
 def _pack(weight: Any, integers: Any, bits: int, readers: list[Any]) -> Any:
-    """Replace an initializer's content, let its readers read it through a ``Cast``, and return that."""
+    """Replace an initializer's content, let its readers read it through a ``Cast``, and return the ``Cast``."""
     onnx = require("onnx")
     kind = onnx.TensorProto.INT4 if bits == 4 else onnx.TensorProto.INT2
     packed = onnx.helper.make_tensor(weight.name, kind, integers.shape, integers.flatten().tolist())
@@ -63,7 +63,7 @@ def _pack(weight: Any, integers: Any, bits: int, readers: list[Any]) -> Any:
 
 
 def _raise_opset(model: Any) -> None:
-    """Name an operator set that knows 2-bit integers; up to it, the operators in use gained types, not meanings."""
+    """Raise the operator set to one with 2-bit integers; up to it, operators gained types and kept their meaning."""
     for entry in model.opset_import:
         if entry.domain == "":
             entry.version = max(entry.version, _INT2_OPSET)

@@ -29,9 +29,9 @@ Numbers: TypeAlias = tuple[Any, ...]
 
 @final
 class DecomposedDialect(Dialect):
-    """torch's ``quantized_decomposed`` operators as XNNPACK wants them: int8 throughout, floating-point biases.
+    """Decomposed dialect: torch's ``quantized_decomposed`` operators in int8, with floating-point biases, for XNNPACK.
 
-    An unsigned integer is stored less 128, and so is its zero point: both stand for the same value.
+    128 is subtracted from unsigned integers and from their zero point, so they stand for the same values.
     """
 
     zero_type: ClassVar[torch.dtype] = torch.int64
@@ -63,11 +63,11 @@ def capture_program(
     """Capture a network with integer constants, in the patterns that a delegate looks for.
 
     Args:
-        simulator: What training learned.
+        simulator: Ranges and quantizers of the network.
         network: The trained network; it stays as it is.
         args: Example positional inputs, on the CPU.
         kwargs: Example keyword inputs.
-        max_batch: Largest batch that the program takes; 1 fixes it.
+        max_batch: Largest batch that the program takes; 1 fixes the batch.
 
     Raises:
         ExportError: If the network can't be captured; the message names its class.
@@ -85,15 +85,22 @@ def capture_program(
             ).run_decompositions({})
     except Exception as error:  # an exporter raises whatever its many layers raise
         raise ExportError(f"{type(network).__name__} cannot be captured: {cause_of(error)}") from error
-    for tidy in (_drop_idle, _infer_batch, _round_before_views, _align_parts, _give_each_reader_its_own, _drop_unread):
-        tidy(program)
+    for rewrite in (
+        _drop_no_ops,
+        _infer_batch,
+        _round_before_views,
+        _align_parts,
+        _give_each_reader_its_own,
+        _drop_unread,
+    ):
+        rewrite(program)
     program.graph.lint()
     program.graph_module.recompile()
     return program
 
 
 def _resized(inputs: Any, size: int) -> Any:
-    """Repeat the rows of a batch: a smaller example than the largest would let guards bound the program by it."""
+    """Repeat the rows of an example up to the largest batch: guards would bound the program by a smaller one."""
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
     given = len(leaves[0]) if leaves else 0
 
@@ -107,8 +114,8 @@ def _calls(program: ExportedProgram, *targets: Any) -> Iterator[Node]:
     return (node for node in list(program.graph.nodes) if node.target in targets)
 
 
-def _drop_idle(program: ExportedProgram) -> None:
-    """Take out what hides a quantized input and does nothing: what dropout left, and writing back in place."""
+def _drop_no_ops(program: ExportedProgram) -> None:
+    """Remove operators that do nothing and hide a quantized input: dropout in evaluation, and copies in place."""
     for node in _calls(program, _ATEN.dropout.default, _ATEN.clone.default):
         if node.kwargs.get("memory_format") is None:
             _replace(node, node.args[0])
@@ -127,7 +134,7 @@ def _replace(node: Node, other: Any) -> None:
 
 
 def _infer_batch(program: ExportedProgram) -> None:
-    """Let views infer an open dimension: delegates take no computed one."""
+    """Let views infer a dynamic dimension: delegates take no computed one."""
     for node in _calls(program, *_RESHAPES):
         shape, source = node.meta["val"].shape, node.args[0].meta["val"]
         is_open = [not isinstance(size, int) for size in shape]
@@ -137,7 +144,7 @@ def _infer_batch(program: ExportedProgram) -> None:
 
 
 def _round_before_views(program: ExportedProgram) -> None:
-    """Round what an operator puts out at once, where a view follows: a delegate's kernel ends with the rounding."""
+    """Round an operator's output before the view that follows: a delegate's kernel ends with the rounding."""
     for node in reversed(list(_calls(program, _ATEN.view.default))):
         readers = list(node.users)
         if len(readers) == 1 and readers[0].target is _QUANTIZE and node.args[0].target is not _DEQUANTIZE:
@@ -145,7 +152,7 @@ def _round_before_views(program: ExportedProgram) -> None:
 
 
 def _align_parts(program: ExportedProgram) -> None:
-    """Round what is concatenated as the whole is rounded, before and not after: delegates move integers as they are."""
+    """Round the parts of a concatenation as the whole is rounded: delegates concatenate integers as they are."""
     for node in _calls(program, _ATEN.cat.default):
         readers = list(node.users)
         if len(readers) != 1 or readers[0].target is not _QUANTIZE:
@@ -167,7 +174,7 @@ def _requantized(program: ExportedProgram, part: Node, numbers: Numbers) -> Node
 
 
 def _give_each_reader_its_own(program: ExportedProgram) -> None:
-    """Dequantize anew for every reader: with one for all, the readers become several delegates."""
+    """Dequantize for every reader by a node of its own: with one node for all, the readers become several delegates."""
     for node in _calls(program, _DEQUANTIZE):
         for reader in list(node.users)[1:]:
             with program.graph.inserting_after(node):
@@ -176,7 +183,7 @@ def _give_each_reader_its_own(program: ExportedProgram) -> None:
 
 
 def _drop_unread(program: ExportedProgram) -> None:
-    """Take out parameters and buffers that nobody reads: the trained weights, which are integers now."""
+    """Remove parameters and buffers that no operator reads: the trained weights, which integers have replaced."""
     program.graph.eliminate_dead_code()
     signature, unread = program.graph_signature, set()
     for node in [node for node in program.graph.nodes if node.op == "placeholder" and not node.users]:

@@ -38,7 +38,7 @@ def write_qdq(
     are called what the network's own forward calls them.
 
     Args:
-        simulator: What training learned.
+        simulator: Ranges and quantizers of the network.
         network: The trained network; it stays as it is.
         args: Example positional inputs, on the CPU.
         kwargs: Example keyword inputs.
@@ -80,7 +80,7 @@ def _name_inputs(model: Any, network: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _store_constants(model: Any) -> None:
-    """Quantize what does not depend on the inputs, such as an embedding of positions: some runtimes can't."""
+    """Quantize constants that do not depend on the inputs, such as position embeddings: some runtimes can't."""
     numpy_helper = require("onnx").numpy_helper
     constants = {each.name: each for each in model.graph.initializer}
     for node in [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] in constants]:
