@@ -1,1 +1,1 @@
-"""Emulator of ONNX Runtime's integer kernels, to the bit."""
+"""Emulator of ONNX Runtime's integer kernels, bit for bit."""

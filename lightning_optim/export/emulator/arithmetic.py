@@ -1,14 +1,14 @@
-"""Arithmetic of ONNX Runtime's integer kernels, to the bit.
+"""Arithmetic of ONNX Runtime's integer kernels, bit for bit.
 
 Accumulators are exact, so that only what follows them can differ between two ways to compute one formula:
 
 - Products (``QLinearConv``, ``QGemm``, ``QLinearMatMul``) and the average of a whole image: the accumulator becomes a
-  float32, is multiplied by one float32 (a product with ``1 / scale`` would be another), clamped, rounded half to even,
-  and **then** the zero point is added.
-- Sums (``QLinearAdd``): the zero points are part of a constant that enters **before** rounding, so ties fall otherwise
-  than above if the zero point is odd; and each of the two products is fused with the addition that follows it, rounded
-  once instead of twice. So is the first product of the constant itself. Separate roundings give another integer in
-  about two of a million sums, which a net may or may not meet.
+  float32, is multiplied by one float32 (a product with ``1 / scale`` may differ), clamped, rounded half to even, and
+  **then** the zero point is added.
+- Sums (``QLinearAdd``): the zero points are part of a constant that enters **before** rounding, so ties are rounded
+  the other way if the zero point is odd; and each of the two products is fused with the addition that follows it, so
+  that both are rounded once. The first product of the constant itself is fused, too. With separate roundings, about
+  two of a million sums give another integer.
 - Windows (``QLinearAveragePool``): averaged in float32, value by value, and rounded with the zero point added before.
 """
 
@@ -53,7 +53,7 @@ class Integers:
 
     Args:
         integers: The numbers, as floats; any shape.
-        qparams: What they stand for.
+        qparams: Their quantization parameters.
 
     Example:
         >>> qparams = QuantizationParameters(torch.tensor(0.5), torch.tensor(3.0), 0, 255)
@@ -69,7 +69,7 @@ class Integers:
         return (self.integers - self.qparams.zero_point) * self.qparams.scale
 
     def centred(self) -> Tensor:
-        """Return the integers less the zero point in float64, where sums of their products are exact."""
+        """Return the integers minus the zero point in float64, where sums of their products are exact."""
         return (self.integers - self.qparams.zero_point).double()
 
 
@@ -79,9 +79,11 @@ def requantize(accumulator: Tensor, multiplier: Tensor, qparams: QuantizationPar
     Args:
         accumulator: Exact sums of products in float64; any shape.
         multiplier: Accumulator's scale over the output's, float32; broadcasts against ``accumulator``.
-        qparams: Those of the output, one scale for all.
+        qparams: Quantization parameters of the output, with a scale per tensor.
 
     Example:
+        1.0 is scaled to 0.5, a tie, which rounds to the even 0; plus the zero point, that is 3.
+
         >>> qparams = QuantizationParameters(torch.tensor(1.0), torch.tensor(3.0), 0, 255)
         >>> requantize(torch.tensor([1.0, 3.0, 1e6]).double(), torch.tensor(0.5), qparams).integers
         tensor([  3.,   5., 255.])
@@ -92,7 +94,7 @@ def requantize(accumulator: Tensor, multiplier: Tensor, qparams: QuantizationPar
 
 
 def output_multiplier(left_scale: Tensor, right_scale: Tensor, qparams: QuantizationParameters) -> Tensor:
-    """Return what requantizes an accumulator of products: ``(left_scale * right_scale) / output_scale``, in float32."""
+    """Return the multiplier of a sum of products: ``(left_scale * right_scale) / output_scale``, in float32."""
     return (left_scale * right_scale) / qparams.scale
 
 
@@ -103,15 +105,18 @@ def add(left: Integers, right: Integers, qparams: QuantizationParameters) -> Int
     ``c = z - fma(r_a, z_a, r_b * z_b)``, rounded half to even.
 
     Args:
-        left: First summand, one scale for all.
-        right: Second summand; broadcasts.
-        qparams: Those of the output.
+        left: First summand, with a scale per tensor.
+        right: Second summand, with a scale per tensor; broadcasts.
+        qparams: Quantization parameters of the output.
 
     Example:
+        The integer 1 of ``zero`` stands for 0, since its zero point is 1. ``0.5 + 0`` plus the output's zero point is
+        1.5, a tie, which rounds to the even 2; ``1 + 0`` plus the zero point is 2.
+
         >>> qparams = QuantizationParameters(torch.tensor(1.0), torch.tensor(1.0), 0, 255)
         >>> halves = QuantizationParameters(torch.tensor(0.5), torch.tensor(0.0), 0, 255)
-        >>> half, one = Integers(torch.tensor([1.0, 2.0]), halves), Integers(torch.tensor([1.0]), qparams)
-        >>> add(half, one, qparams).integers  # 0.5 + 1 is even before rounding, 1 + 1 is 2
+        >>> summands, zero = Integers(torch.tensor([1.0, 2.0]), halves), Integers(torch.tensor([1.0]), qparams)
+        >>> add(summands, zero, qparams).integers
         tensor([2., 2.])
     """
     left_ratio, right_ratio = left.qparams.scale / qparams.scale, right.qparams.scale / qparams.scale
@@ -124,8 +129,8 @@ def average_image(x: Integers, qparams: QuantizationParameters) -> Integers:
     """Average over height and width as ``QLinearGlobalAveragePool`` does, ``[N, C, H, W]`` to ``[N, C, 1, 1]``.
 
     Args:
-        x: One scale for all.
-        qparams: Those of the output.
+        x: ``[N, C, H, W]``, with a scale per tensor.
+        qparams: Quantization parameters of the output.
     """
     size = x.integers.shape[2:].numel()
     total = x.centred().sum(tuple(range(2, x.integers.dim())), keepdim=True)
@@ -144,12 +149,12 @@ def average_windows(
     """Average windows as ``QLinearAveragePool`` does.
 
     Args:
-        x: ``[N, C, H, W]``, one scale for all.
-        qparams: Those of the output.
+        x: ``[N, C, H, W]``, with a scale per tensor.
+        qparams: Quantization parameters of the output.
         kernel: Height and width of a window.
         stride: Steps between windows.
         padding: Rows above and columns left of the image, rows below and columns right of it.
-        counts_padding: Whether a window is divided by its size even where it leaves the image.
+        counts_padding: Whether a window's sum is divided by its full size where the window reaches beyond the image.
     """
     top, left, bottom, right = padding
     sides = (left, right, top, bottom)

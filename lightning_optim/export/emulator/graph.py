@@ -1,4 +1,4 @@
-"""Emulation of an exported file: its integer kernels, computed here instead of in the runtime."""
+"""Emulation of an exported file: its integer kernels, computed by torch instead of by the runtime."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _MOVES = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 @final
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Pending operator: its kernel depends on its reader, for only an output that is rounded at once is an integer.
+    """Pending operator: its kernel depends on its reader, since only an output that is rounded at once is an integer.
 
     Args:
         node: The operator.
         inputs: What it reads, all of it integers.
-        is_clipped: Whether a ReLU follows, which a kernel takes in where the output's integers begin at zero.
+        is_clipped: Whether a ReLU follows, which the kernel includes where the output's integers begin at zero.
         moves: Views that follow, each with what else it reads: a runtime rounds before them.
     """
 
@@ -42,10 +42,10 @@ Value: TypeAlias = "Tensor | Integers | Pending"
 
 @final
 class IntegerGraph:
-    """Emulator of an ONNX file of ``QuantizeLinear`` and ``DequantizeLinear``, with the kernels of ONNX Runtime.
+    """Emulator of ONNX Runtime's integer kernels, for an ONNX file of ``QuantizeLinear`` and ``DequantizeLinear``.
 
     It reads what the export wrote, so it tests the file and not the simulation. It decides which operators become one
-    kernel with the rounding behind them; ``lightning_optim.export.emulator.arithmetic`` computes that kernel.
+    kernel with the rounding that follows them; ``lightning_optim.export.emulator.arithmetic`` computes that kernel.
     ONNX Runtime runs every operator that has no integer kernel, one at a time.
 
     Args:
@@ -56,6 +56,23 @@ class IntegerGraph:
 
     Raises:
         ArtefactError: If the file is missing or no model.
+
+    Example:
+        Inputs, weights and outputs have the scale 0.01, outputs the zero point 118. The first input is 100 and 0: the
+        accumulator is ``100 * 127 + 0 * -64 + 1000 = 13700``, with the bias in steps of ``0.01 * 0.01``. It is
+        requantized by ``0.01 * 0.01 / 0.01``: the output is ``137 + 118 = 255``, which stands for 1.37.
+
+        >>> import tempfile
+        >>> from lightning_optim.export import calibrate
+        >>> network, x = torch.nn.Linear(2, 1), torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 2.55]])
+        >>> network.load_state_dict({"weight": torch.tensor([[1.27, -0.64]]), "bias": torch.tensor([0.1])})
+        <All keys matched successfully>
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export = calibrate(network, [x]).export(f"{folder}/model.onnx")
+        ...     graph = IntegerGraph(export.path)
+        >>> (output,) = graph.run(x)
+        >>> output.integers.flatten().tolist(), dict(graph.computed)
+        ([255.0, 0.0, 92.0], {'Gemm': 1})
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -93,7 +110,7 @@ class IntegerGraph:
             return [self._quantize(inputs)]
         if node.op_type == "DequantizeLinear":
             return [_dequantize(node, inputs)]
-        if node.op_type == "Clip" and isinstance(inputs[0], Integers):  # of fewer bits than their type
+        if node.op_type == "Clip" and isinstance(inputs[0], Integers):  # activations of fewer bits than their type
             low, high = (float(_real(bound)) for bound in inputs[1:])
             return [Integers(inputs[0].integers.clamp(low, high), inputs[0].qparams)]
         is_alone = self._readers[node.output[0]] == 1
@@ -179,7 +196,7 @@ def _dequantize(node: Any, inputs: Sequence[Value]) -> Integers:
         axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
         shape = [-1 if place == axis % integers.dim() else 1 for place in range(integers.dim())]
         scale, zero = scale.view(shape), zero.view(shape)
-    is_wide = integers.dtype is torch.int32  # a bias does not fit into a float32
+    is_wide = integers.dtype is torch.int32  # a float32 does not hold every int32
     qparams = QuantizationParameters(scale, zero, limits.min, limits.max)
     return Integers(integers.double() if is_wide else integers.float(), qparams)
 
