@@ -21,10 +21,10 @@ class CaptureInputs:
     """Inputs of ``torch.export``: a model and its arguments.
 
     Args:
-        model: A copy in eval mode on the CPU.
+        model: A copy in evaluation mode on the CPU.
         args: Positional inputs.
         kwargs: Keyword inputs.
-        shapes: The open dimensions; ``None`` if all are fixed.
+        shapes: The dynamic dimensions; ``None`` if all are fixed.
         input_names: Names of the inputs, where the capture would not know them.
     """
 
@@ -44,7 +44,7 @@ def prepare_capture(
         model: The model; it stays as it is.
         args: Example positional inputs.
         kwargs: Example keyword inputs.
-        batch: The open dimension 0 of every input tensor that is as long there as the first one; ``None`` opens none.
+        batch: The dynamic dimension 0 of every input tensor that is as long there as the first one; ``None`` fixes all.
     """
     frozen = copy.deepcopy(model).cpu().eval()
     _set_row_major(frozen)
@@ -62,7 +62,7 @@ def prepare_capture(
 
 @final
 class _ByPosition(nn.Module):
-    """Takes by position what a model collects in ``**kwargs``, where ``torch.export`` cannot open a dimension.
+    """Wrapper that takes by position what a model collects in ``**kwargs``: no dimension there could be dynamic.
 
     Args:
         model: The model.
@@ -88,7 +88,7 @@ def _collects_keywords(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _names_by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str] | None:
-    """Keywords keep their names; a nested input has several, which only the exporter knows."""
+    """Names of the inputs: keywords keep theirs; a nested input has several, which only the exporter knows."""
     if not all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         return None
     return [*(f"args_{place}" for place in range(len(args))), *kwargs]
@@ -106,7 +106,7 @@ def _row_major(tensor: Tensor) -> Tensor:
 
 
 def _at_least_two(inputs: Any) -> Any:
-    """Double a batch of one: ``torch.export`` would bake a dimension of 1 in."""
+    """Double a batch of one: ``torch.export`` would fix a dimension of 1."""
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
     if not leaves or len(leaves[0]) != 1:
         return inputs

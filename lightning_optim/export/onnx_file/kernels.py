@@ -13,8 +13,8 @@ from lightning_optim.optional import require
 
 _INTEGER = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
 _CONVERT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
-_PICK = frozenset({"MaxPool", "NhwcMaxPool"})  # takes integers or floats as they come
-# Move values and compute nothing.
+_PICK = frozenset({"MaxPool", "NhwcMaxPool"})  # computes in integers if its input is one
+# Operators that move values and compute nothing.
 MOVES = frozenset(
     {"Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Pad", "ReorderInput"}
     | {"ReorderOutput", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -44,7 +44,7 @@ class Kernels:
 
 
 def inspect_kernels(path: str | Path) -> Kernels:
-    """Let ONNX Runtime optimize a model as it would to run it, and sort the nodes that are left.
+    """Sort the nodes of a model that are left after ONNX Runtime's own optimization.
 
     A max-pool counts as integer where its input is one; conversions and moves count as neither.
 
@@ -69,7 +69,7 @@ def inspect_kernels(path: str | Path) -> Kernels:
 
 
 def count_kernels(path: str | Path) -> dict[str, int]:
-    """Operator -> number of nodes that ONNX Runtime runs after its own optimization."""
+    """Counts of kernels: operator -> number of nodes that ONNX Runtime runs after its own optimization."""
     return inspect_kernels(path).counts
 
 

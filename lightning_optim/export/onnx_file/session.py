@@ -52,7 +52,7 @@ class Session:
         return np.concatenate([self.run(*_as_inputs(batch))[0] for batch in batches])
 
     def resize(self, example: Example, batch: int) -> tuple[Array, ...]:
-        """Repeat the rows of an example up to a batch size, for the inputs whose batch is open."""
+        """Repeat the rows of an example up to a batch size, for the inputs whose batch is dynamic."""
         arrays = _as_inputs(example)
         return tuple(
             np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:]))) if isinstance(size, str) else array
@@ -184,6 +184,6 @@ def _time_call(session: Session, arrays: tuple[Array, ...]) -> tuple[float, floa
 
 
 def _as_inputs(example: Any) -> tuple[Array, ...]:
-    """One array, or one per input; tensors pass for arrays."""
+    """Arrays of an example, one per input; tensors become arrays."""
     arrays = example if isinstance(example, (list, tuple)) else (example,)
     return tuple(np.asarray(array) for array in arrays)

@@ -1,4 +1,4 @@
-"""Metadata of ONNX files, removed: what no runtime reads."""
+"""Removal of metadata from ONNX files: of what no runtime reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def strip_model(model: Any) -> None:
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
-    """The graph and those of its branches and loops, outer before inner."""
+    """Yield the graph and those of its branches and loops, outer before inner."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

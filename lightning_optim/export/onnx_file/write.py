@@ -36,14 +36,14 @@ def export_onnx(
 ) -> Path:
     """Write a model to one ONNX file, without exporter metadata; equal weights give equal bytes.
 
-    The model is exported as a copy in eval mode on the CPU; the caller's model stays as it is.
+    The model is exported as a copy in evaluation mode on the CPU; the caller's model stays as it is.
 
     Args:
         model: Any module that ``torch.export`` can capture.
         args: Example positional inputs; tensors have the batch as dimension 0.
         path: The file to write; an older one is replaced in one step.
         kwargs: Example keyword inputs.
-        dynamic_batch: Leave the batch open: dimension 0 of every input tensor that is as long there as the
+        dynamic_batch: Whether the batch is dynamic: dimension 0 of every input tensor that is as long there as the
             first one. Otherwise the file takes the example's batch alone.
         opset: ONNX operator set.
         translations: Custom operator -> onnxscript function, for operators that ONNX does not know.
@@ -80,11 +80,11 @@ def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Ca
     model, args, kwargs, shapes = capture.model, capture.args, capture.kwargs, capture.shapes
     with silence(), torch.no_grad():
         names = _output_names(model(*args, **kwargs))
-        # Captured here, not by torch.onnx: its fallbacks would bake a batch in rather than fail.
+        # Captured here, not by torch.onnx: its fallbacks would fix the batch rather than fail.
         captured = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
             captured,
-            dynamic_shapes=shapes,  # names the open dimensions
+            dynamic_shapes=shapes,  # names the dynamic dimensions
             dynamo=True,
             opset_version=opset,
             input_names=capture.input_names,
