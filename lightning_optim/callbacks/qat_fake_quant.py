@@ -1,4 +1,4 @@
-"""Quantization-aware training of any LightningModule."""
+"""Quantization-aware training (QAT) of any LightningModule."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ from lightning_optim.window import Window
 
 @final
 class QATFakeQuant(TechniqueCallback):
-    """Trains a network under the rounding of its later integer form, and exports that form.
+    """Quantization-aware training: trains a network under the rounding of its later integer form, and exports it.
 
-    Parameters stay the same objects and the checkpoint keeps its keys; ranges of activations live in the callback's own
-    state. Validation, test and prediction compute exactly what is deployed: batch norms folded, biases rounded.
-    Within the window, the first batch shows the operators, the second their ranges; from the third on the network is
-    simulated. A network that is compiled is simulated as one graph by the same compiler; what cannot
-    be one graph is simulated in Python, with a warning.
+    Parameters stay the same objects and the checkpoint keeps its keys; ranges of activations are part of the callback's
+    own state. Validation, test and prediction compute exactly what is deployed: batch norms folded, biases rounded.
+    Within the window, the first batch shows the operators and the second one their ranges; from the third batch on, the
+    network is simulated. A network that is compiled is simulated as one graph by the same compiler; what cannot be one
+    graph is simulated in Python, with a warning.
 
     Args:
         network: Plain name of the network in the LightningModule; ``None`` finds the only child with parameters.
@@ -68,7 +68,8 @@ class QATFakeQuant(TechniqueCallback):
         layers: Quantizers of some layers in place of these, by keys of your choice (mixed precision).
         freeze: Fractions of the window after which a part is frozen, in ``(0, 1]``: ``observer`` (0.9: ranges stay as
             they are) and ``batch_norm`` (0.5: running statistics are used in training too); 1 is never.
-        learning_rate: Of quantizers that learn their steps: largest relative change in a batch; ``None`` is 0.01.
+        learning_rate: Largest relative change of a learned step in one batch, about; ``None`` is 0.01. Only for
+            quantizers that learn their steps.
         name: Tells several instances in one Trainer apart: each needs a name of its own.
 
     Example:
@@ -121,7 +122,7 @@ class QATFakeQuant(TechniqueCallback):
     @override
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._owner is not None and self._owner is not pl_module:
-            self._simulator = self._settings.start()  # what was learned is another model's
+            self._simulator = self._settings.start()  # the ranges are those of another model
         self._owner = pl_module
 
     @override
@@ -155,7 +156,7 @@ class QATFakeQuant(TechniqueCallback):
         progress = self.window.progress(clock_of(trainer))
         if progress is None:
             return
-        # A window that closes within a few batches still shows operators and ranges first.
+        # Operators and ranges come first, even in a window that closes within a few batches.
         self._observes = progress < self.freeze["observer"] or not self.is_simulating
         self._folds = progress >= self.freeze["batch_norm"]
 
@@ -190,15 +191,15 @@ class QATFakeQuant(TechniqueCallback):
     ) -> None:
         """Learn operators and ranges of a trained model without training it (post-training quantization).
 
-        It can then be simulated, exported, or trained on under this callback.
+        It can then be simulated, exported, or trained further under this callback.
 
         Args:
             model: The trained LightningModule, whose own validation calls the network, or a network alone.
             data: For a LightningModule, loaders of validation batches or a data module. For a network, batches: a
                 mapping holds its keyword inputs, a tuple or list its positional ones, all else is its only input.
             num_batches: How many batches to take at most, at least 1.
-            methods: Change the model's weights, in this order, so that rounding costs less; without any, the weights
-                stay as they are.
+            methods: Methods that change the model's weights, in this order, so that rounding costs less accuracy;
+                without any, the weights stay as they are.
 
         Raises:
             ValueError: If there is no batch, or one holds NaN or infinities; nothing has changed then.

@@ -1,4 +1,4 @@
-"""Calibrate on what a module's own validation feeds its network."""
+"""Calibration on the inputs that a module's own validation gives its network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_optim.surgery.inputs import Inputs
 
 @final
 class _BatchEnds(Callback):
-    """Tells a calibration where batches end."""
+    """Callback that tells a calibration where batches end."""
 
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration
@@ -31,14 +31,14 @@ def calibrate_module(
     """Let a simulator learn operators and ranges from the module's own validation, on one device.
 
     Args:
-        simulator: Learns; must know nothing yet.
+        simulator: The simulator; it must know nothing yet.
         module: The trained module; its ``validation_step`` calls the network as it likes.
         network: The network in it.
         data: Loaders of validation batches, or a data module.
         num_batches: How many of each loader to take at most, at least 1.
 
     Returns:
-        What the network was called with.
+        Arguments of the network's calls.
 
     Raises:
         ValueError: If there is no batch, or one holds NaN or infinities.
@@ -47,7 +47,7 @@ def calibrate_module(
     calibration = Calibration(simulator, network)
     source = {"datamodule" if isinstance(data, LightningDataModule) else "dataloaders": data}
     with calibration.watching():
-        for limit in (1, num_batches):  # the first batch shows the operators, and then its ranges too
+        for limit in (1, num_batches):  # the first batch shows the operators; run again, it shows its ranges too
             _trainer(limit, _BatchEnds(calibration)).validate(module, **source, verbose=False)
     calibration.check()
     return calibration.inputs
@@ -58,7 +58,7 @@ def _trainer(limit: int, callback: Callback) -> Trainer:
         devices=1,
         limit_val_batches=limit,
         callbacks=callback,
-        inference_mode=False,  # what is kept goes on into training and export
+        inference_mode=False,  # training and export use what is kept, and can't use inference tensors
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,4 +1,4 @@
-"""Trains what quantizers learn, beside the user's optimizers."""
+"""Training of the values that quantizers learn, beside the user's optimizers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_optim.quantization.simulation.learned_values import LearnedValues
 
 
 def train_values(trainer: Trainer, learned: LearnedValues, learning_rate: float, loss_scale: float | None) -> None:
-    """End a batch: begin with the values that it was the first to show, or update them.
+    """End a batch: start the values that it was the first to show, or update the values.
 
     Args:
         trainer: The trainer.
-        learned: The values.
-        learning_rate: Largest relative change of a value, about.
+        learned: The values that quantizers learn.
+        learning_rate: Largest relative change of a value in one batch, about.
         loss_scale: What the loss was multiplied by; ``None`` if no optimizer took a step.
     """
     if learned.found_keys:
