@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
-from torch import Tensor
+from lightning_optim.quantization.simulation.integer_form import (
+    why_add_is_float,
+    why_concatenate_is_float,
+    why_layer_is_float,
+    why_matmul_is_float,
+    why_pool_is_float,
+    why_relu_is_float,
+)
 
 
 @final
@@ -58,103 +65,80 @@ _NAMES: dict[Role, str] = {
     ),
     Role.WRITE: "__setitem__ index_put_ copy_ index_copy_ masked_fill_ fill_ zero_",
 }
-_ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 _ATTRIBUTES = frozenset({"T", "mT", "H", "mH"})
 
+NO_KERNEL = "no integer kernel"
+"""Why an operator computes in floating point that is none of the above, or has no integer form where it stands."""
 
-def describe_function(function: Callable[..., Any]) -> tuple[str, Role]:
-    """Return the name and the role of a function that a ``TorchFunctionMode`` sees.
+
+@final
+class CalledOperator(NamedTuple):  # not a frozen dataclass: that would take three times as long to make
+    """Operator as one call of a torch function names it.
+
+    Args:
+        name: Name of the function, or of the attribute that is read.
+        role: How the operator treats integers.
+        is_in_place: Whether the call changes its first argument.
+        why_float: Why this call computes in floating point; empty if it does not, or computes nothing.
+    """
+
+    name: str
+    role: Role
+    is_in_place: bool
+    why_float: str
+
+
+def classify(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> CalledOperator:
+    """Classify a call of a torch function by the function's name and the arguments.
+
+    Args:
+        function: What a ``TorchFunctionMode`` sees.
+        args: Its positional arguments, the first of its tensors among them.
+        kwargs: Its keyword arguments.
 
     Example:
         >>> import torch
-        >>> describe_function(torch.conv2d)
-        ('conv2d', <Role.CONVOLUTION: 'convolution'>)
-        >>> describe_function(torch.Tensor.mT.__get__)
-        ('mT', <Role.MOVE: 'move'>)
-        >>> describe_function(torch.erf)
-        ('erf', <Role.OTHER: 'other'>)
+        >>> classify(torch.add, (torch.ones(2), torch.ones(2)), {})
+        CalledOperator(name='add', role=<Role.ADD: 'add'>, is_in_place=False, why_float='')
+        >>> classify(torch.add, (torch.ones(2), 1.0), {}).why_float
+        'its operands are not two real tensors'
+        >>> classify(torch.Tensor.mT.__get__, (torch.ones(2, 2),), {}).role
+        <Role.MOVE: 'move'>
+        >>> classify(torch.erf, (torch.ones(2),), {}).why_float
+        'no integer kernel'
     """
     name = getattr(function, "__name__", type(function).__name__)
     if name == "__get__":
-        attribute = getattr(getattr(function, "__self__", None), "__name__", "")
-        return (attribute, Role.MOVE) if attribute in _ATTRIBUTES else (name, Role.INSPECT)
-    return name, _ROLES.get(name, Role.OTHER)
+        return _ATTRIBUTE_READS.get(getattr(getattr(function, "__self__", None), "__name__", ""), _INSPECTION)
+    known = _KNOWN.get(name)
+    if known is None:
+        return CalledOperator(name, Role.OTHER, _is_in_place(name, kwargs), NO_KERNEL)
+    find_reason = _REASONS.get(known.role)
+    why_float = "" if find_reason is None else find_reason(name, args, kwargs)
+    if not why_float and "inplace" not in kwargs:
+        return known
+    return CalledOperator(name, known.role, _is_in_place(name, kwargs), why_float)
 
 
-def is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
-    """Whether a call changes its first argument.
-
-    Example:
-        >>> is_in_place("add_", {}), is_in_place("relu", {"inplace": True}), is_in_place("__add__", {})
-        (True, True, False)
-    """
+def _is_in_place(name: str, kwargs: Mapping[str, Any]) -> bool:
     if name.startswith("__"):
         return name.startswith("__i") and name.endswith("__")
     return name.partition(".")[0].endswith("_") or kwargs.get("inplace") is True  # or one of torch.ops.aten
 
 
-def is_real(value: object) -> bool:
-    """Whether a value is a tensor of floating-point numbers."""
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def why_float(name: str, role: Role, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
-    """Return why this call of an operator has no integer form; empty if it has one.
-
-    Example:
-        >>> import torch
-        >>> why_float("add", Role.ADD, (torch.ones(2), 1.0), {})
-        'its operands are not two real tensors'
-    """
-    if role in (Role.ADD, Role.MATMUL) and not (len(args) == 2 and is_real(args[0]) and is_real(args[1])):
-        return "its operands are not two real tensors"
-    if role is Role.ADD and kwargs.get("alpha", 1) != 1:
-        return "it multiplies an operand"
-    if role is Role.POOL and not _pools_integers(name, args, kwargs):
-        return "its windows are not of one size"
-    if role in WEIGHTED_ROLES and not (args and is_real(args[0])):
-        return "its input is not a real tensor"
-    if role is Role.CONCATENATE and not all(is_real(part) for part in args[0]):
-        return "its parts are not real tensors"
-    is_two_sided = role is Role.RELU and name.startswith("hardtanh") and _bounds(args, kwargs)[0] != 0
-    return "it does not begin at zero" if is_two_sided else ""
-
-
-def upper_bound(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
-    """Return where a call of the role ``RELU`` levels off; ``None`` if it does not.
-
-    Example:
-        >>> upper_bound("relu6", (), {}), upper_bound("hardtanh", (), {"min_val": 0.0, "max_val": 4.0})
-        (6.0, 4.0)
-    """
-    if name.startswith("hardtanh"):
-        return _bounds(args, kwargs)[1]
-    return 6.0 if name == "relu6" else None
-
-
-def _bounds(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, float]:
-    low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
-    return float(low), float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
-
-
-def _pools_integers(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    if not is_real(args[0]):
-        return False
-    if name == "mean":
-        return is_global_mean(args, kwargs)
-    if args[0].dim() != 4:
-        return False
-    if name == "adaptive_avg_pool2d":
-        size = args[1] if len(args) > 1 else kwargs["output_size"]
-        return size in (1, (1, 1), [1, 1])
-    return True
-
-
-def is_global_mean(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of ``mean`` averages an image over height and width, or ``[B, T, C]`` over its tokens."""
-    axes = args[1] if len(args) > 1 else kwargs.get("dim")
-    dims = args[0].dim()
-    if kwargs.get("dtype") is not None or dims not in (3, 4):
-        return False
-    averaged = {axis % dims for axis in (axes if isinstance(axes, (tuple, list)) else [axes]) if axis is not None}
-    return averaged == ({1} if dims == 3 else {2, 3})
+_REASONS: dict[Role, Callable[[str, Sequence[Any], Mapping[str, Any]], str]] = {
+    Role.CONVOLUTION: why_layer_is_float,
+    Role.LINEAR: why_layer_is_float,
+    Role.MATMUL: why_matmul_is_float,
+    Role.ADD: why_add_is_float,
+    Role.POOL: why_pool_is_float,
+    Role.CONCATENATE: why_concatenate_is_float,
+    Role.RELU: why_relu_is_float,
+}
+_KNOWN = {
+    name: CalledOperator(name, role, _is_in_place(name, {}), "")
+    for role, names in _NAMES.items()
+    for name in names.split()
+}
+_ATTRIBUTE_READS = {name: CalledOperator(name, Role.MOVE, is_in_place=False, why_float="") for name in _ATTRIBUTES}
+_INSPECTION = CalledOperator("__get__", Role.INSPECT, is_in_place=False, why_float="")

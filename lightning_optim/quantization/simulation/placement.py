@@ -13,38 +13,36 @@ from typing_extensions import override
 
 from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.integer_form import is_real, upper_bound
 from lightning_optim.quantization.simulation.module_path import CurrentModule
-from lightning_optim.quantization.simulation.operators import (
-    INTEGER_ROLES,
-    Role,
-    describe_function,
-    is_in_place,
-    is_real,
-    upper_bound,
-    why_float,
-)
+from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, NO_KERNEL, CalledOperator, Role, classify
 from lightning_optim.quantization.simulation.overwriting import Overwriting
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates, version_of
 from lightning_optim.surgery.torch_private import pytree
 
 Function = Callable[..., Any]
-NO_KERNEL = "no integer kernel"
 EXCLUDED = "left out by targets"
 
 
 @final
 @dataclass(slots=True)  # not frozen: that would take three times as long to make
 class FunctionCall:
-    """One call of a torch function."""
+    """Call of a torch function in a forward pass.
+
+    Args:
+        func: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        key: Names the operator among all of the pass.
+        operator: What the function is to a quantized network.
+    """
 
     func: Function
-    key: str
-    name: str
-    role: Role
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    is_in_place: bool
+    key: str
+    operator: CalledOperator
 
     def run(self) -> Any:
         """Call the function as it was called."""
@@ -72,9 +70,7 @@ class Placement(TorchFunctionMode):
         weight rounded. What it puts out is pending, and so is what the ReLU makes of it: the two have one quantizer,
         that of the convolution. The linear layer then reads the ReLU's output, which is rounded at this place alone.
 
-        >>> from lightning_optim.quantization import MinMax
-        >>> from lightning_optim.quantization import Affine
-        >>> from lightning_optim.quantization import Symmetric
+        >>> from lightning_optim.quantization import Affine, MinMax, Symmetric
         >>> from lightning_optim.quantization.simulation.calibration import run_calibration
         >>> from lightning_optim.quantization.simulation.simulator import Simulator
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1))
@@ -110,29 +106,38 @@ class Placement(TorchFunctionMode):
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name, role = describe_function(func)
-        if role is Role.INSPECT:
-            return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
-        is_integer = role in INTEGER_ROLES
-        note = NO_KERNEL if role is Role.OTHER else why_float(name, role, args, kwargs)
-        # Numbered apart: noise that is drawn in training alone must not shift the numbers of what is quantized.
-        key = self._key(f"float {name}" if note and is_integer else name)
-        call = FunctionCall(func, key, name, role, args, kwargs, is_in_place(name, kwargs))
-        if is_integer and not note:
-            if self._path.current in self._excluded:
-                note = EXCLUDED
-            elif self._plan.may_be_masked(key):
-                note = BEFORE_SOFTMAX
-        if self._overwriting.saved_by_backward and (call.is_in_place or role is Role.WRITE or "out" in kwargs):
+        operator = classify(func, args, kwargs)
+        if operator.role is Role.INSPECT:
+            return func(*args, **kwargs)
+        call = FunctionCall(func, args, kwargs, self._key(operator), operator)
+        if self._overwriting.saved_by_backward and (
+            operator.is_in_place or operator.role is Role.WRITE or "out" in kwargs
+        ):
             self._overwriting.allow((args[:1], kwargs.get("out")))
+        note = operator.why_float or self._why_left_out(call)
         if note:
-            return self._other(call, note)
+            return self._run_float(call, note)
         if self._record is not None:
             self._note(self._record, call, "")
-        return _HANDLERS[role](self, call)
+        return _HANDLERS[operator.role](self, call)
+
+    def _key(self, operator: CalledOperator) -> str:
+        # Numbered apart: noise that is drawn in training alone must not shift the numbers of what is quantized.
+        is_apart = operator.why_float and operator.role in INTEGER_ROLES
+        base = f"{self._path.current}:{'float ' if is_apart else ''}{operator.name}"
+        self._counts[base] = calls = self._counts.get(base, 0) + 1
+        return base if calls == 1 else f"{base}#{calls}"
+
+    def _why_left_out(self, call: FunctionCall) -> str:
+        """Return why an operator that could run in integers is not to; empty otherwise."""
+        if call.operator.role not in INTEGER_ROLES:
+            return ""
+        if self._path.current in self._excluded:
+            return EXCLUDED
+        return BEFORE_SOFTMAX if self._plan.may_be_masked(call.key) else ""
 
     def _weighted(self, call: FunctionCall) -> Tensor:
         x, input_key = self._read(call.args[0], call.key, 0)
@@ -142,7 +147,7 @@ class Placement(TorchFunctionMode):
         found = self._modules.get(self._plan.norms.get(call.key, ""))
         norm = found if found is not None and is_foldable(found) else None
         weight, bias = self._backend.weight(weight, bias, call.key, input_key, norm)
-        if call.role is Role.LINEAR:
+        if call.operator.role is Role.LINEAR:
             out = self._backend.linear((x, weight, bias), call.key, input_key)
         else:
             out = call.func(x, weight, bias, *call.args[3:], **kwargs)
@@ -170,7 +175,7 @@ class Placement(TorchFunctionMode):
     def _norm(self, call: FunctionCall) -> Any:
         state = self._states.get(call.args[0])
         if state is None or state.stage is Stage.QUANTIZED or self._plan.norms.get(state.origin) != self._path.current:
-            return self._other(call, NO_KERNEL)
+            return self._run_float(call, NO_KERNEL)
         if state.stage is Stage.BEFORE_NORM:
             state.stage, state.origin = Stage.PENDING, call.key
             return call.args[0]
@@ -179,7 +184,7 @@ class Placement(TorchFunctionMode):
         return out
 
     def _relu(self, call: FunctionCall) -> Any:
-        state, upper = self._states.get(call.args[0]), upper_bound(call.name, call.args, call.kwargs)
+        state, upper = self._states.get(call.args[0]), upper_bound(call.operator.name, call.args, call.kwargs)
         if state is None or state.stage is Stage.FLOAT:
             return self._give(call, call.run(), TensorState(call.key, call.key))
         if state.is_pending and state.origin not in self._plan.shared:
@@ -187,13 +192,14 @@ class Placement(TorchFunctionMode):
             if upper is None:
                 return self._give(call, call.run(), TensorState(state.key, call.key, Stage.PENDING))
             # The clip's gradient needs what is overwritten with its result.
-            x = call.args[0].clone() if call.is_in_place else call.args[0]
+            x = call.args[0].clone() if call.operator.is_in_place else call.args[0]
             out = self._backend.clip(x, state.key, upper)
             return self._give(call, out, TensorState(state.key, call.key, Stage.PENDING))
         if upper is not None:
-            return self._other(call, NO_KERNEL)  # the bound lies between two values of the grid
+            return self._run_float(call, NO_KERNEL)  # the bound lies between two values of the grid
         out = torch.relu(self._read(call.args[0], call.key, 0)[0])  # what is on the grid stays on it
-        return self._give(call, self._backend.moved(out, state.key), TensorState(state.key, call.key, Stage.QUANTIZED))
+        out = self._backend.moved(out, state.key)
+        return self._give(call, out, TensorState(state.key, call.key, Stage.QUANTIZED))
 
     def _move(self, call: FunctionCall) -> Any:
         state = self._states.get(call.args[0]) if call.args and is_real(call.args[0]) else None
@@ -203,15 +209,14 @@ class Placement(TorchFunctionMode):
         if is_quantized:
             x, _ = self._read(x, call.key, 0)
         out = call.func(x, *call.args[1:], **call.kwargs)
-        is_placed = is_quantized and out is not x and "dropout" not in call.name
+        is_placed = is_quantized and out is not x and "dropout" not in call.operator.name
 
         def place(part: Any) -> Any:
             if not is_real(part):
                 return part
             part = self._backend.moved(part, state.key) if is_placed else part
-            return self._give(
-                call, part, TensorState(state.key, call.key, Stage.QUANTIZED if is_quantized else Stage.FLOAT)
-            )
+            stage = Stage.QUANTIZED if is_quantized else Stage.FLOAT
+            return self._give(call, part, TensorState(state.key, call.key, stage))
 
         return place(out) if isinstance(out, Tensor) else pytree.tree_map(place, out)
 
@@ -222,19 +227,22 @@ class Placement(TorchFunctionMode):
             quantized, _ = self._read(target, call.key, 0)
             self._overwriting.allow(target)
             target.copy_(quantized)
-        rest, kwargs = pytree.tree_map(lambda leaf: self._settle(leaf, call.key), (call.args[1:], call.kwargs))
+        quantize = self._settle
+        rest, kwargs = pytree.tree_map(lambda leaf: quantize(leaf, call.key), (call.args[1:], call.kwargs))
         self._overwriting.allow(target)
         out = call.func(target, *rest, **kwargs)
         if state is not None:
             self._states.set(target, TensorState(call.key, call.key))
         return out
 
-    def _other(self, call: FunctionCall, note: str) -> Any:
+    def _run_float(self, call: FunctionCall, note: str) -> Any:
         if self._record is not None and any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
             self._note(self._record, call, note)
-        args = [self._settle_all(value, call.key) for value in call.args]
-        kwargs = {name: self._settle_all(value, call.key) for name, value in call.kwargs.items()} if call.kwargs else {}
-        if call.is_in_place:  # once more: an argument that was rounded just now may share memory with the first
+        quantize = self._settle_all
+        args = [quantize(value, call.key) for value in call.args]
+        kwargs = {name: quantize(value, call.key) for name, value in call.kwargs.items()}
+        if call.operator.is_in_place:
+            # Once more: an argument that was rounded just now may share memory with the first.
             self._overwriting.allow(call.args[:1])
         out = call.func(*args, **kwargs)
         return self._give(call, out, TensorState(call.key, call.key)) if is_real(out) else out
@@ -244,7 +252,7 @@ class Placement(TorchFunctionMode):
 
     def _give(self, call: FunctionCall, out: Tensor, state: TensorState) -> Tensor:
         """Note the state of a result, and put it where an in-place call asked for it."""
-        if call.is_in_place and is_real(call.args[0]) and out is not call.args[0]:
+        if call.operator.is_in_place and is_real(call.args[0]) and out is not call.args[0]:
             self._overwriting.allow(call.args[0])
             out = call.args[0].copy_(out)
         self._states.set(out, state)
@@ -303,12 +311,7 @@ class Placement(TorchFunctionMode):
             self._record.read(state.origin, reader)
 
     def _note(self, record: Record, call: FunctionCall, note: str) -> None:
-        record.add(call.key, Operator(self._path.current, call.name, call.role, note))
-
-    def _key(self, name: str) -> str:
-        base = f"{self._path.current}:{name}"
-        self._counts[base] = calls = self._counts.get(base, 0) + 1
-        return base if calls == 1 else f"{base}#{calls}"
+        record.add(call.key, Operator(self._path.current, call.operator.name, call.operator.role, note))
 
 
 # Not held by a placement, which would be freed by the garbage collector alone, and activations with it.

@@ -1,0 +1,96 @@
+"""Integer forms of operators: which of their calls have one.
+
+Each function takes the name and the arguments of a call; its answer is empty if the call has an integer form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a tensor of floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def why_layer_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return why a convolution or a linear layer has no integer form: it needs a real input."""
+    return "" if args and is_real(args[0]) else "its input is not a real tensor"
+
+
+def why_matmul_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return why a matrix product has no integer form: it needs two real operands."""
+    has_two = len(args) == 2 and is_real(args[0]) and is_real(args[1])
+    return "" if has_two else "its operands are not two real tensors"
+
+
+def why_add_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return why a sum has no integer form: it needs two real operands that count once each.
+
+    Example:
+        >>> import torch
+        >>> why_add_is_float("add", (torch.ones(2), 1.0), {})
+        'its operands are not two real tensors'
+    """
+    return why_matmul_is_float(name, args, kwargs) or (
+        "it multiplies an operand" if kwargs.get("alpha", 1) != 1 else ""
+    )
+
+
+def why_pool_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return why an average pooling has no integer form: every output must be the mean of as many values."""
+    return "" if _has_equal_windows(name, args, kwargs) else "its windows are not of one size"
+
+
+def why_concatenate_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return why a concatenation has no integer form: it needs real parts."""
+    return "" if all(is_real(part) for part in args[0]) else "its parts are not real tensors"
+
+
+def why_relu_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return why a ReLU has no integer form: its lower bound must be zero."""
+    is_two_sided = name.startswith("hardtanh") and _bounds(args, kwargs)[0] != 0
+    return "it does not begin at zero" if is_two_sided else ""
+
+
+def upper_bound(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+    """Return where a ReLU levels off; ``None`` if it does not.
+
+    Example:
+        >>> upper_bound("relu6", (), {}), upper_bound("hardtanh", (), {"min_val": 0.0, "max_val": 4.0})
+        (6.0, 4.0)
+    """
+    if name.startswith("hardtanh"):
+        return _bounds(args, kwargs)[1]
+    return 6.0 if name == "relu6" else None
+
+
+def _bounds(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+    low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
+    return float(low), float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
+
+
+def _has_equal_windows(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    if not is_real(args[0]):
+        return False
+    if name == "mean":
+        return _is_global_mean(args, kwargs)
+    if args[0].dim() != 4:
+        return False
+    if name == "adaptive_avg_pool2d":
+        size = args[1] if len(args) > 1 else kwargs["output_size"]
+        return size in (1, (1, 1), [1, 1])
+    return True
+
+
+def _is_global_mean(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of ``mean`` averages an image over height and width, or ``[B, T, C]`` over its tokens."""
+    axes = args[1] if len(args) > 1 else kwargs.get("dim")
+    dims = args[0].dim()
+    if kwargs.get("dtype") is not None or dims not in (3, 4):
+        return False
+    averaged = {axis % dims for axis in (axes if isinstance(axes, (tuple, list)) else [axes]) if axis is not None}
+    return averaged == ({1} if dims == 3 else {2, 3})
