@@ -1,4 +1,4 @@
-"""Pruning while a model trains."""
+"""Pruning of any LightningModule while it trains."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ from lightning_optim.window import Window
 
 @final
 class PruningScheduler(TechniqueCallback):
-    """Pruning of any LightningModule while it trains, to an exact sparsity, physically smaller if asked.
+    """Pruning of any LightningModule while it trains, to an exact sparsity; channels are physically removed if asked.
 
-    At each jump of ``window`` the sparsity of ``schedule`` is reached: ``criterion`` scores, ``structure`` says what
-    falls together, ``allocation`` spreads it over the layers. Between jumps training is the fine-tuning. Masked weights
-    are held at zero by one fused operation after each optimizer step; the module's parameters and checkpoint keys stay
-    the user's. While the final sparsity is not reached, early stopping does not judge; what was "best" before it is
-    forgotten.
+    At each jump of ``window`` the sparsity of ``schedule`` is reached: ``criterion`` scores the weights, ``structure``
+    says which of them are pruned together, and ``allocation`` spreads the sparsity over the layers. Training between
+    jumps is the fine-tuning. Masked weights are held at zero by one fused operation after each optimizer step; the
+    module's parameters and checkpoint keys stay the user's. Early stopping does not judge before the final sparsity is
+    reached, and what was "best" before that is forgotten.
 
     Args:
         schedule: Sparsity, in ``[0, 1)``, over the window; always of the original number of weights or channels.
-        criterion: How important a weight is; ``|w|`` by default.
-        structure: What falls together; single weights by default.
+        criterion: Importance of a weight; ``|w|`` by default.
+        structure: Which weights are pruned together; single weights by default.
         allocation: How the sparsity is spread over layers; uniformly by default. Under a budget, the schedule's value
             is the share of the cost to remove.
         targets: Layers to prune, by names relative to the LightningModule; convolutions and linears by default.
         window: When, in jumps of ``every``; by default twenty jumps over the first three quarters of the fit.
-        until: A metric of validation that may fall only so far: then back to the last good state, and less is tried.
-            One sparsity is tried between two validations, and the schedule's last when the window closes.
-        rewind: What goes back to an early step after each pruning step.
+        until: A metric of validation that may fall only so far: then training goes back to the last good state, and
+            tries less. One sparsity is tried between two validations, and the schedule's last when the window closes.
+        rewind: What is put back to its state at an early step, after each pruning step.
         regrow: Which weights come back, at each jump of the window after the first; single weights only.
         network: Name of the network in the LightningModule; ``None`` finds it, ``""`` is the module itself.
         name: Tells several instances in one Trainer apart: each needs a name of its own. The metric becomes
@@ -145,7 +145,7 @@ class PruningScheduler(TechniqueCallback):
         if stage == "fit" and any(setting is not None for setting in (self.until, self.rewind, self.regrow)):
             reshaper.check_whole(trainer, "until, rewind and regrow")
         if self._owner is not None and self._owner is not pl_module:
-            self._start_afresh()  # what was pruned is another model's
+            self._start_afresh()  # the state is that of another model
         self._owner = pl_module
         self._pruned.reshaper.prepare_resume(trainer, pl_module, self.state_key, self.network)
 
@@ -219,10 +219,10 @@ class PruningScheduler(TechniqueCallback):
         if not self._guard.is_on or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         progress = self.window.progress(clock_of(trainer)) or 0.0
-        with torch.inference_mode(mode=False):  # what is held and what is cut must serve training
+        with torch.inference_mode(mode=False):  # saved and cut tensors serve training, as inference tensors can't
             has_gone_back = self._guard.judge(trainer, pl_module, progress)
         if has_gone_back:
-            self._evidence.reset()  # it was of a model that is no more
+            self._evidence.reset()  # it was gathered from the model before
         if self._guard.is_stopped:
             self._monitors.resume(trainer)
 
@@ -240,7 +240,7 @@ class PruningScheduler(TechniqueCallback):
         self._guard.save_unpruned(trainer, pl_module)
         reshard(pl_module)
         while self._step(trainer, pl_module, sparsity) and pruned.pruner.cost is not None:
-            pass  # what cannot go was found out by trying, and under a budget the others must pay for it
+            pass  # a refused group was found by trying, and under a budget other groups must save its cost
         pruned.note_sparsity(sparsity)
         self._guard.note_step(sparsity)
         self._evidence.reset()
@@ -252,7 +252,7 @@ class PruningScheduler(TechniqueCallback):
         self._log(pl_module)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> bool:
-        """Decide and carry out; whether channels were refused that the decision had counted on."""
+        """Decide and carry out; return whether channels were refused that the decision counted on."""
         pruned = self._pruned
         parameters = pruned.parameters(pl_module)
         coupling = pruned.couple(pl_module) if self.structure.needs_coupling else None
@@ -310,7 +310,7 @@ class PruningScheduler(TechniqueCallback):
     def _log(self, pl_module: LightningModule) -> None:
         pl_module.log(self.metric("pruning", "sparsity"), self.sparsity, rank_zero_only=True)
 
-    # What is pruned, and what is seen of it.
+    # The layers, and the evidence about them.
 
     def layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Targeted layers by their name in the network, without those that are frozen or share another's weight.
@@ -368,7 +368,7 @@ class PruningScheduler(TechniqueCallback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._restored is None:  # which holds every rank's already
+        if self._restored is None:  # a restored state holds that of every rank already
             checkpoint["callbacks"][self.state_key]["evidence"] = self._evidence.gather(trainer)
 
     @override

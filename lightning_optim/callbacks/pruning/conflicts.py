@@ -1,4 +1,4 @@
-"""Conflicts of several pruning callbacks in one Trainer: what one cuts, no other may hold the shape of."""
+"""Conflicts of several pruning callbacks in one Trainer: where one removes channels, no other may keep old shapes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pruning(Protocol):
 
 @final
 class PrunerConflicts:
-    """Refuses what would leave one callback with shapes from before another one's cut.
+    """Conflicts of pruning callbacks: refuses settings that would leave one with shapes from before another one's cut.
 
     Masks are of a shape, and cuts are recorded one callback at a time: a resumed fit would cut in another order. So
     where one callback removes channels, no other may touch the same dimension of the tensors that it cuts, nor hold
@@ -66,7 +66,7 @@ class PrunerConflicts:
     def check_coupling(
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, parameters: Mapping[str, nn.Parameter]
     ) -> None:
-        """Compare what falls together, before the first cut of a fit.
+        """Compare the coupled channels, before the first cut of a fit.
 
         Raises:
             ShrinkError: If a tensor is cut by one callback and touched by another.

@@ -53,7 +53,7 @@ class PruningEvidence:
         is_whole = self._structure.needs_coupling or isinstance(self._structure, Neuron)
         return "channel" if is_whole else "weight"
 
-    # What is watched.
+    # The layers that are watched.
 
     def attach(self, trainer: Trainer, network: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         """Start to watch.
@@ -91,11 +91,11 @@ class PruningEvidence:
             )
         if Evidence.MODULE in self._criterion.needs and not norms:
             raise ValueError(f"{kind!r} scores need batch norms, but the network has none; choose another criterion")
-        # What the criterion refuses whatever it sees, it refuses now and not in the middle of the fit.
+        # A criterion that refuses a layer whatever its evidence must do so here, not in the middle of the fit.
         self._criterion(self._blank(min(self._layers, key=lambda name: _weight(self._layers[name]).numel())))
 
     def _blank(self, name: str) -> LayerEvidence:
-        """What would be known of a layer of zeros that saw nothing but zeros."""
+        """Evidence of a layer whose weights, inputs, outputs and gradients are zeros."""
         layer = self._layers[name]
         shape = _weight(layer).shape
         sizes = {Evidence.OUTPUT: shape[:1], Evidence.INPUT: torch.Size([shape[1] * getattr(layer, "groups", 1)])}
@@ -158,16 +158,16 @@ class PruningEvidence:
             for statistic, tally in self._gradients.items():
                 tally.update(f"{name}.weight", statistic.term(weight, gradient.detach().float()))
 
-    # What was seen.
+    # The evidence.
 
     def is_ready(self, epoch: int) -> bool:
-        """Whether everything that a pruning step needs has been seen; to be asked only where one is due.
+        """Whether there is all evidence that a pruning step needs; to be asked only where one is due.
 
         Args:
             epoch: The trainer's current epoch.
 
         Raises:
-            TapError: If it was missing for a whole epoch.
+            TapError: If some was missing for a whole epoch.
         """
         missing = [
             name for name in self._layers if any(f"{name}.weight" not in tally for tally in self._gradients.values())
@@ -188,7 +188,7 @@ class PruningEvidence:
     def seen(
         self, trainer: Trainer, weights: Mapping[str, Tensor], coupling: Coupling | None
     ) -> dict[str, LayerEvidence]:
-        """What all ranks have seen of each layer; a collective call.
+        """Evidence of each layer, from all ranks; a collective call.
 
         Args:
             trainer: The trainer of this rank.
@@ -222,7 +222,7 @@ class PruningEvidence:
         )
 
     def reset(self) -> None:
-        """Begin afresh after a pruning step, but for what goes on."""
+        """Reset the evidence after a pruning step, but for the statistics that run on."""
         for statistic, tally in (self._gradients | self._activations).items():
             if statistic.resets_at_step:
                 tally.reset()
@@ -257,12 +257,12 @@ class PruningEvidence:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen so far, as plain tensors and primitives; of other ranks only after ``gather``."""
+        """Return this rank's evidence as plain tensors and primitives; ``gather`` returns that of all ranks."""
         shared, own = self._by_sharing()
         return {"shared": _states(shared), "ranks": [_states(own)], "norms": self._norms.state_dict()}
 
     def gather(self, trainer: Trainer) -> dict[str, Any]:
-        """``state_dict`` with what every rank has seen; a collective call, for a checkpoint."""
+        """Return ``state_dict`` with the evidence of every rank; a collective call, for a checkpoint."""
         state = self.state_dict()
         state["ranks"] = gather_ranks(state["ranks"][0], trainer.world_size)
         return state
@@ -278,7 +278,7 @@ class PruningEvidence:
         self._norms.load_state_dict(state["norms"])
 
     def _by_sharing(self) -> tuple[dict[Statistic, RunningSum], dict[Statistic, RunningSum]]:
-        """What is the same on every rank, and what is not."""
+        """Statistics that are the same on every rank, and those that are not."""
         if any(is_sharded(_weight(layer)) for layer in self._layers.values()):
             return {}, self._gradients | self._activations
         return self._gradients, self._activations

@@ -22,8 +22,8 @@ from lightning_optim.surgery.snapshot import Snapshot
 class MetricGuard:
     """Metric guard: judges the model at the end of each validation, and saves the last state that was good.
 
-    Channels that are to be removed are masked until a validation found that good: what went too far can then come back,
-    and what is saved has the shape of the live network.
+    Channels that are to be removed are only masked until a validation accepts that: too much pruning can then be
+    undone, and the saved state has the shape of the live network.
 
     Args:
         setting: Metric and allowed drop; ``None`` judges nothing.
@@ -43,7 +43,7 @@ class MetricGuard:
 
     @property
     def is_on(self) -> bool:
-        """Whether there is a metric to look at."""
+        """Whether there is a metric to judge by."""
         return self._watch is not None
 
     @property
@@ -52,7 +52,7 @@ class MetricGuard:
         return self._is_stopped
 
     def next_sparsity(self, progress: float) -> float | None:
-        """The sparsity to have at ``progress`` of the window; the one that is reached, if nothing may go now."""
+        """Return the sparsity to reach at ``progress`` of the window; the present one, if nothing may be pruned."""
         if self._watch is None:
             return self._schedule(progress)
         if self._is_stopped or not self._watch.is_ready:
@@ -90,12 +90,12 @@ class MetricGuard:
             trainer.training = True
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the present state as good."""
+        """Save the present state as good."""
         self._snapshot.take(pl_module, trainer.optimizers, averaged_copies(trainer))
         self._saved = self._pruned.state_dict()
 
     def save_unpruned(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the model before its first pruning step, if no validation came before it."""
+        """Save the model before its first pruning step, if no validation came before it."""
         if self.is_on and not self._snapshot:
             self.save(trainer, pl_module)
 
@@ -105,7 +105,7 @@ class MetricGuard:
         Args:
             trainer: The trainer of this rank.
             pl_module: Its module.
-            progress: Of the window.
+            progress: Progress through the window.
 
         Returns:
             Whether training went back to an earlier state.
@@ -139,7 +139,7 @@ class MetricGuard:
         Args:
             trainer: The trainer of this rank.
             pl_module: Its module.
-            is_last: Whether the window ends with this fit: then nothing more is tried in one that goes on.
+            is_last: Whether the window ends with this fit: then a resumed fit tries nothing more.
 
         Raises:
             ValueError: If no validation came at all.
@@ -170,7 +170,7 @@ class MetricGuard:
 
     @property
     def _reached(self) -> float | None:
-        """The sparsity that there is."""
+        """The sparsity of the live network."""
         return self._pruned.state.reached
 
     @property

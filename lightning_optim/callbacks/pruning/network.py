@@ -46,11 +46,11 @@ class PrunedNetwork:
 
     Attributes:
         name: Plain name of the network in the LightningModule.
-        pruner: What decides; by rows of layers, once the coupling cannot be known.
-        state: What has gone.
+        pruner: Decides what is pruned; by rows of layers, once the coupling cannot be known.
+        state: What is pruned.
         example: What the network is called with.
-        reshaper: Cuts, and brings a fresh module to a checkpoint's shape.
-        followers: What is cut with the network.
+        reshaper: Removes channels, and brings a fresh module to a checkpoint's shape.
+        followers: Holders of tensors that are cut with the network.
     """
 
     def __init__(self, pruner: Pruner) -> None:
@@ -74,7 +74,7 @@ class PrunedNetwork:
         return {plain_name(name): parameter for name, parameter in self.live(pl_module).named_parameters()}
 
     def couple(self, pl_module: LightningModule) -> Coupling | None:
-        """Which channels of the network, as it is now, can only go together.
+        """Return which channels of the live network can only be removed together.
 
         Returns:
             ``None`` if the network cannot be captured: rows of layers are then masked, with a warning, and none is cut.
@@ -126,10 +126,10 @@ class PrunedNetwork:
         return self._masks.kept()
 
     def checksum(self) -> list[tuple[str, int, int]]:
-        """Enough of every mask to notice that two ranks differ."""
+        """Checksums of every mask, which show whether two ranks differ."""
         return self._masks.checksum()
 
-    # What a decision does to it.
+    # Carrying out a decision.
 
     def mask(self, pl_module: LightningModule, coupling: Coupling | None, keep: Mapping[str, Tensor]) -> None:
         """Zero what is not kept, and hold it at zero."""
@@ -160,7 +160,7 @@ class PrunedNetwork:
     def mask_before_shrink(
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
     ) -> None:
-        """Mask what ``cut_due`` then removes: until then everything can come back.
+        """Mask the channels that ``cut_due`` removes later: until then all of them can come back.
 
         Raises:
             ShrinkError: On every rank, if nothing can be cut.
@@ -185,7 +185,7 @@ class PrunedNetwork:
     def _with_due(
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
     ) -> PruningState:
-        """The state with the cut that removes what is not kept; reports what the cut must leave."""
+        """The state with the cut that removes what is not kept; a warning names what the cut must leave."""
         network, example = self.live(pl_module), self.example
         gone = self.pruner.structure.gone_branches(keep, coupling)
         if gone is not None:
@@ -211,7 +211,7 @@ class PrunedNetwork:
         return done.plan, done.refused
 
     def enforce(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hold what is masked at zero, here and in averaged copies, and let no moment push it about."""
+        """Hold masked weights at zero, here and in averaged copies, and zero their moments in the optimizers."""
         self.watch(trainer)
         self._masks.apply()
         for optimizer in trainer.optimizers:
@@ -230,11 +230,11 @@ class PrunedNetwork:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """What is masked, what is cut, and what is due to be, as plain tensors and primitives."""
+        """Return what is masked, what is cut and what is due to be, as plain tensors and primitives."""
         return {**self.state.state_dict(), "masks": self._masks.state_dict()}
 
     def load_state_dict(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``, on a module that has undergone its cut and had nothing cut since."""
+        """Continue from ``state_dict``, on a module that is cut as far as the state says, and no further."""
         reshard(pl_module)
         parameters = self.parameters(pl_module)
         self._masks.clear()

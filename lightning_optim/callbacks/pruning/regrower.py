@@ -54,7 +54,7 @@ class Regrower:
             )
 
     def note(self, progress: float, pruned: PrunedNetwork) -> None:
-        """Mark what is due at ``progress``, if that is a jump; the first one prunes, the window's end does nothing."""
+        """Mark the masks that are due at ``progress``, if that is a jump other than the first and the window's end."""
         if self._setting is None or progress == self._jump:
             return
         is_first = self._jump is None
@@ -90,7 +90,7 @@ class Regrower:
             check_ranks_agree(trainer, pruned.checksum(), "what comes back")
 
     def state_dict(self) -> dict[str, Any]:
-        """The last jump, and what is still due."""
+        """Return the last jump, and the masks that are still due."""
         return {"jump": self._jump, "due": sorted(self._due)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ class Rewinder:
             )
 
     def watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember everything, if the step has come."""
+        """Remember the model and its learning rates, if the step has come."""
         if self._setting is None or clock_of(trainer).step != self._setting.step:
             return
         if self._setting.restores == "weights":
@@ -91,7 +91,7 @@ class Rewinder:
                 group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered; empty before the step, and without a setting."""
+        """Return what is remembered; empty before the step, and without a setting."""
         if not self._is_held:
             return {}
         return {"snapshot": self.snapshot.state_dict(), "rates": self._rates, "schedulers": self._schedulers}
