@@ -1,1 +1,1 @@
-"""The Lightning shells: time, plumbing, logging and callback state."""
+"""Callbacks of Lightning: when a technique acts, what it logs and what a checkpoint keeps of it."""

@@ -1,4 +1,4 @@
-"""Interface of the callbacks of this package: how one is named, set up and taken off again."""
+"""Interface of the callbacks of this package: how one is named, prepared and released."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 
 class TechniqueCallback(Callback, ABC):
-    """One technique as a callback.
+    """Callback of one technique.
 
     A subclass keeps its settings as public attributes, checks and prepares in ``prepare`` and takes everything off
     again in ``release``. It may define any other hook of Lightning.

@@ -30,12 +30,12 @@ from lightning_optim.window import Window
 
 @final
 class DistillationTeacher(TechniqueCallback):
-    """Knowledge distillation: adds to each training step how far the student's answers are from a teacher's.
+    """Knowledge distillation: adds to the loss of each training step how far the student is from a teacher.
 
     The loss becomes ``hard_weight * own loss + sum of weight * transfer loss``, each transfer loss averaged over the
     step's calls of the network. The teacher receives the very inputs that the network received, stays in evaluation
-    mode, and lies in this callback: it is in no ``state_dict``, no optimizer and no copy of the student. Validation and
-    testing are left as they are.
+    mode, and belongs to this callback: it is in no ``state_dict``, no optimizer and no copy of the student. Validation
+    and testing are left as they are.
 
     Each transfer loss is logged as ``distillation/<key of the loss>``, before it is multiplied by its weight.
 
@@ -151,7 +151,7 @@ class DistillationTeacher(TechniqueCallback):
                 call_network(pl_module, example)
                 self._compare(self._calls.take(), Context(progress=0.0, batch=example))
         except TapError:
-            return  # forward may take another way than the training step, which is what counts
+            return  # forward may compute something else than the training step, and that one counts
         finally:
             self._calls.close()
 

@@ -1,4 +1,4 @@
-"""Train every architecture of a space at once, then search among them."""
+"""Neural architecture search (NAS): a supernet trains all architectures of a space, then a search picks one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lightning_optim.surgery.shard import local
 
 @final
 class NASSupernet(TechniqueCallback):
-    """Turns the network into a supernet and trains one path of it per optimizer step, drawn uniformly.
+    """Supernet of any LightningModule (NAS): trains one path per optimizer step, drawn uniformly.
 
     The architecture of a step is a function of ``(seed, global_step)``: the same on every rank and in a resumed run.
     After the fit, ``search`` evaluates architectures with the weights that they inherit, and ``extract`` returns the
@@ -51,8 +51,8 @@ class NASSupernet(TechniqueCallback):
         network: Name of the network in the LightningModule, ``""`` for the LightningModule itself; ``None`` finds it.
         strategy: Proposes architectures to ``search``; ``None`` is regularized evolution.
         selection: Which score ``search`` compares, and the bound on the cost; ``None`` takes its defaults.
-        example: What the network takes: a tensor, a sequence of arguments or a mapping of keyword arguments; ``None``
-            takes it from the LightningModule's ``example_input_array``.
+        example: Example inputs of the network: a tensor, a sequence of arguments or a mapping of keyword arguments;
+            ``None`` takes the LightningModule's ``example_input_array``.
         seed: Seeds the paths, the candidates' weights and the search.
         guard: Whether ranks compare the path of each step, so that a mismatch raises before it corrupts weights.
         name: Tells several instances in one Trainer apart: each needs a name of its own.
@@ -135,7 +135,7 @@ class NASSupernet(TechniqueCallback):
             if hook is None:
                 raise
             self._patches.undo()
-            self._patches.wrap(pl_module, hook, _AfterwardsConvert(self, pl_module))
+            self._patches.wrap(pl_module, hook, _ConvertAfterwards(self, pl_module))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -179,11 +179,11 @@ class NASSupernet(TechniqueCallback):
         self.result = None if result is None else SearchResult.from_state_dict(result)
 
     def convert(self, pl_module: LightningModule) -> Supernet:
-        """Turn a module into the supernet; ``setup`` does, and a second call changes nothing.
+        """Turn a module into the supernet; ``setup`` calls this, and a second call changes nothing.
 
         Raises:
             TargetError: If a target is wrong; the module is then as it was.
-            ValueError: If there is no example of what goes into the network.
+            ValueError: If there are no example inputs, or the network is sharded already.
         """
         if self._supernet is None or self._supernet.site.root is not pl_module:
             name, network = find_network(pl_module, self.network)
@@ -298,8 +298,8 @@ class NASSupernet(TechniqueCallback):
 
 
 @final
-class _AfterwardsConvert:
-    """Lets the module build its layers, and converts them then."""
+class _ConvertAfterwards:
+    """Wrapper of a hook: lets the module build its layers there, and converts them afterwards."""
 
     def __init__(self, callback: NASSupernet, pl_module: LightningModule) -> None:
         self._callback, self._pl_module = callback, pl_module
@@ -338,7 +338,7 @@ def _refuse_compiled(pl_module: LightningModule) -> None:
 
 
 def _check_slices(trainer: Trainer, space: Mapping[str, SearchDimension]) -> None:
-    slicing = [key for key, freedom in space.items() if freedom.slices_weights]
+    slicing = [key for key, dimension in space.items() if dimension.slices_weights]
     if slicing and strategy_kind(trainer) is StrategyKind.SHARDED:
         raise ValueError(
             f"space[{slicing[0]!r}] takes slices of weights, but under {strategy_name(trainer)} each rank holds a part "

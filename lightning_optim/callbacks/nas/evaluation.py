@@ -60,7 +60,7 @@ class SubnetEvaluator(Callback):
         return float(self._trainer.strategy.broadcast(score))
 
     def calibrate(self, architecture: Architecture) -> None:
-        """Activate an architecture, with batch-norm statistics of its own."""
+        """Activate an architecture and give it batch-norm statistics of its own."""
         self._activate(architecture)
         has_norms = any(isinstance(module, BatchNorm) for module in self._module.modules())
         if not (self._calibration and has_norms):

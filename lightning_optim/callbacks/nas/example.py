@@ -1,4 +1,4 @@
-"""Example of what goes into the network, before any data is read."""
+"""Example inputs of the network, before any data is read."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def network_inputs(pl_module: LightningModule, network: nn.Module, example: Any 
     """Return the network's arguments for a small batch, on its device.
 
     Args:
-        pl_module: Its ``example_input_array`` goes through its ``forward``, and what reaches the network is taken.
+        pl_module: The module; its ``example_input_array`` goes through its ``forward``, and what reaches the network is
+            taken.
         network: The network.
-        example: Taken instead, as the network's own input: a tensor, a sequence of arguments, or a mapping of
+        example: The network's own inputs, taken instead: a tensor, a sequence of arguments, or a mapping of
             keyword arguments.
 
     Returns:

@@ -27,7 +27,7 @@ class SearchFile:
     """JSON file of a search's progress; rank 0 writes it as a whole after each evaluation.
 
     Args:
-        path: The file; it need not be there.
+        path: The file; it need not exist.
         trainer: Its ranks all continue from what rank 0 reads.
         identity: What makes a search the same search, as plain primitives: see ``search_identity``.
     """
@@ -58,7 +58,7 @@ class SearchFile:
             raise ArtefactError(f"the search in {self._path} cannot continue: {error}") from error
 
     def save(self, progress: SearchProgress) -> None:
-        """Replace the file by the progress of now."""
+        """Replace the file with the present progress."""
         if self._trainer.is_global_zero:
             write_atomic(self._path, json.dumps({"search": self._identity, "progress": progress.state_dict()}).encode())
 

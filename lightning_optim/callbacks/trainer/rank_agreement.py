@@ -1,4 +1,4 @@
-"""Agreement of ranks: all of one job must be about to do the same thing."""
+"""Agreement of ranks: a job goes on only if all of its ranks are about to do the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_ranks_agree(trainer: Trainer, value: object, what: str) -> None:
             f"the trainer counts {trainer.world_size} ranks, the process group {group_size}: "
             "was it left over from an earlier job of the same process?"
         )
-    # An object without a repr of its own shows its address, which says nothing.
+    # The repr of an object that defines none holds its address, which differs between ranks.
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
     digest = hashlib.sha256(text.encode()).digest()[:8]
     mine = torch.tensor(

@@ -21,7 +21,7 @@ from lightning_optim.surgery.torch_private import uncompiled
 
 @final
 class Reshaper:
-    """Cuts channels of a live network, and gives a fresh one a checkpoint's shape before its weights are loaded."""
+    """Reshaping: removes channels of a live network, and gives a fresh network the shape of a checkpoint."""
 
     def __init__(self) -> None:
         self._patches = Patches()
