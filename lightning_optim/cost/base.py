@@ -25,8 +25,8 @@ class Subject:
         pools: Groups whose channels may go, by the name of their pool.
         args: Positional inputs that were captured.
         kwargs: Keyword inputs that were captured.
-        choose: Which channels would be left if the subject had these prices, if that is known: a cost that is
-            measured holds itself to what it leads to. It gives ``None`` where the prices leave no choice.
+        choose: Chooses the channels to keep at given prices, where a caller knows how: a cost that is measured is
+            corrected by the network that its prices lead to. Returns ``None`` where the prices leave no choice.
     """
 
     network: nn.Module

@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and bytes of a model, counted without arithmetic where that is possible."""
+"""Counts of a model: parameters, multiply-accumulates and bytes, without computing it where that is possible."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> int:
     """Multiply-accumulates of one forward pass (FLOPs are twice as many).
 
-    The count runs on a copy on the meta device: on a CPU, attention and LSTM kernels hide from the
-    counter. A model whose code reads values (to see whether anything is padded, for
-    one) is computed once instead, with neither kernel.
-    Convolutions, linears, matrix products and attention count; norms, activations and pools do not.
+    The count runs on a copy on the meta device, since the counter does not see the CPU's attention and LSTM kernels. A
+    model whose code reads values, for example to see whether anything is padded, is computed once instead, without
+    these kernels. Convolutions, linears, matrix products and attention count; norms, activations and pools do not.
 
     Args:
         model: The model; left untouched.
@@ -79,5 +78,5 @@ def _plain_kernels() -> Iterator[None]:
 
 
 def count_bytes(path: str | Path) -> int:
-    """Size of a file on disk, external data files beside it not included."""
+    """Size of a file on disk in bytes, without external data files beside it."""
     return Path(path).stat().st_size

@@ -23,7 +23,7 @@ def most_important(
     Args:
         importance: By pool, importance of its best 0, 1, 2, ... channels.
         allowed_counts: By pool, the counts that are allowed; the last is where the search begins.
-        prices: Cost for any counts; pools that are not named in ``allowed_counts`` count as whole.
+        prices: Cost for any counts; pools that are not named in ``allowed_counts`` keep all channels.
         limit: What may be spent.
 
     Returns:
@@ -100,7 +100,7 @@ class _GreedySearch:
             self._move(best[1], self._step[best[1]] + 1)
 
     def trade(self) -> bool:
-        """Let one pool go down so that another can go up, once, if that keeps more importance."""
+        """Take one step down in a pool for steps up in another, once, if that keeps more importance."""
         for giver in self._allowed:
             if self._step[giver] == 0:
                 continue

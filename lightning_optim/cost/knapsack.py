@@ -17,8 +17,8 @@ def cheapest_choices(
     """Multiple-choice knapsack: one option of each item, with the least sum of losses at most a budget of costs.
 
     Args:
-        costs: Of each option of each item.
-        losses: Of each option of each item.
+        costs: Cost of each option of each item.
+        losses: Loss of each option of each item.
         budget: At least the sum of the smallest costs.
         most_states: How many partial choices to follow at most; the answer is exact unless there are more.
 

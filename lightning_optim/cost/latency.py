@@ -154,7 +154,7 @@ class Latency(Cost):
         return prices
 
     def _whole(self, subject: Subject, channels: Channels, inputs: Any) -> float | None:
-        """CPU seconds of the network with so many channels; ``None`` if it cannot be cut like that."""
+        """CPU seconds of the network at these channel counts; ``None`` if it cannot be cut to them."""
         small = copy.deepcopy(subject.network).eval()
         try:
             apply_cut(
@@ -217,7 +217,7 @@ def _num_rows(inputs: Any) -> int:
 
 
 def _of_batch(batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Positional and keyword inputs of so many samples."""
+    """Positional and keyword inputs of ``batch`` samples."""
     rows = _num_rows((args, kwargs))
     return pytree.tree_map(lambda leaf: _resized(leaf, rows, batch), (args, dict(kwargs)))
 

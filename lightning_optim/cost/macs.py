@@ -21,8 +21,8 @@ from lightning_optim.surgery.inputs import Inputs
 class MACs(Cost):
     """MACs: multiply-accumulates of one forward pass over the example; FLOPs are twice as many.
 
-    Convolutions, linears, matrix products and attention follow the channel counts. What else ``count_macs`` counts
-    (recurrent layers, for one) is taken as fixed.
+    Convolutions, linears, matrix products and attention follow the channel counts. What else ``count_macs`` counts,
+    for example recurrent layers, is taken as fixed.
     """
 
     @override

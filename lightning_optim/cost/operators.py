@@ -32,12 +32,12 @@ class TimedOperator:
         self.pools = [pool for pool in axis_widths.sizes if pool in pools]
 
     def key(self, channels: Channels) -> str:
-        """Text that is equal for two calls that take the same time."""
+        """Return a text that is equal for two calls that take the same time."""
         described = fx.node.map_arg((self.node.args, self.node.kwargs), lambda source: self._describe(source, channels))
         return f"{self.node.target}{described}"
 
     def make_call(self, channels: Channels) -> Callable[[], object]:
-        """A call on random operands of the lengths that go with so many channels."""
+        """Return a call on random operands, as long as these channel counts make them."""
         made = {source: self._operand(source, channels) for source in self._widths}
         args = list(fx.node.map_arg(tuple(self.node.args), made.__getitem__))
         kwargs = fx.node.map_arg(dict(self.node.kwargs), made.__getitem__)

@@ -35,7 +35,7 @@ class Width:
     parts: Mapping[str, float]
 
     def at(self, channels: Channels) -> float:
-        """Length when the pools have so many channels."""
+        """Length at these channel counts."""
         return self.fixed + sum(share * channels[pool] for pool, share in self.parts.items())
 
 
@@ -47,7 +47,7 @@ class Term(ABC):
 
     @abstractmethod
     def at(self, channels: Channels) -> float:
-        """Value when the pools have so many channels."""
+        """Value at these channel counts."""
 
     @abstractmethod
     def times(self, factor: float) -> Term:
@@ -65,7 +65,7 @@ class Product(Term):
     """Product of a coefficient and the lengths of some axes: parameters, multiply-accumulates.
 
     Args:
-        name: What costs this.
+        name: Name of the tensor or operator that costs this.
         coefficient: Cost at lengths of one.
         widths: The axes.
 
@@ -95,7 +95,7 @@ class Grid(Term):
     Beyond the outermost points the last slope goes on, but never below zero.
 
     Args:
-        name: What costs this.
+        name: Name of the tensor or operator that costs this.
         widths: The axes.
         points: For each axis, ascending lengths, two or more; one where the axis has one length only.
         values: A measurement for each combination of points, the last axis fastest.
@@ -178,7 +178,7 @@ class Prices:
     curve: Curve = Curve()  # noqa: RUF009  # frozen
 
     def __call__(self, channels: Channels) -> float:
-        """Cost when the pools have so many channels; pools that are left out are whole."""
+        """Cost at these channel counts; pools that are left out keep all channels."""
         return self.curve.at(self.total(channels))
 
     def total(self, channels: Channels) -> float:

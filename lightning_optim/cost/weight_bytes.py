@@ -19,7 +19,7 @@ from lightning_optim.surgery.select import plain_name
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBytes(Cost):
-    """Weight size: bytes of all parameters and buffers, as they are held; a shared one counts once."""
+    """Weight size: bytes of all parameters and buffers in their data types; a shared one counts once."""
 
     @override
     def prices(self, subject: Subject) -> Prices:
