@@ -30,8 +30,8 @@ class CoupledGroup:
         name: The first weight that makes them.
         channels: How many.
         members: Tensors that make or read them, each with its dimension.
-        parameters: Parameters that go with all of them.
-        macs: Multiply-accumulates of one sample that go with all of them.
+        parameters: Parameters that are removed with all of them.
+        macs: Multiply-accumulates of one sample that are removed with all of them.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Analysis:
     """Analysis of a network before it is pruned.
 
     Args:
-        network: What it is.
+        network: Name of its class.
         parameters: All of its parameters.
         macs: Multiply-accumulates of one sample.
         groups: Coupled channels; those of targeted layers that can go.
         frozen: Targeted layers whose output channels cannot go.
         unknown: Operators without a rule, which keep the channels that they meet, with their number.
         sensitivity: The metric against sparsity.
-        bits: What is lost when one layer has few bits, and all else has 8: less the metric, or the metric, as ``mode``
-            is ``"max"`` or ``"min"``; ``None`` if that was not asked, or no layer has an integer form.
+        bits: Loss when one layer has few bits, and all else has 8: the metric if ``mode`` is ``"min"``, the negative
+            metric if it is ``"max"``; ``None`` if no widths were given, or no layer has an integer form.
     """
 
     network: str
@@ -68,7 +68,7 @@ class Analysis:
     bits: BitSensitivity | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The analysis as plain data."""
+        """Return the analysis as plain data."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Plots of a report as SVG text that takes its ink from the page around it."""
+"""Plots of a report as SVG text, in the text colour of the page around it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def can_plot() -> bool:
 
 
 def plot_trade_off(report: Report) -> str:
-    """Plot of test accuracy against file size and against latency at batch 32; the line joins what nothing else beats.
+    """Plot of test accuracy against file size and against latency at batch 32; the line joins the Pareto front.
 
     Args:
         report: Stages without a latency are left out of its panel.
@@ -72,7 +72,7 @@ def plot_trade_off(report: Report) -> str:
 
 
 def plot_stages(report: Report) -> str:
-    """Bars per stage for size, MACs and both latencies; returns one ``<svg>`` element."""
+    """Plot of size, MACs and both latencies, one bar per stage; returns one ``<svg>`` element."""
 
     def draw(panels: Sequence[Any]) -> None:
         names, colours = [stage.name for stage in report.stages], list(_colours(report).values())
@@ -118,8 +118,8 @@ def plot_sensitivity(
         title: Names the figure.
         lines: Name of a part -> the metric at each point.
         at: The points.
-        across: What they are.
-        up: What the metric is.
+        across: Label of the horizontal axis.
+        up: Label of the vertical axis.
     """
 
     def draw(panels: Sequence[Any]) -> None:

@@ -73,7 +73,7 @@ class StageResult:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> StageResult:
-        """Return what ``to_dict`` was called on.
+        """Return the figures that ``to_dict`` turned into primitives.
 
         Raises:
             ArtefactError: If a field is missing, unknown or out of range.
@@ -126,7 +126,7 @@ class Report:
         return self.stages[-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as what JSON can hold."""
+        """Return the report as primitives, for JSON."""
         return {
             "title": self.title,
             "stages": [stage.to_dict() for stage in self.stages],
@@ -139,10 +139,10 @@ class Report:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Report:
-        """Return what ``to_dict`` was called on.
+        """Return the report that ``to_dict`` turned into primitives.
 
         Raises:
-            ArtefactError: If something needed is missing or unknown.
+            ArtefactError: If a field is missing or unknown.
         """
         try:
             stages = [StageResult.from_dict(stage) for stage in values["stages"]]
