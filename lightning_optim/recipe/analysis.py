@@ -56,10 +56,10 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
     validation; weights are put back after it. Nothing is trained.
 
     Args:
-        module: The trained module; as it was when this returns.
+        module: The trained module; it is unchanged when this returns.
         data: Where its validation batches come from.
         trainer: Runs them.
-        criterion: What is least important; must need the weights alone.
+        criterion: Importance of a weight; must need the weights alone.
         targets: Layers to look at, by names relative to the module.
         sparsities: Fractions to drop, ascending, in ``(0, 1)``.
         metric: A name that the module logs in validation.
@@ -92,7 +92,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
         example.release()
     if not example:
         raise ArtefactError("the validation loop never called the network: set network to the part that it calls")
-    # Validation runs in inference mode, whose tensors no graph takes.
+    # Validation runs in inference mode, and its tensors can't enter a graph.
     inputs = pytree.tree_map_only(Tensor, torch.clone, (example.args, example.kwargs))
     coupling = couple(capture_network(live, *inputs))
     weights = {f"{layer}.weight": live.get_parameter(f"{layer}.weight").detach() for layer in layers}
@@ -143,7 +143,7 @@ def _layers(module: LightningModule, network_name: str, targets: Targets) -> lis
 def _pools(coupling: Coupling, weights: Mapping[str, Tensor]) -> dict[str, Group]:
     try:
         return targeted_groups(coupling, weights)
-    except TargetError:  # single weights can still be looked at
+    except TargetError:  # the layers are analyzed without groups
         return {}
 
 

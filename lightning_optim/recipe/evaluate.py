@@ -51,11 +51,11 @@ def evaluate(
     """Export the module's network to ``path``, and measure the file in the module's own evaluation loops.
 
     Args:
-        name: Of the stage.
-        make_trainer: Builds a Trainer with the stage's callbacks and some more.
+        name: Name of the stage.
+        make_trainer: Builds a Trainer with the stage's callbacks and those that it is given.
         module: The trained module.
         data: The data set.
-        callbacks: Of the stage; the first that is an ``ExportingCallback`` writes the file.
+        callbacks: Callbacks of the stage; the first that is an ``ExportingCallback`` writes the file.
         path: The ONNX file to write.
         metrics: What the module logs.
         network: Name of the network in the module.
@@ -115,7 +115,7 @@ def metric_of(results: Sequence[Mapping[str, float]], name: str) -> float:
     """Return what a loop of a Trainer has logged under ``name``.
 
     Raises:
-        ArtefactError: If there is no such name, with those that there are.
+        ArtefactError: If there is no such name; the message lists those that there are.
     """
     for result in results:
         if name in result:

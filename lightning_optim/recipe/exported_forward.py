@@ -20,7 +20,7 @@ from lightning_optim.surgery.torch_private import pytree
 class ExportedForward(Callback):
     """Callback that answers every call of the network from its ONNX file, and counts how often both agree.
 
-    Whatever the user's ``validation_step`` and ``test_step`` measure is then measured of the file that is deployed.
+    So the user's ``validation_step`` and ``test_step`` measure the file that is deployed.
     """
 
     def __init__(self, network: nn.Module, path: Path) -> None:
@@ -58,7 +58,7 @@ class ExportedForward(Callback):
         self._patches.undo()
 
     def _attach(self) -> None:
-        # Last of all: above the simulation that another callback has put around the same forward.
+        # Attached last, so above the simulation that another callback has put around the same forward.
         self._session = load_session(self._path)
         self._patches.wrap(self._network, "forward", self._forward)
 

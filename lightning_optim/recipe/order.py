@@ -37,7 +37,7 @@ def check_order(kinds: Sequence[str]) -> None:
     """Refuse a list of stages that makes no sense.
 
     Raises:
-        OrderError: Naming the two stages and the reason.
+        OrderError: If it makes no sense; the message names the two stages and the reason.
 
     Example:
         >>> check_order(["train", "prune", "qat", "export"])

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 @final
 class RecipeProgress:
-    """Live display of stages and epochs; silent where nobody watches (other ranks)."""
+    """Live display of stages and epochs; silent on all ranks but one."""
 
     def __init__(self, num_stages: int, console: Console, *, is_shown: bool) -> None:
         self._progress = Progress(

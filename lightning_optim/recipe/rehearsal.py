@@ -21,8 +21,8 @@ def rehearse(recipe: Recipe) -> None:
     """Train every stage's first batch on a fresh module, and throw the result away.
 
     Wrong names, values, files, folders and teachers are found here. An untrained module stands in for what an earlier
-    stage will leave, so what only a trained or smaller one shows is found later. No random number of the run changes:
-    each stage seeds its own.
+    stage will leave, so mistakes that only a trained or smaller module shows are found later. No random number of
+    the run changes: each stage seeds its own.
 
     Args:
         recipe: What will be run.
@@ -75,7 +75,7 @@ _QUIET: Mapping[str, Any] = {
 
 
 class _RehearsedError(Exception):
-    """A signal that the stage has begun without an error."""
+    """Signal that the stage has begun without an error."""
 
 
 @final

@@ -52,7 +52,7 @@ class Recipe:
         make_module: Builds the LightningModule, seeded.
         data: The data set.
         folder: Where everything is written.
-        seed: Of weights, order and augmentation.
+        seed: Seeds weights, order and augmentation.
         network: Name of the network in the LightningModule; ``None`` finds it.
         metrics: Names under which the module logs its accuracies.
         console: Where progress is shown.
@@ -158,7 +158,7 @@ class Recipe:
         _barrier()
 
     def _network_of(self, name: str, finished: Sequence[Finished]) -> nn.Module:
-        """Network that a finished stage has left, on its own."""
+        """Return the network that a finished stage has left, without its module."""
         module = self.make_module()
         for done in finished:
             _apply_saved_cut(done.folder, module)

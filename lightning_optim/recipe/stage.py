@@ -19,7 +19,7 @@ Artefacts = Callable[[str], nn.Module]
 
 @runtime_checkable
 class CuttingCallback(Protocol):
-    """Callback that removes channels, and says which ones: a later process cuts the full-size module as it did."""
+    """Callback that removes channels, and says which, so that a later process cuts the full-size module likewise."""
 
     @property
     def cut(self) -> Mapping[str, Any]:
@@ -80,10 +80,10 @@ class Stage:
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Refuse names that stand twice or are not there yet.
+    """Refuse stages of the same name, and stages that use one that does not come before them.
 
     Raises:
-        OrderError: Naming the stage.
+        OrderError: If there are some; the message names the stage.
     """
     seen: list[str] = []
     for stage in stages:

@@ -1,4 +1,4 @@
-"""Trained weights for a module, from wherever a run has left them."""
+"""Trained weights for a module, from a checkpoint, a safetensors file or the folder of a stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_trained(module: LightningModule, path: str | Path) -> None:
     """Load weights into a module, bringing it to their shape first where a recipe's stages have cut it.
 
     Args:
-        module: As it is built, at full size; changed in place.
+        module: The module as it is built, at full size; changed in place.
         path: A Trainer's checkpoint, a safetensors file of the module's state, or the folder of a stage
             (``outputs/<run>/stages/0-base``). No code in a file is run.
 
