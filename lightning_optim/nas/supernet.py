@@ -16,7 +16,7 @@ from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.forward.choice import Dispatch, output_layout
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
-from lightning_optim.nas.forward.switchable import activate, live_forwards, strip
+from lightning_optim.nas.forward.switchable import activate, strip, switchable_forwards
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.search.decision import (
     Decision,
@@ -108,7 +108,9 @@ class Supernet:
         plan = cut_plan(model)
         if plan:
             apply_cut(model, plan)
-        chosen = {live.owner: live.chosen() for live in live_forwards(model) if isinstance(live, Dispatch)}
+        chosen = {
+            forward.owner: forward.chosen() for forward in switchable_forwards(model) if isinstance(forward, Dispatch)
+        }
         strip(model)
         vars(model).pop(_SPACES, None)
         _put_in_place(model, chosen)
@@ -172,18 +174,22 @@ def build_supernet(site: Site, space: Mapping[str, SearchDimension], name: str =
 
 
 def _attached(site: Site, space: Mapping[str, SearchDimension]) -> Supernet:
-    before = live_forwards(site.root)
-    if any(isinstance(live, SlicedForward) for live in before) and any(entry.adds_modules for entry in space.values()):
+    before = switchable_forwards(site.root)
+    has_slices = any(isinstance(forward, SlicedForward) for forward in before)
+    if has_slices and any(dimension.adds_modules for dimension in space.values()):
         raise TargetError("widths vary already and would not know of added modules; choose the operations first")
     decisions: list[Decision] = []
     try:
-        for freedom in sorted(space.values(), key=lambda freedom: not freedom.adds_modules):
-            decisions += freedom.attach(site)
+        for dimension in sorted(space.values(), key=lambda dimension: not dimension.adds_modules):
+            decisions += dimension.attach(site)
         supernet = Supernet(site, decisions)
         _check_every_option(supernet)
     except BaseException:
         ours = {
-            slicing for live in live_forwards(site.root) if isinstance(live, SlicedForward) for slicing in live.follows
+            slicing
+            for forward in switchable_forwards(site.root)
+            if isinstance(forward, SlicedForward)
+            for slicing in forward.follows
         }
         theirs = {decision.name for _, decided in vars(site.root).get(_SPACES, {}).values() for decision in decided}
         strip(site.root, keep=before, forget=ours - theirs)
@@ -197,8 +203,8 @@ def _signature(space: Mapping[str, SearchDimension]) -> str:
         return list(value) if isinstance(value, Mapping) else value
 
     return repr({
-        key: (type(freedom).__name__, [text(getattr(freedom, field.name)) for field in fields(freedom)])  # type: ignore[arg-type]  # every freedom is a dataclass
-        for key, freedom in space.items()
+        key: (type(dimension).__name__, [text(getattr(dimension, field.name)) for field in fields(dimension)])  # type: ignore[arg-type]  # every dimension is a dataclass
+        for key, dimension in space.items()
     })  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from lightning_optim.callbacks.nas_supernet import _prepare_strategy
 from lightning_optim.cost import Parameters, count_parameters
 from lightning_optim.errors import ArtefactError, TargetError
 from lightning_optim.nas import ElasticWidth, OperationChoice, Selection
-from lightning_optim.nas.forward.switchable import live_forwards
+from lightning_optim.nas.forward.switchable import switchable_forwards
 from lightning_optim.search import RandomSearch
 from support import quiet, run_script
 
@@ -333,7 +333,7 @@ def test_networks_built_late_and_manual_optimization(kind):
     module, callback = kind(), searcher()
     before = weights(network())
     fit(module, callback)
-    assert len(live_forwards(module)) > 0
+    assert len(switchable_forwards(module)) > 0
     assert "configure_model" not in vars(module)
     subnet = callback.extract(module, callback.supernet.default)
     assert list(subnet.net.state_dict()) == list(network().state_dict())

@@ -12,7 +12,7 @@ from lightning_optim import Targets
 from lightning_optim.cost import Cost, Latency, MACs, Parameters, count_macs, count_parameters
 from lightning_optim.errors import TargetError
 from lightning_optim.nas import ElasticWidth, OperationChoice
-from lightning_optim.nas.forward.switchable import live_forwards
+from lightning_optim.nas.forward.switchable import switchable_forwards
 from lightning_optim.nas.space.base import Site
 from lightning_optim.nas.supernet import build_supernet
 
@@ -169,7 +169,7 @@ def test_a_supernet_checkpoint_restores_candidates_and_misses_none():
 def test_the_subnet_of_the_default_loads_the_plain_checkpoint(supernet):
     subnet = supernet.extract(supernet.default)
     assert list(subnet.state_dict()) == list(Net().state_dict())
-    assert not live_forwards(subnet)
+    assert not switchable_forwards(subnet)
     assert type(subnet.mix) is nn.Sequential
     subnet.load_state_dict(Net().state_dict())
 
@@ -285,7 +285,7 @@ def test_a_width_that_the_code_has_written_down_is_refused():
             Site(root=net, network="", args=(torch.zeros(2, 4),)),
             {"w": ElasticWidth(targets=Targets(include=("first",)), fractions=(0.5, 1.0))},
         )
-    assert not live_forwards(net)
+    assert not switchable_forwards(net)
 
 
 def test_an_architecture_of_another_space_is_refused(supernet):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.forward.switchable import SwitchableForward, live_forwards
+from lightning_optim.nas.forward.switchable import SwitchableForward, switchable_forwards
 from lightning_optim.surgery.cut import apply_cut
 
 Cuts = dict[str, list[tuple[int, Tensor]]]
@@ -158,21 +158,21 @@ def cut_plan(root: nn.Module) -> Cuts:
     """Cut plan: what the active architecture cuts from each tensor of ``root``, by the tensor's name."""
     names = {id(module): name for name, module in root.named_modules()}
     plan: Cuts = {}
-    for live in live_forwards(root):
-        if isinstance(live, SlicedForward):
-            prefix = names[id(live.owner)]
-            plan.update({f"{prefix}.{name}" if prefix else name: cuts for name, cuts in live.cuts.items()})
+    for forward in switchable_forwards(root):
+        if isinstance(forward, SlicedForward):
+            prefix = names[id(forward.owner)]
+            plan.update({f"{prefix}.{name}" if prefix else name: cuts for name, cuts in forward.cuts.items()})
     return plan
 
 
 def sliced_forward(owner: nn.Module) -> SlicedForward:
     """The module's sliced forward, which is attached if it has none."""
-    for live in live_forwards(owner):
-        if isinstance(live, SlicedForward) and live.owner is owner:
-            return live
-    live = SlicedForward(owner)
-    live.attach()
-    return live
+    for forward in switchable_forwards(owner):
+        if isinstance(forward, SlicedForward) and forward.owner is owner:
+            return forward
+    forward = SlicedForward(owner)
+    forward.attach()
+    return forward
 
 
 def _store(owner: nn.Module, name: str) -> dict[str, Any] | None:

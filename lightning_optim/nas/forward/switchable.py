@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-_LIVE = "_nas_live"
+_FORWARDS = "_nas_forwards"
 
 
 class SwitchableForward(ABC):
@@ -49,7 +49,7 @@ class SwitchableForward(ABC):
 
     def attach(self) -> None:
         """Take the place of the owner's forward."""
-        vars(self.owner).setdefault(_LIVE, []).append(self)
+        vars(self.owner).setdefault(_FORWARDS, []).append(self)
         vars(self.owner)["forward"] = self
 
     def detach(self) -> None:
@@ -59,32 +59,32 @@ class SwitchableForward(ABC):
             vars(self.owner)["forward"] = self._inner
 
 
-def live_forwards(root: nn.Module) -> list[SwitchableForward]:
-    """Every live forward in ``root``, in the model's order, inner ones first."""
-    return [live for module in root.modules() for live in vars(module).get(_LIVE, ())]
+def switchable_forwards(root: nn.Module) -> list[SwitchableForward]:
+    """Every switchable forward in ``root``, in the model's order, inner ones first."""
+    return [forward for module in root.modules() for forward in vars(module).get(_FORWARDS, ())]
 
 
 def activate(root: nn.Module, architecture: Mapping[str, int]) -> None:
     """Make ``root``, a supernet or a copy of one, run the path of ``architecture``."""
-    for live in live_forwards(root):
-        live.activate(architecture)
+    for forward in switchable_forwards(root):
+        forward.activate(architecture)
 
 
 def strip(root: nn.Module, keep: Collection[SwitchableForward] = (), forget: Set[str] = frozenset()) -> None:
-    """Take live forwards off, and with them what they had added.
+    """Take switchable forwards off, and with them what they had added.
 
     Args:
         root: The model.
-        keep: Live forwards that stay.
+        keep: Switchable forwards that stay.
         forget: Decisions that those no longer follow.
     """
     for module in list(root.modules()):
-        lives = vars(module).pop(_LIVE, [])
-        stay = [live for live in lives if live in keep]
-        for live in reversed(lives):
-            if live in stay:
-                live.forget(forget)
+        forwards = vars(module).pop(_FORWARDS, [])
+        stay = [forward for forward in forwards if forward in keep]
+        for forward in reversed(forwards):
+            if forward in stay:
+                forward.forget(forget)
             else:
-                live.detach()
+                forward.detach()
         if stay:
-            vars(module)[_LIVE] = stay
+            vars(module)[_FORWARDS] = stay

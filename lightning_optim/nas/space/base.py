@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim.errors import TargetError
-from lightning_optim.nas.forward.switchable import live_forwards
+from lightning_optim.nas.forward.switchable import switchable_forwards
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import submodule
 from lightning_optim.surgery.tap import ModuleCall, Taps
@@ -76,8 +76,8 @@ class Site:
         from lightning_optim.graph.coupling import couple
 
         network = copy.deepcopy(submodule(self.root, self.network))
-        for live in live_forwards(network):
-            live.superpose()
+        for forward in switchable_forwards(network):
+            forward.superpose()
         return couple(capture_network(network, self.args, dict(self.kwargs)))
 
     def inner_name(self, name: str) -> str:
@@ -101,7 +101,7 @@ class SearchDimension(ABC):
     """Search dimension: what may vary, and where.
 
     Attributes:
-        adds_modules: Whether it adds modules to the network. Such freedoms are attached first, for the
+        adds_modules: Whether it adds modules to the network. Such dimensions are attached first, for the
             others must see what was added.
         slices_weights: Whether paths use parts of a weight, so that each rank must hold all of it.
     """
@@ -111,7 +111,7 @@ class SearchDimension(ABC):
 
     @abstractmethod
     def attach(self, site: Site) -> list[Decision]:
-        """Set live forwards on the modules chosen, and say what there is now to decide.
+        """Set switchable forwards on the modules chosen, and say what there is now to decide.
 
         Raises:
             TargetError: If a module cannot be treated.
