@@ -19,7 +19,7 @@ class AxisWidths:
 
     Args:
         coupling: The network's coupling.
-        pools: Groups whose channels may go, by the name of their pool. Every other axis has a fixed length.
+        pools: Groups whose channels may be removed, by the name of their pool. Every other axis has a fixed length.
     """
 
     def __init__(self, coupling: Coupling, pools: Mapping[str, Group]) -> None:

@@ -22,7 +22,7 @@ class Subject:
     Args:
         network: The network; left untouched.
         coupling: Its coupled channels.
-        pools: Groups whose channels may go, by the name of their pool.
+        pools: Groups whose channels may be removed, by the name of their pool.
         args: Positional inputs that were captured.
         kwargs: Keyword inputs that were captured.
         choose: Chooses the channels to keep at given prices, where a caller knows how: a cost that is measured is

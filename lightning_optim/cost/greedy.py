@@ -31,7 +31,7 @@ def most_important(
 
     Example:
         A channel of ``a`` costs 10 and one of ``b`` 1, so 22 in all; 12 may be spent. The second channel of ``a`` loses
-        an importance of 1 for 10 saved, that of ``b`` loses 1 for 1 saved: the first goes.
+        an importance of 1 for 10 saved, that of ``b`` loses 1 for 1 saved: the first is removed.
 
         >>> from lightning_optim.cost.prices import Pool, Product, Width
         >>> terms = tuple(Product(pool, cost, (Width(0.0, {pool: 1.0}),)) for pool, cost in (("a", 10.0), ("b", 1.0)))

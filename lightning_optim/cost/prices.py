@@ -144,7 +144,7 @@ def _neighbours(length: float, points: Sequence[float]) -> list[tuple[int, float
 @final
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Pool of channels that can go one by one.
+    """Pool of channels that can be removed one by one.
 
     Args:
         size: Channels of the network that was priced.

@@ -36,9 +36,9 @@ class Statistic:
 
     Example:
         >>> energy = Statistic(name="energy", of=Evidence.INPUT, term=torch.square)
-        >>> tally = energy.start()
-        >>> tally.update("conv", torch.tensor([5.0, 1.0]), count=2)
-        >>> tally.mean()["conv"]
+        >>> running_sum = energy.start()
+        >>> running_sum.update("conv", torch.tensor([5.0, 1.0]), count=2)
+        >>> running_sum.mean()["conv"]
         tensor([2.5000, 0.5000])
     """
 
@@ -160,23 +160,23 @@ def measure(term: Callable[..., Tensor], activation: Tensor, channel_dim: int) -
     return term(flat).sum(1, dtype=torch.float32), flat.shape[1]
 
 
-def merge_ranks(tallies: Sequence[RunningSum], all_reduce: Callable[[Tensor], object]) -> None:
+def merge_ranks(running_sums: Sequence[RunningSum], all_reduce: Callable[[Tensor], object]) -> None:
     """Make every rank's sums those of all ranks, in one collective.
 
     Args:
-        tallies: Tallies over the same layers, in the same order, on every rank.
+        running_sums: Running sums over the same layers, in the same order, on every rank.
         all_reduce: Sums a flat float64 tensor over the ranks, in place.
     """
-    totals = [total for tally in tallies for total in tally.totals.values()]
+    totals = [total for running_sum in running_sums for total in running_sum.totals.values()]
     if not totals:
         return
-    counts = [count for tally in tallies for count in tally.counts.values()]
+    counts = [count for running_sum in running_sums for count in running_sum.counts.values()]
     flat = torch.cat(
         [torch.tensor(counts, dtype=torch.float64, device=totals[0].device), *(t.double().flatten() for t in totals)]
     )
     all_reduce(flat)
     merged = iter(torch.split(flat[len(counts) :], [total.numel() for total in totals]))
     summed = iter(flat[: len(counts)].tolist())
-    for tally in tallies:
-        tally.counts = {name: int(next(summed)) for name in tally.counts}
-        tally.totals = {name: next(merged).float().view_as(total) for name, total in tally.totals.items()}
+    for running_sum in running_sums:
+        running_sum.counts = {name: int(next(summed)) for name in running_sum.counts}
+        running_sum.totals = {name: next(merged).float().view_as(total) for name, total in running_sum.totals.items()}

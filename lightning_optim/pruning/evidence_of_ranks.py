@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from lightning_optim.surgery.torch_private import pytree
 
 State = dict[str, Any]
-"""States of tallies, by the name of their statistic."""
+"""States of running sums, by the name of their statistic."""
 
 
 def gather_ranks(own: State, num_ranks: int) -> list[State]:

@@ -24,7 +24,7 @@ _NO_PLOTS = "<section><p class='notice'>No plots: pip install 'lightning-optim[r
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoupledGroup:
-    """Coupled group: channels that can only go together.
+    """Coupled group: channels that can only be removed together.
 
     Args:
         name: The first weight that makes them.
@@ -50,8 +50,8 @@ class Analysis:
         network: Name of its class.
         parameters: All of its parameters.
         macs: Multiply-accumulates of one sample.
-        groups: Coupled channels; those of targeted layers that can go.
-        frozen: Targeted layers whose output channels cannot go.
+        groups: Coupled channels of targeted layers, as far as they can be removed.
+        frozen: Targeted layers whose output channels cannot be removed.
         unknown: Operators without a rule, which keep the channels that they meet, with their number.
         sensitivity: The metric against sparsity.
         bits: Loss when one layer has few bits, and all else has 8: the metric if ``mode`` is ``"min"``, the negative

@@ -19,7 +19,7 @@ def network_inputs(pl_module: LightningModule, network: nn.Module, example: Any 
     """Return the network's arguments for a small batch, on its device.
 
     Args:
-        pl_module: The module; its ``example_input_array`` goes through its ``forward``, and what reaches the network is
+        pl_module: The module; its ``example_input_array`` is passed to its ``forward``, and what reaches the network is
             taken.
         network: The network.
         example: The network's own inputs, taken instead: a tensor, a sequence of arguments, or a mapping of

@@ -40,9 +40,13 @@ class PruningEvidence:
     def __init__(self, criterion: Criterion, structure: Structure) -> None:
         self._criterion, self._structure = criterion, structure
         statistics = [need for need in criterion.needs if isinstance(need, Statistic)]
-        tallies = {statistic: statistic.start() for statistic in sorted(statistics, key=lambda each: each.name)}
-        self._gradients = {each: tally for each, tally in tallies.items() if each.of is Evidence.GRADIENT}
-        self._activations = {each: tally for each, tally in tallies.items() if each.of is not Evidence.GRADIENT}
+        running_sums = {statistic: statistic.start() for statistic in sorted(statistics, key=lambda each: each.name)}
+        self._gradients = {
+            each: running_sum for each, running_sum in running_sums.items() if each.of is Evidence.GRADIENT
+        }
+        self._activations = {
+            each: running_sum for each, running_sum in running_sums.items() if each.of is not Evidence.GRADIENT
+        }
         self._taps, self._norms = Taps(), Readers()
         self._layers: dict[str, nn.Module] = {}
         self._watched: dict[str, nn.Module] = {}
@@ -138,10 +142,12 @@ class PruningEvidence:
         layer = self._watched[name]
         inputs = call.args[0] if call.args else call.kwargs["input"]
         channel_dim = 1 - _weight(layer).dim()
-        for statistic, tally in self._activations.items():
+        for statistic, running_sum in self._activations.items():
             reads = statistic.of is Evidence.INPUT or self._structure.needs_coupling
             if statistic.of is Evidence.OUTPUT or name in self._layers:
-                tally.update(f"{name}.weight", *measure(statistic.term, inputs if reads else call.output, channel_dim))
+                running_sum.update(
+                    f"{name}.weight", *measure(statistic.term, inputs if reads else call.output, channel_dim)
+                )
 
     def read_gradients(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Add the gradients that ``optimizer`` is about to use: accumulated, unscaled, not yet clipped."""
@@ -155,8 +161,8 @@ class PruningEvidence:
             return  # the scaler will skip this step
         for name, gradient in found.items():
             weight = local(weights[name].detach()).float()
-            for statistic, tally in self._gradients.items():
-                tally.update(f"{name}.weight", statistic.term(weight, gradient.detach().float()))
+            for statistic, running_sum in self._gradients.items():
+                running_sum.update(f"{name}.weight", statistic.term(weight, gradient.detach().float()))
 
     # The evidence.
 
@@ -170,7 +176,9 @@ class PruningEvidence:
             TapError: If some was missing for a whole epoch.
         """
         missing = [
-            name for name in self._layers if any(f"{name}.weight" not in tally for tally in self._gradients.values())
+            name
+            for name in self._layers
+            if any(f"{name}.weight" not in running_sum for running_sum in self._gradients.values())
         ]
         if missing and self._waiting_since is not None and epoch > self._waiting_since + 1:
             raise TapError(
@@ -198,15 +206,19 @@ class PruningEvidence:
         if trainer.world_size > 1:
             # Gradients are those of all ranks already: the strategy has averaged them.
             merge_ranks(list(self._activations.values()), distributed.all_reduce)
-        means = {statistic: tally.mean() for statistic, tally in self._activations.items()}
+        means = {statistic: running_sum.mean() for statistic, running_sum in self._activations.items()}
         for statistic, mean in means.items():
             if statistic.of is Evidence.OUTPUT and coupling is not None:
                 means[statistic] = activations_as_read(coupling, mean, weights)
         return {name: self._seen(name, weight, means) for name, weight in weights.items()}
 
     def _seen(self, name: str, weight: Tensor, means: Mapping[Statistic, Mapping[str, Tensor]]) -> LayerEvidence:
-        totals = {each: tally.totals[name] for each, tally in self._gradients.items() if name in tally}
-        counts = {each: tally.counts[name] for each, tally in self._gradients.items() if name in tally}
+        totals = {
+            each: running_sum.totals[name] for each, running_sum in self._gradients.items() if name in running_sum
+        }
+        counts = {
+            each: running_sum.counts[name] for each, running_sum in self._gradients.items() if name in running_sum
+        }
         for statistic, mean in means.items():
             if name in mean:
                 is_by_row = statistic.of is Evidence.OUTPUT
@@ -223,9 +235,9 @@ class PruningEvidence:
 
     def reset(self) -> None:
         """Reset the evidence after a pruning step, but for the statistics that run on."""
-        for statistic, tally in (self._gradients | self._activations).items():
+        for statistic, running_sum in (self._gradients | self._activations).items():
             if statistic.resets_at_step:
-                tally.reset()
+                running_sum.reset()
 
     def cut(self, plan: CutPlan, prefix: str = "") -> None:
         """Follow a cut of the network: ``plan`` names its tensors; activations are gathered afresh.
@@ -235,19 +247,19 @@ class PruningEvidence:
             prefix: The network's place in the LightningModule; names here are those of the network.
         """
         gone = tuple(f"{name}." for name in taken_out(plan))
-        if gone:  # nothing goes through their layers any more
+        if gone:  # no input reaches their layers
             self._layers = {name: layer for name, layer in self._layers.items() if not f"{name}.".startswith(gone)}
             self._watched = {name: layer for name, layer in self._watched.items() if not f"{name}.".startswith(gone)}
             is_watching = self._taps.is_attached
             self._taps.remove()
             if is_watching:
                 self._taps.attach(self._watched)
-        for tally in self._activations.values():
-            tally.reset()
-        for tally in self._gradients.values():
+        for running_sum in self._activations.values():
+            running_sum.reset()
+        for running_sum in self._gradients.values():
             for name, cuts in plan.items():
                 for dim, kept in cuts:
-                    tally.keep(name, dim, kept)
+                    running_sum.keep(name, dim, kept)
 
     def remove(self) -> None:
         """Stop watching; a second call does nothing."""
@@ -272,9 +284,9 @@ class PruningEvidence:
         _, own = self._by_sharing()
         sharded = {statistic.name for statistic in own if statistic.of is Evidence.GRADIENT}
         found = {**state["shared"], **share_of_rank(state["ranks"], trainer.global_rank, trainer.world_size, sharded)}
-        for statistic, tally in (self._gradients | self._activations).items():
+        for statistic, running_sum in (self._gradients | self._activations).items():
             if statistic.name in found:
-                tally.load_state_dict(found[statistic.name], trainer.strategy.root_device)
+                running_sum.load_state_dict(found[statistic.name], trainer.strategy.root_device)
         self._norms.load_state_dict(state["norms"])
 
     def _by_sharing(self) -> tuple[dict[Statistic, RunningSum], dict[Statistic, RunningSum]]:
@@ -284,8 +296,8 @@ class PruningEvidence:
         return self._gradients, self._activations
 
 
-def _states(tallies: Mapping[Statistic, RunningSum]) -> dict[str, Any]:
-    return {statistic.name: tally.state_dict() for statistic, tally in tallies.items()}
+def _states(running_sums: Mapping[Statistic, RunningSum]) -> dict[str, Any]:
+    return {statistic.name: running_sum.state_dict() for statistic, running_sum in running_sums.items()}
 
 
 def _modules_of(network: nn.Module, types: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:

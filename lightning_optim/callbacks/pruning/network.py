@@ -42,7 +42,7 @@ class PrunedNetwork:
     """Masks and cuts of one network, and whatever must follow them: optimizers, averaged copies, snapshots.
 
     Args:
-        pruner: Decides what goes.
+        pruner: Decides what is pruned.
 
     Attributes:
         name: Plain name of the network in the LightningModule.

@@ -22,7 +22,7 @@ class Rewinder:
     """Rewinding: remembers a model and its learning rates at one step of a fit, and restores them.
 
     Args:
-        setting: What goes back, and to which step; ``None`` does nothing.
+        setting: What is put back, and to which step; ``None`` does nothing.
     """
 
     def __init__(self, setting: Rewind | None) -> None:
