@@ -20,7 +20,7 @@ def cheapest_choices(
         costs: Cost of each option of each item.
         losses: Loss of each option of each item.
         budget: At least the sum of the smallest costs.
-        most_states: How many partial choices to follow at most; the answer is exact unless there are more.
+        most_states: How many partial choices to follow at most; the result is exact unless there are more.
 
     Returns:
         Place of the option of each item. Of equal losses the cheaper is taken.

@@ -65,13 +65,13 @@ def check_parity(
     agreed = exact = values = samples = 0
     errors = [torch.zeros(())]
     for batch in batches:
-        for position, (trained, answer) in enumerate(_outputs(model_forward, run, as_inputs(batch))):
+        for position, (trained, found) in enumerate(_outputs(model_forward, run, as_inputs(batch))):
             if position == 0:
-                agreed += int((_top1(trained) == _top1(answer)).sum())
+                agreed += int((_top1(trained) == _top1(found)).sum())
                 samples += _top1(trained).numel()
-            exact += int((trained == answer).sum())
+            exact += int((trained == found).sum())
             values += trained.numel()
-            errors.append((trained.double() - answer.double()).abs().amax().float())
+            errors.append((trained.double() - found.double()).abs().amax().float())
     if not samples:
         raise ExportError("parity needs at least one batch to compare, got none")
     return Parity(

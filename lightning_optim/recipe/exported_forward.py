@@ -18,7 +18,7 @@ from lightning_optim.surgery.torch_private import pytree
 
 @final
 class ExportedForward(Callback):
-    """Callback that answers every call of the network from its ONNX file, and counts how often both agree.
+    """Callback that computes every call of the network by its ONNX file, and counts how often both agree.
 
     So the user's ``validation_step`` and ``test_step`` measure the file that is deployed.
     """
@@ -68,15 +68,15 @@ class ExportedForward(Callback):
         inputs = [
             leaf.detach().cpu().numpy() for leaf in pytree.tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)
         ]
-        answers = iter(self._session.run(*inputs))
-        replaced = [torch.from_numpy(next(answers)).to(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        outputs = iter(self._session.run(*inputs))
+        replaced = [torch.from_numpy(next(outputs)).to(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._compare(leaves, replaced)
         return pytree.tree_unflatten(replaced, structure)
 
     def _compare(self, trained: list[Any], exported: list[Any]) -> None:
-        first, answer = next((a, b) for a, b in zip(trained, exported, strict=True) if isinstance(a, Tensor))
+        first, output = next((a, b) for a, b in zip(trained, exported, strict=True) if isinstance(a, Tensor))
         if first.dim() < 2:  # one number per sample has no largest entry
             return
-        same = first.argmax(1) == answer.argmax(1)
+        same = first.argmax(1) == output.argmax(1)
         self.agreed += int(same.sum())
         self.compared += same.numel()

@@ -134,7 +134,7 @@ class MetricGuard:
         return verdict is Verdict.BACK
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, *, is_last: bool) -> None:
-        """At the end of a fit, go back from what no validation found good.
+        """End a fit: go back from a state that no validation found good.
 
         Args:
             trainer: The trainer of this rank.

@@ -74,8 +74,8 @@ class OpenVINO(Runtime):
         request = _compiled(path).create_infer_request()
 
         def run(*arrays: Any) -> list[Any]:
-            answers = request.infer([np.asarray(array) for array in arrays])
-            return [np.array(answers[place]) for place in range(len(answers))]
+            outputs = request.infer([np.asarray(array) for array in arrays])
+            return [np.array(outputs[place]) for place in range(len(outputs))]
 
         return run
 
