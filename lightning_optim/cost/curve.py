@@ -1,4 +1,4 @@
-"""Piecewise linear, rising curve from a rough value to a better one."""
+"""Monotone piecewise linear curve from rough values, such as predictions, to better ones, such as measurements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _APART = 0.02  # of the largest rough value: the step between points nearer than
 @final
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Piecewise linear curve; before the first and after the last point, that point's ratio holds.
+    """Monotone piecewise linear curve; before the first and after the last point, that point's ratio holds.
 
     Args:
         points: Rough values, ascending, above zero; none leaves every value as it is.
@@ -66,7 +66,7 @@ class Curve:
 
 
 def curve_through(pairs: Iterable[tuple[float, float]]) -> Curve:
-    """Isotonic regression: the rising curve nearest to pairs of rough and better values.
+    """Isotonic regression: the monotone curve nearest to pairs of rough and better values.
 
     Neighbours that would make it fall are replaced by their mean until none is left (pool adjacent violators,
     Barlow et al., 1972), as are points so near to one another that the step between them is more noise than slope.
