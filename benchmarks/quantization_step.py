@@ -51,6 +51,7 @@ from lightning_optim.errors import cause_of
 from lightning_optim.quantization import Affine, MovingAverage, Symmetric
 from lightning_optim.quantization.compilation.trace import trace
 from lightning_optim.quantization.simulation import rounding_backend
+from lightning_optim.quantization.simulation.deferred_activations import DeferredActivations
 from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
@@ -65,7 +66,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {"cnn": ResNet, "vit": ViT}
 def at_points_of_peers() -> Iterator[None]:
     """Leave what a layer puts out as it is until a convolution or a linear reads it, and biases altogether."""
     with (
-        mock.patch.object(Placement, "_settle", lambda self, leaf, reader: leaf),
+        mock.patch.object(DeferredActivations, "quantize_pending", lambda self, value, reader: value),
         mock.patch.object(Placement, "_move", lambda self, call: call.run()),
         mock.patch.object(rounding_backend, "round_bias", lambda bias, scale: bias),
         mock.patch.object(rounding_backend, "bias_floor", return_value=None),

@@ -13,12 +13,12 @@ from typing_extensions import override
 
 from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.deferred_activations import DeferredActivations
 from lightning_optim.quantization.simulation.integer_form import is_real, upper_bound
 from lightning_optim.quantization.simulation.module_path import CurrentModule
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, NO_KERNEL, CalledOperator, Role, classify
-from lightning_optim.quantization.simulation.overwriting import Overwriting
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
-from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates, version_of
+from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState
 from lightning_optim.surgery.torch_private import pytree
 
 Function = Callable[..., Any]
@@ -92,13 +92,12 @@ class Placement(TorchFunctionMode):
         super().__init__()
         self._backend, self._plan, self._modules, self._excluded = backend, plan, modules, excluded
         self._path, self._record = path, record
-        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._states, self._counts = TensorStates(rewrapped=is_distributed), dict[str, int]()
-        self._overwriting = Overwriting()
+        self._activations, self._counts = DeferredActivations(backend, record), dict[str, int]()
+        self._states, self._overwriting = self._activations.states, self._activations.overwriting
 
     def finish(self, output: Any) -> Any:
         """Quantize what leaves the network; called outside of the mode, which would see its own operators."""
-        output = pytree.tree_map(lambda leaf: self._settle(leaf, "output"), output)
+        output = pytree.tree_map(lambda leaf: self._activations.quantize_pending(leaf, "output"), output)
         self._overwriting.allow((output, self._overwriting.external_tensors))  # by the network's caller, an optimizer
         return output
 
@@ -140,7 +139,7 @@ class Placement(TorchFunctionMode):
         return BEFORE_SOFTMAX if self._plan.may_be_masked(call.key) else ""
 
     def _weighted(self, call: FunctionCall) -> Tensor:
-        x, input_key = self._read(call.args[0], call.key, 0)
+        x, input_key = self._activations.read(call.args[0], call.key, 0)
         kwargs = dict(call.kwargs)
         weight = call.args[1] if len(call.args) > 1 else kwargs.pop("weight")
         bias = call.args[2] if len(call.args) > 2 else kwargs.pop("bias", None)
@@ -157,19 +156,19 @@ class Placement(TorchFunctionMode):
         return out
 
     def _matmul(self, call: FunctionCall) -> Tensor:
-        left, right = (self._read(call.args[place], call.key, place)[0] for place in (0, 1))
+        left, right = (self._activations.read(call.args[place], call.key, place)[0] for place in (0, 1))
         return self._produced(call, call.func(left, right, **call.kwargs))
 
     def _add(self, call: FunctionCall) -> Tensor:
-        left, right = (self._read(call.args[place], call.key, place)[0] for place in (0, 1))
+        left, right = (self._activations.read(call.args[place], call.key, place)[0] for place in (0, 1))
         return self._produced(call, torch.add(left, right))
 
     def _pool(self, call: FunctionCall) -> Tensor:
-        x, _ = self._read(call.args[0], call.key, 0)
+        x, _ = self._activations.read(call.args[0], call.key, 0)
         return self._produced(call, self._backend.pool(call.func, x, call.args[1:], call.kwargs))
 
     def _concatenate(self, call: FunctionCall) -> Tensor:
-        parts = [self._read(part, call.key, place)[0] for place, part in enumerate(call.args[0])]
+        parts = [self._activations.read(part, call.key, place)[0] for place, part in enumerate(call.args[0])]
         return self._produced(call, call.func(parts, *call.args[1:], **call.kwargs))
 
     def _norm(self, call: FunctionCall) -> Any:
@@ -186,20 +185,20 @@ class Placement(TorchFunctionMode):
     def _relu(self, call: FunctionCall) -> Any:
         state, upper = self._states.get(call.args[0]), upper_bound(call.operator.name, call.args, call.kwargs)
         if state is None or state.stage is Stage.FLOAT:
-            return self._give(call, call.run(), TensorState(call.key, call.key))
+            return self._set_result(call, call.run(), TensorState(call.key, call.key))
         if state.is_pending and state.origin not in self._plan.shared:
-            self._saw(state, call.key)
+            self._activations.note_reader(state, call.key)
             if upper is None:
-                return self._give(call, call.run(), TensorState(state.key, call.key, Stage.PENDING))
+                return self._set_result(call, call.run(), TensorState(state.key, call.key, Stage.PENDING))
             # The clip's gradient needs what is overwritten with its result.
             x = call.args[0].clone() if call.operator.is_in_place else call.args[0]
             out = self._backend.clip(x, state.key, upper)
-            return self._give(call, out, TensorState(state.key, call.key, Stage.PENDING))
+            return self._set_result(call, out, TensorState(state.key, call.key, Stage.PENDING))
         if upper is not None:
             return self._run_float(call, NO_KERNEL)  # the bound lies between two values of the grid
-        out = torch.relu(self._read(call.args[0], call.key, 0)[0])  # what is on the grid stays on it
+        out = torch.relu(self._activations.read(call.args[0], call.key, 0)[0])  # what is on the grid stays on it
         out = self._backend.moved(out, state.key)
-        return self._give(call, out, TensorState(state.key, call.key, Stage.QUANTIZED))
+        return self._set_result(call, out, TensorState(state.key, call.key, Stage.QUANTIZED))
 
     def _move(self, call: FunctionCall) -> Any:
         state = self._states.get(call.args[0]) if call.args and is_real(call.args[0]) else None
@@ -207,7 +206,7 @@ class Placement(TorchFunctionMode):
             return call.run()
         x, is_quantized = call.args[0], state.stage is not Stage.FLOAT
         if is_quantized:
-            x, _ = self._read(x, call.key, 0)
+            x, _ = self._activations.read(x, call.key, 0)
         out = call.func(x, *call.args[1:], **call.kwargs)
         is_placed = is_quantized and out is not x and "dropout" not in call.operator.name
 
@@ -216,7 +215,7 @@ class Placement(TorchFunctionMode):
                 return part
             part = self._backend.moved(part, state.key) if is_placed else part
             stage = Stage.QUANTIZED if is_quantized else Stage.FLOAT
-            return self._give(call, part, TensorState(state.key, call.key, stage))
+            return self._set_result(call, part, TensorState(state.key, call.key, stage))
 
         return place(out) if isinstance(out, Tensor) else pytree.tree_map(place, out)
 
@@ -224,10 +223,10 @@ class Placement(TorchFunctionMode):
         target = call.args[0]
         state = self._states.get(target) if is_real(target) else None
         if state is not None and state.is_pending:
-            quantized, _ = self._read(target, call.key, 0)
+            quantized, _ = self._activations.read(target, call.key, 0)
             self._overwriting.allow(target)
             target.copy_(quantized)
-        quantize = self._settle
+        quantize = self._activations.quantize_pending
         rest, kwargs = pytree.tree_map(lambda leaf: quantize(leaf, call.key), (call.args[1:], call.kwargs))
         self._overwriting.allow(target)
         out = call.func(target, *rest, **kwargs)
@@ -238,77 +237,25 @@ class Placement(TorchFunctionMode):
     def _run_float(self, call: FunctionCall, note: str) -> Any:
         if self._record is not None and any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
             self._note(self._record, call, note)
-        quantize = self._settle_all
+        quantize = self._activations.quantize_all_pending
         args = [quantize(value, call.key) for value in call.args]
         kwargs = {name: quantize(value, call.key) for name, value in call.kwargs.items()}
         if call.operator.is_in_place:
             # Once more: an argument that was rounded just now may share memory with the first.
             self._overwriting.allow(call.args[:1])
         out = call.func(*args, **kwargs)
-        return self._give(call, out, TensorState(call.key, call.key)) if is_real(out) else out
+        return self._set_result(call, out, TensorState(call.key, call.key)) if is_real(out) else out
 
     def _produced(self, call: FunctionCall, out: Tensor) -> Tensor:
-        return self._give(call, out, TensorState(call.key, call.key, Stage.PENDING))
+        return self._set_result(call, out, TensorState(call.key, call.key, Stage.PENDING))
 
-    def _give(self, call: FunctionCall, out: Tensor, state: TensorState) -> Tensor:
+    def _set_result(self, call: FunctionCall, out: Tensor, state: TensorState) -> Tensor:
         """Note the state of a result, and put it where an in-place call asked for it."""
         if call.operator.is_in_place and is_real(call.args[0]) and out is not call.args[0]:
             self._overwriting.allow(call.args[0])
             out = call.args[0].copy_(out)
         self._states.set(out, state)
         return out
-
-    def _read(self, tensor: Tensor, reader: str, place: int) -> tuple[Tensor, str]:
-        """Return a tensor as an integer operator reads it, and the key of its quantizer."""
-        state = self._states.get(tensor)
-        if state is None:
-            if tensor.requires_grad:
-                self._overwriting.external_tensors.append(tensor)
-            state = TensorState(f"{reader}<{place}", f"{reader}<{place}")
-            self._states.set(tensor, state)
-        self._saw(state, reader)
-        if state.stage is Stage.QUANTIZED:
-            return tensor, state.key
-        # A copy made without gradients does not serve a reader that needs them, nor one of values that were changed.
-        lacks_grad, version = torch.is_grad_enabled() and tensor.requires_grad, version_of(tensor)
-        if state.quantized is None or state.version != version or (lacks_grad and not state.quantized.requires_grad):
-            quantized = self._backend.activation(tensor, state.key)
-            if quantized is tensor:
-                state.stage = Stage.QUANTIZED
-                return tensor, state.key
-            state.quantized, state.version = quantized, version
-            self._overwriting.note(tensor, quantized)
-            self._states.set(quantized, TensorState(state.key, state.origin, Stage.QUANTIZED))
-        return state.quantized, state.key
-
-    def _settle(self, leaf: Any, reader: str) -> Any:
-        """Return what a floating-point reader gets of a tensor."""
-        state = self._states.get(leaf) if is_real(leaf) else None
-        if state is None:
-            return leaf
-        if state.is_pending:
-            return self._read(leaf, reader, 0)[0]
-        self._saw(state, reader)
-        return leaf
-
-    def _settle_all(self, value: Any, reader: str) -> Any:
-        """Settle an argument; few are more than one leaf."""
-        if isinstance(value, Tensor):
-            return self._settle(value, reader)
-        if isinstance(value, (list, tuple)) and all(isinstance(part, (int, float)) for part in value):
-            return value
-        if isinstance(value, (list, tuple, dict)):
-            return pytree.tree_map(lambda leaf: self._settle(leaf, reader), value)
-        return value
-
-    def _saw(self, state: TensorState, reader: str) -> None:
-        if state.stage is Stage.BEFORE_NORM:
-            raise RuntimeError(
-                f"{reader} reads the output of {state.origin} before its batch norm, which the recorded pass did not: "
-                "the network takes another way now; leave these layers out with targets.exclude"
-            )
-        if self._record is not None:
-            self._record.read(state.origin, reader)
 
     def _note(self, record: Record, call: FunctionCall, note: str) -> None:
         record.add(call.key, Operator(self._path.current, call.operator.name, call.operator.role, note))

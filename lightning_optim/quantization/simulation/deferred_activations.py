@@ -1,0 +1,110 @@
+"""Deferred activations: each is quantized when an operator reads it."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.integer_form import is_real
+from lightning_optim.quantization.simulation.overwriting import Overwriting
+from lightning_optim.quantization.simulation.plan import Record
+from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates, version_of
+from lightning_optim.surgery.torch_private import pytree
+
+
+@final
+class DeferredActivations:
+    """Deferred activations of one forward pass: a tensor is quantized at its first read, and once for all readers.
+
+    Args:
+        backend: Quantizes.
+        record: Notes who reads what, if given.
+
+    Attributes:
+        states: States of the tensors.
+        overwriting: Is to be told before a tensor is changed in place.
+
+    Example:
+        >>> from lightning_optim.quantization.simulation.backend import FloatBackend
+        >>> quantized = []
+        >>> activations = DeferredActivations(FloatBackend(lambda key, tensor: quantized.append(key)))
+        >>> x = torch.ones(2)
+        >>> activations.states.set(x, TensorState("conv", "conv", Stage.PENDING))
+        >>> quantized
+        []
+        >>> for reader in ("linear", "add"):
+        ...     _ = activations.read(x, reader, 0)
+        >>> quantized
+        ['conv']
+    """
+
+    def __init__(self, backend: Backend, record: Record | None = None) -> None:
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.states, self.overwriting = TensorStates(rewrapped=is_distributed), Overwriting()
+        self._backend, self._record = backend, record
+
+    def read(self, tensor: Tensor, reader: str, place: int) -> tuple[Tensor, str]:
+        """Return a tensor as an integer operator reads it, and the key of its quantizer.
+
+        Args:
+            tensor: Any real tensor; one that no operator of the pass produced gets a quantizer of its reader's.
+            reader: Key of the operator.
+            place: Which of the operator's inputs the tensor is.
+        """
+        state = self.states.get(tensor)
+        if state is None:
+            if tensor.requires_grad:
+                self.overwriting.external_tensors.append(tensor)
+            state = TensorState(f"{reader}<{place}", f"{reader}<{place}")
+            self.states.set(tensor, state)
+        self.note_reader(state, reader)
+        if state.stage is Stage.QUANTIZED:
+            return tensor, state.key
+        # A copy made without gradients does not serve a reader that needs them, nor one of values that were changed.
+        lacks_grad, version = torch.is_grad_enabled() and tensor.requires_grad, version_of(tensor)
+        if state.quantized is None or state.version != version or (lacks_grad and not state.quantized.requires_grad):
+            quantized = self._backend.activation(tensor, state.key)
+            if quantized is tensor:
+                state.stage = Stage.QUANTIZED
+                return tensor, state.key
+            state.quantized, state.version = quantized, version
+            self.overwriting.note(tensor, quantized)
+            self.states.set(quantized, TensorState(state.key, state.origin, Stage.QUANTIZED))
+        return state.quantized, state.key
+
+    def quantize_pending(self, value: Any, reader: str) -> Any:
+        """Return a value as an operator in floating point reads it: quantized, if it is a tensor that is pending."""
+        state = self.states.get(value) if is_real(value) else None
+        if state is None:
+            return value
+        if state.is_pending:
+            return self.read(value, reader, 0)[0]
+        self.note_reader(state, reader)
+        return value
+
+    def quantize_all_pending(self, value: Any, reader: str) -> Any:
+        """Return an argument with every tensor in it quantized that is pending; few hold more than one tensor."""
+        if isinstance(value, Tensor):
+            return self.quantize_pending(value, reader)
+        if isinstance(value, (list, tuple)) and all(isinstance(part, (int, float)) for part in value):
+            return value
+        if isinstance(value, (list, tuple, dict)):
+            return pytree.tree_map(lambda leaf: self.quantize_pending(leaf, reader), value)
+        return value
+
+    def note_reader(self, state: TensorState, reader: str) -> None:
+        """Note that an operator reads a tensor.
+
+        Raises:
+            RuntimeError: If the batch norm that was folded in has not come yet.
+        """
+        if state.stage is Stage.BEFORE_NORM:
+            raise RuntimeError(
+                f"{reader} reads the output of {state.origin} before its batch norm, which the recorded pass did not: "
+                "the network takes another way now; leave these layers out with targets.exclude"
+            )
+        if self._record is not None:
+            self._record.read(state.origin, reader)
