@@ -25,13 +25,14 @@ def gather_ranks(own: State, num_ranks: int) -> list[State]:
 
 
 def share_of_rank(everyone: Sequence[State], rank: int, num_ranks: int, sharded: Collection[str]) -> State:
-    """What a rank goes on with: its own sums, or a share that adds up to all of them if the ranks are other ones.
+    """What a rank goes on with: its own sums, or a share that adds up to all of them if the number of ranks changed.
 
     Args:
         everyone: What ``gather_ranks`` returned.
         rank: The rank, from 0.
         num_ranks: How many there are now.
-        sharded: Statistics of which each rank has another part; for other ranks they are lost, with a warning.
+        sharded: Statistics of which each rank has another part; if the number of ranks has changed, they are lost, with
+            a warning.
     """
     if len(everyone) == num_ranks:
         return everyone[rank]

@@ -54,9 +54,9 @@ def mask_from_scores(scores: Tensor, sparsity: float) -> Tensor:
 def drop_lowest(scores: Sequence[Tensor], drop: int, group: distributed.ProcessGroup | None = None) -> list[Tensor]:
     """Mark the ``drop`` lowest entries over all of ``scores`` with ``False``.
 
-    An exact radix select over the bits of the scores: two counting passes of 16 bits each find the threshold, without
-    sorting and without a copy; what it takes beside the masks does not grow with the scores. Of the entries that tie at
-    the threshold the first ones go.
+    The method is an exact radix select over the bits of the scores: two counting passes of 16 bits each find the
+    threshold, without sorting and without a copy. The memory that it needs beside the masks does not grow with the
+    scores. Of the entries that tie at the threshold the first ones go.
 
     Args:
         scores: Tensors of any shape, compared as float32.

@@ -38,7 +38,7 @@ class Masks:
     def set(self, name: str, parameter: nn.Parameter, keep: Tensor) -> None:
         """Mask ``parameter`` (this rank's part of it) where ``keep`` is ``False``.
 
-        The mask lives in the weight's dtype and memory layout: any other sends the fused product to a slow path.
+        The mask has the weight's dtype and memory layout: with any other, the fused product takes a slow path.
         """
         weight = local(parameter.detach())
         self._parameters[name] = parameter
@@ -73,7 +73,7 @@ class Masks:
 
     @torch.no_grad()
     def zero_moments(self, optimizer: Optimizer) -> None:
-        """Zero the optimizer's moments under the masks, once, when masks change: they would push dead weights about."""
+        """Zero the optimizer's moments under the masks, once, when masks change: they would move masked weights."""
         for name, parameter in self._parameters.items():
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0:

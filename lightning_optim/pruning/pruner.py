@@ -59,7 +59,7 @@ class Pruner:
 
         Args:
             state: The state so far.
-            prices: Of the pools as they are now.
+            prices: Prices of the pools as they are now.
             highest: Largest value that the schedule will reach.
 
         Raises:
@@ -84,10 +84,10 @@ class Pruner:
         return {pool: int(mask.sum()) for pool, mask in keep.items()}
 
     def by_neuron(self) -> Pruner:
-        """The same with rows of layers in place of coupled channels, where the coupling cannot be known.
+        """The pruner with rows of layers in place of coupled channels, where the coupling cannot be known.
 
         Raises:
-            ShrinkError: If a criterion or an allocation cannot do without it.
+            ShrinkError: If the criterion or the allocation needs the coupling.
         """
         by_readers = [
             need for need in self.criterion.needs if isinstance(need, Statistic) and need.of is Evidence.OUTPUT

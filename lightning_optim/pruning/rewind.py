@@ -13,8 +13,8 @@ class Rewind:
 
     ``"weights"`` puts the weights that are left back to what they were at step ``k``, with buffers, moments and the
     learning-rate schedule. ``k = 0`` is the original lottery ticket (Frankle and Carbin, 2019; arXiv:1803.03635); a
-    small ``k`` holds for larger networks (Renda et al., 2020; arXiv:2003.02389). ``"learning_rate"`` keeps the weights
-    and starts the learning-rate schedule again from step ``k``: as good, and simpler (Renda et al.).
+    small ``k`` works for larger networks too (Renda et al., 2020; arXiv:2003.02389). ``"learning_rate"`` keeps the
+    weights and starts the learning-rate schedule again from step ``k``, which is as good, and simpler (Renda et al.).
 
     Args:
         step: The optimizer step ``k`` to go back to, at least 0; pruning begins after it.

@@ -57,11 +57,11 @@ class MetricGuard:
             return self._schedule(progress)
         if self._is_stopped or not self._watch.is_ready:
             return self._reached
-        return self._search.aim(progress, self._reached)
+        return self._search.next_sparsity(progress, self._reached)
 
     def note_step(self, sparsity: float) -> None:
         """Note a pruning step."""
-        self._search.take(sparsity)
+        self._search.note_step(sparsity)
 
     def check(self, trainer: Trainer) -> None:
         """Refuse a fit without validation.

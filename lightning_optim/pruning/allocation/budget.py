@@ -26,11 +26,12 @@ class Budget(PricedAllocation):
     """Budget allocation: keeps what matters most for at most ``(1 - sparsity)`` of the original cost.
 
     The schedule's value is then the share of the *cost* to remove, not of the channels: at 0.6 of MACs the network
-    keeps at most 40 % of its multiply-accumulates, wherever its channels go. What a channel costs changes as its
-    neighbours go, and is followed. Everything outside the targets counts, and stays.
+    keeps at most 40 % of its multiply-accumulates, wherever its channels go. The cost of a channel changes as its
+    neighbours go, which is taken into account. Everything outside the targets counts, and stays.
 
-    Sought is the largest product, over the weights that make or read channels, of the share of importance that is
-    left: a layer passes on what reaches it, so that a sum, which starves the dearest layer first, would be no measure.
+    Channels are chosen for the largest product, over the weights that make or read channels, of the share of importance
+    that is left. A layer passes on what reaches it, so the shares multiply; a sum would empty the most expensive layer
+    first.
 
     Args:
         cost: What is counted: parameters, MACs, bytes or measured latency; MACs by default.
@@ -66,7 +67,7 @@ class Budget(PricedAllocation):
 @final
 @dataclass(frozen=True, slots=True)
 class _BudgetAllocation(Allocation):
-    """A budget on one network."""
+    """Budget allocation on one network, whose prices are known."""
 
     prices: Prices
     allowed_counts: Mapping[str, AllowedCounts]
@@ -100,9 +101,9 @@ class _BudgetAllocation(Allocation):
         return (1.0 - sparsity) * self.prices.full * (1.0 + 1e-12)  # a rounding error breaks no budget
 
 
-def _allowed_counts(size: int, least: float, multiple: int) -> AllowedCounts:
+def _allowed_counts(size: int, min_kept: float, multiple: int) -> AllowedCounts:
     """Ascending channel counts that are allowed: multiples, and all."""
-    lowest = min(math.ceil(least * size / multiple) * multiple, size)
+    lowest = min(math.ceil(min_kept * size / multiple) * multiple, size)
     return [*range(lowest, size, multiple), size]
 
 

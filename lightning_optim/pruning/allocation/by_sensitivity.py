@@ -23,12 +23,12 @@ _SLOPE = 1e-3
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BySensitivity(Allocation):
-    """Allocation by sensitivity: pruned alone, every pool would lose as much of a metric.
+    """Allocation by sensitivity: every pool, if pruned alone to its share, would cost the same loss of a metric.
 
     Han et al., 2015; arXiv:1506.02626, section 3.1.
 
-    The losses are those of ``lightning-optim analyze``, interpolated linearly. A pool that is gone wholly is taken to
-    lose as much as the worst that was measured.
+    The losses are those of ``lightning-optim analyze``, interpolated linearly. A pool that is gone wholly is assumed to
+    cost the largest loss that was measured.
 
     Args:
         table: Path of an ``analyze.json``, of the network that is pruned.

@@ -21,8 +21,8 @@ class ErdosRenyi(Allocation):
     """Erdos-Renyi-Kernel allocation (ERK): density in proportion to the sum of a layer's sides over their product.
 
     Mocanu et al. (2018; arXiv:1707.04780) for linear layers; with kernel sizes, Evci et al. (2020; arXiv:1911.11134).
-    Layers that would be more than dense stay dense, and the others make up for it. For single weights, blocks and N:M
-    patterns; pools without sides, such as channels, are refused.
+    Layers that would be more than dense stay dense, and the others make up for it. The pools are single weights, blocks
+    or N:M patterns; pools without sides, such as channels, are refused.
 
     Example:
         >>> scores = {"wide": torch.rand(8, 8), "narrow": torch.rand(2, 4)}

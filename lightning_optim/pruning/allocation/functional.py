@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, distributed
 
 
-def share_out(total: int, wishes: Sequence[float], bounds: Sequence[tuple[int, int]]) -> list[int]:
-    """Split ``total`` in proportion to ``wishes``, within bounds.
+def share_out(total: int, proportions: Sequence[float], bounds: Sequence[tuple[int, int]]) -> list[int]:
+    """Split ``total`` in proportion to ``proportions``, within bounds.
 
     What one share cannot take goes to the others by the same proportion. Whole numbers come from largest remainders,
     so that the sum is exact; of equal remainders the first one is rounded up.
 
     Args:
         total: What is split; brought into the range of sums that the bounds allow.
-        wishes: Proportions, above 0.
+        proportions: How the shares relate to each other; above 0.
         bounds: Least and most of each share.
 
     Returns:
@@ -30,7 +30,7 @@ def share_out(total: int, wishes: Sequence[float], bounds: Sequence[tuple[int, i
         [6, 10]
     """
     total = min(max(total, sum(least for least, _ in bounds)), sum(most for _, most in bounds))
-    exact = _bounded(_factor(total, wishes, bounds), wishes, bounds)
+    exact = _bounded(_factor(total, proportions, bounds), proportions, bounds)
     shares = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(shares)), key=lambda index: shares[index] - exact[index])
     for index in by_remainder[: total - sum(shares)]:
@@ -38,20 +38,23 @@ def share_out(total: int, wishes: Sequence[float], bounds: Sequence[tuple[int, i
     return shares
 
 
-def _factor(total: int, wishes: Sequence[float], bounds: Sequence[tuple[int, int]]) -> float:
-    """The common factor of the wishes whose bounded shares sum to ``total``: they grow with it, so it is bisected."""
-    low, high = 0.0, max(most / wish for wish, (_, most) in zip(wishes, bounds, strict=True))
+def _factor(total: int, proportions: Sequence[float], bounds: Sequence[tuple[int, int]]) -> float:
+    """Factor of the proportions at which the bounded shares sum to ``total``: they grow with it, so it is bisected."""
+    low, high = 0.0, max(most / proportion for proportion, (_, most) in zip(proportions, bounds, strict=True))
     for _ in range(200):
         middle = 0.5 * (low + high)
-        if sum(_bounded(middle, wishes, bounds)) < total:
+        if sum(_bounded(middle, proportions, bounds)) < total:
             low = middle
         else:
             high = middle
     return high
 
 
-def _bounded(factor: float, wishes: Sequence[float], bounds: Sequence[tuple[int, int]]) -> list[float]:
-    return [min(max(factor * wish, least), most) for wish, (least, most) in zip(wishes, bounds, strict=True)]
+def _bounded(factor: float, proportions: Sequence[float], bounds: Sequence[tuple[int, int]]) -> list[float]:
+    return [
+        min(max(factor * proportion, least), most)
+        for proportion, (least, most) in zip(proportions, bounds, strict=True)
+    ]
 
 
 def lamp(scores: Tensor) -> Tensor:
@@ -81,8 +84,8 @@ def sum_over_ranks(
     """Counts of whole pools from those of each rank's part.
 
     Args:
-        counts: This rank's.
-        scores: What was counted, whose device serves.
+        counts: Counts of this rank's parts.
+        scores: The scores that were counted; the sums are taken on their device.
         group: Process group over which each pool is sharded; ``None`` if each rank sees all of it.
     """
     total = torch.tensor(counts, device=next(iter(scores.values())).device)

@@ -46,7 +46,7 @@ class LAMP(Allocation):
 
 
 def _of_whole_pool(name: str, score: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
-    """Relative scores of this rank's part, with all other parts of the pool in view."""
+    """Scores of this rank's part, relative to all parts of the pool."""
     parts = [score.flatten()] if group is None else _gathered(score.flatten(), group)
     whole = torch.cat(parts)
     if bool((whole.isfinite() & (whole < 0.0)).any()):

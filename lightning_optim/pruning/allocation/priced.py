@@ -12,7 +12,7 @@ from lightning_optim.pruning.allocation.base import Allocation, AllocationSettin
 
 
 class PricedAllocation(AllocationSetting):
-    """A setting that becomes an allocation once the network is priced.
+    """Priced allocation: a setting that becomes an allocation once the network is priced.
 
     Attributes:
         cost: What a channel is priced by.

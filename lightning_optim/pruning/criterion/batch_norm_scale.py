@@ -18,7 +18,7 @@ from lightning_optim.surgery.shard import local
 class BatchNormScale(Criterion):
     """Batch-norm scale criterion: ``|gamma|``, the scale of the batch norm that reads the layer's output.
 
-    Network slimming (Liu et al., 2017; arXiv:1708.06519, section 3). Tells more where training pulls scales towards
+    Network slimming (Liu et al., 2017; arXiv:1708.06519, section 3). It tells more where training pulls scales towards
     zero (their equation 1, an L1 penalty on the scales). All weights of a channel share its score.
 
     Example:

@@ -26,7 +26,7 @@ class Combined(Criterion):
     Args:
         criteria: The criteria by names of your choice.
         weights: Weight of each, at least 0, by the same names; 1 if not given.
-        normalise: ``"rank"`` replaces a score by its place among the layer's, in ``(0, 1]``: scales and outliers do not
+        normalise: ``"rank"`` replaces a score by its rank among the layer's, in ``(0, 1]``: scales and outliers do not
             count. ``"mean"`` divides by the mean absolute score of the layer.
         combine: ``"mean"`` takes the weighted mean, ``"maximum"`` the highest weighted score: what matters to one
             criterion stays.

@@ -20,10 +20,10 @@ _FISHER = Statistic(name="squared gradient", of=Evidence.GRADIENT, term=squared_
 class DiagonalHessian(Criterion):
     """Diagonal-Hessian criterion: ``h * w ** 2 / 2``, the rise of the loss, to second order, were the weight zero.
 
-    Optimal brain damage (LeCun et al., 1990, section 2), ``h`` the diagonal of the Hessian, here that of the empirical
-    Fisher matrix: the mean of ``g ** 2`` over the optimizer steps since the last pruning step. ``g`` is the gradient of
-    a whole batch, so that ``h`` is too small by a factor of its size, the same for all weights. The weight is that of
-    now; ``Taylor`` takes those of the steps.
+    This is optimal brain damage (LeCun et al., 1990, section 2). ``h`` stands for the diagonal of the Hessian, and is
+    that of the empirical Fisher matrix: the mean of ``g ** 2`` over the optimizer steps since the last pruning step.
+    ``g`` is the gradient of a whole batch, so that ``h`` is too small by a factor of its size, the same for all
+    weights. ``w`` is the weight at the pruning step; ``Taylor`` takes the weights of the optimizer steps.
 
     Example:
         >>> import torch

@@ -27,7 +27,7 @@ def squared_product(weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 def squared_channel_product(weight: Tensor, gradient: Tensor) -> Tensor:
-    """``(sum_s w_s * g_s) ** 2`` over the weights of each output channel: as above, if all were zero at once.
+    """``(sum_s w_s * g_s) ** 2`` per output channel: the squared change of the loss, to first order, if it were zero.
 
     Args:
         weight: ``[channels, ...]``.
@@ -77,13 +77,13 @@ def scale_by_input(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """The place of each entry among all, as a fraction: the highest has 1; entries that tie share the mean place.
+    """Rank of each entry among all, as a fraction: the highest has 1; entries that tie share their mean rank.
 
     Args:
         scores: Any shape, not empty.
 
     Returns:
-        In ``(0, 1]``, float64 (float32 does not tell 17 million places apart), shaped as the scores.
+        In ``(0, 1]``, float64 (float32 does not tell 17 million ranks apart), shaped as the scores.
 
     Example:
         >>> ranks(torch.tensor([0.5, 9.0, 0.5, 7.0]))
@@ -95,7 +95,7 @@ def ranks(scores: Tensor) -> Tensor:
 
 
 def ranks_in_rows(scores: Tensor) -> Tensor:
-    """The place of each entry among those of its row, as a fraction; of entries that tie, the first is the lowest.
+    """Rank of each entry among those of its row, as a fraction; of entries that tie, the first is the lowest.
 
     Args:
         scores: ``[rows, ...]``.

@@ -18,8 +18,8 @@ from lightning_optim.pruning.functional import magnitude
 class Magnitude(Criterion):
     """Magnitude criterion: a weight scores ``|w| ** p`` (Han et al., 2015; arXiv:1506.02626).
 
-    Meant for single weights. Of whole channels it says less where a batch norm follows, which undoes the scale of the
-    layer before it: ``BatchNormScale`` tells more there.
+    It is meant for single weights. It says less of whole channels where a batch norm follows, which undoes the scale of
+    the layer before it; ``BatchNormScale`` says more there.
 
     Args:
         p: Exponent, above 0; matters only where scores are summed over a channel.

@@ -21,7 +21,7 @@ class Movement(Criterion):
     """Movement criterion: ``-sum_t g_t * w_t`` over all optimizer steps ``t`` so far; what shrinks is to go.
 
     Sanh et al., 2020; arXiv:2005.07683, section 4 (the sum that their straight-through scores accumulate, without its
-    constant factor). Meant for fine-tuning: what matters to the new task need not be large. The sum goes on over
+    constant factor). It is meant for fine-tuning: what matters to the new task need not be large. The sum goes on over
     pruning steps. A weight at zero no longer moves, so that what is pruned stays pruned.
 
     Example:

@@ -21,8 +21,8 @@ class SNIP(Criterion):
     """SNIP criterion: ``|dL / dc|``, ``c`` a factor of one before the weight; the magnitude of the mean of ``g * w``.
 
     Lee et al., 2019; arXiv:1810.02340, equation 5, without the division by the sum over all connections, which changes
-    no order. Meant for pruning once, before training: a window that ends after the first steps. The mean runs over the
-    optimizer steps since the last pruning step; signs cancel, as they would in one large batch.
+    no order. It is meant for pruning once, before training, in a window that ends after the first steps. The mean runs
+    over the optimizer steps since the last pruning step; signs cancel, as they would in one large batch.
 
     Example:
         >>> import torch

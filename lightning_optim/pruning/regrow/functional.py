@@ -11,7 +11,7 @@ from lightning_optim.pruning.functional import drop_lowest
 def exchange(
     keep: Tensor, weight: Tensor, growth_score: Tensor, fraction: float, group: distributed.ProcessGroup | None = None
 ) -> Tensor:
-    """Drop the smallest of the kept weights, and bring back as many of the others, the most desired first.
+    """Drop the smallest of the kept weights, and bring back as many of the others, the highest growth score first.
 
     A weight that has just been dropped may come back (as in algorithm 1 of Evci et al., 2020; arXiv:1911.11134).
 

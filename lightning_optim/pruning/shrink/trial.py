@@ -78,7 +78,7 @@ class Trial:
         return accepted, refused
 
     def _objection(self, choices: list[Choice]) -> str | None:
-        """Why these choices cannot be cut together, or ``None``; while trials are left."""
+        """Why these choices cannot be cut together, or that no trial is left; ``None`` if they can."""
         self._left -= 1
         return self._judge(choices) if self._left >= 0 else f"{self._trials} trials did not find which cuts are right"
 

@@ -28,7 +28,7 @@ class Structure(ABC):
 
     @property
     def channel_multiple(self) -> int | None:
-        """Of how many channels a multiple is kept; ``None`` where no whole channels can be counted and priced."""
+        """Number of which a multiple of channels is kept; ``None`` if whole channels cannot be counted and priced."""
         return None
 
     @property
@@ -80,7 +80,7 @@ class Structure(ABC):
         return {}
 
     def gone_branches(self, keep: Mapping[str, Tensor], coupling: Coupling | None) -> list[Branch] | None:
-        """The residual branches that are not kept; ``None`` if what falls here is no branches."""
+        """The residual branches that are not kept; ``None`` for a structure that drops no branches."""
         return None
 
     def fitted(self, keep: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class CoupledStructure(Structure):
 
     @property
     def kept_multiple(self) -> int:
-        """Of how many channels a multiple is kept."""
+        """Number of which a multiple of channels is kept."""
         return 1
 
     @override
@@ -124,8 +124,8 @@ def activations_as_read(
 def channel_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
     """Importance of each channel of a group: the mean over the layers that make or read it, each scaled to a mean of 1.
 
-    A channel falls with the weights that make it and with those that read it, so both have a vote. What a criterion
-    says of whole output channels, such as a mean activation, is a vote on those that a layer makes.
+    A channel falls with the weights that make it and with those that read it, so both count. What a criterion
+    says of whole output channels, such as a mean activation, counts for the channels that a layer makes.
 
     Args:
         group: Coupled channels.
@@ -138,18 +138,19 @@ def channel_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
         TargetError: If no layer makes the channels, and scores of those that read them are of what these write.
     """
     scored = [(member, scores[member.name].to(torch.float32)) for member in group.members if member.name in scores]
-    votes = []
+    importances = []
     for member, score in scored:
         if member.dim < min(score.dim(), 2):
             per_position = score if score.dim() == 1 else score.transpose(0, member.dim).flatten(1).sum(1)
-            vote = per_position[member.index.to(per_position.device)].mean(1)
-            votes.append(vote / vote.mean().clamp_min(torch.finfo(vote.dtype).tiny))
-    if not votes:
+            importance = per_position[member.index.to(per_position.device)].mean(1)
+            tiny = torch.finfo(importance.dtype).tiny
+            importances.append(importance / importance.mean().clamp_min(tiny))
+    if not importances:
         raise TargetError(
             f"{scored[0][0].name} reads the channels of {group.name}, but its scores are of what it writes: "
             "choose a criterion that scores single weights"
         )
-    return torch.stack(votes).mean(0)
+    return torch.stack(importances).mean(0)
 
 
 def channel_masks(
@@ -179,6 +180,6 @@ def round_up(keep: Tensor, scores: Tensor, multiple: int) -> Tensor:
     alive = int((scores > -torch.inf).sum())
     wanted = min(max(-(-int(keep.sum()) // multiple) * multiple, 1), alive)
     best = scores.argsort(descending=True, stable=True)[:wanted]
-    settled = torch.zeros_like(keep)
-    settled[best] = True
-    return settled
+    rounded = torch.zeros_like(keep)
+    rounded[best] = True
+    return rounded

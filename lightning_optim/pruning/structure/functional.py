@@ -35,7 +35,7 @@ def lowest_of_each(scores: Tensor, drop: int, out_of: int) -> Tensor:
 
 
 def must_stay(scores: Tensor, stays: Tensor) -> Tensor:
-    """Put entries out of an allocation's reach; what is not a number stays visible.
+    """Scores with ``inf`` where an entry must stay, so that no allocation drops it; NaN is left, and found later.
 
     Args:
         scores: Any shape.

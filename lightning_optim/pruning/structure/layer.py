@@ -23,7 +23,7 @@ class Layer(Structure):
 
     LayerDrop, arXiv:1909.11556. All parameters that serve a branch alone are masked, its norms included: it then adds
     exactly zero. A branch scores the mean over its targeted weights, and competes with those of all depths, however the
-    sparsity is spread: it counts branches. One without any targeted layer is left alone, and does not count.
+    sparsity is spread. The sparsity counts branches. One without any targeted layer is left alone, and does not count.
 
     Args:
         shrink: ``"end"`` takes the modules of fallen branches out of the network when the schedule's final sparsity is

@@ -25,9 +25,9 @@ class Verdict(Enum):
 class MetricDrop:
     """Metric-drop rule: the sparsity grows until a metric falls too far below its value before pruning.
 
-    The last state that was good enough is put back; halfway between its sparsity and that which was too much the next
-    one is tried, and so on. Each is judged by one validation: what else makes the metric fall, such as a high learning
-    rate, is taken for the fault of pruning.
+    The last state that was good enough is then put back, and a sparsity halfway between its own and the one that was
+    too much is tried next, and so on. Each is judged by one validation: if something else makes the metric fall, such
+    as a high learning rate, that counts as an effect of pruning.
 
     Args:
         monitor: Name of a metric that validation logs.

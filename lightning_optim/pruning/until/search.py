@@ -8,7 +8,7 @@ from typing import Any, final
 from lightning_optim.pruning.until.metric_drop import Verdict
 from lightning_optim.schedule.base import Schedule
 
-# Progress less progress is not exact: no sparsity that is tried differs from the last one by so little.
+# A difference of progress has a rounding error: no sparsity that is tried differs from the last one by so little.
 _SAME = 1e-6
 
 
@@ -16,7 +16,7 @@ _SAME = 1e-6
 class SparsitySearch:
     """Search of a sparsity: along a schedule until one is too much, then by bisection of good and bad.
 
-    One sparsity is tried after each validation, not more, but for the schedule's last, which comes when it is due.
+    One sparsity is tried after each validation, not more, except for the schedule's last, which comes when it is due.
     While fine-tuning is given time the schedule stands still, and then goes on from there.
 
     Args:
@@ -26,11 +26,11 @@ class SparsitySearch:
     Example:
         >>> from lightning_optim.schedule import Linear
         >>> search = SparsitySearch(Linear(end=0.8), tolerance=0.1)
-        >>> search.aim(0.5, None)
+        >>> search.next_sparsity(0.5, None)
         0.4
-        >>> search.take(0.4)
+        >>> search.note_step(0.4)
         >>> search.judge(Verdict.BACK, 0.5, 0.4, good=0.0)
-        >>> search.aim(0.5, 0.0)
+        >>> search.next_sparsity(0.5, 0.0)
         0.2
     """
 
@@ -51,8 +51,8 @@ class SparsitySearch:
         """Whether fine-tuning is given time."""
         return self._rests_since is not None
 
-    def aim(self, progress: float, reached: float | None) -> float | None:
-        """The sparsity to have now.
+    def next_sparsity(self, progress: float, reached: float | None) -> float | None:
+        """The sparsity that the network shall have now.
 
         Args:
             progress: Of the window, in ``[0, 1]``.
@@ -64,7 +64,7 @@ class SparsitySearch:
         aim = self._schedule(self._own(progress)) if self._bad is None else ((reached or 0.0) + self._bad) / 2.0
         return reached if reached is not None and abs(aim - reached) < _SAME else aim
 
-    def take(self, sparsity: float) -> None:
+    def note_step(self, sparsity: float) -> None:
         """Note a pruning step; the next one must wait for a validation."""
         self._is_open = sparsity > 0.0
 
@@ -85,7 +85,7 @@ class SparsitySearch:
         if self._bad is not None:
             return progress >= 1.0 or self._bad - good <= self._tolerance + _SAME
         if progress >= 1.0:
-            return self.aim(progress, good) == good
+            return self.next_sparsity(progress, good) == good
         to_come = [self._own(progress), *(step / 100 for step in range(101) if step / 100 > self._own(progress))]
         return all(self._schedule(later) == good for later in to_come)
 

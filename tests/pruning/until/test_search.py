@@ -11,8 +11,8 @@ def landed(limit, tolerance, first=0.8):
     """Try again and again against a known limit; every sparsity tried, and the last good one."""
     search, good, tried = SparsitySearch(Steps(values=(first,)), tolerance), 0.0, []
     while not search.is_over(0.5, good):
-        tried.append(search.aim(0.5, good))
-        search.take(tried[-1])
+        tried.append(search.next_sparsity(0.5, good))
+        search.note_step(tried[-1])
         is_good = tried[-1] <= limit
         search.judge(GOOD if is_good else BACK, 0.5, tried[-1], good)
         good = tried[-1] if is_good else good
@@ -38,50 +38,50 @@ def test_a_tolerance_of_one_tries_nothing_less():
 
 def test_nothing_is_tried_before_the_last_step_is_judged():
     search = SparsitySearch(Linear(end=0.8), 0.01)
-    search.take(0.2)
-    assert search.aim(0.5, 0.2) == 0.2
+    search.note_step(0.2)
+    assert search.next_sparsity(0.5, 0.2) == 0.2
     search.judge(GOOD, 0.5, 0.2, 0.0)
-    assert search.aim(0.5, 0.2) == 0.4
+    assert search.next_sparsity(0.5, 0.2) == 0.4
 
 
 def test_the_schedules_end_comes_with_the_windows_judged_or_not():
     search = SparsitySearch(Linear(end=0.8), 0.01)
-    search.take(0.2)
-    assert search.aim(0.99, 0.2) == 0.2
-    assert search.aim(1.0, 0.2) == 0.8
-    search.take(0.8)
+    search.note_step(0.2)
+    assert search.next_sparsity(0.99, 0.2) == 0.2
+    assert search.next_sparsity(1.0, 0.2) == 0.8
+    search.note_step(0.8)
     search.judge(BACK, 1.0, 0.8, 0.0)  # then the window is closed
-    assert search.aim(1.0, 0.0) == 0.0
+    assert search.next_sparsity(1.0, 0.0) == 0.0
 
 
 def test_a_rest_holds_the_schedule_back_for_as_long_as_it_lasts():
     search = SparsitySearch(Linear(end=1.0), 0.01)
-    search.take(0.3)
+    search.note_step(0.3)
     for progress in (0.3, 0.4, 0.5):
         search.judge(REST, progress, 0.3, 0.0)
         assert search.is_resting
-        assert search.aim(progress, 0.3) == 0.3
+        assert search.next_sparsity(progress, 0.3) == 0.3
     search.judge(GOOD, 0.6, 0.3, 0.0)
-    assert search.aim(0.6, 0.3) == 0.3
-    assert search.aim(0.7, 0.3) == pytest.approx(0.4)
-    assert search.aim(1.0, 0.3) == pytest.approx(0.7)
-    assert search.is_over(1.0, search.aim(1.0, 0.3))
+    assert search.next_sparsity(0.6, 0.3) == 0.3
+    assert search.next_sparsity(0.7, 0.3) == pytest.approx(0.4)
+    assert search.next_sparsity(1.0, 0.3) == pytest.approx(0.7)
+    assert search.is_over(1.0, search.next_sparsity(1.0, 0.3))
 
 
 def test_a_fall_long_after_the_last_step_bounds_nothing():
     search = SparsitySearch(Linear(end=0.8), 0.01)
-    search.take(0.2)
+    search.note_step(0.2)
     search.judge(GOOD, 0.25, 0.2, 0.0)
     search.judge(BACK, 0.25, 0.2, 0.2)
     assert not search.has_failed
-    assert search.aim(0.5, 0.2) == 0.4
+    assert search.next_sparsity(0.5, 0.2) == 0.4
 
 
 def test_less_is_tried_while_the_window_is_open_alone():
     search = SparsitySearch(Linear(end=0.8), 0.01)
-    search.take(0.8)
+    search.note_step(0.8)
     search.judge(BACK, 1.0, 0.8, 0.6)
-    assert search.aim(1.0, 0.6) == 0.6
+    assert search.next_sparsity(1.0, 0.6) == 0.6
     assert search.is_over(1.0, 0.6)
     assert not search.is_over(0.99, 0.6)
 
@@ -95,11 +95,11 @@ def test_a_schedule_that_falls_again_is_not_over_at_its_last_value():
 def test_it_goes_on_from_its_state():
     whole = SparsitySearch(Linear(end=0.8), 0.01)
     for verdict, progress, reached, good in ((REST, 0.2, 0.3, 0.1), (BACK, 0.4, 0.3, 0.1), (REST, 0.5, 0.2, 0.1)):
-        whole.take(reached)
+        whole.note_step(reached)
         whole.judge(verdict, progress, reached, good)
     resumed = SparsitySearch(Linear(end=0.8), 0.01)
     resumed.load_state_dict(whole.state_dict())
     for search in (whole, resumed):
         search.judge(GOOD, 0.6, 0.2, 0.1)
     assert resumed.state_dict() == whole.state_dict()
-    assert resumed.aim(0.7, 0.2) == whole.aim(0.7, 0.2) == pytest.approx(0.25)
+    assert resumed.next_sparsity(0.7, 0.2) == whole.next_sparsity(0.7, 0.2) == pytest.approx(0.25)
