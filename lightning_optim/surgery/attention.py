@@ -1,4 +1,4 @@
-"""Multi-head attention whose heads are its own: PyTorch's derives their width from the width of its input."""
+"""Multi-head attention that can lose heads: PyTorch's own derives the width of a head from the width of its input."""
 
 # N batch, T queries, S keys, H heads, D width of a head, E width of the output
 
@@ -18,14 +18,14 @@ from lightning_optim.surgery.bypass import Bypass
 class PrunedMultiheadAttention(nn.MultiheadAttention):
     """Multi-head attention with as many heads, of whatever width, as its weights hold.
 
-    Names of parameters, arguments and results are those of ``nn.MultiheadAttention``. Weights that are returned, and
-    their mean, are of the heads that are left; an ``attn_mask`` for each head is one for each of these. A live
-    module becomes one in ``free_heads``; it is not constructed.
+    Names of parameters, arguments and results are those of ``nn.MultiheadAttention``. Attention weights that are
+    returned, and their mean, are of the heads that are left; an ``attn_mask`` for each head is one for each of these.
+    ``free_heads`` turns a live module into one; the class itself is never called.
     """
 
     scale: float
 
-    # The parent holds these as numbers; here the weights say them, so that no cut can leave one behind.
+    # The parent holds these as numbers; here they are read off the weights, so that they follow every cut.
 
     @property
     def embed_dim(self) -> int:
@@ -144,7 +144,7 @@ def plain_attentions(root: nn.Module) -> list[nn.MultiheadAttention]:
 
 
 def free_cut_heads(root: nn.Module) -> None:
-    """Turn every attention whose weights are no longer what PyTorch's code expects into one that they suffice for."""
+    """Turn every attention whose cut weights PyTorch's own code cannot use into one that can use them."""
     for attention in plain_attentions(root):
         if not _is_whole(attention):
             free_heads(attention)

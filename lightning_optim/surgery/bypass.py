@@ -20,8 +20,8 @@ class Bypass(nn.Module):
     The zeros are a tensor of their own, into which code may go on to add.
 
     Args:
-        channel_dim: Which dimension of the input becomes ``channels`` long, counted from the end.
-        channels: Length of it; ``None`` leaves the shape as it is.
+        channel_dim: Dimension of the input that becomes ``channels`` long, counted from the end.
+        channels: Its length; ``None`` leaves the shape as it is.
         windows: How the dimensions behind it shrink; empty leaves them as they are.
         num_others: How many values the module returned beside its output; they become ``None``.
 

@@ -15,8 +15,8 @@ from lightning_optim.surgery.tap import ModuleCall, Taps
 class NetworkCalls:
     """Recorder of the calls of one network, while it is open.
 
-    A network below the LightningModule is tapped by a hook. The LightningModule itself is not: under DDP its hooks fire
-    a second time, around the training step. There, ``forward`` is wrapped on the instance.
+    A network below the LightningModule is tapped by a hook. Of the LightningModule itself, ``forward`` is wrapped on
+    the instance instead: under DDP its hooks run a second time, around the training step.
     """
 
     def __init__(self) -> None:

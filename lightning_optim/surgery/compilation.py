@@ -29,7 +29,7 @@ class Compilation:
 
     Args:
         compiler: The backend.
-        wrapper: Whose method of which name leads to the compiled network; ``None`` if what calls it is compiled.
+        wrapper: Module, and name of its method, that lead to the compiled network; ``None`` if its caller is compiled.
         call: Calls the network itself, uncompiled.
     """
 

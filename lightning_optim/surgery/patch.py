@@ -33,7 +33,7 @@ class PatchedMethod:
     """Stand-in for ``owner.name`` that calls ``wrapper(original, *args, **kwargs)``.
 
     A deep copy or an unpickled owner gets its plain method back: a closure would keep calling the
-    first owner, and would drag a whole callback with it.
+    first owner, and a whole callback would be copied with it.
     """
 
     def __init__(self, owner: object, name: str, original: Callable[..., Any], wrapper: Wrapper) -> None:

@@ -16,7 +16,7 @@ from lightning_optim.surgery.select import submodule
 def sizes_of(network: nn.Module, name: str) -> tuple[int, ...]:
     """Shape of a tensor, or the value of an integer attribute, which counts as one dimension; empty for nothing.
 
-    A module is one of one, and none where zeros stand in for it.
+    A module counts as one dimension of length 1, or of length 0 where zeros stand in for it.
     """
     path, _, key = name.rpartition(".")
     held = getattr(submodule(network, path), key, None)

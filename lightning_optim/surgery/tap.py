@@ -24,7 +24,7 @@ class ModuleCall:
 
 @final
 class _Hook:
-    """A forward hook that becomes inert in a copy, so that no copy of a model drags a callback along."""
+    """Forward hook that becomes inert in a copy, so that no callback is copied with a model."""
 
     def __init__(self, listener: Callable[[ModuleCall], None] | None) -> None:
         self._listener = listener
