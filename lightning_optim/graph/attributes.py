@@ -68,7 +68,7 @@ def note_widths(
 
 
 def counters(attributes: Mapping[str, int], length: int) -> list[str]:
-    """Names of attributes that may count an axis; the width of one head does only where no other name would.
+    """Names of attributes that may count an axis; the width of one head is among them only if no other name is.
 
     Example:
         >>> counters({"num_heads": 4, "head_dim": 4, "window_size": 4, "depth": 4}, 4)
@@ -83,7 +83,7 @@ def counters(attributes: Mapping[str, int], length: int) -> list[str]:
 
 
 def _note(labels: Labels, name: str, axis: Axis, counts: dict[str, Axis]) -> None:
-    """One attribute that counts two axes holds them together."""
+    """Note that an attribute counts an axis; axes that one attribute counts are tied."""
     if name in counts:
         labels.unite(counts[name], axis)
     counts.setdefault(name, axis)

@@ -65,11 +65,11 @@ def _tied(groups: list[Group], propagation: Propagation, search: _FaultSearch) -
     found = list(_derived(groups, propagation))
     widths = [group for group in groups if any(group is width for _, width, _, _ in found)]
     concerned = [group for group in groups if group in widths or any(group is heads for heads, _, _, _ in found)]
-    # Where the widths can go without the heads, none is derived from the other: it is the heads that must stay.
+    # If the widths can go without the heads, neither is derived from the other, and it is the heads that must stay.
     if not found or search.objection(concerned) is None or search.objection(widths) is None:
         return groups
     if search.objection([group for group in groups if any(group is heads for heads, _, _, _ in found)]) is None:
-        return groups  # heads can go alone: whatever the code cannot follow is not theirs
+        return groups  # heads can go alone: what the code cannot follow is not a cut of theirs
     for _, _, inner, outer in found:
         propagation.labels.unite(inner, outer)
     return gather(propagation)
@@ -153,7 +153,7 @@ def _derived(groups: list[Group], propagation: Propagation) -> Iterator[tuple[Gr
 def _tie_squares(whole: Iterable[Group], propagation: Propagation) -> bool:
     """Tie what square layers write to what they read, where both must stay otherwise; tell whether there were any.
 
-    ``layer(x).reshape(x.shape)`` holds the two together. Groups that stay anyway have nothing to lose.
+    ``layer(x).reshape(x.shape)`` holds the two together. Groups that stay anyway lose nothing by it.
     """
     by_place = {(member.name, member.dim): group for group in whole for member in group.members}
     found = False

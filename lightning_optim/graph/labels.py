@@ -66,7 +66,7 @@ class Labels:
             differ = one != other
             if not differ.any():
                 return
-            # A root hangs below a smaller one only, so that no circle can form; of several offers the smallest wins.
+            # A root hangs below a smaller one only, so that no cycle can form; of several candidates the smallest wins.
             high, low = np.maximum(one, other)[differ], np.minimum(one, other)[differ]
             np.minimum.at(self._parent, high, low)
 

@@ -133,7 +133,7 @@ END_ATTENTION = frozenset(
 )
 """Names of operators with weights behind which no attention is looked for."""
 
-# What only looks at memory in another way, or is no work in evaluation mode.
+# Operators that only view memory in another way, or do nothing in evaluation mode.
 _VIEWS = "alias as_strided chunk detach expand expand_as flatten getitem movedim narrow permute reshape select slice"
 _MORE_VIEWS = "split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as"
 _NOTHING = "clone contiguous dropout detach_ feature_dropout lift_fresh_copy to"

@@ -1,4 +1,4 @@
-"""Shape model: a model without numbers, which shows whether its code still runs without some channels."""
+"""Shape model: a model that computes shapes alone, which shows whether its code still runs without some channels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Objection:
     """Objection to a cut: why the model's code cannot follow it.
 
     Args:
-        reason: In a line.
+        reason: The reason, in one line.
         module: Name of the innermost module whose code failed; empty for the model's own.
     """
 
@@ -41,7 +41,7 @@ class ShapeModel:
     """Shape model: modules over tensors without content, so that a trial costs neither memory nor arithmetic.
 
     Python code writes shapes down in many ways: as an attribute, a constant, a width divided by a number of heads.
-    Whether it follows a cut shows when it is run.
+    Only a run shows whether it follows a cut.
 
     Args:
         model: A model in evaluation mode; left untouched.

@@ -13,8 +13,8 @@ from lightning_optim.graph.labels import Axes, Labels
 def tie_unused(labels: Labels, tensors: Mapping[str, Axes], unused: Iterable[str]) -> None:
     """Tie the last axis of a parameter that the graph does not read, and freeze the others.
 
-    It goes with the channels of that width in its own module that lie in most places, twice as many as any others
-    do: such a token enters the stream that runs through all layers. Where there are none, it stays.
+    The parameter goes with the channels of that width in its own module that lie in most places, twice as many as any
+    others do: such a token enters the residual stream, which runs through all layers. If there are none, it stays.
 
     Args:
         labels: The union-find.

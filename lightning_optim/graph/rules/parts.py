@@ -11,7 +11,7 @@ from lightning_optim.graph.rules.pointwise import broadcast
 
 @rule("cat", "concat", "concatenate")
 def concatenate(call: OperatorCall) -> Axes:
-    """String labels together; a fixed part gets labels of its own, frozen."""
+    """Concatenate labels; a fixed part gets labels of its own, frozen."""
     operands = call["tensors"]
     dim = call.get("dim", "axis") % len(call.output)
     others = [(_without(call.axes(part), dim), _drop(call.shape(part), dim)) for part in operands]

@@ -61,7 +61,7 @@ def keep(call: OperatorCall) -> Axes:
     "sym_constrain_range_for_size",
 )  # fmt: skip
 def inspect(call: OperatorCall) -> Axes:
-    """Read what is no element: a type, a device, a length. Nothing comes out that carries channels."""
+    """Read a type, a device or a length, and no element; the output has no channels."""
     return []
 
 
