@@ -25,6 +25,18 @@ class Ranges:
     Args:
         quantizers: Turn a range into a scale and a zero point; one quantizer is that of all activations.
         observer: Turns what many batches show into one range.
+
+    Example:
+        >>> from lightning_optim.quantization import Affine, MinMax
+        >>> ranges = Ranges(Affine(), MinMax())
+        >>> for batch in (torch.tensor([-1.0, 2.0]), torch.tensor([0.0, 4.0])):
+        ...     _ = ranges.observe("layer:conv2d", batch)
+        ...     ranges.register(ranges.new_keys)
+        ...     ranges.merge(ranges.message())
+        >>> ranges.range_of("layer:conv2d")
+        (-1.0, 4.0)
+        >>> ranges.qparams("layer:conv2d", torch.device("cpu"))
+        (tensor(0.0196), tensor(51.))
     """
 
     def __init__(self, quantizers: ActivationQuantizers | Quantizer, observer: Observer) -> None:
