@@ -1,4 +1,4 @@
-"""Backends: what happens to a tensor where it is placed to be quantized."""
+"""Backends: what happens to a tensor where the placement quantizes it."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class Backend(ABC):
 
 @final
 class FloatBackend(Backend):
-    """Leaves everything as it is: for a pass that only records.
+    """Floating-point backend: leaves everything as it is, for a pass that only records.
 
     Args:
-        watch: Is shown every activation, with its key.
+        watch: Takes the key of every activation that an integer operator reads, and the tensor.
     """
 
     def __init__(self, watch: Callable[[str, Tensor], object] | None = None) -> None:

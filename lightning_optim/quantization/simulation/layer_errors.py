@@ -83,7 +83,7 @@ class _Noise:
 @final
 @dataclass(slots=True)
 class _Floats:
-    """Outputs of one pass in floating point, by key: an operator may be read several times."""
+    """Outputs of one pass in floating point, by key: an output may be read several times."""
 
     values: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -93,12 +93,12 @@ class _Floats:
 
 @final
 class _ComparedBackend(Backend):
-    """Simulates, and compares what each operator puts out with its output in floating point.
+    """Comparing backend: simulates, and compares what each operator puts out with its output in floating point.
 
     Args:
-        inner: Simulates.
+        inner: The backend that simulates.
         floats: The outputs in floating point, of the same batch.
-        found: Takes the differences up, by key.
+        found: Key of an operator -> energy of its output and of the difference, summed up here.
         corrects: Whether the next operators read the output in floating point, so that each has only its own error.
     """
 

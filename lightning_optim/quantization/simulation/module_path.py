@@ -12,12 +12,12 @@ from lightning_optim.surgery.select import plain_name
 
 
 def module_names(network: nn.Module) -> dict[int, str]:
-    """Identity of every module of a network -> its plain name; the network's own is empty."""
+    """Return the plain name of every module of a network, by the module's identity; the network's own is empty."""
     return {id(module): plain_name(name) for name, module in network.named_modules()}
 
 
 class CurrentModule(Protocol):
-    """Tells which module of a network runs."""
+    """Current module: tells which module of a network runs."""
 
     @property
     def current(self) -> str:
@@ -26,7 +26,7 @@ class CurrentModule(Protocol):
 
 @final
 class ModulePath:
-    """Follows, while it is entered, which module of a network runs.
+    """Module path: follows, while it is entered, which module of a network runs.
 
     Hooks for all modules, set for the length of one forward pass, leave nothing behind in the model.
 

@@ -18,7 +18,7 @@ from lightning_optim.quantization.simulation.integer_form import (
 
 @final
 class Role(Enum):
-    """How an operator treats integers."""
+    """Role of an operator: how it treats integers."""
 
     CONVOLUTION = "convolution"
     LINEAR = "linear"

@@ -9,7 +9,7 @@ from typing import Any, final
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
 
 BEFORE_SOFTMAX = "what a softmax alone reads may be masked"
-"""Why a sum is computed in floating point: with the huge numbers of a mask in it, one scale would leave nothing."""
+"""Why a sum is computed in floating point: beside the huge numbers of a mask, one scale rounds all others to zero."""
 
 UNROUNDED = "its activations are not quantized"
 """Why an operator computes in floating point beside quantized weights."""
@@ -18,7 +18,7 @@ UNROUNDED = "its activations are not quantized"
 @final
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator of the network.
+    """Operator of a network, as a recorded forward pass shows it.
 
     Args:
         path: Name of the module that it ran in.
@@ -41,7 +41,7 @@ class Operator:
 @final
 @dataclass(slots=True)
 class Record:
-    """Collects operators, and who reads whom, over the forward passes of one batch."""
+    """Record of the operators, and of who reads whom, in the forward passes of one batch."""
 
     operators: dict[str, Operator] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Record:
         self.readers.setdefault(origin, set()).add(reader)
 
     def plan(self, foldable: frozenset[str]) -> Plan:
-        """Draw the conclusions.
+        """Return the plan that follows from what was recorded.
 
         Args:
             foldable: Names of the modules that are batch norms with running statistics.
@@ -94,7 +94,8 @@ class Plan:
     Args:
         operators: Key -> operator, in the order of the forward pass.
         norms: Key of a convolution or linear layer -> name of the batch norm that alone reads it.
-        shared: Keys of the operators whose output several others read; a ReLU among them can't be absorbed.
+        shared: Keys of the operators whose output several others read; a ReLU among the readers can't be
+            absorbed.
     """
 
     operators: Mapping[str, Operator] = field(default_factory=dict)

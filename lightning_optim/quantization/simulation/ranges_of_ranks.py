@@ -1,4 +1,4 @@
-"""Ranges of several processes become one."""
+"""Ranges of several processes, merged into one."""
 
 from __future__ import annotations
 

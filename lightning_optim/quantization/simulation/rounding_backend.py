@@ -26,7 +26,7 @@ def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, nor
     Args:
         weight: The weight, with its batch norm folded in.
         quantizer: Its quantizer.
-        floor: The scale is no smaller, ``[O]``; groups have none.
+        floor: Smallest scale that each output channel may have, ``[O]``; groups have none.
         norm: The batch norm that was folded in.
     """
     scale = quantizer.weight_scale(weight)
@@ -63,7 +63,7 @@ class KnownRanges(Protocol):
 
 @final
 class SimulationBackend(Backend):
-    """Rounds weights and activations to the values of their integers.
+    """Simulation backend: rounds weights and activations to the values of their integers.
 
     While a batch norm runs on the statistics of its batch, it can't be folded. A scale of its own for every channel
     makes up for that: rounding ``weight`` or ``weight * gamma / sigma`` is then the same but for the factor. With one

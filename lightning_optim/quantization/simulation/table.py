@@ -1,4 +1,4 @@
-"""Table of a placement, for people."""
+"""Table of a placement, as plain text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightning_optim.quantization.simulation.ranges import Ranges
 
 BitsOf = Callable[[str], tuple[int | None, int | None]]
 _FLOAT_BITS = 32
-_QUIET = frozenset({Role.MOVE, Role.WRITE})
+_UNLISTED_ROLES = frozenset({Role.MOVE, Role.WRITE})
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One operator of a network.
+    """Row of the table: one operator of a network.
 
     Args:
         key: Names the operator: module path, torch function, and the number of the call if it is not the first.
-        kind: What it is.
+        kind: Its role in a quantized network, such as ``"convolution"``, or its name if it has none.
         computes: ``"integer"`` or ``"float"``.
         bits: Widths of its weight and of its output, such as ``"w4 a8"``; empty if it has neither.
         note: The folded batch norm, or why it computes in floating point.
@@ -49,7 +49,7 @@ def placement_rows(plan: Plan, ranges: Ranges, bits_of: BitsOf | None = None) ->
     """
     rows = []
     for key, operator in plan.operators.items():
-        if operator.role in _QUIET or (operator.role is Role.NORM and operator.path in plan.norms.values()):
+        if operator.role in _UNLISTED_ROLES or (operator.role is Role.NORM and operator.path in plan.norms.values()):
             continue
         low, high = ranges.range_of(key) if ranges.has(key) else (None, None)
         is_float = bool(operator.note) or operator.role not in INTEGER_ROLES | {Role.RELU}

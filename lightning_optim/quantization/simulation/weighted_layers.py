@@ -1,4 +1,4 @@
-"""The layers of a network whose weights a post-training method may change."""
+"""Weighted layers: those of a network whose weights a post-training method may change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_optim.surgery.torch_private import BatchNorm, Convolution
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedLayer:
-    """A convolution or a linear layer, and the batch norm that is folded into it.
+    """Weighted layer: a convolution or a linear layer, and the batch norm that is folded into it.
 
     Args:
         name: Name of the module.
@@ -43,7 +43,7 @@ class WeightedLayer:
         return self.module if self.norm is None else self.norm
 
     def folded(self) -> Tensor:
-        """The weight with the batch norm folded in, ``[O, I, ...]``."""
+        """Return the weight with the batch norm folded in, ``[O, I, ...]``."""
         weight = self.module.weight.detach()
         return weight if self.norm is None else fold_batch_norm(weight, None, self.norm)[0].detach()
 
