@@ -151,7 +151,7 @@ class PruningScheduler(TechniqueCallback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pruned.name, network = find_network(pl_module, self.network)
+        self._pruned.name, network = find_network(pl_module, self.network, needs_forward=False)
         layers = self.layers(pl_module)
         self._conflicts.check_targets(trainer, pl_module)
         check_ranks_agree(
@@ -160,8 +160,7 @@ class PruningScheduler(TechniqueCallback):
             "pruning",
         )
         check_ranks_agree(trainer, (self.until, self.rewind, self.regrow), "pruning")
-        if self.structure.needs_coupling and not self._pruned.example:
-            self._pruned.example.watch(network)
+        self._pruned.watch_calls(pl_module)
         self._evidence.attach(trainer, network, layers)
 
     @override
@@ -213,6 +212,8 @@ class PruningScheduler(TechniqueCallback):
             self._evidence.close()  # the training step returned None, perhaps before any forward pass
         elif self._seen_step is not None:
             self._evidence.take()
+        if self._pruned.observer.ran is not None:
+            self._pruned.observer.check_reached(self.layers(pl_module), "pruned")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -232,8 +233,7 @@ class PruningScheduler(TechniqueCallback):
             self._log(pl_module)
 
     def _is_ready(self, trainer: Trainer) -> bool:
-        knows_inputs = not self.structure.needs_coupling or bool(self._pruned.example)
-        return knows_inputs and self._evidence.is_ready(trainer.current_epoch)
+        return self._pruned.knows_calls and self._evidence.is_ready(trainer.current_epoch)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
         pruned = self._pruned
@@ -283,7 +283,7 @@ class PruningScheduler(TechniqueCallback):
             return
         weights = {name: layer.weight for name, layer in seen.items()}
         choose = partial(pruned.pruner.channels_at, state=pruned.state, sparsity=end, seen=seen, coupling=coupling)
-        network = pruned.live(pl_module)
+        network = pruned.as_called(pl_module)
         prices = agreed_prices(
             trainer, cost, network, coupling, weights, pruned.example, None if is_sharded else choose
         )
@@ -375,6 +375,7 @@ class PruningScheduler(TechniqueCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
         self._pruned.example.load_state_dict(state_dict["example"])
+        self._pruned.observer.load_state_dict(state_dict["calls"])
 
     def _take_up(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self._pruned.load_state_dict(pl_module, state)

@@ -294,7 +294,7 @@ class QATFakeQuant(TechniqueCallback):
         return uncompiled(network)
 
     def _attach(self, pl_module: LightningModule) -> None:
-        name, network = find_network(pl_module, self.network)
+        name, network = find_network(pl_module, self.network, needs_forward=False)
         network = uncompiled(network)
         excluded = excluded_modules(pl_module, name, network, self.targets)
         assigned = assign_layers(pl_module, network, self.layers)

@@ -34,6 +34,11 @@ class ExampleInputs:
         self._patches.undo()
         self._patches.wrap(network, "forward", self._forward)
 
+    def note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember the arguments of a call."""
+        self.args, self.kwargs = first_rows((args, kwargs))
+        self._is_known = True
+
     def release(self) -> None:
         """Stop watching."""
         self._patches.undo()
@@ -49,8 +54,7 @@ class ExampleInputs:
 
     def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._is_known:
-            self.args, self.kwargs = first_rows((args, kwargs))
-            self._is_known = True
+            self.note(args, kwargs)
         return original(*args, **kwargs)
 
 

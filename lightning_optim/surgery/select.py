@@ -9,27 +9,39 @@ from fnmatch import fnmatchcase
 from typing import final
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_optim.errors import TargetError
 from lightning_optim.surgery.torch_private import COMPILED_CHILD
 
 
 def plain_name(name: str) -> str:
-    """Drop the prefixes that ``torch.compile`` and DDP put into module names.
+    """Drop the prefix that ``torch.compile`` puts into module names.
 
     Example:
         >>> plain_name("net._orig_mod.conv1")
         'net.conv1'
     """
-    parts = name.split(".")
-    while parts and parts[0] == "module":
-        parts = parts[1:]
-    return ".".join(part for part in parts if part != COMPILED_CHILD)
+    return ".".join(part for part in name.split(".") if part != COMPILED_CHILD)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return what a wrapper of data parallelism or averaging holds as its child ``module``; else the module itself.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> unwrapped(AveragedModel(layer)).weight.shape, unwrapped(layer) is layer
+        (torch.Size([1, 2]), True)
+    """
+    while isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
+        module = module.module
+    return module
 
 
 def named_modules(root: nn.Module) -> dict[str, nn.Module]:
     """Every module below ``root`` by its plain name; a shared module stands under its first name."""
-    return {plain_name(name): module for name, module in root.named_modules() if name}
+    return {plain_name(name): module for name, module in unwrapped(root).named_modules() if name}
 
 
 def submodule(root: nn.Module, name: str) -> nn.Module:
@@ -38,6 +50,7 @@ def submodule(root: nn.Module, name: str) -> nn.Module:
     Raises:
         TargetError: If there is none, naming the nearest ones.
     """
+    root = unwrapped(root)
     if not name:
         return root
     modules = root.named_modules(remove_duplicate=False)
@@ -47,33 +60,45 @@ def submodule(root: nn.Module, name: str) -> nn.Module:
     return found[name]
 
 
-def find_network(root: nn.Module, name: str | None) -> tuple[str, nn.Module]:
+def find_network(root: nn.Module, name: str | None, *, needs_forward: bool = True) -> tuple[str, nn.Module]:
     """Find the network that a LightningModule trains.
 
     Args:
         root: The LightningModule.
-        name: Plain name of the network, ``""`` for ``root`` itself, or ``None`` for the only child that has parameters.
+        name: Plain name of the network, ``""`` for ``root`` itself. ``None`` is the only child that has parameters if
+            it is a network, neither a mere container nor a single layer of torch, else ``root``.
+        needs_forward: Whether ``root`` is only taken if it has a ``forward`` of its own; without one, a training step
+            can only call its parts.
 
     Returns:
         The network's plain name and the module.
 
     Raises:
-        TargetError: If the name matches nothing, or no name was given and several children have parameters.
+        TargetError: If the name matches nothing, or no name was given and there is no network.
     """
     if name is not None:
         return name, submodule(root, name)
     children = {plain_name(key): child for key, child in root.named_children() if any(True for _ in child.parameters())}
     own = any(True for _ in root.parameters(recurse=False))
-    if len(children) == 1 and not own:
+    if len(children) == 1 and not own and not any(map(_is_container_or_layer, children.values())):
         return next(iter(children.items()))
-    if type(root).forward is not nn.Module.forward and not type(root).forward.__module__.startswith(
-        ("lightning.", "pytorch_lightning.")
-    ):
+    if not needs_forward or _has_forward(root):
         return "", root
     raise TargetError(
         f"which module is the network? {type(root).__name__} has {sorted(children) or 'no children with parameters'}; "
         "set network to one of these names, or to '' for the module itself"
     )
+
+
+def _has_forward(root: nn.Module) -> bool:
+    forward = type(root).forward
+    return forward is not nn.Module.forward and not forward.__module__.startswith(("lightning.", "pytorch_lightning."))
+
+
+def _is_container_or_layer(child: nn.Module) -> bool:
+    """Whether a module is never called, as ``nn.ModuleList``, or is one layer of torch's, whose name would be empty."""
+    is_layer = type(child).__module__.startswith("torch.nn.") and not any(True for _ in child.children())
+    return type(child).forward is nn.Module.forward or is_layer
 
 
 @final

@@ -83,7 +83,8 @@ class PrunerConflicts:
     def _touched(
         self, one: Pruning, pl_module: LightningModule, coupling: Coupling, parameters: Mapping[str, nn.Parameter]
     ) -> set[TouchedDim]:
-        if find_network(pl_module, one.network) != find_network(pl_module, self._me.network):
+        mine, others = (find_network(pl_module, each.network, needs_forward=False) for each in (self._me, one))
+        if mine != others:
             return set()
         weights = {name: parameters[name] for name in (f"{layer}.weight" for layer in one.layers(pl_module))}
         places = one.structure.touched(weights, coupling)

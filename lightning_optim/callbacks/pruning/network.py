@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
+from lightning_optim.callbacks.trainer.network_observer import NetworkObserver
 from lightning_optim.callbacks.trainer.reshape import Reshaper, averaged_copies
 from lightning_optim.errors import CaptureError, ShrinkError, reason_of
 from lightning_optim.graph.capture import capture_network
@@ -25,6 +26,7 @@ from lightning_optim.pruning.state import PruningState
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.output_layers import output_layers
+from lightning_optim.surgery.parts import PartsNetwork
 from lightning_optim.surgery.select import named_modules, plain_name, submodule
 from lightning_optim.surgery.shard import local, reshard, shard_group
 from lightning_optim.surgery.torch_private import uncompiled
@@ -49,6 +51,7 @@ class PrunedNetwork:
         pruner: Decides what is pruned; by rows of layers, once the coupling cannot be known.
         state: What is pruned.
         example: What the network is called with.
+        observer: Tells how the training step calls the network, as a whole or in parts.
         reshaper: Removes channels, and brings a fresh module to a checkpoint's shape.
         followers: Holders of tensors that are cut with the network.
     """
@@ -58,6 +61,7 @@ class PrunedNetwork:
         self.pruner = pruner
         self.state = PruningState()
         self.example = ExampleInputs()
+        self.observer = NetworkObserver()
         self.reshaper = Reshaper()
         self.followers: list[Follower] = []
         self._masks = Masks()
@@ -68,6 +72,27 @@ class PrunedNetwork:
         """The network itself, below any wrapper of ``torch.compile``."""
         network = submodule(pl_module, self.name)
         return uncompiled(network)
+
+    def watch_calls(self, pl_module: LightningModule) -> None:
+        """Watch how the training step calls the network, and with what."""
+        if self.observer.is_known:
+            return
+        network = self.live(pl_module)
+        if not self.pruner.structure.needs_coupling:
+            self.observer.watch(pl_module, network)
+            return
+        self.example.watch(network)
+        self.observer.watch(pl_module, network, lambda inputs: self.example.note(inputs, {}))
+
+    @property
+    def knows_calls(self) -> bool:
+        """Whether it is known how the network is called, as far as the structure needs it."""
+        return not self.pruner.structure.needs_coupling or (self.observer.is_known and bool(self.example))
+
+    def as_called(self, pl_module: LightningModule) -> nn.Module:
+        """The network as the training step calls it: itself, or its parts as one module."""
+        network, plan = self.live(pl_module), self.observer.plan
+        return network if plan is None else PartsNetwork(network, plan)
 
     def parameters(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
         """The network's parameters by plain name."""
@@ -85,7 +110,7 @@ class PrunedNetwork:
         if self._is_uncapturable:
             return None
         try:
-            return couple(capture_network(self.live(pl_module), self.example.args, self.example.kwargs))
+            return couple(capture_network(self.as_called(pl_module), self.example.args, self.example.kwargs))
         except CaptureError as error:
             if self.state.cut:
                 raise
@@ -93,7 +118,7 @@ class PrunedNetwork:
             return None
 
     def _fall_back(self, pl_module: LightningModule, reason: str) -> None:
-        network = self.live(pl_module)
+        network = self.as_called(pl_module)
         try:
             self.pruner = self.pruner.by_neuron()
         except ShrinkError as error:
@@ -186,7 +211,7 @@ class PrunedNetwork:
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
     ) -> PruningState:
         """The state with the cut that removes what is not kept; a warning names what the cut must leave."""
-        network, example = self.live(pl_module), self.example
+        network, example = self.as_called(pl_module), self.example
         gone = self.pruner.structure.gone_branches(keep, coupling)
         if gone is not None:
             plan, refused = _of_rank_zero(trainer, lambda: plan_bypass(network, gone, example.args, example.kwargs))
@@ -231,7 +256,7 @@ class PrunedNetwork:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is masked, what is cut and what is due to be, as plain tensors and primitives."""
-        return {**self.state.state_dict(), "masks": self._masks.state_dict()}
+        return {**self.state.state_dict(), "masks": self._masks.state_dict(), "calls": self.observer.state_dict()}
 
     def load_state_dict(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``, on a module that is cut as far as the state says, and no further."""
@@ -253,6 +278,7 @@ class PrunedNetwork:
             hook.remove()
         self._hooks = []
         self.example.release()
+        self.observer.release()
         self.reshaper.release()
 
 

@@ -66,7 +66,7 @@ class Reshaper:
             original(checkpoint)
             cut = checkpoint.get("callbacks", {}).get(state_key, {}).get("cut", {})
             if cut:
-                name, _ = find_network(pl_module, network)
+                name, _ = find_network(pl_module, network, needs_forward=False)
                 for module in (pl_module, *averaged_copies(trainer)):
                     resize(submodule(module, name), cut)
 
