@@ -1,14 +1,11 @@
 """Capturing leaves the model alone."""
 
-import weakref
-
 import pytest
 import torch
 from torch import nn
 
 from lightning_optim.errors import CaptureError
 from lightning_optim.graph import capture_network
-from lightning_optim.graph.capture import eval_copy
 
 
 def test_the_model_keeps_its_mode_and_its_statistics():
@@ -26,18 +23,6 @@ def test_integer_attributes_come_along_and_metadata_of_torch_stay_its_own():
     assert captured.shape_model is not None
     bare = torch.export.export(net.eval(), (torch.randn(2, 3),), strict=False)
     assert captured.program.graph_module.meta.keys() == bare.graph_module.meta.keys()
-
-
-def test_a_trainer_is_not_copied():
-    class Trainer:
-        def __deepcopy__(self, memo):
-            raise AssertionError("copied")
-
-    class OwnTrainer(Trainer): ...
-
-    net, trainer = nn.Linear(2, 2), OwnTrainer()
-    net.strong, net.weak = trainer, weakref.proxy(trainer)
-    assert eval_copy(net).strong is eval_copy(net).weak is None
 
 
 def test_what_cannot_be_captured_is_named():

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_optim.errors import reason_of
 from lightning_optim.graph.branches import Branch
-from lightning_optim.graph.capture import eval_copy
 from lightning_optim.pruning.shrink.trial import difference, disturb
 from lightning_optim.surgery.bypass import tells_its_shape
+from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.select import submodule
 from lightning_optim.surgery.torch_private import pytree

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim.errors import reason_of
-from lightning_optim.graph.capture import eval_copy, eval_view
 from lightning_optim.graph.coupling import Coupling, Group, keep_channels
 from lightning_optim.graph.masked import run_masked
+from lightning_optim.surgery.copies import eval_copy, eval_view
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.torch_private import pytree
 
