@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.torch_private import pytree
 
 
@@ -49,12 +49,12 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     to_meta = lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731  # one use, below
     inputs = (args, dict(kwargs or {}))
     try:
-        return _count(copy.deepcopy(model).to("meta"), *pytree.tree_map(to_meta, inputs))
+        return _count(copy_model(model).to("meta"), *pytree.tree_map(to_meta, inputs))
     except Exception:  # a model that reads values of a meta tensor may raise anything
         if any(parameter.is_meta for parameter in model.parameters()):
             raise
         with torch.random.fork_rng(devices=[]), _plain_kernels():
-            return _count(copy.deepcopy(model), *inputs)
+            return _count(copy_model(model), *inputs)
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

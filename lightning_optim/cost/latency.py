@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from lightning_optim.cost.prices import Channels, Prices, Product, Term, prices_
 from lightning_optim.errors import ArtefactError, LightningOptimError
 from lightning_optim.graph.coupling import keep_channels
 from lightning_optim.graph.operators import PRODUCTS, kind_of, operator_name
+from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluating
@@ -155,7 +155,7 @@ class Latency(Cost):
 
     def _whole(self, subject: Subject, channels: Channels, inputs: Any) -> float | None:
         """CPU seconds of the network at these channel counts; ``None`` if it cannot be cut to them."""
-        small = copy.deepcopy(subject.network).eval()
+        small = eval_copy(subject.network)
         try:
             apply_cut(
                 small, keep_channels((group, torch.arange(channels[pool])) for pool, group in subject.pools.items())

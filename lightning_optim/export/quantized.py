@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Rol
 from lightning_optim.quantization.simulation.placement import EXCLUDED
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.torch_private import pytree
 
@@ -158,7 +158,7 @@ def _check_agreement(
     example: tuple[tuple[Any, ...], dict[str, Any]],
     acceptance: Acceptance,
 ) -> Parity:
-    simulated = simulator.forward_of(copy.deepcopy(network).cpu().float())
+    simulated = simulator.forward_of(copy_model(network).cpu().float())
     batches = [_on_cpu(batch) for batch in acceptance.batches] or [example]
     parity = check_parity(simulated, runner, [_in_order(batch, example[1]) for batch in batches])
     if not parity.top1_agreement >= acceptance.min_agreement:

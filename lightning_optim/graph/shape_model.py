@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_optim.errors import reason_of
 from lightning_optim.graph.norm_shapes import NormShapes
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.torch_private import FakeTensorMode, pytree
 
@@ -154,4 +154,4 @@ def _doubled(tensor: Tensor) -> Tensor:
 def _with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of the modules, over changed parameters and buffers."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): change(tensor) for tensor in tensors})
+    return copy_model(model, {tensor: change(tensor) for tensor in tensors})

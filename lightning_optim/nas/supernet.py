@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, final
@@ -24,6 +23,7 @@ from lightning_optim.search.decision import (
     default_candidate,
     sample_candidate,
 )
+from lightning_optim.surgery.copies import copy_model, eval_copy
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.select import submodule
@@ -103,7 +103,7 @@ class Supernet:
             ValueError: If the architecture is not one of this space.
         """
         checked = check_candidate(self.decisions, architecture)
-        model = copy.deepcopy(self.site.root)
+        model = copy_model(self.site.root)
         activate(model, checked)
         plan = cut_plan(model)
         if plan:
@@ -119,7 +119,7 @@ class Supernet:
     def _measured_path(self, architecture: Architecture, cost: Cost) -> float:
         # Options that do not run are not counted, so nothing needs to be extracted.
         if self._hollow is None:
-            self._hollow = copy.deepcopy(submodule(self.site.root, self.site.network)).to("meta")
+            self._hollow = copy_model(submodule(self.site.root, self.site.network)).to("meta")
         activate(self._hollow, architecture)
         return cost.measure(self._hollow, self._inputs()) // self.site.num_samples
 
@@ -209,7 +209,7 @@ def _signature(space: Mapping[str, SearchDimension]) -> str:
 
 
 def _check_every_option(supernet: Supernet) -> None:
-    network = copy.deepcopy(submodule(supernet.site.root, supernet.site.network)).eval()
+    network = eval_copy(submodule(supernet.site.root, supernet.site.network))
     run = _runner(network, supernet.site)
     needed = run(supernet.default)
     for decision in supernet.decisions:

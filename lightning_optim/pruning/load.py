@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from lightning_optim.errors import ArtefactError, CaptureError, LightningOptimError, reason_of
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Group, couple, keep_channels
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import apply_cut, taken_out
 from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import named_modules, submodule
@@ -53,7 +53,7 @@ def load_pruned(
     content = read_plain(path)
     weights = weights_in(content, path)
     cuts = _cuts_of(content) if cut is None else [cut if isinstance(cut, Mapping) else _read_cut(Path(cut))]
-    loaded = copy.deepcopy(model)
+    loaded = copy_model(model)
     try:
         for one in cuts:  # modules that were taken out have no names in the file
             gone = {name: one[name] for name in taken_out(one)}

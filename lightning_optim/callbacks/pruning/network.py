@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.shrink.branches import plan_bypass
 from lightning_optim.pruning.shrink.channels import Choice, shrink_channels
 from lightning_optim.pruning.state import PruningState
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.output_layers import output_layers
@@ -232,7 +232,7 @@ class PrunedNetwork:
         return self.state.with_due(plan, frozenset(stays.keys() | members))
 
     def _plan(self, network: nn.Module, coupling: Coupling, wanted: list[Choice]) -> tuple[CutPlan, dict[str, str]]:
-        done = shrink_channels(copy.deepcopy(network), coupling, wanted, self.example.args, self.example.kwargs)
+        done = shrink_channels(copy_model(network), coupling, wanted, self.example.args, self.example.kwargs)
         return done.plan, done.refused
 
     def enforce(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.distillation.teacher.base import Teacher
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.weights import check_shapes, fit_names, load_fitted
 
 
@@ -34,7 +34,7 @@ class FileTeacher(Teacher):
     def load(self, student: Callable[[], nn.Module]) -> nn.Module:
         path = Path(self.path).expanduser()
         weights = self.read(path)
-        module = copy.deepcopy(student()) if self.architecture is None else self.architecture
+        module = copy_model(student()) if self.architecture is None else self.architecture
         advice = "give the teacher's own architecture or prefix"
         weights = fit_names(weights, module, path, advice=advice, prefix=self.prefix)
         check_shapes(weights, module, path, advice=advice)

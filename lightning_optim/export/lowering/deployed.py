@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, final
@@ -23,6 +22,7 @@ from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.operators import Role
 from lightning_optim.quantization.simulation.rounding_backend import weight_scale
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.torch_private import BatchNorm
 
 
@@ -219,7 +219,7 @@ class DeployedNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, simulator: Simulator, dialect: Dialect, narrowest: int = 8) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).cpu().float().eval()
+        self.network = eval_copy(network).cpu().float()
         self.backend = ConstantBackend(simulator, dialect, narrowest)
         self._simulator = simulator
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.torch_private import pytree
 
 
@@ -46,7 +46,7 @@ def prepare_capture(
         kwargs: Example keyword inputs.
         batch: The dynamic dimension 0 of every input tensor that is as long there as the first one; ``None`` fixes all.
     """
-    frozen = copy.deepcopy(model).cpu().eval()
+    frozen = eval_copy(model).cpu()
     _set_row_major(frozen)
     given = (tuple(args), dict(kwargs or {}))
     inputs, named = pytree.tree_map_only(Tensor, lambda leaf: _row_major(leaf.detach().cpu()), given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.switchable import switchable_forwards
 from lightning_optim.search.decision import Decision
+from lightning_optim.surgery.copies import copy_model, eval_copy
 from lightning_optim.surgery.select import submodule
 from lightning_optim.surgery.tap import ModuleCall, Taps
 from lightning_optim.surgery.torch_private import pytree
@@ -56,7 +56,7 @@ class Site:
             TargetError: If a module lies outside the network.
             TapError: If the example does not reach a module.
         """
-        network = copy.deepcopy(submodule(self.root, self.network)).eval()
+        network = eval_copy(submodule(self.root, self.network))
         taps = Taps()
         taps.attach({name: submodule(network, self.inner_name(name)) for name in names})
         taps.open()
@@ -75,7 +75,7 @@ class Site:
         from lightning_optim.graph.capture import capture_network
         from lightning_optim.graph.coupling import couple
 
-        network = copy.deepcopy(submodule(self.root, self.network))
+        network = copy_model(submodule(self.root, self.network))
         for forward in switchable_forwards(network):
             forward.superpose()
         return couple(capture_network(network, self.args, dict(self.kwargs)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
@@ -23,6 +22,7 @@ from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.plan import Plan, Record
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.rounding_backend import KnownRanges, SimulationBackend
+from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.torch_private import pytree
 
@@ -217,7 +217,7 @@ class Simulator:
         """
         if not self.is_ready:
             raise RuntimeError("there are no activation ranges yet: train at least two batches within the window")
-        twin = copy.deepcopy(network).eval()
+        twin = eval_copy(network)
         plain = type(twin).forward.__get__(twin)
 
         def simulated(*args: Any, **kwargs: Any) -> Any:
