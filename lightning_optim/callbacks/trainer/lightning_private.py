@@ -5,11 +5,12 @@ No other file reads one, so that after a new release of Lightning one file is to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
@@ -60,3 +61,18 @@ def ddp_settings(trainer: Trainer) -> dict[str, Any] | None:
 def spawns_processes(trainer: Trainer) -> bool:
     """Whether the fit runs in processes that ``multiprocessing`` starts for it and that end with it."""
     return is_instance_of(trainer.strategy.launcher, "_MultiProcessingLauncher")
+
+
+def callbacks_of_new_trainer() -> Sequence[Callback]:
+    """Return the callbacks that the Trainer which is being built has so far; none if no Trainer is.
+
+    They are in the caller's own list: Lightning adds to it what it was not given.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        builder = frame.f_locals.get("self")
+        if is_instance_of(builder, "_CallbackConnector"):
+            callbacks: Sequence[Callback] = builder.trainer.callbacks  # type: ignore[union-attr]  # known by its name
+            return callbacks
+        frame = frame.f_back
+    return ()

@@ -5,15 +5,17 @@ from pathlib import Path
 import lightning.pytorch
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, launchers
 from lightning.pytorch.strategies.launchers import multiprocessing
+from lightning.pytorch.trainer.connectors import callback_connector
 from torch import nn
 
 import lightning_optim
 from lightning_optim.callbacks.trainer.lightning_private import (
     averaged_model,
+    callbacks_of_new_trainer,
     compiler_of,
     ddp_settings,
     is_compiled,
@@ -34,6 +36,7 @@ OWNERS = {
     "_average_model": lambda: StochasticWeightAveraging(0.1),
     "_ddp_kwargs": DDPStrategy,
     "_MultiProcessingLauncher": lambda: launchers,
+    "_CallbackConnector": lambda: callback_connector,
 }
 
 
@@ -185,3 +188,15 @@ def test_processes_that_multiprocessing_starts():
     assert not spawns_processes(quiet(strategy="ddp", devices=2))
     assert not spawns_processes(quiet())
     assert multiprocessing._MultiProcessingLauncher is launchers._MultiProcessingLauncher
+
+
+def test_the_callbacks_of_a_trainer_under_construction_are_told(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        callback_connector, "_load_external_callbacks", lambda _: seen.append(callbacks_of_new_trainer()) or []
+    )
+    assert callbacks_of_new_trainer() == ()
+    given = [Peek()]
+    Trainer(callbacks=given, logger=False, accelerator="cpu")
+    assert len(seen) == 1
+    assert seen[0] is given
