@@ -51,7 +51,8 @@ class PruningScheduler(TechniqueCallback):
     says which of them are pruned together, and ``allocation`` spreads the sparsity over the layers. Training between
     jumps is the fine-tuning. Masked weights are held at zero by one fused operation after each optimizer step; the
     module's parameters and checkpoint keys stay the user's. Early stopping does not judge before the final sparsity is
-    reached, and what was "best" before that is forgotten.
+    reached; then every "best" starts afresh, and its file goes once a later one is on disk. Plateau schedulers start
+    afresh at each pruning step.
 
     Args:
         schedule: Sparsity, in ``[0, 1)``, over the window; always of the original number of weights or channels.
@@ -154,27 +155,24 @@ class PruningScheduler(TechniqueCallback):
         self._pruned.name, network = find_network(pl_module, self.network, needs_forward=False)
         layers = self.layers(pl_module)
         self._conflicts.check_targets(trainer, pl_module)
-        check_ranks_agree(
-            trainer,
-            (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window),
-            "pruning",
-        )
-        check_ranks_agree(trainer, (self.until, self.rewind, self.regrow), "pruning")
+        how = (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window)
+        check_ranks_agree(trainer, (*how, self.until, self.rewind, self.regrow), "pruning")
         self._pruned.watch_calls(pl_module)
         self._evidence.attach(trainer, network, layers)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.window.check(clock_of(trainer))
-        if self._restored is not None:
-            self._take_up(pl_module, self._restored)
+        if (restored := self._restored) is not None:
+            self._take_up(pl_module, restored)
             self._restored = None
+        is_reached = self._guard.is_stopped if self._guard.is_on else self._reached == self.schedule(1.0)
+        self._monitors.begin(trainer, is_reached=is_reached)
+        if restored is not None:
             self._guard.catch_up(trainer)
         self._guard.check(trainer)
         self._rewinder.check(trainer, self.window, self.schedule)
         warn_of_early_end(trainer, self.window, self.schedule, self.structure)
-        if not (self._guard.is_stopped if self._guard.is_on else self._reached == self.schedule(1.0)):
-            self._monitors.suspend(trainer)
         self._pruned.watch(trainer)
 
     # Each step.
@@ -225,7 +223,7 @@ class PruningScheduler(TechniqueCallback):
         if has_gone_back:
             self._evidence.reset()  # it was gathered from the model before
         if self._guard.is_stopped:
-            self._monitors.resume(trainer)
+            self._monitors.resume(trainer, is_validated=not has_gone_back)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,6 +244,7 @@ class PruningScheduler(TechniqueCallback):
         self._evidence.reset()
         if sparsity:
             self._rewinder.rewind(trainer, pl_module)
+        self._monitors.restart_plateaus(trainer)
         pruned.enforce(trainer, pl_module)
         is_sharded = shard_group([*pruned.parameters(pl_module).values()]) is not None
         check_ranks_agree(trainer, (sparsity, None if is_sharded else pruned.checksum()), "what is pruned")
@@ -364,6 +363,7 @@ class PruningScheduler(TechniqueCallback):
             "regrower": self._regrower.state_dict(),
             "evidence": self._evidence.state_dict(),
             "example": self._pruned.example.state_dict(),
+            "monitors_wait": self._monitors.is_waiting,
         }
 
     @override
@@ -383,11 +383,11 @@ class PruningScheduler(TechniqueCallback):
         self._rewinder.load_state_dict(state["rewinder"])
         self._regrower.load_state_dict(state["regrower"])
         self._evidence.load_state_dict(state["evidence"], pl_module.trainer)
+        self._monitors.was_waiting = state["monitors_wait"]
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._guard.finish(trainer, pl_module, is_last=closes_within_fit(trainer, self.window))
-        self._monitors.release()
 
     @override
     def release(self) -> None:

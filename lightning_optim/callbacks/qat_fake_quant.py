@@ -131,13 +131,12 @@ class QATFakeQuant(TechniqueCallback):
         settings = (self.network, self.targets, self._settings, course)
         check_ranks_agree(trainer, settings, f"the settings of {self.state_key}")
         self._attach(pl_module)
-        if not self.is_simulating:
-            self._monitors.suspend(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.window.check(clock_of(trainer))
         self._simulator.learned.move(pl_module.device)
+        self._monitors.begin(trainer, is_reached=self.is_simulating)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,11 +179,12 @@ class QATFakeQuant(TechniqueCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._simulator.state_dict()
+        return {**self._simulator.state_dict(), "monitors_wait": self._monitors.is_waiting}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._simulator.load_state_dict(state_dict)
+        self._monitors.was_waiting = state_dict["monitors_wait"]
 
     def calibrate(
         self, model: nn.Module, data: Any, *, num_batches: int = 32, methods: Sequence[PostTraining] = ()

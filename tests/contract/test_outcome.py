@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 
@@ -29,6 +30,61 @@ def test_best_and_last_files_are_of_the_compressed_model(case, kit, tmp_path):
             assert own["reached"] == pytest.approx(0.5)
             assert case.density(saved["state_dict"]) <= 0.75
     assert trainer.current_epoch >= 1
+
+
+class Folder(Callback):
+    """Looks at every step for a checkpoint to resume from."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        files = list(self.folder.glob("*.ckpt"))
+        assert files
+        assert all(path.exists() for path in files), "a link leads nowhere"
+
+
+def test_best_starts_afresh_and_files_go_only_after_what_follows_them(case, kit, tmp_path):
+    if case.callback not in ("pruning_scheduler", "qat_fake_quant") or "-rewind-" in case.label:
+        return  # the others have no target; and rewinding refuses a fit that goes on from one without it
+
+    def rising(module):
+        step = module.validation_step
+        module.validation_step = lambda batch, batch_idx: (
+            step(batch, batch_idx), module.log("val/epoch", float(module.current_epoch))
+        )  # fmt: skip
+        plain = module.configure_optimizers
+
+        def configure():
+            (optimizer,), _ = plain()
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=9)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/epoch"}}
+
+        module.configure_optimizers = configure
+        return module
+
+    def saver():
+        return ModelCheckpoint(tmp_path, "{epoch}", monitor="val/epoch", save_top_k=2, save_last="link")
+
+    kit.fit(rising(case.module()), saver(), enable_checkpointing=True, max_epochs=1)
+    earlier = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    callback, best, stopper = case.make(), saver(), EarlyStopping("val/epoch", patience=9)
+    trainer = kit.fit(
+        rising(case.module(seed=9)), stopper, callback, best, Folder(tmp_path),
+        enable_checkpointing=True, max_epochs=5, ckpt_path=tmp_path / "last.ckpt",
+    )  # fmt: skip
+    assert all(path.read_bytes() == held for path, held in earlier.items() if not path.is_symlink())
+    reached = []
+    for path in best.best_k_models:
+        saved = torch.load(path, weights_only=True)
+        own = saved["callbacks"][callback.state_key]
+        reached.append(saved["epoch"])
+        assert own["ranges"]["keys"] if "ranges" in own else own["reached"] == pytest.approx(0.5)
+    first = min(reached)
+    assert first >= 1
+    assert float(best.best_model_score) == float(stopper.best_score) == first
+    assert trainer.lr_scheduler_configs[0].scheduler.best == first
+    assert sorted(reached) == [first, first + 1][: len(reached)]
 
 
 def test_resume_is_bit_equal_beside_an_average(case, kit, tmp_path):

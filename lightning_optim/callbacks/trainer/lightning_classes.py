@@ -15,3 +15,17 @@ def is_instance_of(value: object, *names: str) -> bool:
         True
     """
     return any(base.__name__ in names for base in type(value).__mro__)
+
+
+def derives_from_lightning(value: object, name: str) -> bool:
+    """Whether the class of a value is the one of that name of either package of Lightning, or derives from it.
+
+    A class of the user's own may have the name and nothing else of it.
+
+    Example:
+        >>> class EarlyStopping: ...
+        >>> derives_from_lightning(EarlyStopping(), "EarlyStopping")
+        False
+    """
+    packages = ("lightning.", "pytorch_lightning.")
+    return any(base.__name__ == name and base.__module__.startswith(packages) for base in type(value).__mro__)

@@ -15,6 +15,9 @@ from torch import nn
 
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 
+EARLY_STOPPING_CHECK = "_run_early_stopping_check"
+"""Method of ``EarlyStopping`` in which it judges; users call it from hooks of their own, as Lightning's docs show."""
+
 
 def compiler_of(pl_module: LightningModule) -> Callable[..., Any] | None:
     """Return what compiles the frames of a LightningModule that was compiled as a whole; ``None`` if it was not.
@@ -76,3 +79,18 @@ def callbacks_of_new_trainer() -> Sequence[Callback]:
             return callbacks
         frame = frame.f_back
     return ()
+
+
+def training_metrics(trainer: Trainer) -> dict[str, bool]:
+    """Return what the fit logs in training, by name: whether its value is an epoch's, or else a batch's.
+
+    What is both, under one name, counts as an epoch's.
+    """
+    logged: dict[str, bool] = {}
+    for result in trainer.fit_loop.epoch_loop._results.result_metrics:
+        meta = result.meta
+        if meta.on_step:
+            logged[meta.forked_name(on_step=True)] = False
+        if meta.on_epoch:
+            logged[meta.forked_name(on_step=False)] = logged[meta.name] = True
+    return logged

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -251,6 +251,19 @@ def test_a_fit_resumed_in_the_middle_of_a_search_is_bit_equal(kind, tmp_path):
         trainer = fit(resumed, again, max_epochs=7, ckpt_path=tmp_path / f"step={step}.ckpt")
         assert same(expected, [resumed.state_dict(), trainer.optimizers[0].state_dict()]), step
         assert again.sparsity == first.sparsity
+
+
+def test_early_stopping_does_not_judge_the_validation_that_a_resumed_fit_catches_up_on(tmp_path):
+    def pruning():
+        return scheduler(values=(0.8,), length=6, tolerance=0.02)
+
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(module_for(None), first := pruning(), saver, max_epochs=7, enable_checkpointing=True)
+    at_once = EarlyStopping("val/score", stopping_threshold=1.0, check_on_train_epoch_end=False)
+    again = pruning()
+    trainer = fit(module_for(None), again, at_once, max_epochs=7, ckpt_path=tmp_path / "step=6.ckpt")
+    assert again.sparsity == first.sparsity
+    assert trainer.current_epoch == 7
 
 
 def test_evidence_of_a_model_that_is_no_more_is_forgotten():

@@ -6,7 +6,7 @@ import lightning.pytorch
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, launchers
 from lightning.pytorch.strategies.launchers import multiprocessing
 from lightning.pytorch.trainer.connectors import callback_connector
@@ -37,6 +37,8 @@ OWNERS = {
     "_ddp_kwargs": DDPStrategy,
     "_MultiProcessingLauncher": lambda: launchers,
     "_CallbackConnector": lambda: callback_connector,
+    "_run_early_stopping_check": lambda: EarlyStopping("loss"),
+    "_results": lambda: quiet().fit_loop.epoch_loop,
 }
 
 
