@@ -49,6 +49,11 @@ class CheckpointBest(BestSoFar):
         self._saver = saver
         self._superseded: set[str] = set()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no best checkpoint."""
+        return not self._saver.best_k_models
+
     def attach(self, patches: Patches) -> None:
         """Let names of forgotten files count as free: a later file takes such a name over."""
         patches.wrap(
@@ -159,12 +164,17 @@ def stoppings_of(trainer: Trainer) -> list[StoppingBest]:
 
 
 def plateaus_of(trainer: Trainer) -> list[PlateauBest]:
-    """Return the best so far of each plateau scheduler, also of one inside a scheduler of another class."""
-    return [
-        PlateauBest(plateau, config.monitor)
-        for config in trainer.lr_scheduler_configs
-        for plateau in _plateaus_in(config.scheduler)
-    ]
+    """Return the best so far of each plateau scheduler.
+
+    One may stand inside a scheduler of another class, or be an attribute of a module that steps it by itself.
+    """
+    configs = [(config.scheduler, config.monitor) for config in trainer.lr_scheduler_configs]
+    found = {
+        plateau: metric
+        for holder, metric in [(trainer.lightning_module, None), *configs]
+        for plateau in _plateaus_in(holder)
+    }
+    return [PlateauBest(plateau, metric) for plateau, metric in found.items()]
 
 
 def unknown_plateaus_of(trainer: Trainer) -> list[str]:
@@ -173,11 +183,12 @@ def unknown_plateaus_of(trainer: Trainer) -> list[str]:
     return [type(config.scheduler).__name__ for config in configs if not [*_plateaus_in(config.scheduler)]]
 
 
-def _plateaus_in(scheduler: object) -> Iterator[ReduceLROnPlateau]:
-    if isinstance(scheduler, ReduceLROnPlateau):
-        yield scheduler
+def _plateaus_in(holder: object) -> Iterator[ReduceLROnPlateau]:
+    if isinstance(holder, ReduceLROnPlateau):
+        yield holder
         return
-    for value in vars(scheduler).values():
+    attributes: dict[str, Any] = getattr(holder, "__dict__", {})  # a class with slots has none
+    for value in attributes.values():
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(part, ReduceLROnPlateau):
                 yield part

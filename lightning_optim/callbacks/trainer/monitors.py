@@ -65,7 +65,7 @@ class SuspendedMonitors(Callback):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the target is reached, but the metric of some monitor is not measured anew yet."""
+        """Whether the metric of some monitor is not measured anew yet since what is trained has changed."""
         return bool(self._waiting)
 
     def begin(self, trainer: Trainer, *, is_reached: bool) -> None:
@@ -75,6 +75,8 @@ class SuspendedMonitors(Callback):
             self.suspend(trainer)
         if is_reached:
             self.resume(trainer)
+        elif was_waiting:
+            self.restart_plateaus(trainer)
 
     def suspend(self, trainer: Trainer) -> None:
         """Stop early stopping from judging, and leave the best of an earlier fit alone; a second call does nothing."""
@@ -109,18 +111,15 @@ class SuspendedMonitors(Callback):
             return
         self._is_suspended = False
         self._waiting = [*self._checkpoints, *self._stoppings, *plateaus_of(trainer)]
-        for best in self._waiting:
-            best.forget()
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # declared as a tracker without these counts
-        self._is_whole_epoch = progress.current.processed == 0
+        self._forget_waiting(trainer)
         if is_validated:
             self._note(trainer, Moment.VALIDATION)
 
-    @staticmethod
-    def restart_plateaus(trainer: Trainer) -> None:
-        """Let plateau schedulers forget their best: what is trained from now on is another model."""
-        for plateau in plateaus_of(trainer):
-            plateau.forget()
+    def restart_plateaus(self, trainer: Trainer) -> None:
+        """Let plateau schedulers forget their best, suspended or not: what is trained from now on is another model."""
+        others = [best for best in self._waiting if not isinstance(best, PlateauBest)]
+        self._waiting = [*others, *plateaus_of(trainer)]
+        self._forget_waiting(trainer)
 
     def release(self) -> None:
         """Take the patches off and forget nothing: for teardown and exceptions."""
@@ -162,6 +161,13 @@ class SuspendedMonitors(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tidy(trainer)
+        for best in self._waiting:
+            if isinstance(best, CheckpointBest) and best.is_empty:
+                warnings.warn(
+                    f"the fit ended before {best.metric!r} was measured of the model that the target was reached with: "
+                    f"ModelCheckpoint(monitor={best.metric!r}) has no best; train longer, or validate more often",
+                    stacklevel=2,
+                )
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -171,10 +177,14 @@ class SuspendedMonitors(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._leave(trainer)
 
+    def _forget_waiting(self, trainer: Trainer) -> None:
+        for best in self._waiting:
+            best.forget()
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # declared as a tracker without these counts
+        self._is_whole_epoch = progress.current.processed == 0
+
     def _note(self, trainer: Trainer, moment: Moment) -> None:
         """Let those judge whose metric is measured anew from this moment on."""
-        if self._is_suspended:
-            return
         ready = [best for best in self._waiting if _moment_of(trainer, best.metric) is moment]
         for best in ready:
             best.forget()

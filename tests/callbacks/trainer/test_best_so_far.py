@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_optim import Window
-from lightning_optim.schedule import Linear
+from lightning_optim.schedule import Linear, Steps
 from written_losses import BATCHES, LOSSES, TARGET, WrittenLosses, fit, plateau, pruning, save
 
 # Early stopping.
@@ -240,6 +240,38 @@ def test_a_plateau_scheduler_starts_afresh_at_each_pruning_step():
     rates = Rates()
     fit(pruning(schedule=Linear(end=0.8), window=Window(begin=1, end=9, unit="epoch", every=1)), rates, module=Rising(),
         max_epochs=9)  # fmt: skip
+    assert rates.rates == [0.1] * 9
+
+
+def test_a_plateau_scheduler_takes_no_old_score_after_any_pruning_step(tmp_path):
+    class Rare(Plateau):
+        scheduler = plateau(monitor="val_loss", strict=False)
+
+    # Validated in epochs 3 and 7 only: between a step and the next validation the old score comes again and again.
+    def once():
+        return pruning(schedule=Steps(values=[0.3, 0.6]), window=Window(begin=4, end=14, unit="epoch"))
+
+    settings = {"module": Rare(), "check_val_every_n_epoch": 4}
+    rates = Rates()
+    with pytest.warns(UserWarning, match="ends at a sparsity of 0.3"):
+        fit(once(), rates, max_epochs=8, **settings)
+    assert rates.rates == [0.1] * 8
+
+
+def test_a_plateau_scheduler_that_the_module_steps_by_itself():
+    class Own(Plateau):
+        scheduler = None
+
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            self.plateau = ReduceLROnPlateau(optimizer, patience=1)
+            return optimizer
+
+        def on_validation_epoch_end(self):
+            self.plateau.step(self.trainer.callback_metrics["val_loss"])
+
+    rates = Rates()
+    fit(pruning(), rates, module=Own(), max_epochs=9)
     assert rates.rates == [0.1] * 9
 
 

@@ -233,6 +233,14 @@ def test_a_fit_cut_short_between_the_target_and_the_next_validation_goes_on_wait
     assert trainer.lr_scheduler_configs[0].scheduler.best == pytest.approx(0.8)
 
 
+def test_a_fit_that_ends_before_the_pruned_model_was_measured_says_that_there_is_no_best(tmp_path):
+    saver = ModelCheckpoint(tmp_path, monitor="val_loss")
+    with pytest.warns(UserWarning, match=r"ended before 'val_loss' was measured .* has no best"):
+        save(pruning(), saver, check_val_every_n_epoch=3, max_epochs=5)
+    assert saver.best_model_path == ""
+    assert list(tmp_path.iterdir())
+
+
 # The object itself.
 
 
