@@ -51,8 +51,7 @@ class PruningScheduler(TechniqueCallback):
     says which of them are pruned together, and ``allocation`` spreads the sparsity over the layers. Training between
     jumps is the fine-tuning. Masked weights are held at zero by one fused operation after each optimizer step; the
     module's parameters and checkpoint keys stay the user's. Early stopping does not judge before the final sparsity is
-    reached; then every "best" starts afresh, and its file goes once a later one is on disk. Plateau schedulers start
-    afresh at each pruning step.
+    reached; then every "best" starts afresh, and that of plateau schedulers at each pruning step.
 
     Args:
         schedule: Sparsity, in ``[0, 1)``, over the window; always of the original number of weights or channels.
