@@ -30,7 +30,7 @@ from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulation.simulator import Forward
 from lightning_optim.recipe.evaluate import metric_of
 from lightning_optim.report.analysis import Analysis, CoupledGroup
-from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.example import FirstCall
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, plain_name
@@ -84,7 +84,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
     def measure() -> float:
         return metric_of(trainer.validate(module, datamodule=data, verbose=False), metric)
 
-    example = ExampleInputs()
+    example = FirstCall()
     example.watch(live)
     try:
         base = measure()

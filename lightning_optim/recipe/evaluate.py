@@ -18,7 +18,7 @@ from lightning_optim.recipe.artefact import save_inputs
 from lightning_optim.recipe.exported_forward import ExportedForward
 from lightning_optim.recipe.stage import ExportingCallback
 from lightning_optim.report.result import StageResult
-from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.example import FirstCall
 from lightning_optim.surgery.select import find_network
 from lightning_optim.surgery.torch_private import pytree
 
@@ -95,8 +95,8 @@ def _example(
     module: LightningModule,
     data: LightningDataModule,
     live: nn.Module,
-) -> ExampleInputs:
-    example = ExampleInputs()
+) -> FirstCall:
+    example = FirstCall()
     example.watch(live)
     try:
         make_trainer([]).validate(module, datamodule=data, verbose=False)

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_optim.surgery.select import named_modules, submodule
+from lightning_optim.surgery.synthetic import PRIMITIVES
 from lightning_optim.surgery.tap import ModuleCall
 from lightning_optim.surgery.torch_private import pytree, uncompiled
 
@@ -122,12 +123,12 @@ class Part:
 
     Args:
         name: Plain name of the part in the network.
-        spec: Nesting of its positional and keyword arguments, as torch writes it.
+        spec: Nesting of its positional and keyword arguments.
         sources: Where the leaves of the arguments come from.
     """
 
     name: str
-    spec: str
+    spec: pytree.TreeSpec
     sources: tuple[Source, ...]
 
 
@@ -144,15 +145,29 @@ class PartsPlan:
     parts: tuple[Part, ...]
     visible: tuple[tuple[int, int], ...]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the plan as primitives, if the constants among the arguments are."""
-        parts = [[part.name, part.spec, [list(source) for source in part.sources]] for part in self.parts]
+    def __deepcopy__(self, memo: dict[int, Any]) -> PartsPlan:
+        return self  # nothing in it changes
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the plan as primitives; ``None`` if a part is called with an object of another kind."""
+        constants = [source[1] for part in self.parts for source in part.sources if source[0] == "constant"]
+        if any(type(constant) not in PRIMITIVES for constant in constants):
+            return None
+        try:
+            specs = [pytree.treespec_dumps(part.spec) for part in self.parts]
+        except NotImplementedError:  # a class of the user's holds the arguments
+            return None
+        places = zip(self.parts, specs, strict=True)
+        parts = [[part.name, spec, [list(source) for source in part.sources]] for part, spec in places]
         return {"parts": parts, "visible": [list(place) for place in self.visible]}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> PartsPlan:
         """Rebuild a plan from ``state_dict``."""
-        parts = [Part(name, spec, tuple(map(tuple, sources))) for name, spec, sources in state["parts"]]
+        parts = [
+            Part(name, pytree.treespec_loads(spec), tuple(map(tuple, sources)))
+            for name, spec, sources in state["parts"]
+        ]
         return cls(tuple(parts), tuple((call, leaf) for call, leaf in state["visible"]))
 
 
@@ -194,7 +209,7 @@ def plan_parts(network: nn.Module, step: StepRecorder) -> tuple[PartsPlan, tuple
 
     for place, (name, call) in enumerate(calls):
         leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
-        parts.append(Part(name, pytree.treespec_dumps(spec), tuple(map(source, leaves))))
+        parts.append(Part(name, spec, tuple(map(source, leaves))))
         made |= {id(leaf): (place, index) for index, leaf in enumerate(pytree.tree_leaves(call.output))}
     visible = tuple(place for place in made.values() if place not in linked)
     return PartsPlan(tuple(parts), visible), tuple(tensor for _, tensor in inputs.values())
@@ -262,6 +277,6 @@ class PartsNetwork(nn.Module):
 
         for part in self._plan.parts:
             leaves = [value(source) for source in part.sources]
-            args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(part.spec))
+            args, kwargs = pytree.tree_unflatten(leaves, part.spec)
             outputs.append(pytree.tree_leaves(self.get_submodule(part.name)(*args, **kwargs)))
         return tuple(outputs[call][leaf] for call, leaf in self._plan.visible)

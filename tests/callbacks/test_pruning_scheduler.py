@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -163,3 +165,63 @@ def test_frozen_layers_alone_are_refused():
     pruning = PruningScheduler(schedule=Constant(value=0.5), targets=Targets(include=["net.3"]))
     with pytest.raises(TargetError, match="frozen"):
         quiet(pruning, max_epochs=2).fit(module, loader(), loader())
+
+
+class Padded(LightningModule):
+    """Its network takes tokens, how many of them count, and a mask that hides the others."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap = wrap
+        self.embed, self.net = nn.Embedding(9, 6), Masked()
+
+    def training_step(self, batch, batch_idx):
+        tokens = torch.randint(9, (8, 5), generator=torch.Generator().manual_seed(self.global_step))
+        lengths = torch.arange(8) % 5 + 1
+        hidden = torch.arange(5) >= lengths[:, None]
+        return F.cross_entropy(self.net(self.wrap(self.embed(tokens)), hidden=hidden, scale=0.5), tokens[:, 0] % 3)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x, hidden, scale):
+        x = x["tokens"] if isinstance(x, dict) else x.tokens if isinstance(x, Tokens) else x
+        scores = self.two(self.one(x).relu()).masked_fill(hidden[..., None], -torch.inf)
+        return scores.logsumexp(1) * scale
+
+
+class Tokens(NamedTuple):
+    tokens: torch.Tensor
+
+
+def padded(wrap, folder, **resumed):
+    torch.manual_seed(1)
+    module = Padded(wrap)
+    pruning = PruningScheduler(
+        schedule=Iterative(end=0.5, rounds=4), structure=Channel(), window=Window(end=1.0), network="net"
+    )
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    quiet(pruning, saver, max_epochs=1, enable_checkpointing=True).fit(module, DataLoader(range(8)), **resumed)
+    return module
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_a_resumed_fit_decides_alike_though_no_data_went_into_its_checkpoint(stop, tmp_path):
+    for wrap in (lambda x: x, lambda x: {"tokens": x}):
+        whole = padded(wrap, tmp_path / "whole")
+        resumed = padded(wrap, tmp_path, ckpt_path=tmp_path / "whole" / f"step={stop}.ckpt", weights_only=True)
+        assert whole.net.one.out_features == 8
+        assert all(torch.equal(*pair) for pair in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_objects_of_the_users_are_looked_at_again_and_what_is_due_waits_one_batch(tmp_path):
+    padded(Tokens, tmp_path / "whole")
+    with pytest.warns(UserWarning, match=r"args\[0\] is of type Tokens"):
+        resumed = padded(Tokens, tmp_path, ckpt_path=tmp_path / "whole" / "step=4.ckpt", weights_only=True)
+    assert resumed.net.one.out_features == 8

@@ -61,6 +61,21 @@ def test_checkpoint_keys_are_the_users_and_every_stage_runs_from_it(case, kit, u
     kit.same(expected["weights"], dict(module.state_dict()))
 
 
+def leaves_of(state):
+    if isinstance(state, dict):
+        return [leaf for value in state.values() for leaf in leaves_of(value)]
+    return [leaf for value in state for leaf in leaves_of(value)] if isinstance(state, (list, tuple)) else [state]
+
+
+def test_checkpoint_holds_plain_state_and_no_row_of_the_data(case, kit, uninterrupted):
+    folder, _ = uninterrupted
+    saved = torch.load(folder / "step=8.ckpt", weights_only=True)["callbacks"].get(case.make().state_key, {})
+    kinds = {type(leaf) for leaf in leaves_of(saved)}
+    assert kinds <= {torch.Tensor, bool, int, float, str, type(None)}
+    row = case.module().data(0, 0)[0].shape[1:]
+    assert not [leaf for leaf in leaves_of(saved) if isinstance(leaf, torch.Tensor) and leaf.shape[1:] == row]
+
+
 def test_plain_checkpoint_goes_on_under_the_callback(case, kit, tmp_path):
     plain = case.module()
     trainer = kit.fit(plain, max_epochs=1)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_optim.surgery.example import ExampleInputs, first_rows
+from lightning_optim.surgery.example import FirstCall, first_rows
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.torch_private import pytree
@@ -54,7 +54,7 @@ def _arguments(example: Any, device: torch.device) -> Inputs:
 
 
 def _seen_by(network: nn.Module, pl_module: LightningModule, inputs: Inputs) -> Inputs:
-    watched = ExampleInputs()
+    watched = FirstCall()
     watched.watch(network)
     try:
         with evaluating(pl_module), torch.random.fork_rng(devices=[]):

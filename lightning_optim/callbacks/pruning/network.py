@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, final
 
 from lightning.pytorch import LightningModule, Trainer
@@ -75,14 +76,18 @@ class PrunedNetwork:
 
     def watch_calls(self, pl_module: LightningModule) -> None:
         """Watch how the training step calls the network, and with what."""
-        if self.observer.is_known:
-            return
         network = self.live(pl_module)
-        if not self.pruner.structure.needs_coupling:
-            self.observer.watch(pl_module, network)
-            return
-        self.example.watch(network)
-        self.observer.watch(pl_module, network, lambda inputs: self.example.note(inputs, {}))
+        needs_inputs = self.pruner.structure.needs_coupling
+        if needs_inputs:
+            self.example.watch(network)
+            if self.observer.is_known and not self.example:  # what parts are given is seen as they are called
+                self.observer.load_state_dict(NetworkObserver().state_dict())
+        if not self.observer.is_known:
+            note = partial(self._note_inputs, pl_module) if needs_inputs else None
+            self.observer.watch(pl_module, network, note)
+
+    def _note_inputs(self, pl_module: LightningModule, inputs: tuple[Tensor, ...]) -> None:
+        self.example.note(self.as_called(pl_module), inputs, {})
 
     @property
     def knows_calls(self) -> bool:

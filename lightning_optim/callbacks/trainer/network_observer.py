@@ -124,8 +124,10 @@ class NetworkObserver:
             self.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is known, as primitives."""
+        """Return what is known, as primitives; nothing is, if a part is called with an object of the user's."""
         plan = None if self.plan is None else self.plan.state_dict()
+        if self.plan is not None and plan is None:
+            return NetworkObserver().state_dict()
         return {"is_known": self.is_known, "is_in_parts": self.is_in_parts, "plan": plan}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

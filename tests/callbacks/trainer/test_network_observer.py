@@ -1,5 +1,7 @@
 """How the training step calls the network: as a whole, in parts, or not at all."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,3 +166,30 @@ def test_a_child_may_be_called_module():
     targets = Targets(include=["module.0"])
     fit(module, PruningScheduler(schedule=Linear(end=0.5), structure=Channel(), network="module", targets=targets))
     assert module.module[0].out_features == 16
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: str
+
+
+class Encoder(nn.Sequential):
+    def forward(self, pair):
+        return super().forward(pair.left)
+
+
+def test_parts_called_with_an_object_of_the_users_are_looked_at_again_after_a_resume(tmp_path):
+    def make():
+        module = backbone_and_head(lambda m, x, y: F.cross_entropy(m.head(m.backbone(Pair(x, "text"))), y))
+        module.backbone = Encoder(*module.backbone)
+        return module
+
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    pruning = PruningScheduler(schedule=Linear(end=0.5), structure=Channel())
+    quiet(pruning, saver, max_epochs=4, enable_checkpointing=True).fit(make(), loader())
+    saved = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["callbacks"][pruning.state_key]
+    assert not saved["calls"]["is_known"]
+    module = make()
+    again = PruningScheduler(schedule=Linear(end=0.5), structure=Channel())
+    quiet(again, max_epochs=4).fit(module, loader(), ckpt_path=tmp_path / "step=3.ckpt")
+    assert (module.backbone[0].out_features, module.head.in_features) == (16, 16)
