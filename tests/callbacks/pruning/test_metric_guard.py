@@ -253,6 +253,17 @@ def test_a_fit_resumed_in_the_middle_of_a_search_is_bit_equal(kind, tmp_path):
         assert again.sparsity == first.sparsity
 
 
+def test_a_score_counts_for_a_monitor_unless_training_went_back_from_what_it_was_of(tmp_path):
+    def lowest(pruning, **settings):
+        saver = ModelCheckpoint(tmp_path, monitor="val/score", mode="min")
+        stopper = EarlyStopping("val/score", patience=9)
+        fit(module_for(None), pruning, saver, stopper, enable_checkpointing=True, **settings)
+        return [round(float(best), 6) for best in (saver.best_model_score, stopper.best_score)]
+
+    assert lowest(scheduler()) == [0.9, 0.9]  # 0.6 was of a state that training went back from
+    assert lowest(scheduler(values=(0.2, 0.4)), max_epochs=3) == [0.9, 0.9]  # the last score is of the state that stays
+
+
 def test_early_stopping_does_not_judge_the_validation_that_a_resumed_fit_catches_up_on(tmp_path):
     def pruning():
         return scheduler(values=(0.8,), length=6, tolerance=0.02)
