@@ -21,6 +21,14 @@ def test_overhead_measures_every_callback():
     assert all(row["ms"] > 0.0 for row in found.values())
 
 
+def test_a_reports_latency_beside_two_busy_processes_is_the_idle_one_or_is_not_decided():
+    printed = run("-m", "benchmarks.latency", "--rounds", "1", "--seconds", "0.5", "--beside", "spin")
+    busy = json.loads(printed.splitlines()[-1])["spin"]
+    for file in ("half_b1", "half_b32", "int8_b1", "int8_b32"):
+        assert busy[f"{file}_speedup"] > 1.0
+        assert busy[f"{file}_undecided"] or busy[f"{file}_shift"] < 0.1
+
+
 def test_all_others_can_be_imported():
     names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
     assert "pruning_accuracy" in names

@@ -9,4 +9,8 @@ from .latency import Latency as Latency
 from .macs import MACs as MACs
 from .parameters import Parameters as Parameters
 from .prices import Prices as Prices
+from .turns import Spread as Spread
+from .turns import Timing as Timing
+from .turns import speedup as speedup
+from .turns import time_in_turns as time_in_turns
 from .weight_bytes import WeightBytes as WeightBytes

@@ -20,7 +20,8 @@ def time_call(call: Callable[[], object], rounds: int = 11) -> float:
     Each sample is taken between two samples of a fixed matrix product and divided by their mean: what slows the
     processor down slows both. The result is the lower quartile of these ratios, times the seconds of the product in
     this process, which are measured once. Other work on the machine only ever adds time, hence the lower quartile;
-    calls timed in calm and in busy moments stay comparable.
+    and an untimed call before each sample brings back what it has thrown out of the caches. Calls timed in calm and in
+    busy moments stay comparable.
 
     Args:
         call: Function that is timed; each call must do the same work.
@@ -37,7 +38,7 @@ def time_call(call: Callable[[], object], rounds: int = 11) -> float:
     if rounds < 3:
         raise ValueError(f"rounds must be at least 3, got {rounds}")
     reference = _reference()
-    with _undisturbed():
+    with undisturbed():
         repeats = [_repeats(function) for function in (call, reference)]
         before, multiples = _sample(reference, repeats[1]), []
         for _ in range(rounds):
@@ -66,7 +67,7 @@ def _quartile(samples: list[float]) -> float:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """One thread, no gradients, no garbage collection."""
     threads, collects = torch.get_num_threads(), gc.isenabled()
     torch.set_num_threads(1)
@@ -81,13 +82,13 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _repeats(call: Callable[[], object]) -> int:
-    """Calls that fill a sample, after a first one that allocates."""
-    call()
+    """Calls that fill a sample."""
     return max(1, round(_SAMPLE_SECONDS / max(_sample(call, 2), 1e-7)))
 
 
 def _sample(call: Callable[[], object], repeats: int) -> float:
-    """CPU seconds per call."""
+    """CPU seconds per call, after an untimed one."""
+    call()
     began = time.thread_time()
     for _ in range(repeats):
         call()

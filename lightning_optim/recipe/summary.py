@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
-from lightning_optim.export.onnx_file.session import measure_latency
+from lightning_optim.export.onnx_file.session import time_models
 from lightning_optim.recipe.artefact import load_inputs
 from lightning_optim.recipe.run import Finished
 from lightning_optim.report.result import MEASURED, Report, collect_versions
@@ -27,9 +27,9 @@ def summarize(finished: Sequence[Finished], folder: Path, seconds: float) -> Rep
     trained = [done for done in finished if done.kind != "export"]
     paths = {done.result.name: done.folder / "model.onnx" for done in trained}
     example = [tensor.numpy() for tensor in load_inputs(trained[0].folder / "inputs.safetensors")]
-    latency = measure_latency(paths, example, _BATCHES, seconds=seconds)
+    times = time_models(paths, example, _BATCHES, seconds=seconds)
     stages = [
-        replace(done.result, latency_ms_b1=latency[name][1], latency_ms_b32=latency[name][32])
+        replace(done.result, latency_ms_b1=times[name][1].cpu_ms, latency_ms_b32=times[name][32].cpu_ms)
         for done, name in zip(trained, paths, strict=True)
     ]
     last = stages[-1]

@@ -15,8 +15,9 @@ from lightning_optim.errors import ArtefactError
 MEASURED = (
     "Accuracies are top-1, of the exported file run in ONNX Runtime over the whole split.",
     "Bytes are those of the stage's own ONNX file; exporter metadata is stripped from every file, the base included.",
-    "Latency is the median wall time of a call in ONNX Runtime on the CPU, one intra-op thread, after a warm-up; all "
-    "stages take turns within one process, so that a busy moment hits all alike.",
+    "Latency is the CPU time of the calling thread for a call in ONNX Runtime with one intra-op thread; the stages "
+    "take turns within one process. It leaves out the waiting for other work on the machine, which lengthens long "
+    "calls on the clock by more than short ones.",
     "MACs are multiply-accumulates of convolutions, linears and matrix products for one sample (FLOPs are twice that).",
     "Agreement is the share of test samples for which the trained model and its exported file name the same class.",
 )
@@ -36,8 +37,8 @@ class StageResult:
         parameters: Number of weights.
         macs: Multiply-accumulates of one sample.
         bytes: Size of the exported file.
-        latency_ms_b1: Median milliseconds of a batch of 1; ``None`` if not measured.
-        latency_ms_b32: Median milliseconds of a batch of 32; ``None`` if not measured.
+        latency_ms_b1: Median CPU time of a batch of 1, in milliseconds; ``None`` if not measured.
+        latency_ms_b32: Median CPU time of a batch of 32, in milliseconds; ``None`` if not measured.
         agreement: Share of samples on which the trained and the exported model agree, in ``[0, 1]``; ``None`` if
             not measured.
         seconds: Wall time that the stage took.

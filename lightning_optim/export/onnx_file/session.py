@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-import statistics
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_optim.cost.turns import Timing, time_in_turns
 from lightning_optim.errors import ArtefactError, reason_of
 from lightning_optim.optional import require
 
@@ -95,92 +92,35 @@ def open_session(path: str | Path, options: Any) -> Any:
         raise ArtefactError(f"{path} is not a model that ONNX Runtime can run: {reason}") from error
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Median time of one call, in milliseconds.
-
-    Args:
-        wall_ms: On the clock.
-        cpu_ms: Spent by the calling thread; with one intra-op thread, that is all of it. Steadier than the
-            clock on a busy machine.
-    """
-
-    wall_ms: float
-    cpu_ms: float
-
-
 def time_models(
     paths: Mapping[str, str | Path],
     example: Example,
     batch_sizes: Sequence[int] = (1, 32),
     *,
     seconds: float = 1.0,
-    threads: int = 1,
 ) -> dict[str, dict[int, Timing]]:
-    """Time models side by side: all in one process, call by call in turn, so that a busy moment hits all alike.
+    """Time models side by side, in one process and on one thread; see ``lightning_optim.cost.turns.time_in_turns``.
 
     Args:
         paths: Name -> ONNX file; all take the same inputs.
         example: Input rows, one array or one per input; repeated up to each batch size.
         batch_sizes: Batches to time.
-        seconds: Time to spend on each batch size, over all models; at least 9 rounds are run.
-        threads: Intra-op threads.
+        seconds: Time to spend on each batch size, over all models; at least nine turns are taken.
 
     Returns:
-        Name -> batch size -> median of the calls after a warm-up.
+        Name -> batch size -> times of a call.
     """
-    if not seconds > 0.0:
-        raise ValueError(f"seconds must be above 0, got {seconds}")
-    sessions = {name: load_session(path, threads) for name, path in paths.items()}
+    sessions = {name: load_session(path) for name, path in paths.items()}
     timings: dict[str, dict[int, Timing]] = {name: {} for name in sessions}
     for batch in batch_sizes:
-        calls = {name: (session, session.resize(example, batch)) for name, session in sessions.items()}
-        for name, samples in _sample(calls, seconds).items():
-            wall, cpu = zip(*samples, strict=True)
-            timings[name][batch] = Timing(statistics.median(wall) * 1e3, statistics.median(cpu) * 1e3)
+        calls = {name: _call_of(session, session.resize(example, batch)) for name, session in sessions.items()}
+        for name, timing in time_in_turns(calls, seconds=seconds).items():
+            timings[name][batch] = timing
     return timings
 
 
-def measure_latency(
-    paths: Mapping[str, str | Path],
-    example: Example,
-    batch_sizes: Sequence[int] = (1, 32),
-    *,
-    seconds: float = 1.0,
-    threads: int = 1,
-) -> dict[str, dict[int, float]]:
-    """Median wall time per call in milliseconds, name -> batch size -> ms; see ``time_models``."""
-    timings = time_models(paths, example, batch_sizes, seconds=seconds, threads=threads)
-    return {name: {batch: timing.wall_ms for batch, timing in of.items()} for name, of in timings.items()}
-
-
-def _sample(
-    calls: Mapping[str, tuple[Session, tuple[Array, ...]]], seconds: float
-) -> dict[str, list[tuple[float, float]]]:
-    for session, arrays in calls.values():
-        for _ in range(5):  # the first calls allocate and pack weights
-            session.run(*arrays)
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    order, collecting = list(calls), gc.isenabled()
-    gc.disable()
-    try:
-        end, rounds = time.perf_counter() + seconds, 0
-        while rounds < 9 or time.perf_counter() < end:
-            for name in order:
-                samples[name].append(_time_call(*calls[name]))
-            order.append(order.pop(0))  # no model always runs after the same one, on its warm or cold cache
-            rounds += 1
-    finally:
-        if collecting:
-            gc.enable()
-    return samples
-
-
-def _time_call(session: Session, arrays: tuple[Array, ...]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.thread_time()
-    session.run(*arrays)
-    return time.perf_counter() - wall, time.thread_time() - cpu
+def _call_of(session: Session, arrays: tuple[Array, ...]) -> Callable[[], object]:
+    return lambda: session.run(*arrays)
 
 
 def _as_inputs(example: Any) -> tuple[Array, ...]:

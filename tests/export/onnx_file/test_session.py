@@ -5,7 +5,6 @@ from torch import nn
 
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export import export_onnx, load_session, time_models
-from lightning_optim.export.onnx_file.session import measure_latency
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,9 @@ def test_predict_joins_batches(files):
 
 
 def test_a_larger_model_takes_longer_and_a_larger_batch_too(files):
-    latency = measure_latency(files, np.random.rand(3, 16).astype(np.float32), (1, 256), seconds=0.1)
-    assert set(latency) == {"small", "large"}
-    assert latency["small"][1] < latency["large"][1] < latency["large"][256]
+    times = time_models(files, np.random.rand(3, 16).astype(np.float32), (1, 256), seconds=0.1)
+    assert set(times) == {"small", "large"}
+    assert times["small"][1].cpu_ms < times["large"][1].cpu_ms < times["large"][256].cpu_ms
 
 
 def test_cpu_time_is_measured_beside_the_clock(files):

@@ -1,0 +1,58 @@
+"""Pace of the processor: whether other work shares the core on which a measurement runs."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import final
+
+import torch
+
+_CALM = 1.25  # times the least reading of the process
+_SAMPLES = 5
+
+
+@final
+class Pace:
+    """Pace: CPU time of a loop in Python over that of a matrix product, now and at the calmest moment so far.
+
+    Two hardware threads of a core share its units, and a busy neighbour, be it in another virtual machine, adds CPU
+    time to what runs here: nearly twice the time to a loop, little to a matrix product, and to a network something in
+    between, which is another share for each. Neither the clock nor CPU time shows it; the ratio of these two does.
+    A change of the processor's frequency leaves it as it is.
+    """
+
+    def __init__(self) -> None:
+        self._least = math.inf
+        matrix = torch.ones(96, 96)
+        self._loop: Callable[[], object] = lambda: sum(range(8000))
+        self._product: Callable[[], object] = lambda: [matrix @ matrix for _ in range(4)]
+
+    def read(self) -> float:
+        """Measure the ratio; takes about a millisecond."""
+        reading = _seconds(self._loop) / _seconds(self._product)
+        self._least = min(self._least, reading)
+        return reading
+
+    def is_calm(self, reading: float) -> bool:
+        """Whether the core was this thread's alone, by the least reading so far."""
+        return reading <= _CALM * self._least
+
+
+@functools.cache
+def process_pace() -> Pace:
+    """Pace of this process: the longer it has been read, the surer it has seen a calm moment."""
+    return Pace()
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    call()
+    samples = []
+    for _ in range(_SAMPLES):
+        began = time.thread_time()
+        call()
+        samples.append(time.thread_time() - began)
+    return statistics.median(samples)
