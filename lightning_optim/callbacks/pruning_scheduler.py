@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, final
 
@@ -14,13 +14,14 @@ from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.pruning.conflicts import PrunerConflicts
-from lightning_optim.callbacks.pruning.evidence import LAYERS, PruningEvidence
+from lightning_optim.callbacks.pruning.evidence import PruningEvidence
 from lightning_optim.callbacks.pruning.metric_guard import MetricGuard
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
 from lightning_optim.callbacks.pruning.prices import agreed_prices
 from lightning_optim.callbacks.pruning.regrower import Regrower
 from lightning_optim.callbacks.pruning.rewinder import Rewinder
 from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit, warn_of_early_end
+from lightning_optim.callbacks.pruning.targeted import targeted_layers
 from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
@@ -311,26 +312,8 @@ class PruningScheduler(TechniqueCallback):
     # The layers, and the evidence about them.
 
     def layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        """Targeted layers by their name in the network, without those that are frozen or share another's weight.
-
-        Of layers that share one weight the first stands for all, if all are targeted.
-        """
-        prefix = f"{self._pruned.name}." if self._pruned.name else ""
-        chosen = self.targets.select(pl_module, LAYERS)
-        layers: dict[str, nn.Module] = {}
-        weights: set[int] = set()
-        others = {id(held) for module in pl_module.modules() if module not in chosen.values() for held in _own(module)}
-        for name, module in chosen.items():
-            weight = module.weight
-            if name.startswith(prefix) and weight.requires_grad and id(weight) not in weights | others:
-                weights.add(id(weight))
-                layers[name[len(prefix) :]] = module
-        if not layers:
-            raise TargetError(
-                f"all {len(chosen)} targeted layers are frozen, tied or outside {self._pruned.name!r}: "
-                f"{', '.join(list(chosen)[:5])}"
-            )
-        return layers
+        """Return the targeted layers by their name in the network; see ``targeted_layers``."""
+        return targeted_layers(pl_module, self.targets, self._pruned.name)
 
     def _seen(
         self,
@@ -394,7 +377,3 @@ class PruningScheduler(TechniqueCallback):
         self._evidence.remove()
         self._monitors.release()
         self._seen_step = None
-
-
-def _own(module: nn.Module) -> Iterator[nn.Parameter]:
-    return module.parameters(recurse=False)

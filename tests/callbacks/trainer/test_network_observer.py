@@ -159,6 +159,9 @@ def test_a_list_of_layers_and_a_single_layer_are_no_networks():
     callback = PruningScheduler(schedule=Constant(value=0.5))
     quiet(callback, max_epochs=1, limit_train_batches=4).fit(boring)
     assert int((boring.layer.weight == 0).sum()) == 32
+    callback = PruningScheduler(schedule=Constant(value=0.5), network="layer")
+    with pytest.raises(TargetError, match=r"'layer' is a single Linear: set network='', .*=\['layer'\]"):
+        quiet(callback, max_epochs=1, limit_train_batches=4).fit(BoringModel())
 
 
 def test_a_child_may_be_called_module():
