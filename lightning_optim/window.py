@@ -6,23 +6,29 @@ import math
 from dataclasses import dataclass
 from typing import Literal, final
 
+_ROUNDING = 1e-9  # the counters are exact, but a fraction is not: 0.3 / 0.1 must be three whole jumps
+
 Unit = Literal["fraction", "epoch", "step"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """Clock: how many steps and epochs of training are done, of how many.
+    """Clock: how many batches, optimizer steps and epochs of training are done, of how many.
 
     Args:
+        batch: Batches trained on so far.
         step: Optimizer steps taken so far.
-        epoch: Index of the current epoch, from 0. A fraction counts the part of it that is done.
-        total_steps: Optimizer steps of the whole fit; ``inf`` if it has no end.
-        total_epochs: Epochs of the whole fit; ``inf`` if it has no end.
+        epoch: Epochs done so far. A fraction counts the part of the current one that is done.
+        total_batches: Batches of the whole fit; ``inf`` if it has no end, or no known one.
+        total_steps: Optimizer steps of the whole fit; ``inf`` as above.
+        total_epochs: Epochs of the whole fit; ``inf`` as above.
     """
 
+    batch: int
     step: int
     epoch: float
+    total_batches: float
     total_steps: float
     total_epochs: float
 
@@ -31,6 +37,9 @@ class Clock:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """Window of training, given in epochs, in optimizer steps or as fractions of the fit.
+
+    A fraction of the fit is a share of the batches that it trains on. Under manual optimization, where a batch may take
+    any number of optimizer steps, a step is a batch.
 
     Args:
         begin: Where the window opens, at least 0.
@@ -42,7 +51,7 @@ class Window:
         ValueError: If the bounds are out of order or out of range.
 
     Example:
-        >>> clock = Clock(step=50, epoch=5.0, total_steps=100, total_epochs=10)
+        >>> clock = Clock(batch=50, step=50, epoch=5.0, total_batches=100, total_steps=100, total_epochs=10)
         >>> Window(begin=0.25, end=0.75).progress(clock)
         0.5
         >>> Window(begin=6, unit="epoch").progress(clock) is None
@@ -76,9 +85,15 @@ class Window:
             ValueError: If the window opens after the fit ends, or needs an end that the fit does not have.
         """
         _, total = self._now_and_total(clock)
-        if self.end is None and math.isinf(total):
+        needed = None
+        if self.unit == "fraction" and math.isinf(clock.total_batches):
+            needed = "in fractions of the fit needs the number of its batches"
+        elif self.end is None and math.isinf(total):
+            needed = "without an end needs a fit with one"
+        if needed is not None:
             raise ValueError(
-                "a window without an end needs a fit with one: set max_epochs, max_steps or the window's end"
+                f"a window {needed}, but {_why_unknown(clock)}: set max_steps, or max_epochs and data with a length "
+                "(a whole limit_train_batches gives them one), or give the window an end in epochs or steps"
             )
         if self.begin >= total:
             raise ValueError(f"the window opens at {self.unit} {self.begin:g}, but the fit ends at {total:g}")
@@ -90,15 +105,14 @@ class Window:
             ``None`` before the window opens, then a value in ``[0, 1]``, and 1 for ever after it closes.
         """
         now, total = self._now_and_total(clock)
-        if now < self.begin:
+        if now < self.begin - _ROUNDING:
             return None
         end = total if self.end is None else self.end
-        if now >= end:
+        if now >= end - _ROUNDING:
             return 1.0
-        walked = now - self.begin
+        walked = max(now - self.begin, 0.0)
         if self.every is not None:
-            # The counters are exact, but a fraction is not: 0.3 / 0.1 must be three whole jumps.
-            walked = math.floor(walked / self.every + 1e-9) * self.every
+            walked = math.floor(walked / self.every + _ROUNDING) * self.every
         return min(1.0, walked / (end - self.begin))
 
     def _now_and_total(self, clock: Clock) -> tuple[float, float]:
@@ -106,8 +120,10 @@ class Window:
             return float(clock.step), clock.total_steps
         if self.unit == "epoch":
             return clock.epoch, clock.total_epochs
-        if math.isinf(clock.total_steps):
-            raise ValueError(
-                "a window in fractions needs a fit with an end: set max_epochs or max_steps, or count in epochs"
-            )
-        return clock.step / max(clock.total_steps, 1.0), 1.0
+        return clock.batch / max(clock.total_batches, 1.0), 1.0
+
+
+def _why_unknown(clock: Clock) -> str:
+    if math.isinf(clock.total_batches) and math.isinf(clock.total_epochs):
+        return "it has no end that is known at its start"
+    return "its training data have no length"

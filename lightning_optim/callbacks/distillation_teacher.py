@@ -111,11 +111,22 @@ class DistillationTeacher(TechniqueCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._attach(trainer, pl_module)
-        self._added.check(trainer)
         digest = self._loaded().digest() if trainer.world_size > 1 else ()
         settings = (self._objective, self.window, self.backward_index, digest)
         check_ranks_agree(trainer, settings, "the settings of DistillationTeacher or the teacher's weights")
         self._rehearse(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._added.check(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._added.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._added.load_state_dict(state_dict)
 
     @override
     def release(self) -> None:

@@ -15,6 +15,7 @@ from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetEvaluator, joined
 from lightning_optim.callbacks.nas.example import network_inputs
 from lightning_optim.callbacks.nas.search_file import SearchFile, search_identity
+from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.callbacks.trainer.lightning_private import ddp_settings, is_compiled
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
@@ -38,7 +39,8 @@ from lightning_optim.surgery.shard import local
 class NASSupernet(TechniqueCallback):
     """Supernet of any LightningModule (NAS): trains one path per optimizer step, drawn uniformly.
 
-    The architecture of a step is a function of ``(seed, global_step)``: the same on every rank and in a resumed run.
+    The architecture is a function of the seed and the number of steps done: the same on every rank and in a resumed
+    run. Under manual optimization a step is a batch.
     After the fit, ``search`` evaluates architectures with the weights that they inherit, and ``extract`` returns the
     pick as a plain module, to be trained on its own.
 
@@ -144,7 +146,7 @@ class NASSupernet(TechniqueCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        architecture = self.supernet.sample(self.seed, trainer.global_step)
+        architecture = self.supernet.sample(self.seed, clock_of(trainer).step)
         if self.guard:
             check_ranks_agree(trainer, architecture, "the architecture of this step")
         self.supernet.activate(architecture)

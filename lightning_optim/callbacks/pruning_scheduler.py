@@ -22,7 +22,7 @@ from lightning_optim.callbacks.pruning.regrower import Regrower
 from lightning_optim.callbacks.pruning.rewinder import Rewinder
 from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit, warn_of_early_end
 from lightning_optim.callbacks.pruning.targeted import targeted_layers
-from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.errors import TargetError
@@ -106,7 +106,6 @@ class PruningScheduler(TechniqueCallback):
         self.allocation = allocation or Uniform()
         self._monitors = SuspendedMonitors()
         self._conflicts = PrunerConflicts(self)
-        self._seen_step: int | None = None
         self._owner: LightningModule | None = None
         self._start_afresh()
 
@@ -114,11 +113,11 @@ class PruningScheduler(TechniqueCallback):
         self._pruned = PrunedNetwork(Pruner(self.criterion, self.structure, self.allocation))
         self._guard = MetricGuard(self.until, self.structure.shrink, self.schedule, self._pruned)
         self._rewinder = Rewinder(self.rewind)
-        self._pruned.followers.append(self._rewinder.snapshot)
         self._regrower = Regrower(self.regrow)
         self._regrower.check(self.structure, self.window)
+        self._progress = FitProgress(self.window)
         self._evidence = PruningEvidence(self.criterion, self.structure)
-        self._pruned.followers.append(self._evidence)
+        self._pruned.followers += [self._rewinder.snapshot, self._evidence]
         self._restored: Mapping[str, Any] | None = None
 
     @property
@@ -162,7 +161,7 @@ class PruningScheduler(TechniqueCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.window.check(clock_of(trainer))
+        self._progress.check(trainer)
         if (restored := self._restored) is not None:
             self._take_up(pl_module, restored)
             self._restored = None
@@ -179,14 +178,13 @@ class PruningScheduler(TechniqueCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if (step := clock_of(trainer).step) != self._seen_step:  # equal while gradients are being accumulated
-            self._seen_step = step
+        if self._progress.enters_step(trainer):  # not while gradients are being accumulated
             self._advance(trainer, pl_module)
         self._evidence.open()
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rewinder.watch(trainer, pl_module)
-        progress = self.window.progress(clock_of(trainer))
+        progress = self._progress.read(trainer)
         if progress is None:
             return
         aim = self._guard.next_sparsity(progress)
@@ -206,9 +204,9 @@ class PruningScheduler(TechniqueCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.automatic_optimization and not outputs:
-            self._evidence.close()  # the training step returned None, perhaps before any forward pass
-        elif self._seen_step is not None:
+        if batch is None or (pl_module.automatic_optimization and not outputs):
+            self._evidence.close()  # no training step, or it returned None, perhaps before any forward pass
+        else:
             self._evidence.take()
         if self._pruned.observer.ran is not None:
             self._pruned.observer.check_reached(self.layers(pl_module), "pruned")
@@ -217,7 +215,7 @@ class PruningScheduler(TechniqueCallback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._guard.is_on or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        progress = self.window.progress(clock_of(trainer)) or 0.0
+        progress = self._progress.read(trainer) or 0.0
         with torch.inference_mode(mode=False):  # saved and cut tensors serve training, as inference tensors can't
             has_gone_back = self._guard.judge(trainer, pl_module, progress)
         if has_gone_back:
@@ -344,6 +342,7 @@ class PruningScheduler(TechniqueCallback):
             "rewinder": self._rewinder.state_dict(),
             "regrower": self._regrower.state_dict(),
             "evidence": self._evidence.state_dict(),
+            "progress": self._progress.state_dict(),
             "example": self._pruned.example.state_dict(),
             "monitors_wait": self._monitors.is_waiting,
         }
@@ -358,6 +357,7 @@ class PruningScheduler(TechniqueCallback):
         self._restored = state_dict
         self._pruned.example.load_state_dict(state_dict["example"])
         self._pruned.observer.load_state_dict(state_dict["calls"])
+        self._progress.load_state_dict(state_dict["progress"])
 
     def _take_up(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         self._pruned.load_state_dict(pl_module, state)
@@ -376,4 +376,3 @@ class PruningScheduler(TechniqueCallback):
         self._pruned.release()
         self._evidence.remove()
         self._monitors.release()
-        self._seen_step = None

@@ -19,7 +19,7 @@ from typing_extensions import override
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.quantization.calibration import calibrate_module
 from lightning_optim.callbacks.quantization.learned_values import checked_rate, train_values
-from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
@@ -95,6 +95,7 @@ class QATFakeQuant(TechniqueCallback):
         super().__init__(name=name)
         self.network, self.targets = network, targets
         self.window = window or Window()
+        self._progress = FitProgress(self.window)
         self.freeze = checked_freeze(freeze or {})
         self._observes = self._folds = False
         self._loss_scale: float | None = None
@@ -122,7 +123,8 @@ class QATFakeQuant(TechniqueCallback):
     @override
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._owner is not None and self._owner is not pl_module:
-            self._simulator = self._settings.start()  # the ranges are those of another model
+            # Ranges and progress are those of another model.
+            self._simulator, self._progress = self._settings.start(), FitProgress(self.window)
         self._owner = pl_module
 
     @override
@@ -134,7 +136,7 @@ class QATFakeQuant(TechniqueCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.window.check(clock_of(trainer))
+        self._progress.check(trainer)
         self._simulator.learned.move(pl_module.device)
         self._monitors.begin(trainer, is_reached=self.is_simulating)
 
@@ -152,7 +154,7 @@ class QATFakeQuant(TechniqueCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        progress = self.window.progress(clock_of(trainer))
+        progress = self._progress.read(trainer)
         if progress is None:
             return
         # Operators and ranges come first, even in a window that closes within a few batches.
@@ -179,11 +181,13 @@ class QATFakeQuant(TechniqueCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**self._simulator.state_dict(), "monitors_wait": self._monitors.is_waiting}
+        state = {"progress": self._progress.state_dict(), "monitors_wait": self._monitors.is_waiting}
+        return self._simulator.state_dict() | state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._simulator.load_state_dict(state_dict)
+        self._progress.load_state_dict(state_dict["progress"])
         self._monitors.was_waiting = state_dict["monitors_wait"]
 
     def calibrate(

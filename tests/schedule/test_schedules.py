@@ -49,7 +49,9 @@ def test_the_end_is_reached_to_the_bit(schedule):
 def test_epochs_steps_and_fractions_of_the_fit_are_three_words_for_one_window(window):
     seen = []
     for step in range(100):
-        progress = window.progress(Clock(step=step, epoch=step / 10, total_steps=100, total_epochs=10))
+        progress = window.progress(
+            Clock(batch=step, step=step, epoch=step / 10, total_batches=100, total_steps=100, total_epochs=10)
+        )
         seen.append(None if progress is None else Linear(end=0.8)(progress))
     expected = [None] * 20 + [0.0] * 10 + [0.2] * 10 + [0.4] * 10 + [0.6] * 10 + [0.8] * 40
     assert seen == pytest.approx(expected)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.clock import clock_after, clock_of
 from lightning_optim.pruning.rewind import Rewind
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.surgery.snapshot import Snapshot
@@ -46,23 +44,25 @@ class Rewinder:
                 "there is no learning-rate schedule to rewind: configure_optimizers returns none; "
                 "return one, or rewind weights"
             )
-        if not self._is_held and clock.step > step:
+        if clock.step > step and not self._is_held:
             raise ValueError(
                 f"rewind goes back to step {step}, but this fit goes on from step {clock.step} without it: "
                 "resume from a checkpoint written under rewind, or set a later step"
             )
-        if math.isinf(clock.total_steps):
+        if clock.step >= step:
             return
-        epoch = step * clock.total_epochs / clock.total_steps if math.isfinite(clock.total_epochs) else 0.0
-        progress = window.progress(dataclasses.replace(clock, step=max(step - 1, 0), epoch=max(epoch - 1e-6, 0.0)))
-        if step > 0 and progress is not None and schedule(progress) > 0.0:
+        progress = window.progress(clock_after(trainer, step - 1))
+        if progress is not None and schedule(progress) > 0.0:
             raise ValueError(
                 f"rewind goes back to step {step}, but pruning begins before it; let window.begin come after it"
             )
 
     def watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the model and its learning rates, if the step has come."""
-        if self._setting is None or clock_of(trainer).step != self._setting.step:
+        if self._setting is None:
+            return
+        late = clock_of(trainer).step - self._setting.step
+        if late < 0 or (late and self._is_held):  # late where the data had no batch for that very step
             return
         if self._setting.restores == "weights":
             self.snapshot.take(pl_module, trainer.optimizers)

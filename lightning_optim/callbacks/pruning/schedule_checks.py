@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.clock import clock_after, clock_of
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.window import Window
@@ -39,20 +38,17 @@ def closes_within_fit(trainer: Trainer, window: Window) -> bool:
     """Whether a window ends no later than the fit."""
     if window.end is None or window.unit == "fraction":
         return True
-    steps, steps_per_epoch = _length(trainer)
-    if window.unit == "step":
-        return window.end <= steps
-    return window.end <= (steps / steps_per_epoch if math.isfinite(steps_per_epoch) else clock_of(trainer).total_epochs)
+    clock = clock_of(trainer)
+    now, total = (clock.step, clock.total_steps) if window.unit == "step" else (clock.epoch, clock.total_epochs)
+    return window.end <= (now if math.isinf(total) else total)
 
 
 def warn_of_early_end(trainer: Trainer, window: Window, schedule: Schedule, structure: Structure) -> None:
     """Say that a fit ends before the schedule does: it may go on from its checkpoint, or be too short by mistake."""
-    steps, steps_per_epoch = _length(trainer)
-    if math.isinf(steps) or math.isinf(steps_per_epoch):
+    total = clock_of(trainer).total_steps
+    if math.isinf(total) or (window.unit == "epoch" and math.isinf(trainer.num_training_batches)):
         return
-    epoch, done = divmod(int(steps) - 1, int(steps_per_epoch))
-    share = done * trainer.accumulate_grad_batches / trainer.num_training_batches
-    progress = window.progress(dataclasses.replace(clock_of(trainer), step=int(steps) - 1, epoch=epoch + share))
+    progress = window.progress(clock_after(trainer, math.ceil(total) - 1))
     last, final = 0.0 if progress is None else schedule(progress), schedule(1.0)
     if last == final:
         return
@@ -62,13 +58,3 @@ def warn_of_early_end(trainer: Trainer, window: Window, schedule: Schedule, stru
         f"the window ends at {end}, after this fit's last step begins: it ends at a sparsity of {last:.3g}, where the "
         f"schedule would end at {final:.3g}{also}; let window.end come earlier, or go on later with a longer fit"
     )
-
-
-def _length(trainer: Trainer) -> tuple[float, float]:
-    """Optimizer steps of a fit and of each of its epochs; infinite where that is not known."""
-    batches = trainer.num_training_batches
-    if math.isinf(batches):
-        return clock_of(trainer).total_steps, math.inf
-    steps_per_epoch = max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
-    steps = clock_of(trainer).total_epochs * steps_per_epoch
-    return (min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps), steps_per_epoch

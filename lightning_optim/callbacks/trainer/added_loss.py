@@ -10,7 +10,7 @@ from typing import Any, final
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.lightning_private import is_compiled
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.patch import Patches
@@ -81,7 +81,8 @@ class AddedLoss:
         if backward_index < 0:
             raise ValueError(f"backward_index must be at least 0, got {backward_index}")
         self._add, self._begin, self._end = add, begin, end
-        self._window, self._backward_index = window, backward_index
+        self._progress = None if window is None else FitProgress(window)
+        self._backward_index = backward_index
         self._patches = Patches()
         self._running: _Running | None = None
         self._has_added = False
@@ -101,26 +102,35 @@ class AddedLoss:
             self._patches.wrap(pl_module, "log", never_compiled(_call))
 
     def check(self, trainer: Trainer) -> None:
-        """Refuse a window that this fit never reaches, in ``on_fit_start``.
+        """Refuse a window that this fit never reaches, in ``on_train_start``.
 
         Raises:
-            ValueError: If the window opens after the fit ends.
+            ValueError: If the window opens after the fit ends, or needs an end that the fit does not have.
         """
-        if self._window is not None:
-            self._window.check(clock_of(trainer))
+        if self._progress is not None:
+            self._progress.check(trainer)
 
     def detach(self) -> None:
         """Take every wrapper off; a second call does nothing."""
         self._patches.undo()
         self._running = None
 
-    def _progress(self, trainer: Trainer) -> float | None:
-        return 1.0 if self._window is None else self._window.progress(clock_of(trainer))
+    def state_dict(self) -> dict[str, Any]:
+        """Progress through the window, for the callback's own state; empty without a window."""
+        return {} if self._progress is None else self._progress.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``; the state of a term without a window changes nothing."""
+        if self._progress is not None and state:
+            self._progress.load_state_dict(state)
+
+    def _read_progress(self, trainer: Trainer) -> float | None:
+        return 1.0 if self._progress is None else self._progress.read(trainer)
 
     def _training_step(
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        progress = self._progress(trainer)
+        progress = self._read_progress(trainer)
         if progress is None:
             return original(*args, **kwargs)
         batch = args[0] if args else next(iter(kwargs.values()), None)
@@ -179,7 +189,7 @@ class AddedLoss:
         self, trainer: Trainer, pl_module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         has_added, self._has_added = self._has_added, False
-        if not has_added and (self._progress(trainer) or 0.0) > 0.0 and not pl_module.automatic_optimization:
+        if not has_added and (self._read_progress(trainer) or 0.0) > 0.0 and not pl_module.automatic_optimization:
             raise TapError(
                 "no training step of this epoch called self.manual_backward, so nothing was added to its loss: "
                 "call it in place of loss.backward()"
