@@ -365,7 +365,7 @@ class PruningScheduler(TechniqueCallback):
         self._rewinder.load_state_dict(state["rewinder"])
         self._regrower.load_state_dict(state["regrower"])
         self._evidence.load_state_dict(state["evidence"], pl_module.trainer)
-        self._monitors.was_waiting = state["monitors_wait"]
+        self._monitors.restore(was_waiting=state["monitors_wait"])
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

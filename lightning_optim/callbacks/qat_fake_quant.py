@@ -188,7 +188,7 @@ class QATFakeQuant(TechniqueCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._simulator.load_state_dict(state_dict)
         self._progress.load_state_dict(state_dict["progress"])
-        self._monitors.was_waiting = state_dict["monitors_wait"]
+        self._monitors.restore(was_waiting=state_dict["monitors_wait"])
 
     def calibrate(
         self, model: nn.Module, data: Any, *, num_batches: int = 32, methods: Sequence[PostTraining] = ()

@@ -48,10 +48,6 @@ class SuspendedMonitors(Callback):
     the other model's value. Checkpoints are written all along, so that a killed run can be resumed.
 
     It joins the trainer's callbacks from ``suspend`` to the end of the fit.
-
-    Attributes:
-        was_waiting: ``is_waiting`` of the checkpoint that the next fit resumes from: until what it waited for comes,
-            the values that the checkpoint holds as the best are of another model.
     """
 
     def __init__(self) -> None:
@@ -61,7 +57,7 @@ class SuspendedMonitors(Callback):
         self._stoppings: list[StoppingBest] = []
         self._waiting: list[BestSoFar] = []
         self._is_whole_epoch = False
-        self.was_waiting = False
+        self._was_waiting, self._has_judged_target = False, False
 
     @property
     def is_waiting(self) -> bool:
@@ -69,14 +65,23 @@ class SuspendedMonitors(Callback):
         return bool(self._waiting)
 
     def begin(self, trainer: Trainer, *, is_reached: bool) -> None:
-        """Suspend the monitors at the start of a fit, unless the target is reached already; for ``on_train_start``."""
-        was_waiting, self.was_waiting = self.was_waiting, False
-        if not is_reached or was_waiting:
+        """Suspend the monitors at the start of a fit, in ``on_train_start``.
+
+        They stay suspended until ``resume``; if the target is reached already, until their metrics are measured anew,
+        and if an earlier fit has come that far, not at all.
+        """
+        was_waiting, has_judged_target = self._was_waiting, self._has_judged_target
+        self._was_waiting, self._has_judged_target = False, True
+        if not is_reached or was_waiting or not has_judged_target:
             self.suspend(trainer)
         if is_reached:
             self.resume(trainer)
         elif was_waiting:
             self.restart_plateaus(trainer)
+
+    def restore(self, *, was_waiting: bool) -> None:
+        """Take over what ``is_waiting`` was when the checkpoint was written that a fit resumes from."""
+        self._was_waiting, self._has_judged_target = was_waiting, True
 
     def suspend(self, trainer: Trainer) -> None:
         """Stop early stopping from judging, and leave the best of an earlier fit alone; a second call does nothing."""

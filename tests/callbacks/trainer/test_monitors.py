@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim import Targets, Window
+from lightning_optim import QATFakeQuant, Targets, Window
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.surgery.patch import PatchedMethod
 from support import quiet, run_script
@@ -239,6 +239,19 @@ def test_a_fit_that_ends_before_the_pruned_model_was_measured_says_that_there_is
         save(pruning(), saver, check_val_every_n_epoch=3, max_epochs=5)
     assert saver.best_model_path == ""
     assert list(tmp_path.iterdir())
+
+
+def test_a_target_that_is_reached_before_the_fit_is_no_reason_to_keep_an_earlier_best(tmp_path):
+    def saver():
+        return ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_last=True)
+
+    save(saver(), module=WrittenLosses(), max_epochs=3)
+    module, qat, best, stopper = WrittenLosses(), QATFakeQuant(), saver(), EarlyStopping("val_loss", patience=9)
+    qat.calibrate(module.net, [torch.ones(1, 4)])
+    with pytest.warns(UserWarning, match=r"best of an earlier fit .* stay where they are"):
+        save(qat, best, stopper, module=module, ckpt_path=tmp_path / "last.ckpt")
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch=1.ckpt", "epoch=2.ckpt", "last.ckpt"}
+    assert float(stopper.best_score) == pytest.approx(0.2)
 
 
 # The object itself.
