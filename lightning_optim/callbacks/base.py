@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
+
+from lightning_optim.surgery.patch import Patches
+from lightning_optim.surgery.shrunk_checkpoint import remove_mark
 
 
 class TechniqueCallback(Callback, ABC):
@@ -28,6 +32,7 @@ class TechniqueCallback(Callback, ABC):
 
     def __init__(self, *, name: str | None) -> None:
         self.name = name
+        self._loading = Patches()
 
     @abstractmethod
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -54,17 +59,21 @@ class TechniqueCallback(Callback, ABC):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._check_name(trainer)
+        self._loading.undo()
+        self._loading.wrap(pl_module, "on_load_checkpoint", _load_without_mark)
         self.prepare(trainer, pl_module, stage)
 
     @final
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.release()
+        self._loading.undo()
 
     @final
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.release()
+        self._loading.undo()
 
     @final
     def metric(self, technique: str, noun: str) -> str:
@@ -79,3 +88,9 @@ class TechniqueCallback(Callback, ABC):
                 f"two {type(self).__name__} have the name {self.name!r} and could not be told apart; "
                 "give each a name of its own"
             )
+
+
+def _load_without_mark(original: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
+    """The one hook between a file and its weights: here the mark of a shrunk file is removed."""
+    remove_mark(checkpoint)
+    original(checkpoint)

@@ -41,6 +41,7 @@ from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.surgery.select import Targets, find_network
 from lightning_optim.surgery.shard import reshard, shard_group
+from lightning_optim.surgery.shrunk_checkpoint import mark_shrunk
 from lightning_optim.window import Window
 
 
@@ -147,7 +148,7 @@ class PruningScheduler(TechniqueCallback):
         if self._owner is not None and self._owner is not pl_module:
             self._start_afresh()  # the state is that of another model
         self._owner = pl_module
-        self._pruned.reshaper.prepare_resume(trainer, pl_module, self.state_key, self.network)
+        self._pruned.reshaper.attach(trainer, pl_module, self.state_key, self.network, lambda: self.cut)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -351,6 +352,7 @@ class PruningScheduler(TechniqueCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._restored is None:  # a restored state holds that of every rank already
             checkpoint["callbacks"][self.state_key]["evidence"] = self._evidence.gather(trainer)
+        mark_shrunk(checkpoint, self.state_key, self.cut)  # after a fit no hook of the module does
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

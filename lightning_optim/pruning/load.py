@@ -1,4 +1,4 @@
-"""Loading of a pruned model, for inference."""
+"""Loading of a pruned model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import apply_cut, taken_out
 from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import named_modules, submodule
+from lightning_optim.surgery.shrunk_checkpoint import cuts_in
 from lightning_optim.surgery.weights import check_shapes, fit_names, load_fitted, read_plain, weights_in
 
+_ADVICE = "copy or save it again, or, if you trust it, give what torch.load(path, weights_only=False) returns"
 Cut = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_pruned(
-    model: Model, path: str | Path, *, cut: Cut | str | Path | None = None, example: tuple[Any, ...] | None = None
+    model: Model,
+    path: str | Path | Mapping[str, Any],
+    *,
+    cut: Cut | str | Path | None = None,
+    example: tuple[Any, ...] | None = None,
 ) -> Model:
     """Return the small model that a file describes: a copy of ``model``, brought to its shape, with its weights.
 
@@ -31,12 +37,13 @@ def load_pruned(
 
     Args:
         model: The full-size module, as it is built; left as it is. Either the LightningModule, or its network alone.
-        path: A Trainer's checkpoint, or the weights alone (safetensors, or a saved ``state_dict``). No code in it runs.
+        path: A Trainer's checkpoint, or the weights alone (safetensors, or a saved ``state_dict``). No code in it runs:
+            hyperparameters and other objects are passed over. What such a file holds may be given instead.
         cut: What ``PruningScheduler.cut`` said, or the file of it (a stage's ``cut.pt``); checkpoints hold it already.
         example: Positional inputs of ``model``, by which the shape is read off the weights where no cut is known.
 
     Returns:
-        A module in evaluation mode.
+        A module whose parts are in the modes of those of ``model``: call ``eval`` on it before inference.
 
     Raises:
         ArtefactError: If a file is missing, broken or of another model, or the shape cannot be told.
@@ -49,10 +56,12 @@ def load_pruned(
         ...     load_pruned(full, f"{folder}/small.pt", cut={"weight": [[1, torch.tensor([0, 2]), 3]]})
         Linear(in_features=2, out_features=1, bias=True)
     """
-    path = Path(path)
-    content = read_plain(path)
+    if isinstance(path, Mapping):
+        content, path = path, Path("the checkpoint")
+    else:
+        content, path = read_plain(path, advice=_ADVICE), Path(path)
     weights = weights_in(content, path)
-    cuts = _cuts_of(content) if cut is None else [cut if isinstance(cut, Mapping) else _read_cut(Path(cut))]
+    cuts = [*cuts_in(content).values()] if cut is None else [cut if isinstance(cut, Mapping) else _read_cut(Path(cut))]
     loaded = copy_model(model)
     try:
         for one in cuts:  # modules that were taken out have no names in the file
@@ -72,7 +81,7 @@ def load_pruned(
     advice = "give the module that was saved" if is_known else "give cut or example, if channels were removed"
     check_shapes(weights, loaded, path, advice=advice)
     load_fitted(weights, loaded)
-    return loaded.eval()
+    return loaded
 
 
 # The record of the cut.
@@ -83,12 +92,6 @@ def _read_cut(path: Path) -> Cut:
     if not isinstance(content, Mapping):
         raise ArtefactError(f"{path} holds a {type(content).__name__}; what PruningScheduler.cut says is needed")
     return content
-
-
-def _cuts_of(content: Mapping[str, Any]) -> list[Cut]:
-    """What each pruning callback of a checkpoint has cut."""
-    states = content.get("callbacks", {}) if "state_dict" in content else {}
-    return [state["cut"] for state in states.values() if isinstance(state, Mapping) and state.get("cut")]
 
 
 def _cut_network(model: nn.Module, cut: Cut, weights: Mapping[str, Tensor], path: Path) -> nn.Module:

@@ -55,6 +55,8 @@ class PatchedMethod:
 class Patches:
     """Patches that one callback has set; ``undo`` takes them off in reverse order.
 
+    A copy or a pickle has set none: what is patched is the original's.
+
     Example:
         >>> class Greeter:
         ...     def greet(self, name):
@@ -70,6 +72,9 @@ class Patches:
 
     def __init__(self) -> None:
         self._set: list[tuple[object, str, PatchedMethod]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Patches, ()
 
     def wrap(self, owner: object, name: str, wrapper: Wrapper) -> None:
         """Call ``wrapper(original, *args, **kwargs)`` whenever ``owner.name`` is called.

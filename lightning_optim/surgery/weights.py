@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_optim.errors import ArtefactError
+from lightning_optim.surgery.plain_parts import read_plain_parts
 from lightning_optim.surgery.select import plain_name
+from lightning_optim.surgery.shrunk_checkpoint import MARK
 
 FileFormat = Literal["checkpoint", "safetensors"]
 Value = TypeVar("Value")
@@ -25,6 +28,8 @@ def read_plain(
     path: str | Path, file_format: FileFormat | None = None, *, advice: str = "copy or save it again"
 ) -> Any:
     """Plain content of a file, on the CPU: tensors by name, or whatever a checkpoint of torch holds.
+
+    Of a Trainer's checkpoint, what is not plain (hyperparameters of some class, a callback's objects) is left out.
 
     Args:
         path: The file.
@@ -55,6 +60,8 @@ def _read_checkpoint(path: Path, advice: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the safe loader fails wherever a damaged file breaks off, with whatever that raises
+        with suppress(Exception):
+            return read_plain_parts(path)
         truncated = f"is truncated or no checkpoint ({path.stat().st_size} bytes); {advice}"
         raise _unreadable(path, _refusal(error, advice) or truncated) from error
 
@@ -93,7 +100,8 @@ def weights_in(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds neither a 'state_dict' nor weights by name, but a {type(content).__name__}; "
             "save the model's state_dict"
         )
-    return {plain_name(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
+    named = content.items()
+    return {plain_name(str(name)): value for name, value in named if isinstance(value, Tensor) and name != MARK}
 
 
 # Fitting.

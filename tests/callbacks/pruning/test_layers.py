@@ -88,9 +88,9 @@ def test_a_fit_that_was_cut_short_goes_on_bit_equal(tmp_path, stop):
     assert bypasses(resumed) == bypasses(module) != []
     assert resumed.state_dict().keys() == module.state_dict().keys()
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in resumed.state_dict().items())
-    loaded, images = load_pruned(Module(), tmp_path / "step=6.ckpt"), torch.randn(2, 1, 16, 16)
+    loaded, images = load_pruned(Module().eval(), tmp_path / "step=6.ckpt"), torch.randn(2, 1, 16, 16)
     assert torch.equal(loaded.net(images), module.eval().net(images))
-    network = load_pruned(Module().net, tmp_path / "step=6.ckpt")
+    network = load_pruned(Module().net.eval(), tmp_path / "step=6.ckpt")
     assert torch.equal(network(images), module.net(images))
 
 

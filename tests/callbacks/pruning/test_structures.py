@@ -88,7 +88,7 @@ def test_heads_of_pytorchs_own_attention_go_in_encoders_and_decoders(shrink, tmp
     assert [module.num_heads for module in attentions] == (alive if shrink == "update" else [4] * 4)
     images = torch.randn(2, 1, 16, 16)
     torch.save(net.state_dict(), tmp_path / "net.pt")
-    loaded = load_pruned(Sequence(), tmp_path / "net.pt", cut=pruning.cut)
+    loaded = load_pruned(Sequence().eval(), tmp_path / "net.pt", cut=pruning.cut)
     torch.testing.assert_close(loaded(images), net.eval()(images))
 
 
@@ -139,7 +139,7 @@ def test_layers_are_taken_out_at_the_end(make, tmp_path):
     assert count_macs(net, (images,)) < 0.5 * macs
     assert sum(p.numel() for p in net.parameters()) < 0.5 * parameters
     torch.save(net.state_dict(), tmp_path / "net.pt")
-    loaded = load_pruned(make(), tmp_path / "net.pt", cut=pruning.cut)
+    loaded = load_pruned(make().eval(), tmp_path / "net.pt", cut=pruning.cut)
     torch.testing.assert_close(loaded(images), net.eval()(images))
     assert list(loaded.state_dict()) == list(net.state_dict())
 
