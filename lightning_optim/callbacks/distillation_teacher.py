@@ -122,11 +122,12 @@ class DistillationTeacher(TechniqueCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._added.state_dict()
+        progress = self._added.state_dict()
+        return {"progress": progress} if progress else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._added.load_state_dict(state_dict)
+        self._added.load_state_dict(state_dict["progress"])
 
     @override
     def release(self) -> None:

@@ -90,8 +90,10 @@ class Classifier(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError("a one-cycle schedule needs a fit with an end: set max_epochs or max_steps")
+        if not 0 <= steps < math.inf:  # below 0 for data without a length
+            raise ValueError(
+                "a one-cycle schedule needs a fit with an end: set max_steps, or max_epochs and data with a length"
+            )
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         total = max(int(steps) + 1, 8)  # in a shorter fit, the schedule's phases would have no length
         schedule = torch.optim.lr_scheduler.OneCycleLR(

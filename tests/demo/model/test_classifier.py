@@ -3,9 +3,15 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_optim.demo import Augmentation, Classifier, Digits, ResidualNet
 from support import quiet
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(1, 8, 8), 0)] * 3)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,8 @@ def test_a_fit_of_one_step_works_and_one_without_end_is_refused():
     quiet(max_steps=1).fit(Classifier(net), datamodule=Digits(resolution=8))
     with pytest.raises(ValueError, match="a fit with an end"):
         quiet(max_epochs=-1).fit(Classifier(net), datamodule=Digits(resolution=8))
+    with pytest.raises(ValueError, match="data with a length"):
+        quiet(max_epochs=2).fit(Classifier(net), DataLoader(Stream()))
 
 
 def test_settings_out_of_range_are_refused():
