@@ -102,7 +102,7 @@ class DistillationTeacher(TechniqueCallback):
             return
         self.release()
         if self._frozen is None:
-            module = self.teacher.load(lambda: find_network(pl_module, self.network)[1])
+            module = self.teacher.load(lambda: find_network(pl_module, self.network, needs_forward=False)[1])
             _check_shares_nothing(module, pl_module)  # before it is frozen
             self._frozen = FrozenTeacher(module, self.teacher.precision)
         _check_shares_nothing(self._frozen.module, pl_module)
@@ -142,7 +142,7 @@ class DistillationTeacher(TechniqueCallback):
         """Listen to the network and place the teacher beside it, once every callback has set its own structure up."""
         if self._calls.name is not None:
             return
-        name, network = find_network(pl_module, self.network)
+        name, network = find_network(pl_module, self.network, needs_forward=False)
         floats = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
         self._loaded().place(trainer.strategy.root_device, next(floats, torch.float32))
         self._calls.attach(pl_module, name, network)

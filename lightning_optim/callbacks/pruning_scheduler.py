@@ -209,8 +209,8 @@ class PruningScheduler(TechniqueCallback):
             self._evidence.close()  # no training step, or it returned None, perhaps before any forward pass
         else:
             self._evidence.take()
-        if self._pruned.observer.ran is not None:
-            self._pruned.observer.check_reached(self.layers(pl_module), "pruned")
+        if outputs or not pl_module.automatic_optimization:
+            self._pruned.check_reached(lambda: self.layers(pl_module))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -19,8 +17,8 @@ from typing_extensions import override
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.quantization.calibration import calibrate_module
 from lightning_optim.callbacks.quantization.learned_values import checked_rate, train_values
+from lightning_optim.callbacks.quantization.simulated_calls import SimulatedCalls
 from lightning_optim.callbacks.trainer.clock import FitProgress
-from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
@@ -29,7 +27,6 @@ from lightning_optim.export.quantized import QuantizedExport
 from lightning_optim.export.quantized_network import QuantizedNetwork, describe_placement
 from lightning_optim.export.runtime.base import Runtime
 from lightning_optim.export.verification import Verification, verify
-from lightning_optim.quantization.compilation.compiled import CompiledSimulation
 from lightning_optim.quantization.layers import LayerQuantizers, assign_layers
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.moving_average import MovingAverage
@@ -41,8 +38,6 @@ from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.settings import QuantizationSettings, checked_freeze, checked_layers, excluded_modules
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
-from lightning_optim.surgery.compilation import find_compilation
-from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, named_modules
 from lightning_optim.surgery.torch_private import uncompiled
 from lightning_optim.window import Window
@@ -97,7 +92,6 @@ class QATFakeQuant(TechniqueCallback):
         self.window = window or Window()
         self._progress = FitProgress(self.window)
         self.freeze = checked_freeze(freeze or {})
-        self._observes = self._folds = False
         self._loss_scale: float | None = None
         self.weight_quantizer, self.activation_quantizer = (
             weight_quantizer or Symmetric(),
@@ -107,7 +101,7 @@ class QATFakeQuant(TechniqueCallback):
         self._settings.check()
         self._simulator = self._settings.start()
         self.learning_rate = checked_rate(learning_rate, self._simulator.quantizers)
-        self._patches, self._monitors = Patches(), SuspendedMonitors()
+        self._calls, self._monitors = SimulatedCalls(), SuspendedMonitors()
         self._owner: LightningModule | None = None
         self._live: nn.Module | None = None
 
@@ -125,6 +119,7 @@ class QATFakeQuant(TechniqueCallback):
         if stage == "fit" and self._owner is not None and self._owner is not pl_module:
             # Ranges and progress are those of another model.
             self._simulator, self._progress = self._settings.start(), FitProgress(self.window)
+            self._calls = SimulatedCalls()
         self._owner = pl_module
 
     @override
@@ -158,8 +153,8 @@ class QATFakeQuant(TechniqueCallback):
         if progress is None:
             return
         # Operators and ranges come first, even in a window that closes within a few batches.
-        self._observes = progress < self.freeze["observer"] or not self.is_simulating
-        self._folds = progress >= self.freeze["batch_norm"]
+        self._calls.observes = progress < self.freeze["observer"] or not self.is_simulating
+        self._calls.folds = progress >= self.freeze["batch_norm"]
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -169,8 +164,11 @@ class QATFakeQuant(TechniqueCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._observes:
-            self._end_observation(trainer)
+        if self._calls.finds_parts():
+            self._calls.attach(pl_module, self._network_of(None), self._simulator)
+        elif self._calls.observes:
+            self._end_observation(trainer, may_be_idle=pl_module.automatic_optimization and not outputs)
+        self._simulator.forget_tensors()
         train_values(trainer, self._simulator.learned, self.learning_rate, self._loss_scale)
         self._loss_scale = None
 
@@ -182,13 +180,14 @@ class QATFakeQuant(TechniqueCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         state = {"progress": self._progress.state_dict(), "monitors_wait": self._monitors.is_waiting}
-        return self._simulator.state_dict() | state
+        return self._simulator.state_dict() | state | {"parts": self._calls.parts}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._simulator.load_state_dict(state_dict)
         self._progress.load_state_dict(state_dict["progress"])
         self._monitors.restore(was_waiting=state_dict["monitors_wait"])
+        self._calls.parts = None if state_dict["parts"] is None else tuple(state_dict["parts"])
 
     def calibrate(
         self, model: nn.Module, data: Any, *, num_batches: int = 32, methods: Sequence[PostTraining] = ()
@@ -306,18 +305,7 @@ class QATFakeQuant(TechniqueCallback):
         self.release()
         self._simulator.place(excluded, assigned)
         self._live = network
-        compilation = find_compilation(pl_module, network, compiler_of(pl_module))
-        compiler = None if compilation is None else compilation.compiler
-        simulation = CompiledSimulation(self._simulator, network, compiler)
-
-        @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled model calls it between two graphs
-        def simulate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            with self._simulator.observing() if self._observes else nullcontext():
-                return simulation.run(original, args, kwargs, fold=self._folds)
-
-        self._patches.wrap(network, "forward", simulate)
-        if compilation is not None and compilation.wrapper is not None:  # the simulation compiles for itself
-            self._patches.wrap(*compilation.wrapper, lambda _, *args, **kwargs: compilation.call(*args, **kwargs))
+        self._calls.attach(pl_module, network, self._simulator)
 
     def _attach_for_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -340,30 +328,24 @@ class QATFakeQuant(TechniqueCallback):
                 "resume from a checkpoint of this model"
             )
 
-    def _end_observation(self, trainer: Trainer) -> None:
+    def _end_observation(self, trainer: Trainer, *, may_be_idle: bool) -> None:
         was_simulating, was_planned = self.is_simulating, self._simulator.plan is not None
         self._simulator.finish_batch(lambda ranges: merge_ranges(ranges, trainer.strategy.root_device))
-        self._observes = False
+        self._calls.observes = False
         if not was_planned:
             plan = self._simulator.plan
+            if not may_be_idle:  # a step that returns None has perhaps called nothing
+                self._calls.check_reached(self._network_of(None), self._simulator)
             check_ranks_agree(trainer, None if plan is None else plan.state_dict(), "the operators of the network")
         if self.is_simulating and not was_simulating:
             self._monitors.resume(trainer)
 
     @override
     def release(self) -> None:
-        self._patches.undo()
+        self._calls.release()
         self._monitors.release()
-        self._observes = False
         self._simulator.discard_batch()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the live model and what is set on it out of copies and pickles."""
-        fresh = {
-            "_patches": Patches(),
-            "_monitors": SuspendedMonitors(),
-            "_owner": None,
-            "_live": None,
-            "_observes": False,
-        }
-        return {**vars(self), **fresh, "_observes": False}
+        return {**vars(self), "_monitors": SuspendedMonitors(), "_owner": None, "_live": None}

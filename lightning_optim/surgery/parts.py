@@ -215,6 +215,11 @@ def plan_parts(network: nn.Module, step: StepRecorder) -> tuple[PartsPlan, tuple
     return PartsPlan(tuple(parts), visible), tuple(tensor for _, tensor in inputs.values())
 
 
+def part_names(network: nn.Module, step: StepRecorder) -> tuple[str, ...]:
+    """Return the names of the parts that a step called, each once: those with parameters, and those between them."""
+    return tuple(dict.fromkeys(name for name, _ in _worth_keeping(network, step)))
+
+
 def _worth_keeping(network: nn.Module, step: StepRecorder) -> list[tuple[str, ModuleCall]]:
     """Calls of parts with parameters, and those that lead to one; of those from outside the first."""
     kept: list[tuple[str, ModuleCall]] = []

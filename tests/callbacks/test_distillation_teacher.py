@@ -481,15 +481,39 @@ def test_bad_place_is_refused_in_one_line_and_leaves_nothing_behind(make, error,
     assert_untouched(student)
 
 
-def test_step_that_avoids_the_modules_own_forward_is_refused():
-    class Avoids(Student):
-        def own_loss(self, batch):
-            return F.cross_entropy(self.net(batch[0]), batch[1])
+class Parts(Student):
+    """Its step calls the layers of its network, and never the network."""
 
-    student = Avoids()
-    with pytest.raises(TapError, match="never called the module's own forward"):
-        fit(student, distil(network=""))
-    assert_untouched(student)
+    def own_loss(self, batch):
+        x = batch[0]
+        for layer in self.net:
+            x = layer(x)
+        return F.cross_entropy(x, batch[1])
+
+
+@pytest.mark.parametrize("network", ["", "net"])
+def test_step_that_calls_parts_is_distilled_from_the_first_one_to_the_last(network):
+    whole, parts = Student(), Parts()
+    parts.load_state_dict(whole.state_dict())
+    for student, name in ((whole, "net"), (parts, network)):
+        fit(student, distil(network=name))
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_step_that_calls_a_part_twice_or_no_module_at_all_is_refused():
+    class Twice(Student):
+        def own_loss(self, batch):
+            return F.cross_entropy(self.net[0](batch[0]), batch[1]) + self.net[0](-batch[0]).sum()
+
+    class Functional(Student):
+        def own_loss(self, batch):
+            return F.cross_entropy(F.linear(batch[0], self.net[0].weight), batch[1])
+
+    for kind, message in ((Twice, r"the parts 'net.0', and 'net.0' 2 times"), (Functional, "no forward pass went")):
+        student = kind()
+        with pytest.raises(TapError, match=message):
+            fit(student, distil(network=""))
+        assert_untouched(student)
 
 
 def test_teacher_that_is_the_student_is_refused():

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.trainer.network_observer import NetworkObserver
 from lightning_optim.callbacks.trainer.reshape import Reshaper, averaged_copies
-from lightning_optim.errors import CaptureError, ShrinkError, reason_of
+from lightning_optim.errors import CaptureError, ShrinkError, TargetError, reason_of
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Coupling, couple
 from lightning_optim.pruning.masks import Masks
@@ -93,6 +93,23 @@ class PrunedNetwork:
     def knows_calls(self) -> bool:
         """Whether it is known how the network is called, as far as the structure needs it."""
         return not self.pruner.structure.needs_coupling or (self.observer.is_known and bool(self.example))
+
+    def check_reached(self, layers: Callable[[], Mapping[str, nn.Module]]) -> None:
+        """Refuse targets that no training step reaches, at the end of one.
+
+        Args:
+            layers: Returns the targeted layers, by plain name in the network.
+
+        Raises:
+            TargetError: If none of them ran, or the network was not called.
+        """
+        if self.observer.ran is not None:
+            self.observer.check_reached(layers(), "pruned")
+        if self.pruner.structure.needs_coupling and self.observer.is_known and not self.example:
+            raise TargetError(
+                f"the training step never called {self.name or 'the module itself'!r}, so its channels are not known; "
+                "set network to what training_step calls"
+            )
 
     def as_called(self, pl_module: LightningModule) -> nn.Module:
         """The network as the training step calls it: itself, or its parts as one module."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.errors import TargetError
 from lightning_optim.surgery.compilation import find_compilation
-from lightning_optim.surgery.parts import PartsPlan, StepRecorder, plan_parts
+from lightning_optim.surgery.parts import PartsPlan, StepRecorder, part_names, plan_parts
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.torch_private import is_compiled_wrapper
 
@@ -21,13 +21,14 @@ from lightning_optim.surgery.torch_private import is_compiled_wrapper
 class NetworkObserver:
     """Observer of the first training steps: whether a step calls the network's own ``forward``, or parts of it.
 
-    The first step shows who is called. If these are parts, the second one shows too which of their outputs the step
-    itself reads. Steps that call nothing, such as those that return None, are passed over.
+    A network that is compiled is taken to be called as a whole. Else the first step shows who is called. If these are
+    parts, the second one shows too which of their outputs the step itself reads. Steps that call nothing, such as those
+    that return None, are passed over.
 
     Attributes:
-        ran: Names of the modules that ran in the first step; ``None`` before, and where they are compiled.
+        ran: Names of the modules that ran in the first step; ``None`` before, and where modules are compiled.
+        parts: Names of the parts that the first step called; empty if the network is called as a whole.
         plan: How the parts are called; ``None`` if the network is called as a whole.
-        inputs: What the parts were given from outside, in a plan's order.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class NetworkObserver:
         self._on_plan: Callable[[tuple[Tensor, ...]], None] | None = None
         self.is_known = self.is_in_parts = False
         self.ran: frozenset[str] | None = None
+        self.parts: tuple[str, ...] = ()
         self.plan: PartsPlan | None = None
 
     def watch(
@@ -54,10 +56,11 @@ class NetworkObserver:
             on_plan: Is called with the inputs of the parts once their plan is drawn; without it none is drawn.
         """
         self.release()
+        if find_compilation(pl_module, network, compiler_of(pl_module)) is not None:
+            self.is_known = True  # what is compiled as a whole is called as a whole, and hooks would compile it anew
+            return
         self._network, self._on_plan = network, on_plan
-        self._hides_modules = find_compilation(pl_module, network, compiler_of(pl_module)) is not None or any(
-            is_compiled_wrapper(module) for module in network.modules()
-        )
+        self._hides_modules = any(is_compiled_wrapper(module) for module in network.modules())
         self._patches.wrap(pl_module, "training_step", self._training_step)
         self._patches.wrap(network, "forward", self._forward)
 
@@ -112,9 +115,10 @@ class NetworkObserver:
         if step.is_whole:
             self.is_known = True
         elif self._hides_modules:
-            self._hides_modules = False  # the next step is recorded, compiled or not
+            self._hides_modules = False  # the next step is recorded, though its parts are compiled anew
         elif not self.is_in_parts:
-            self.is_in_parts = bool(step.calls)
+            self.parts = part_names(network, step)
+            self.is_in_parts = bool(self.parts)
             self.is_known = self.is_in_parts and self._on_plan is None
         elif step.calls and self._on_plan is not None:
             self.plan, inputs = plan_parts(network, step)

@@ -22,6 +22,7 @@ class DeferredActivations:
     Args:
         backend: Quantizes.
         record: Notes who reads what, if given.
+        states: States of tensors that other parts of the network put out.
 
     Attributes:
         states: States of the tensors.
@@ -41,9 +42,8 @@ class DeferredActivations:
         ['conv']
     """
 
-    def __init__(self, backend: Backend, record: Record | None = None) -> None:
-        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.states, self.overwriting = TensorStates(rewrapped=is_distributed), Overwriting()
+    def __init__(self, backend: Backend, record: Record | None = None, states: TensorStates | None = None) -> None:
+        self.states, self.overwriting = states or new_states(), Overwriting()
         self._backend, self._record = backend, record
 
     def read(self, tensor: Tensor, reader: str, place: int) -> tuple[Tensor, str]:
@@ -108,3 +108,9 @@ class DeferredActivations:
             )
         if self._record is not None:
             self._record.read(state.origin, reader)
+
+
+def new_states() -> TensorStates:
+    """Return states of no tensor yet, as this process needs them."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return TensorStates(rewrapped=is_distributed)

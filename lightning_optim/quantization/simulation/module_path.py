@@ -32,11 +32,12 @@ class ModulePath:
 
     Args:
         names: Identity of a module -> its name.
+        start: Name of the module that runs when this is entered.
     """
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str], start: str = "") -> None:
         self._names = names
-        self._stack: list[str] = [""]
+        self._stack: list[str] = [start]
         self._handles: list[Any] = []
 
     @property

@@ -18,7 +18,7 @@ from lightning_optim.quantization.simulation.integer_form import is_real, upper_
 from lightning_optim.quantization.simulation.module_path import CurrentModule
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, NO_KERNEL, CalledOperator, Role, classify
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
-from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState
+from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates
 from lightning_optim.surgery.torch_private import pytree
 
 Function = Callable[..., Any]
@@ -64,6 +64,7 @@ class Placement(TorchFunctionMode):
         excluded: Names of the modules whose operators stay in floating point.
         path: Tells which module runs.
         record: Notes what is seen, if given.
+        states: States of tensors that other parts of the network put out, if it runs in parts.
 
     Example:
         A convolution, a ReLU and a linear layer, with their ranges known. The convolution reads its input and its
@@ -88,11 +89,12 @@ class Placement(TorchFunctionMode):
         excluded: frozenset[str],
         path: CurrentModule,
         record: Record | None = None,
+        states: TensorStates | None = None,
     ) -> None:
         super().__init__()
         self._backend, self._plan, self._modules, self._excluded = backend, plan, modules, excluded
         self._path, self._record = path, record
-        self._activations, self._counts = DeferredActivations(backend, record), dict[str, int]()
+        self._activations, self._counts = DeferredActivations(backend, record, states), dict[str, int]()
         self._states, self._overwriting = self._activations.states, self._activations.overwriting
 
     def finish(self, output: Any) -> Any:

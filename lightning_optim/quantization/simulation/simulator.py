@@ -16,12 +16,14 @@ from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import Learner, WeightLearner
 from lightning_optim.quantization.simulation.activation_quantizers import ActivationQuantizers
 from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
+from lightning_optim.quantization.simulation.deferred_activations import new_states
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.quantization.simulation.module_path import CurrentModule, ModulePath, module_names
 from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.plan import Plan, Record
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.rounding_backend import KnownRanges, SimulationBackend
+from lightning_optim.quantization.simulation.tensor_state import TensorStates
 from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.torch_private import pytree
@@ -68,6 +70,7 @@ class Simulator:
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._is_observing = False
         self._record: Record | None = None
+        self._states: TensorStates | None = None
         self._foldable: frozenset[str] = frozenset()
         self._names: tuple[nn.Module, dict[int, str], dict[str, nn.Module]] | None = None
 
@@ -132,6 +135,7 @@ class Simulator:
         kwargs: dict[str, Any],
         *,
         fold: bool = False,
+        part: str = "",
     ) -> Any:
         """Run a network's own ``forward``, simulated as far as the simulator knows it.
 
@@ -141,15 +145,16 @@ class Simulator:
             args: Its positional arguments.
             kwargs: Its keyword arguments.
             fold: Whether batch norms are folded in training too; evaluation always folds them.
+            part: Plain name of the module whose forward it is, if the network is called in parts.
         """
-        if self.plan is None:
-            return self._run_recorded(network, forward, args, kwargs) if self.is_observing else forward(*args, **kwargs)
+        if self.plan is None and self.is_observing:
+            return self._run_recorded(network, forward, args, kwargs, part)
         if not (self.is_ready or self.is_observing):
             return forward(*args, **kwargs)
         self.learned.refresh()
         is_first = network.training and torch.is_grad_enabled() and not self.learned.keys
         backend = self.backend(self.ranges, self.learned if is_first and self.is_ready else None, fold=fold)
-        with self.placed(network, backend) as placement:
+        with self.placed(network, backend, part=part) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
 
@@ -173,19 +178,33 @@ class Simulator:
         )
 
     @contextmanager
-    def placed(self, network: nn.Module, backend: Backend, record: Record | None = None) -> Iterator[Placement]:
-        """Let ``backend`` carry out the placement for what runs inside."""
+    def placed(
+        self, network: nn.Module, backend: Backend, record: Record | None = None, part: str = ""
+    ) -> Iterator[Placement]:
+        """Let ``backend`` carry out the placement for what runs inside, be it in a part of the network."""
+        states = None
+        if part:
+            states = self._states = self._states or new_states()
         with (
-            ModulePath(self._modules_of(network)[0]) as path,
-            self.placed_at(network, path, backend, record) as placement,
+            ModulePath(self._modules_of(network)[0], part) as path,
+            self.placed_at(network, path, backend, record, states) as placement,
         ):
             yield placement
 
     def placed_at(
-        self, network: nn.Module, path: CurrentModule, backend: Backend, record: Record | None = None
+        self,
+        network: nn.Module,
+        path: CurrentModule,
+        backend: Backend,
+        record: Record | None = None,
+        states: TensorStates | None = None,
     ) -> Placement:
         """Return the placement, to be entered, for what runs in the module that ``path`` names."""
-        return Placement(backend, self.plan or Plan(), self.modules_of(network), self.excluded, path, record)
+        return Placement(backend, self.plan or Plan(), self.modules_of(network), self.excluded, path, record, states)
+
+    def forget_tensors(self) -> None:
+        """End a step of a network in parts, whose parts know what the others have put out."""
+        self._states = None
 
     def modules_of(self, network: nn.Module) -> Mapping[str, nn.Module]:
         """Return a network's modules by plain name; its own name is empty."""
@@ -205,7 +224,7 @@ class Simulator:
 
     def discard_batch(self) -> None:
         """Forget what an unfinished batch showed."""
-        self._record = None
+        self._record = self._states = None
         self.ranges.discard()
         self.learned.discard()
 
@@ -239,13 +258,16 @@ class Simulator:
         self.ranges.load_state_dict(state["ranges"])
         self.learned.load_state_dict(state["learned"])
 
-    def _run_recorded(self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_recorded(
+        self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], part: str
+    ) -> Any:
         if self._record is None:
             self._record = Record()
+        if self.example is None and not part:
             self.example = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().cpu().clone(), (args, kwargs))
         _, modules = self._modules_of(network)
         self._foldable = frozenset(name for name, module in modules.items() if is_foldable(module))
-        with self.placed(network, FloatBackend(), self._record) as placement:
+        with self.placed(network, FloatBackend(), self._record, part) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
 

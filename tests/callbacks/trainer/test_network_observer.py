@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import PruningScheduler, Targets, Window
+from lightning_optim import PruningScheduler, QATFakeQuant, Targets, Window
 from lightning_optim.errors import TargetError
+from lightning_optim.export import load_session
 from lightning_optim.pruning import Channel
 from lightning_optim.schedule import Constant, Linear
 from tests.support import quiet, same
@@ -196,3 +197,66 @@ def test_parts_called_with_an_object_of_the_users_are_looked_at_again_after_a_re
     again = PruningScheduler(schedule=Linear(end=0.5), structure=Channel())
     quiet(again, max_epochs=4).fit(module, loader(), ckpt_path=tmp_path / "step=3.ckpt")
     assert (module.backbone[0].out_features, module.head.in_features) == (16, 16)
+
+
+class AutoEncoder(LightningModule):
+    """Lightning's own first example: the step calls the parts, and ``forward`` is the encoder."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
+        self.decoder = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 16))
+
+    def forward(self, x):
+        return self.encoder(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.decoder(self.encoder(batch[0])), batch[0])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.mse_loss(self.decoder(self.encoder(batch[0])), batch[0]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def test_parts_are_simulated_as_the_file_of_forward_computes_and_validation_stops_the_fit(tmp_path):
+    module, callback = AutoEncoder(), QATFakeQuant()
+    trainer = quiet(callback, EarlyStopping("val_loss", patience=1), max_epochs=10)
+    trainer.fit(module, loader(), loader())
+    assert trainer.current_epoch < 6  # the metric is constant, and the monitor did not wait behind the callback
+    assert "decoder.2:linear" in callback.describe()
+    x = next(iter(loader()))[0]
+    written = callback.export(tmp_path / "encoder.onnx", module, args=(x,))
+    deployed = torch.as_tensor(load_session(written.path).run(x.numpy())[0])
+    assert torch.equal(callback.simulated(module)(x), deployed)
+
+
+def test_what_one_part_puts_out_is_rounded_once_however_many_parts_read_it():
+    callback = QATFakeQuant()
+    fit(AutoEncoder(), callback)
+    rows = [line.split()[0] for line in callback.describe().splitlines()[1:]]
+    assert next(row for row in rows if row.startswith("decoder")) == "decoder.0:linear"
+    assert "decoder.0:linear<0" not in callback.state_dict()["ranges"]["keys"]
+
+
+def test_parts_are_known_to_a_validation_from_a_checkpoint(tmp_path):
+    module, callback = AutoEncoder(), QATFakeQuant()
+    trainer = quiet(callback, max_epochs=3)
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    wanted = trainer.validate(module, loader(), verbose=False)
+    fresh = quiet(QATFakeQuant())
+    assert fresh.validate(AutoEncoder(), loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False) == wanted
+    plain = quiet().validate(module, loader(), verbose=False)
+    assert plain != wanted
+
+
+def test_a_network_that_is_never_called_is_refused_by_quantization_after_the_first_batch():
+    module = Stepping(lambda m, x, y: F.cross_entropy(m.used(x), y), used=nn.Linear(16, 5), net=mlp())
+    with pytest.raises(TargetError, match="nothing can be quantized in Sequential: the training step never called it"):
+        fit(module, QATFakeQuant(network="net"))
+    assert module.trainer.global_step == 1
+    with pytest.raises(TargetError, match="ran no operator of it that can compute in integers"):
+        fit(Stepping(lambda m, x, y: m.net(x).square().mean(), net=nn.Sequential(nn.LayerNorm(16))), QATFakeQuant())
