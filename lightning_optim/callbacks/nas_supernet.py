@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
+from lightning_optim.callbacks.nas.checks import check_slices, checked_space, prepare_strategy, refuse_compiled
 from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetEvaluator, joined
 from lightning_optim.callbacks.nas.example import network_inputs
+from lightning_optim.callbacks.nas.fit_end import (
+    SearchAt,
+    check_before_fit,
+    check_data,
+    check_monitor,
+    checked_moment,
+    log_after_fit,
+    save_after_fit,
+    within_fit,
+)
 from lightning_optim.callbacks.nas.search_file import SearchFile, search_identity
+from lightning_optim.callbacks.nas.search_messages import SearchMessages
 from lightning_optim.callbacks.trainer.clock import clock_of
-from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
-from lightning_optim.callbacks.trainer.lightning_private import ddp_settings, is_compiled
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
-from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.progress import SearchProgress
+from lightning_optim.nas.recalibration import batch_norm_statistics, set_batch_norm_statistics
 from lightning_optim.nas.result import SearchResult
 from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.space.base import SearchDimension, Site
@@ -41,8 +50,8 @@ class NASSupernet(TechniqueCallback):
 
     The architecture is a function of the seed and the number of steps done: the same on every rank and in a resumed
     run. Under manual optimization a step is a batch.
-    After the fit, ``search`` evaluates architectures with the weights that they inherit, and ``extract`` returns the
-    pick as a plain module, to be trained on its own.
+    At the end of the fit, or when ``search`` is called, architectures are evaluated with the weights that they inherit.
+    ``extract`` returns the pick as a plain module, to be trained on its own.
 
     Validation, testing and prediction run the pick once there is one, and the user's own network until then. The
     user's own operations keep their keys; candidates lie below ``_candidates`` of the operation they may replace. The
@@ -51,8 +60,10 @@ class NASSupernet(TechniqueCallback):
     Args:
         space: What may vary, by names of your choice.
         network: Name of the network in the LightningModule, ``""`` for the LightningModule itself; ``None`` finds it.
-        strategy: Proposes architectures to ``search``; ``None`` is regularized evolution.
-        selection: Which score ``search`` compares, and the bound on the cost; ``None`` takes its defaults.
+        strategy: Proposes architectures to the search; ``None`` is regularized evolution.
+        selection: Which score the search compares, and the bound on the cost; ``None`` takes its defaults.
+        search_at: When the search happens: ``"fit_end"``, on the data of the fit, or ``"call"``, when ``search`` is
+            called. ``None`` is the end of the fit if a strategy or a selection is given, else the call.
         example: Example inputs of the network: a tensor, a sequence of arguments or a mapping of keyword arguments;
             ``None`` takes the LightningModule's ``example_input_array``.
         seed: Seeds the paths, the candidates' weights and the search.
@@ -61,7 +72,7 @@ class NASSupernet(TechniqueCallback):
 
     Raises:
         TypeError: If an entry of the space, the strategy or the selection is of another kind.
-        ValueError: If the space is empty.
+        ValueError: If the space is empty, or ``search_at`` names no moment.
 
     Example:
         >>> from lightning_optim.nas import OperationChoice
@@ -71,20 +82,22 @@ class NASSupernet(TechniqueCallback):
         "NASSupernet{'name': None}"
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one keyword for each question that a search asks
         self,
         *,
         space: Mapping[str, SearchDimension],
         network: str | None = None,
         strategy: Strategy | None = None,
         selection: Selection | None = None,
+        search_at: SearchAt | None = None,
         example: Any = None,
         seed: int = 0,
         guard: bool = True,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.space = _checked_space(space)
+        self.space = checked_space(space)
+        self.search_at = checked_moment(search_at, is_configured=not (strategy is None and selection is None))
         self.strategy: Strategy = Evolution() if strategy is None else strategy
         self.selection = Selection() if selection is None else selection
         for key, value, kind in (("strategy", self.strategy, Strategy), ("selection", self.selection, Selection)):
@@ -95,6 +108,8 @@ class NASSupernet(TechniqueCallback):
         self._patches = Patches()
         self._counts: dict[str, list[int]] = {}
         self._evaluated: Architecture | None = None
+        self._has_trained = False
+        self._statistics: dict[str, Tensor] = {}
         self.result: SearchResult | None = None
 
     @property
@@ -126,10 +141,13 @@ class NASSupernet(TechniqueCallback):
 
     @override
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        _refuse_compiled(pl_module)
+        refuse_compiled(pl_module)
         if stage == "fit":
-            _prepare_strategy(trainer)
-            _check_slices(trainer, self.space)
+            prepare_strategy(trainer)
+            check_slices(trainer, self.space)
+            self._has_trained = False
+            if self.search_at == "fit_end":
+                check_before_fit(trainer, self.selection.monitor)
         try:
             self.convert(pl_module)
         except TargetError:
@@ -145,6 +163,12 @@ class NASSupernet(TechniqueCallback):
         check_ranks_agree(trainer, settings, "the search space or the seed of NASSupernet")
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_trained, self._statistics = True, {}
+        if self.search_at == "fit_end":
+            check_data(trainer, self.selection.recalibration_batches)
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         architecture = self.supernet.sample(self.seed, clock_of(trainer).step)
         if self.guard:
@@ -155,15 +179,33 @@ class NASSupernet(TechniqueCallback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.supernet.activate(self.eval_architecture)
+        self._activate(pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.search_at == "fit_end" and trainer.state.fn == "fit":
+            check_monitor(trainer, self.selection.monitor)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.supernet.activate(self.eval_architecture)
+        self._activate(pl_module)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._activate(pl_module)
+
+    def _activate(self, pl_module: LightningModule) -> None:
         self.supernet.activate(self.eval_architecture)
+        if self._statistics and self._evaluated is None:  # a checkpoint from before the search has those of all paths
+            set_batch_norm_statistics(pl_module, self._statistics)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.search_at == "fit_end" and self._has_trained:
+            with within_fit(trainer):
+                pick = self.search(trainer, pl_module).pick
+            log_after_fit(trainer, {self.metric("nas", "score"): pick.score, self.metric("nas", "cost"): pick.cost})
+            save_after_fit(trainer, "nas_pick" if self.name is None else f"nas_{self.name}_pick")
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -178,7 +220,8 @@ class NASSupernet(TechniqueCallback):
             raise ValueError(f"the checkpoint's supernet decides {saved}, this one {here}: give it the same space")
         self._counts = {name: [int(count) for count in counts] for name, counts in state_dict["counts"].items()}
         result = state_dict["result"]
-        self.result = None if result is None else SearchResult.from_state_dict(result)
+        if result is not None:  # a checkpoint from before the search does not undo it
+            self.result = SearchResult.from_state_dict(result)
 
     def convert(self, pl_module: LightningModule) -> Supernet:
         """Turn a module into the supernet; ``setup`` calls this, and a second call changes nothing.
@@ -253,6 +296,7 @@ class NASSupernet(TechniqueCallback):
             with joined(trainer, evaluator, owner=self):
                 self.result = self._run(progress, evaluator, trainer, path)
                 evaluator.calibrate(self.result.pick.architecture)
+            self._statistics = batch_norm_statistics(pl_module) if batches else {}
         finally:
             self._evaluated = None
             supernet.activate(self.eval_architecture)
@@ -281,16 +325,25 @@ class NASSupernet(TechniqueCallback):
         self, progress: SearchProgress, evaluator: SubnetEvaluator, trainer: Trainer, path: str | Path | None
     ) -> SearchResult:
         supernet, cost = self.supernet, self.selection.cost
+        messages = SearchMessages(trainer, self.selection, self.name)
 
         def measure(architecture: Architecture) -> float:
             return float(trainer.strategy.broadcast(supernet.measure(architecture, cost)))  # ranks measure other times
 
-        if path is None:
-            return progress.run(evaluator, measure)
-        identity = search_identity(supernet.site.root, supernet.decisions, self.strategy, self.selection, self.seed)
-        file = SearchFile(path, trainer, identity)
-        file.load(progress)
-        return progress.run(evaluator, measure, file.save)
+        file: SearchFile | None = None
+        if path is not None:
+            identity = search_identity(supernet.site.root, supernet.decisions, self.strategy, self.selection, self.seed)
+            file = SearchFile(path, trainer, identity)
+            file.load(progress)
+
+        def keep(progress: SearchProgress) -> None:
+            if file is not None:
+                file.save(progress)
+            messages.evaluated(progress.evaluations)
+
+        result = progress.run(evaluator, measure, keep)
+        messages.found(result, supernet.decisions)
+        return result
 
     @override
     def release(self) -> None:
@@ -318,47 +371,3 @@ def _late_hook(pl_module: LightningModule) -> str | None:
         if getattr(type(pl_module), hook) is not getattr(LightningModule, hook):
             return hook
     return None
-
-
-def _checked_space(space: Mapping[str, SearchDimension]) -> dict[str, SearchDimension]:
-    entries = dict(space)
-    if not entries:
-        raise ValueError("space must say what may vary, got no entry; choose from lightning_optim.nas.space")
-    for key, value in entries.items():
-        if not isinstance(value, SearchDimension):
-            raise TypeError(f"space[{key!r}] must be one of lightning_optim.nas.space, got {type(value).__name__}")
-    return entries
-
-
-def _refuse_compiled(pl_module: LightningModule) -> None:
-    has_compiled = any(type(module).__name__ == "OptimizedModule" for module in pl_module.modules())
-    if has_compiled or is_compiled(pl_module):
-        raise ValueError(
-            "a supernet changes its path every step and would be compiled anew each time; "
-            "train it uncompiled, and compile the extracted pick"
-        )
-
-
-def _check_slices(trainer: Trainer, space: Mapping[str, SearchDimension]) -> None:
-    slicing = [key for key, dimension in space.items() if dimension.slices_weights]
-    if slicing and strategy_kind(trainer) is StrategyKind.SHARDED:
-        raise ValueError(
-            f"space[{slicing[0]!r}] takes slices of weights, but under {strategy_name(trainer)} each rank holds a part "
-            "of every weight; use DDPStrategy, or choose whole operations only"
-        )
-
-
-def _prepare_strategy(trainer: Trainer) -> None:
-    is_fsdp2 = is_instance_of(trainer.strategy, "ModelParallelStrategy")
-    if strategy_kind(trainer) is StrategyKind.SHARDED and not is_fsdp2:
-        raise ValueError(
-            f"NASSupernet cannot train under {strategy_name(trainer)}; use DDPStrategy or ModelParallelStrategy"
-        )
-    settings = ddp_settings(trainer)
-    if settings is None:
-        return
-    if settings.get("static_graph"):
-        raise ValueError("a supernet's graph changes every step; set static_graph=False in DDPStrategy")
-    if settings.get("find_unused_parameters") is False:
-        warnings.warn("a step leaves most of a supernet unused: find_unused_parameters is set to True", stacklevel=2)
-    settings["find_unused_parameters"] = True

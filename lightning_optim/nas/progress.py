@@ -39,6 +39,11 @@ class SearchProgress:
         self._evaluations: list[Evaluation] = []
         self._refused, self._cheapest = 0, math.inf
 
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The evaluations so far, in order."""
+        return tuple(self._evaluations)
+
     def run(
         self,
         evaluate: Callable[[Architecture], float],

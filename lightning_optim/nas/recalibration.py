@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_optim.surgery.torch_private import BatchNorm
 
@@ -32,7 +32,7 @@ def recalibrating(model: nn.Module) -> Iterator[list[nn.Module]]:
         >>> norm.running_mean, norm.training
         (tensor([4.]), False)
     """
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm) and module.track_running_stats]
+    norms = [*_tracking(model).values()]
     before = [(norm.momentum, norm.training) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -44,3 +44,21 @@ def recalibrating(model: nn.Module) -> Iterator[list[nn.Module]]:
         for norm, (momentum, training) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.train(training)
+
+
+def batch_norm_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the running statistics, by the names that they have in ``state_dict``."""
+    norms = _tracking(model).items()
+    return {f"{name}.{key}": value.clone() for name, norm in norms for key, value in norm.named_buffers(recurse=False)}
+
+
+def set_batch_norm_statistics(model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
+    """Put running statistics into the batch norms of a model that has them under the same names."""
+    for name, norm in _tracking(model).items():
+        for key, value in norm.named_buffers(recurse=False):
+            value.copy_(statistics[f"{name}.{key}"])
+
+
+def _tracking(model: nn.Module) -> dict[str, BatchNorm]:
+    norms = ((name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm))
+    return {name: norm for name, norm in norms if norm.track_running_stats}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import NASSupernet, Targets
-from lightning_optim.callbacks.nas_supernet import _prepare_strategy
+from lightning_optim.callbacks.nas.checks import prepare_strategy
 from lightning_optim.cost import Parameters, count_parameters
 from lightning_optim.errors import ArtefactError, TargetError
 from lightning_optim.nas import ElasticWidth, OperationChoice, Selection
@@ -88,7 +88,9 @@ def space():
 
 
 def searcher(**settings):
-    return NASSupernet(**{"space": space(), "selection": Selection(evaluations=6, recalibration_batches=2)} | settings)
+    """A supernet that searches when it is called."""
+    plain = {"selection": Selection(evaluations=6, recalibration_batches=2), "search_at": "call"}
+    return NASSupernet(**{"space": space()} | plain | settings)
 
 
 def trainer(*callbacks, **settings):
@@ -433,12 +435,12 @@ def test_a_compiled_module_is_refused():
 def test_ddp_must_look_for_unused_parameters_and_may_not_hold_a_static_graph():
     for strategy in (DDPStrategy(), DDPStrategy(find_unused_parameters=True)):
         made = trainer(strategy=strategy)
-        _prepare_strategy(made)
+        prepare_strategy(made)
         assert made.strategy._ddp_kwargs["find_unused_parameters"] is True
     with pytest.warns(UserWarning, match="find_unused_parameters is set to True"):
-        _prepare_strategy(trainer(strategy=DDPStrategy(find_unused_parameters=False)))
+        prepare_strategy(trainer(strategy=DDPStrategy(find_unused_parameters=False)))
     with pytest.raises(ValueError, match="static_graph=False"):
-        _prepare_strategy(trainer(strategy=DDPStrategy(static_graph=True)))
+        prepare_strategy(trainer(strategy=DDPStrategy(static_graph=True)))
 
 
 _SCRIPT = """

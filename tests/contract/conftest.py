@@ -275,6 +275,8 @@ def _case(callback: str, group: str, package: str, option: str, default: str | N
     if callback == "nas_supernet" and group not in LISTS:
         overrides.append(_WIDTH)
         chosen.add("elastic_width")
+    if (callback, option) == ("nas_supernet", "latency"):
+        overrides.append("callbacks.nas_supernet.search_at=call")  # no two measurements, and so no two picks, are alike
     if callback == "distillation_teacher" and not group.endswith("teacher"):
         chosen.add("checkpoint")
     for key in (callback, *sorted(chosen)):

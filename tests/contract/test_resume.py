@@ -61,7 +61,9 @@ def test_checkpoint_keys_are_the_users_and_every_stage_runs_from_it(case, kit, u
     assert scores[0] == scores[1]
     answers = trainer.predict(module, kit.loader(2), ckpt_path=path, weights_only=True)
     assert [answer.isfinite().all() for answer in answers] == [True, True]
-    kit.same({key: expected["weights"][key] for key in weights}, dict(module.state_dict()))
+    # A search at the end of the fit has set statistics since.
+    ends = saved["state_dict"] if case.callback == "nas_supernet" else expected["weights"]
+    kit.same({key: ends[key] for key in weights}, dict(module.state_dict()))
 
 
 def leaves_of(state):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.nas.recalibration import recalibrating
+from lightning_optim.nas.recalibration import batch_norm_statistics, recalibrating, set_batch_norm_statistics
 
 
 def test_statistics_are_the_average_over_the_batches_alone():
@@ -31,3 +31,15 @@ def test_settings_come_back_after_an_exception():
     with pytest.raises(KeyError), recalibrating(norm):
         raise KeyError
     assert (norm.momentum, norm.training) == (0.1, False)
+
+
+def test_statistics_can_be_kept_and_put_back():
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 2))
+    net(torch.randn(4, 2))
+    kept = batch_norm_statistics(net)
+    assert kept.keys() == {"0.running_mean", "0.running_var", "0.num_batches_tracked"}
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    net(torch.randn(4, 2))
+    assert not torch.equal(kept["0.running_mean"], net[0].running_mean)
+    set_batch_norm_statistics(net, kept)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())

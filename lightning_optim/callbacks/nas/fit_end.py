@@ -1,0 +1,116 @@
+"""Search at the end of a fit, for whom a configuration is all that is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
+from lightning_optim.callbacks.trainer.lightning_private import spawns_processes
+from lightning_optim.callbacks.trainer.messages import tell
+
+SearchAt = Literal["fit_end", "call"]
+
+_BY_HAND = "or set search_at='call' and call search yourself"
+
+
+def checked_moment(search_at: SearchAt | None, *, is_configured: bool) -> SearchAt:
+    """Return when a search happens: where nothing is said, at the end of the fit if a search was configured.
+
+    Raises:
+        ValueError: If there is no such moment.
+    """
+    if search_at is None:
+        return "fit_end" if is_configured else "call"
+    if search_at not in get_args(SearchAt):
+        raise ValueError(f"search_at must be 'fit_end', 'call' or None, got {search_at!r}")
+    return search_at
+
+
+def check_before_fit(trainer: Trainer, monitor: str) -> None:
+    """Refuse a fit after which no search could be made.
+
+    Raises:
+        ValueError: Saying what is missing.
+    """
+    if spawns_processes(trainer):
+        raise ValueError(
+            "a search at the end of the fit needs processes that outlive it: take another strategy than "
+            f"ddp_spawn, {_BY_HAND}"
+        )
+    if not trainer.enable_validation:
+        raise ValueError(
+            f"the search at the end of the fit compares {monitor!r}, but this fit validates nothing: "
+            f"give it validation data and a validation_step, {_BY_HAND}"
+        )
+
+
+def check_data(trainer: Trainer, num_batches: int) -> None:
+    """Refuse training data of which no batches can be taken for the batch-norm statistics.
+
+    Raises:
+        ValueError: If there are several loaders.
+    """
+    if num_batches and isinstance(trainer.train_dataloader, (Mapping, Sequence)):
+        raise ValueError(
+            "the search at the end of the fit takes batches for batch-norm statistics from one training loader, got a "
+            f"{type(trainer.train_dataloader).__name__} of them: set selection.recalibration_batches to 0, {_BY_HAND}"
+        )
+
+
+def check_monitor(trainer: Trainer, monitor: str) -> None:
+    """Refuse a score that validation does not log, as soon as there has been one.
+
+    Raises:
+        ValueError: Naming what is logged.
+    """
+    if not trainer.sanity_checking and monitor not in trainer.callback_metrics:
+        raise ValueError(
+            f"the search at the end of the fit compares {monitor!r}, but the module logs "
+            f"{sorted(trainer.callback_metrics)}: set selection.monitor to one of them, {_BY_HAND}"
+        )
+
+
+@contextmanager
+def within_fit(trainer: Trainer) -> Iterator[None]:
+    """Let a trainer validate before its fit has returned; afterwards it is in the fit, with the metrics of the fit."""
+    state, before = dataclasses.replace(trainer.state), [dict(metrics) for metrics in _metrics(trainer)]
+    try:
+        yield
+    finally:
+        trainer.state.fn, trainer.state.status, trainer.state.stage = state.fn, state.status, state.stage
+        for metrics, old in zip(_metrics(trainer), before, strict=True):
+            metrics.clear()
+            metrics.update(old)
+
+
+def _metrics(trainer: Trainer) -> list[dict[str, Any]]:
+    return [trainer.callback_metrics, trainer.logged_metrics, trainer.progress_bar_metrics]
+
+
+def log_after_fit(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Give metrics to the trainer's loggers, and to who reads ``callback_metrics`` after the fit."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=trainer.global_step)
+
+
+def save_after_fit(trainer: Trainer, name: str) -> None:
+    """Save a checkpoint that knows the pick beside those of the fit, if it saves any; no file is written over."""
+    checkpoint = trainer.checkpoint_callback
+    is_dry: bool = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by the trainer
+    if is_dry or not is_instance_of(checkpoint, "ModelCheckpoint"):
+        return
+    folder = Path(checkpoint.dirpath)  # type: ignore[union-attr]  # known by its name
+    names = itertools.chain([name], (f"{name}-v{number}" for number in itertools.count(1)))
+    free = next(path for path in (folder / f"{name}.ckpt" for name in names) if not path.exists())
+    path = trainer.strategy.broadcast(free)
+    trainer.save_checkpoint(path)
+    tell(trainer, f"the pick and its weights are kept in {path}")

@@ -1,0 +1,240 @@
+"""A search at the end of the fit: for whom a configuration is all that is said."""
+
+import logging
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optim import NASSupernet, Targets
+from lightning_optim.callbacks.nas import search_messages
+from lightning_optim.callbacks.nas.fit_end import check_before_fit
+from lightning_optim.callbacks.trainer.messages import Pace
+from lightning_optim.cost import Parameters
+from lightning_optim.nas import ElasticWidth, Selection
+from lightning_optim.search import RandomSearch
+from support import quiet
+
+
+class User(LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        self.example_input_array = torch.zeros(4, 6)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/accuracy", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net.parameters(), lr=0.01)
+
+
+def loader():
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=16)
+
+
+def supernet(**settings):
+    space = {"width": ElasticWidth(targets=Targets(include=["net.0"]), fractions=[0.25, 0.5, 1.0])}
+    return NASSupernet(**{"space": space, "selection": Selection(recalibration_batches=2)} | settings)
+
+
+def fit(callback, *others, module=None, **settings):
+    module = module or User()
+    trainer = quiet(callback, *others, **{"max_epochs": 1} | settings)
+    trainer.fit(module, loader(), loader())
+    return module, trainer
+
+
+def test_the_fit_ends_with_the_result_of_a_search():
+    module, trainer = fit(supernet())
+    (callback,) = (entry for entry in trainer.callbacks if isinstance(entry, NASSupernet))
+    called = supernet(search_at="call")
+    other, made = fit(called)
+    assert called.result is None
+    assert callback.result == called.search(made, other)
+    assert callback.eval_architecture == callback.result.pick.architecture
+    x = torch.randn(5, 6)
+    assert torch.equal(callback.extract(module).eval()(x), module.eval()(x))
+    (tested,) = trainer.test(module, loader(), verbose=False)
+    assert tested["val/accuracy"] == pytest.approx(callback.result.pick.score)
+
+
+def test_selection_and_strategy_take_effect():
+    # Layers 6 -> w, w -> 2 and a norm: 6w + w + 2w + 2w + 2 parameters; 24, 46 and 90.
+    callback = supernet(selection=Selection(cost=Parameters(), max_cost=50, recalibration_batches=0))
+    fit(callback)
+    assert sorted(entry.cost for entry in callback.result.evaluations) == [24, 46]
+    callback = supernet(strategy=RandomSearch(), selection=Selection(evaluations=1, recalibration_batches=0))
+    fit(callback)
+    assert len(callback.result.evaluations) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "moment"),
+    [
+        ({"selection": None}, "call"),
+        ({}, "fit_end"),
+        ({"selection": None, "strategy": RandomSearch()}, "fit_end"),
+        ({"selection": None, "search_at": "fit_end"}, "fit_end"),
+        ({"search_at": "call"}, "call"),
+    ],
+)
+def test_what_is_configured_says_when_the_search_is(settings, moment):
+    assert supernet(**settings).search_at == moment
+
+
+class Watcher(Callback):
+    def __init__(self):
+        self.teardowns, self.ended = [], []
+
+    def on_fit_end(self, trainer, pl_module):
+        self.ended.append((trainer.state.fn.value, pl_module.net[0].training))
+
+    def teardown(self, trainer, pl_module, stage):
+        self.teardowns.append(stage)
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_the_trainer_ends_its_fit_as_without_a_search(tmp_path, is_first):
+    watcher, callback = Watcher(), supernet()
+    callbacks = [watcher, callback] if is_first else [callback, watcher]
+    logger = CSVLogger(tmp_path)
+    module = User()
+    trainer = quiet(*callbacks, max_epochs=1, logger=logger, log_every_n_steps=1)
+    trainer.fit(module, loader(), loader())
+    assert [name for name, _ in watcher.ended] == ["fit"]
+    assert watcher.teardowns[-1] == "fit"
+    assert watcher.teardowns.count("fit") == 1
+    assert trainer.state.finished
+    assert {"train/loss", "val/accuracy"} < set(trainer.callback_metrics)
+    assert trainer.loggers == [logger]
+    pick = callback.result.pick
+    assert float(trainer.callback_metrics["nas/score"]) == pytest.approx(pick.score)
+    assert float(trainer.callback_metrics["nas/cost"]) == pick.cost
+    logged = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
+    assert "nas/score" in logged
+    plain = quiet(max_epochs=1)
+    reference = User()
+    plain.fit(reference, loader(), loader())
+    assert trainer.current_epoch == plain.current_epoch
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, loader(), loader())  # and it goes on
+    assert trainer.current_epoch == 2
+
+
+class Data(LightningDataModule):
+    def __init__(self):
+        super().__init__()
+        self.stages = []
+
+    def setup(self, stage):
+        self.stages.append(stage)
+
+    def train_dataloader(self):
+        return loader()
+
+    def val_dataloader(self):
+        return loader()
+
+
+def test_data_of_a_datamodule_serve_the_search():
+    callback, module = supernet(), User()
+    quiet(callback, max_epochs=1).fit(module, datamodule=Data())
+    reference = supernet()
+    fit(reference)
+    assert callback.result == reference.result
+
+
+def test_a_fit_that_trains_nothing_searches_nothing(tmp_path):
+    callback = supernet()
+    _, trainer = fit(callback)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    again = supernet(selection=Selection(monitor="nothing"))
+    quiet(again, max_epochs=1).fit(User(), loader(), loader(), ckpt_path=tmp_path / "end.ckpt", weights_only=True)
+    assert again.result == callback.result
+
+
+def test_progress_and_pick_are_told(caplog, monkeypatch):
+    monkeypatch.setattr(search_messages, "Pace", lambda: Pace(seconds=0.0))
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        fit(supernet(name="net", selection=Selection(cost=Parameters(), recalibration_batches=0)))
+    told = [record.getMessage() for record in caplog.records if "NASSupernet" in record.getMessage()]
+    assert [text.split(",")[0] for text in told[:3]] == [
+        f"NASSupernet 'net': {done} of at most 64 architectures evaluated" for done in (1, 2, 3)
+    ]
+    assert "3 architectures evaluated; the pick has val/accuracy" in told[3]
+    assert "(the network as it was: val/accuracy" in told[3]
+    assert told[3].count("(Parameters)") == 2
+    assert "net.0:width=" in told[3]
+
+
+class Unvalidated(User):
+    validation_step = LightningModule.validation_step
+
+
+def untouched(module):
+    return not any("_candidates" in name for name in module.state_dict()) and "forward" not in vars(module.net[0])
+
+
+def test_what_no_search_could_use_is_refused_before_training():
+    for module, loaders in ((User(), (loader(),)), (Unvalidated(), (loader(), loader()))):
+        with pytest.raises(ValueError, match=r"'val/accuracy', but this fit validates nothing.*search_at='call'"):
+            quiet(supernet(), max_epochs=1).fit(module, *loaders)
+        assert untouched(module)
+    with pytest.raises(ValueError, match="one training loader, got a list"):
+        quiet(supernet(), max_epochs=1).fit(User(), [loader(), loader()], loader())
+    with pytest.raises(ValueError, match="ddp_spawn"):
+        check_before_fit(quiet(strategy="ddp_spawn"), "val/accuracy")
+    with pytest.raises(ValueError, match="search_at must be"):
+        supernet(search_at="end")
+    quiet(supernet(search_at="call"), max_epochs=1).fit(Unvalidated(), loader())
+
+
+def test_a_score_that_is_not_logged_is_told_after_the_first_validation():
+    trainer = quiet(supernet(selection=Selection(monitor="val/f1")), max_epochs=3, num_sanity_val_steps=1)
+    with pytest.raises(ValueError, match=r"'val/f1', but the module logs .*'val/accuracy'"):
+        trainer.fit(User(), loader(), loader())
+    assert trainer.current_epoch == 0
+
+
+def test_what_is_tested_after_the_fit_is_the_pick_whatever_checkpoint_its_weights_come_from(tmp_path):
+    # One epoch: the weights of the checkpoint are those of the search, but for the statistics of all paths.
+    callback, saver = supernet(), ModelCheckpoint(tmp_path, filename="best")
+    module, trainer = fit(callback, saver, enable_checkpointing=True)
+    (tested,) = trainer.test(module, loader(), ckpt_path=tmp_path / "best.ckpt", verbose=False, weights_only=True)
+    assert tested["val/accuracy"] == pytest.approx(callback.result.pick.score)
+
+
+def test_the_pick_is_kept_beside_the_checkpoints_of_the_fit_and_over_no_other_file(tmp_path):
+    def files():
+        return {path.name for path in tmp_path.glob("nas*")}
+
+    (tmp_path / "nas_pick.ckpt").write_bytes(b"another fit's")
+    callback = supernet()
+    module, _ = fit(callback, ModelCheckpoint(tmp_path), enable_checkpointing=True)
+    assert files() == {"nas_pick.ckpt", "nas_pick-v1.ckpt"}
+    fresh, loaded = User(), supernet()
+    quiet(loaded).test(fresh, loader(), ckpt_path=tmp_path / "nas_pick-v1.ckpt", verbose=False, weights_only=True)
+    x = torch.randn(5, 6)
+    assert torch.equal(loaded.extract(fresh).eval()(x), callback.extract(module).eval()(x))
+    fit(supernet(name="net"), ModelCheckpoint(tmp_path), enable_checkpointing=True)
+    fit(supernet(), ModelCheckpoint(tmp_path), fast_dev_run=True, enable_checkpointing=True)
+    assert files() == {"nas_pick.ckpt", "nas_pick-v1.ckpt", "nas_net_pick.ckpt"}
