@@ -11,8 +11,9 @@ from typing import final
 
 import torch
 
-_CALM = 1.25  # times the least reading of the process
+_CALM = 1.25  # times the least of the process
 _SAMPLES = 5
+_BLOCK = 9  # readings of which the median counts: a single one may be far too small
 
 
 @final
@@ -27,6 +28,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._least = math.inf
+        self._block: list[float] = []
         matrix = torch.ones(96, 96)
         self._loop: Callable[[], object] = lambda: sum(range(8000))
         self._product: Callable[[], object] = lambda: [matrix @ matrix for _ in range(4)]
@@ -34,11 +36,19 @@ class Pace:
     def read(self) -> float:
         """Measure the ratio; takes about a millisecond."""
         reading = _seconds(self._loop) / _seconds(self._product)
-        self._least = min(self._least, reading)
+        self._block.append(reading)
+        if len(self._block) == _BLOCK:
+            self._least = min(self._least, statistics.median(self._block))
+            self._block.clear()
         return reading
 
+    def remember(self) -> None:
+        """Read until this moment counts as one to which others are held."""
+        for _ in range(_BLOCK):
+            self.read()
+
     def is_calm(self, reading: float) -> bool:
-        """Whether the core was this thread's alone, by the least reading so far."""
+        """Whether the core was this thread's alone, by the least of the moments so far."""
         return reading <= _CALM * self._least
 
 
@@ -55,4 +65,4 @@ def _seconds(call: Callable[[], object]) -> float:
         began = time.thread_time()
         call()
         samples.append(time.thread_time() - began)
-    return statistics.median(samples)
+    return min(samples)

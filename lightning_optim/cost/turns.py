@@ -138,6 +138,7 @@ def time_in_turns(calls: Mapping[str, Callable[[], object]], *, seconds: float) 
     pace, order = process_pace(), list(calls)
     with undisturbed():
         sizes = {name: _burst_size(call) for name, call in calls.items()}
+        pace.remember()
         readings, began = [pace.read()], time.perf_counter()
         while len(turns) < _LEAST_TURNS or _goes_on((time.perf_counter() - began) / seconds, readings, pace):
             bursts = {name: _burst(calls[name], sizes[name]) for name in order}
