@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from lightning_optim.errors import LightningOptimError, reason_of
 
-_RUN_KEYS = ("recipe", "model", "data", "trainer", "metrics", "network", "seed", "latency_seconds")
+_RUN_KEYS = ("recipe", "model", "data", "trainer", "metrics", "network", "seed", "latency_seconds", "deploy")
 
 
 class ConfigError(LightningOptimError, ValueError):

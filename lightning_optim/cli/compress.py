@@ -16,6 +16,7 @@ from rich.console import Console
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.cli.build import ConfigError, build, build_callbacks
+from lightning_optim.export.onnx_file.integer_speed import measure_integer_speed
 from lightning_optim.recipe.rehearsal import rehearse
 from lightning_optim.recipe.run import Recipe, is_first_process
 from lightning_optim.recipe.stage import Artefacts, Stage
@@ -38,20 +39,25 @@ def compress(config: DictConfig, folder: Path) -> float:
     """
     quieten()
     console = Console()
-    recipe = _recipe(config, folder, console)
+    recipe, deployment = _recipe(config, folder, console), build(config.deploy)
     if _is_new(config, folder):
         with console.status("rehearsing every stage"):
             rehearse(recipe)
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+    if is_first_process() and any(stage.kind == "qat" for stage in recipe.stages):
+        with console.status("timing integer kernels"):
+            speed = measure_integer_speed()
+        console.print(str(speed), highlight=False)
     finished = recipe.run()
     if not is_first_process():
         return finished[-1].result.test_accuracy
-    report = summarize(finished, folder, seconds=config.latency_seconds)
+    with console.status("timing every stage's file"):
+        report = summarize(finished, folder, seconds=config.latency_seconds, deployment=deployment)
     print_table(report, console)
-    console.print(
-        f"page: {folder / 'report.html'}   figures: {folder / 'report.json'}   model: {folder / 'model.onnx'}"
-    )
-    return report.deployed.test_accuracy
+    model = folder / ("model.onnx" if (folder / "model.onnx").is_file() else report.deployed.file)
+    console.print(f"page: {folder / 'report.html'}   figures: {folder / 'report.json'}", highlight=False)
+    console.print(f"model: {model} ({report.deployed.name})", highlight=False)
+    return finished[-1].result.test_accuracy
 
 
 def quieten() -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import distributed, nn
 
 from lightning_optim.atomic import write_atomic
+from lightning_optim.cost.pace import process_pace
 from lightning_optim.errors import ArtefactError, OrderError
 from lightning_optim.recipe.artefact import check_checkpoint, load_cut, load_weights, save_cut, save_weights, write_json
 from lightning_optim.recipe.determinism import EpochSeed, seed_everything
@@ -100,6 +101,7 @@ class Recipe:
             self._publish(stage.name, finished[-1], folder)
             return
         began = time.perf_counter()
+        process_pace().remember()  # by the calmest of such moments it is told later whether files are timed in calm
         callbacks = list(stage.make_callbacks(lambda name: self._network_of(name, finished)))
         stage.apply_settings(module)
         self._fit(stage, folder, module, callbacks, display)
@@ -151,10 +153,10 @@ class Recipe:
         return save_weights(folder / "weights.safetensors", module)
 
     def _publish(self, name: str, last: Finished, folder: Path) -> None:
-        """Make the last stage's exported file the run's model."""
+        """Make the last stage's exported file the run's model; another's may take its place once all are measured."""
         if is_first_process():
             write_atomic(self.folder / "model.onnx", (last.folder / "model.onnx").read_bytes())
-            write_json(folder / "stage.json", replace(last.result, name=name, file="model.onnx", seconds=0.0).to_dict())
+            write_json(folder / "stage.json", replace(last.result, name=name, seconds=0.0).to_dict())
         _barrier()
 
     def _network_of(self, name: str, finished: Sequence[Finished]) -> nn.Module:

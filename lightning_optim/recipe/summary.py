@@ -1,4 +1,4 @@
-"""Report of a run: every stage's figures, with latencies measured side by side."""
+"""Report of a run: every stage's figures, with latencies measured side by side, and the file to deploy."""
 
 from __future__ import annotations
 
@@ -6,59 +6,93 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lightning_optim.atomic import write_atomic
+from lightning_optim.export.onnx_file.integer_speed import measure_integer_speed
 from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
 from lightning_optim.export.onnx_file.session import time_models
 from lightning_optim.recipe.artefact import load_inputs
 from lightning_optim.recipe.run import Finished
+from lightning_optim.report.deployment import Deployment
 from lightning_optim.report.result import MEASURED, Report, collect_versions
 from lightning_optim.report.write import write_report
 
 _BATCHES = (1, 32)
 
 
-def summarize(finished: Sequence[Finished], folder: Path, seconds: float) -> Report:
-    """Measure latencies, and write ``report.json`` and ``report.html`` into ``folder``.
+def summarize(
+    finished: Sequence[Finished], folder: Path, seconds: float, deployment: Deployment | None = None
+) -> Report:
+    """Measure latencies, write ``report.json`` and ``report.html`` into ``folder``, and the chosen file if it exports.
 
     Args:
         finished: The stages of a run, in order.
         folder: The run's folder.
         seconds: Time to spend on each batch size, over all stages.
+        deployment: Chooses the file that becomes ``model.onnx``, if a stage of the run exports; ``None`` is the
+            default.
     """
+    deployment = deployment or Deployment()
     trained = [done for done in finished if done.kind != "export"]
     paths = {done.result.name: done.folder / "model.onnx" for done in trained}
     example = [tensor.numpy() for tensor in load_inputs(trained[0].folder / "inputs.safetensors")]
-    times = time_models(paths, example, _BATCHES, seconds=seconds)
+    timings = time_models(paths, example, _BATCHES, seconds=seconds)
     stages = [
-        replace(done.result, latency_ms_b1=times[name][1].cpu_ms, latency_ms_b32=times[name][32].cpu_ms)
+        replace(done.result, latency_ms_b1=timings[name][1].cpu_ms, latency_ms_b32=timings[name][32].cpu_ms)
         for done, name in zip(trained, paths, strict=True)
     ]
-    last = stages[-1]
-    kernels = inspect_kernels(trained[-1].folder / "model.onnx")
-    parity = {"top1_agreement": last.agreement or 0.0, "integer_kernel_fraction": kernels.integer_fraction}
+    model = deployment.chosen(stages, timings)
+    remarks = deployment.remarks(stages, timings)
+    if len(trained) < len(finished):
+        _publish(paths[model], folder / "model.onnx")
+        remarks += _choice(model, stages[-1].name, deployment.aim)
+    kernels = inspect_kernels(paths[model])
+    agreement = next(stage.agreement for stage in stages if stage.name == model)
     report = Report(
         stages=stages,
-        parity=parity,
+        parity={"top1_agreement": agreement or 0.0, "integer_kernel_fraction": kernels.integer_fraction},
         versions=collect_versions(),
-        notes=[*MEASURED, _kernel_note(kernels)],
-        artefacts=_artefacts(finished, folder),
+        notes=[*MEASURED, _kernel_note(kernels), *_integer_notes(trained)],
+        artefacts=_artefacts(finished, folder, model),
+        timings=timings,
+        best=deployment.best(stages, timings),
+        model=model,
+        remarks=remarks,
     )
     write_report(report, folder)
     return report
 
 
+def _publish(chosen: Path, model: Path) -> None:
+    content = chosen.read_bytes()
+    if not model.is_file() or model.read_bytes() != content:
+        write_atomic(model, content)
+
+
+def _choice(model: str, last: str, aim: str) -> list[str]:
+    """What the run's model is, where the order of the stages lets expect another."""
+    if model == last:
+        return []
+    return [f"model.onnx is the file of {model}, the best for {aim}; with deploy.aim=last it is that of {last}."]
+
+
+def _integer_notes(trained: Sequence[Finished]) -> list[str]:
+    return [str(measure_integer_speed())] if any(done.kind == "qat" for done in trained) else []
+
+
 def _kernel_note(kernels: Kernels) -> str:
-    floating = f"; in floating point: {_listed(kernels.floating)}" if kernels.floating else "; none in floating point"
-    return f"Kernels of the deployed model after ONNX Runtime's own optimization: {_listed(kernels.integer)}{floating}."
+    integer = _listed(kernels.integer) if kernels.integer else "none in integers"
+    floating = f"in floating point: {_listed(kernels.floating)}" if kernels.floating else "none in floating point"
+    return f"Kernels of the deployed model after ONNX Runtime's own optimization: {integer}; {floating}."
 
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
-def _artefacts(finished: Sequence[Finished], folder: Path) -> dict[str, str]:
+def _artefacts(finished: Sequence[Finished], folder: Path, model: str) -> dict[str, str]:
     artefacts = {"report.json": "these figures, for programs", "config.yaml": "the configuration of the run"}
     if (folder / "model.onnx").is_file():
-        artefacts = {"model.onnx": "the deployed model", **artefacts}
+        artefacts = {"model.onnx": f"the deployed model, which is that of {model}", **artefacts}
     for done in finished:
         if done.kind != "export":
             place = done.folder.relative_to(folder)

@@ -1,3 +1,4 @@
+from .deployment import Deployment as Deployment
 from .result import Report as Report
 from .result import StageResult as StageResult
 from .result import read_report as read_report

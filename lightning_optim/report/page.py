@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from lightning_optim.report.plot import can_plot, plot_curves, plot_stages, plot_trade_off
 from lightning_optim.report.result import Report
-from lightning_optim.report.table import HEADINGS, LEGEND, Cell, rows_of
-from lightning_optim.report.wording import say_bytes, say_factor, say_percent, say_points
+from lightning_optim.report.table import (
+    DEPLOY_HEADINGS,
+    HEADINGS,
+    LATENCY_HEADINGS,
+    LATENCY_LEGEND,
+    LEGEND,
+    Cell,
+    deploy_rows_of,
+    latency_rows_of,
+    rows_of,
+)
+from lightning_optim.report.wording import say_bytes, say_factor, say_gain, say_percent, say_points, say_spread
 
 _NO_PLOTS = "<section><p class='notice'>No plots: pip install 'lightning-optim[report]'</p></section>"
 
 
 def render_page(report: Report) -> str:
-    """Return the page: headline figures, the stages, plots, files, how it was measured.
+    """Return the page: headline figures, what to deploy, the stages, plots, files, how it was measured.
 
     Style and plots are embedded; text follows the reader's light or dark setting. Without matplotlib, one line
     stands where the plots would.
     """
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    body = [_headline(report), _stages(report), *_plots(report), _files(report), _notes(report)]
+    body = [_headline(report), _deploy(report), _stages(report), _latency(report), *_plots(report)]
+    body += [_files(report), _notes(report)]
     return "\n".join(
         [
             "<!doctype html>",
@@ -40,28 +52,64 @@ def _headline(report: Report) -> str:
     agreement = say_percent(report.parity["top1_agreement"]).replace(".00 %", " %")
     figures = [
         (say_factor(base.bytes, deployed.bytes), "smaller file"),
-        (say_factor(base.latency_ms_b32, deployed.latency_ms_b32), "faster at batch 32"),
-        (say_factor(base.latency_ms_b1, deployed.latency_ms_b1), "faster at batch 1"),
+        _speedup(report, 32, base.latency_ms_b32, deployed.latency_ms_b32),
+        _speedup(report, 1, base.latency_ms_b1, deployed.latency_ms_b1),
         (say_points(base.test_accuracy, deployed.test_accuracy), "points of test accuracy"),
         (agreement, "of answers as trained"),
     ]
     cards = [
-        f"<div class='figure'><strong>{escape(value)}</strong><span>{label}</span></div>"
+        f"<div class='figure'><strong>{escape(value)}</strong><span>{escape(label)}</span></div>"
         for value, label in figures
         if value
     ]
     accuracy = f"{say_percent(base.test_accuracy)} to {say_percent(deployed.test_accuracy)} on the test set"
     size = f"{say_bytes(base.bytes)} to {say_bytes(deployed.bytes)}"
-    lead = f"From {base.name} to {deployed.name} in {len(report.stages)} stages: {accuracy}, {size}."
+    lead = f"From {base.name} to {deployed.name}, the deployed one of {len(report.stages)} stages: {accuracy}, {size}."
+    if deployed == base and len(report.stages) > 1:
+        lead = f"Of {len(report.stages)} stages, {base.name} itself is deployed: no other serves better, see below."
     return f"<p class='lead'>{escape(lead)}</p>\n<div class='figures'>{''.join(cards)}</div>"
 
 
-def _stages(report: Report) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
-    rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows_of(report))
+def _speedup(report: Report, batch: int, base: float | None, deployed: float | None) -> tuple[str, str]:
+    spread = report.speedup(report.deployed, batch)
+    if spread is None:
+        return say_factor(base, deployed), f"faster at batch {batch}"
+    if not spread.is_decided:
+        return "not decided", f"how much faster at batch {batch}: {say_spread(spread)}"
+    return say_gain(spread.median), f"faster at batch {batch} ({say_spread(spread)})"
+
+
+def _deploy(report: Report) -> str:
+    if not report.best and not report.remarks:
+        return ""
+    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in report.remarks)
+    table = _table(DEPLOY_HEADINGS, deploy_rows_of(report), kind="deploy") if report.best else ""
     return (
-        "<section><h2>Stage by stage</h2><div class='wide'><table class='stages'>"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div><p class='caption'>{LEGEND}</p></section>"
+        f"<section><h2>What to deploy on this machine</h2>{table}{f'<ul>{remarks}</ul>' if remarks else ''}</section>"
+    )
+
+
+def _stages(report: Report) -> str:
+    names = [stage.name for stage in report.stages]
+    table = _table(HEADINGS, rows_of(report), kind="stages", bold=names.index(report.deployed.name))
+    return f"<section><h2>Stage by stage</h2>{table}<p class='caption'>{LEGEND}</p></section>"
+
+
+def _latency(report: Report) -> str:
+    if not report.timings:
+        return ""
+    table = _table(LATENCY_HEADINGS, latency_rows_of(report), kind="latency")
+    return f"<section><h2>Latency of a call</h2>{table}<p class='caption'>{LATENCY_LEGEND}</p></section>"
+
+
+def _table(headings: Sequence[str], rows: Sequence[tuple[Cell, ...]], *, kind: str, bold: int = -1) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "\n".join(
+        f"<tr{' class=deployed' if place == bold else ''}>{''.join(map(_cell, row))}</tr>"
+        for place, row in enumerate(rows)
+    )
+    return (
+        f"<div class='wide'><table class='{kind}'><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
 

@@ -33,8 +33,8 @@ Axis = tuple[str, Callable[[StageResult], float | None], Callable[[Any], str]]
 _COSTS: tuple[Axis, ...] = (
     ("file size", lambda stage: stage.bytes, say_bytes),
     ("MACs of one sample", lambda stage: stage.macs, say_count),
-    ("latency at batch 1, ms", lambda stage: stage.latency_ms_b1, say_milliseconds),
-    ("latency at batch 32, ms", lambda stage: stage.latency_ms_b32, say_milliseconds),
+    ("CPU ms at batch 1", lambda stage: stage.latency_ms_b1, say_milliseconds),
+    ("CPU ms at batch 32", lambda stage: stage.latency_ms_b32, say_milliseconds),
 )
 
 

@@ -10,14 +10,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
 
+from lightning_optim.cost.turns import Spread, Timing, speedup
 from lightning_optim.errors import ArtefactError
 
 MEASURED = (
     "Accuracies are top-1, of the exported file run in ONNX Runtime over the whole split.",
     "Bytes are those of the stage's own ONNX file; exporter metadata is stripped from every file, the base included.",
-    "Latency is the CPU time of the calling thread for a call in ONNX Runtime with one intra-op thread; the stages "
-    "take turns within one process. It leaves out the waiting for other work on the machine, which lengthens long "
-    "calls on the clock by more than short ones.",
+    "Latency is the CPU time of the calling thread for a call in ONNX Runtime with one intra-op thread: the median "
+    "over the moments of measuring, with the quartiles beside it. The stages take turns within one process. Wall time "
+    "stands beside it: it holds the waiting for other work too, which lengthens long calls by more than short ones.",
+    "A ratio of latencies is taken moment by moment. It is not decided where half of the moments or more lie further "
+    "than a tenth from the median, or where other work shared the processor's core all the time.",
     "MACs are multiply-accumulates of convolutions, linears and matrix products for one sample (FLOPs are twice that).",
     "Agreement is the share of test samples for which the trained model and its exported file name the same class.",
 )
@@ -88,7 +91,7 @@ class StageResult:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Report of a run: all stages, base first and deployed model last.
+    """Report of a run: all stages in order, the base first.
 
     Args:
         stages: At least one.
@@ -98,6 +101,13 @@ class Report:
         notes: How the figures were taken.
         curves: Stage -> validation accuracy after each of its epochs, in ``[0, 1]``.
         artefacts: File, relative to the run's folder -> what it is.
+        timings: Stage -> batch size -> times of a call, which were taken side by side.
+        best: Aim (accuracy, speed, size) -> the stage whose file serves it best on this machine.
+        model: Stage whose file is deployed; the last one if empty.
+        remarks: What to know before a file is deployed, such as where a later stage lost to an earlier one.
+
+    Raises:
+        ValueError: If there is no stage or no agreement, or a name is no stage's.
     """
 
     stages: Sequence[StageResult]
@@ -107,14 +117,23 @@ class Report:
     notes: Sequence[str] = MEASURED
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     artefacts: Mapping[str, str] = field(default_factory=dict)
+    timings: Mapping[str, Mapping[int, Timing]] = field(default_factory=dict)
+    best: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    remarks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "notes", tuple(self.notes))
+        object.__setattr__(self, "remarks", tuple(self.remarks))
         if not self.stages:
             raise ValueError("a report needs at least one stage, got none")
         if "top1_agreement" not in self.parity:
             raise ValueError(f"parity needs 'top1_agreement', got {sorted(self.parity)}")
+        names = [stage.name for stage in self.stages]
+        unknown = {*self.timings, *self.best.values(), *([self.model] if self.model else [])} - set(names)
+        if unknown:
+            raise ValueError(f"the stages are {names}, and {sorted(unknown)[0]!r} is none of them")
 
     @property
     def base(self) -> StageResult:
@@ -123,8 +142,19 @@ class Report:
 
     @property
     def deployed(self) -> StageResult:
-        """The last stage."""
-        return self.stages[-1]
+        """The stage whose file is deployed."""
+        return self.stage(self.model) if self.model else self.stages[-1]
+
+    def stage(self, name: str) -> StageResult:
+        """Return the stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def speedup(self, stage: StageResult, batch: int) -> Spread | None:
+        """How many times faster a call is than the base's, in CPU time; ``None`` for the base and if not measured."""
+        measured = self.base.name in self.timings and stage.name in self.timings
+        if stage == self.base or not measured or batch not in self.timings[stage.name]:
+            return None
+        return speedup(self.timings[self.base.name][batch], self.timings[stage.name][batch])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as primitives, for JSON."""
@@ -136,6 +166,22 @@ class Report:
             "notes": list(self.notes),
             "curves": {name: list(curve) for name, curve in self.curves.items()},
             "artefacts": dict(self.artefacts),
+            "best": dict(self.best),
+            "model": self.deployed.name,
+            "remarks": list(self.remarks),
+            "speedups": {stage.name: self._speedups(stage) for stage in self.stages},
+            "timings": {
+                name: {str(batch): asdict(timing) for batch, timing in batches.items()}
+                for name, batches in self.timings.items()
+            },
+        }
+
+    def _speedups(self, stage: StageResult) -> dict[str, Any]:
+        spreads = {batch: self.speedup(stage, batch) for batch in self.timings.get(stage.name, ())}
+        return {
+            str(batch): {"low": each.low, "median": each.median, "high": each.high, "is_decided": each.is_decided}
+            for batch, each in spreads.items()
+            if each is not None
         }
 
     @staticmethod
@@ -147,12 +193,21 @@ class Report:
         """
         try:
             stages = [StageResult.from_dict(stage) for stage in values["stages"]]
-            return Report(**{**values, "stages": stages})
-        except (KeyError, TypeError, ValueError) as error:
+            timings = {
+                name: {int(batch): _timing(timing) for batch, timing in batches.items()}
+                for name, batches in values.get("timings", {}).items()
+            }
+            given = {name: value for name, value in values.items() if name != "speedups"}  # follow from the times
+            return Report(**{**given, "stages": stages, "timings": timings})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, ArtefactError):
                 raise
             known = [item.name for item in fields(Report)]
             raise ArtefactError(f"no report: {error}; a report holds {known}") from error
+
+
+def _timing(values: Mapping[str, Any]) -> Timing:
+    return Timing(**{**values, "cpu": tuple(values["cpu"]), "wall": tuple(values["wall"])})
 
 
 def read_report(path: str | Path) -> Report:

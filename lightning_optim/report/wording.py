@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_optim.cost.turns import Spread
+
 
 def say_count(count: float) -> str:
     """Number of three significant digits with a decimal prefix.
@@ -59,8 +61,27 @@ def say_factor(base: float | None, value: float | None) -> str:
     """  # noqa: RUF002  # the sign for times
     if base is None or not value:
         return ""
-    factor = base / value
+    return say_gain(base / value)
+
+
+def say_gain(factor: float) -> str:
+    """How many times smaller or faster.
+
+    Example:
+        >>> say_gain(2.63), say_gain(0.5)
+        ('2.6×', '0.50×')
+    """  # noqa: RUF002  # the sign for times
     return f"{factor:.1f}×" if factor >= 1.0 else f"{factor:.2f}×"  # noqa: RUF001  # the sign for times
+
+
+def say_spread(spread: Spread) -> str:
+    """Quartiles of a ratio of times.
+
+    Example:
+        >>> say_spread(Spread(2.41, 2.5, 2.58))
+        '2.41 to 2.58'
+    """
+    return f"{spread.low:.2f} to {spread.high:.2f}"
 
 
 def say_points(base: float, value: float) -> str:

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from typing_extensions import override
 
+from lightning_optim.cost import Timing
 from lightning_optim.report import Report, StageResult, read_report, write_report
 from lightning_optim.report.page import render_page
 from lightning_optim.report.plot import plot_curves, plot_stages, plot_trade_off
@@ -73,6 +74,38 @@ def test_the_page_needs_nothing_beside_it():
         assert tag not in ("script", "link", "img", "iframe")
         assert "src" not in attributes
         assert not any(value.startswith(("http", "//")) for key, value in attributes.items() if key.endswith("href"))
+
+
+def timed(is_calm=True):
+    return {
+        name: {batch: Timing(cpu=(ms * batch,) * 3, wall=(ms * batch,) * 3, is_calm=is_calm) for batch in (1, 32)}
+        for name, ms in (("base", 1.0), ("prune", 0.5), ("qat", 0.25))
+    }
+
+
+def test_the_headline_is_of_the_deployed_stage_with_the_spread_of_its_ratios():
+    page = render_page(report(timings=timed(), model="prune", best={"speed": "prune"}, remarks=["qat lost to prune."]))
+    assert "From base to prune, the deployed one of 3 stages" in page
+    assert "<strong>2.0\N{MULTIPLICATION SIGN}</strong><span>faster at batch 1 (2.00 to 2.00)</span>" in page
+    assert "<li>qat lost to prune.</li>" in page
+    assert "<tr class=deployed><td>prune</td>" in page
+    parse(page)
+
+
+def test_what_was_not_decided_is_no_headline():
+    page = render_page(report(timings=timed(is_calm=False)))
+    assert page.count("<strong>not decided</strong>") == 2
+    assert "4.0\N{MULTIPLICATION SIGN}</strong>" not in page
+
+
+def test_where_no_stage_gained_the_page_says_so():
+    assert "Of 3 stages, base itself is deployed" in render_page(report(model="base"))
+
+
+def test_the_page_does_not_say_that_a_busy_moment_hits_all_alike():
+    page = render_page(report(timings=timed()))
+    assert "hits all alike" not in page
+    assert "CPU time of the calling thread" in page
 
 
 def test_agreement_is_not_rounded_up_to_all():

@@ -3,6 +3,7 @@ from dataclasses import fields
 
 import pytest
 
+from lightning_optim.cost import Timing
 from lightning_optim.errors import ArtefactError
 from lightning_optim.report import Report, StageResult, read_report
 
@@ -21,6 +22,30 @@ def test_a_report_survives_json():
     again = Report.from_dict(json.loads(json.dumps(whole.to_dict())))
     assert again.to_dict() == whole.to_dict()
     assert (again.base.name, again.deployed.name) == ("base", "qat")
+
+
+def test_times_survive_json_and_what_follows_from_them_is_beside_them():
+    times = {
+        "base": {1: Timing(cpu=(2.0, 2.2), wall=(3.0, 3.0))},
+        "qat": {1: Timing(cpu=(1.0, 1.1), wall=(1.0, 1.0), is_calm=False)},
+    }
+    whole = report(timings=times, best={"speed": "qat"}, model="base", remarks=["one"])
+    values = json.loads(json.dumps(whole.to_dict()))
+    assert values["speedups"] == {
+        "base": {},
+        "qat": {"1": {"low": 2.0, "median": 2.0, "high": 2.0, "is_decided": False}},
+    }
+    again = Report.from_dict(values)
+    assert again.timings == times
+    assert again.to_dict() == whole.to_dict()
+    assert again.deployed.name == "base"
+    assert again.speedup(again.base, 1) is None
+
+
+@pytest.mark.parametrize("changes", [{"model": "x"}, {"best": {"size": "x"}}, {"timings": {"x": {}}}])
+def test_a_name_that_is_no_stages_is_refused(changes):
+    with pytest.raises(ValueError, match="'x' is none of them"):
+        report(**changes)
 
 
 def test_a_stage_holds_what_programs_read():
