@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, final
@@ -19,10 +21,6 @@ def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _plain_method(owner: object, name: str) -> Callable[..., Any]:
-    return MethodType(getattr(type(owner), name), owner)
-
-
 def _is_plain_method(function: Any, owner: object, name: str) -> bool:
     is_own = isinstance(function, MethodType) and function.__self__ is owner
     return is_own and function.__func__ is getattr(type(owner), name, None)
@@ -32,8 +30,8 @@ def _is_plain_method(function: Any, owner: object, name: str) -> bool:
 class PatchedMethod:
     """Stand-in for ``owner.name`` that calls ``wrapper(original, *args, **kwargs)``.
 
-    A deep copy or an unpickled owner gets its plain method back: a closure would keep calling the
-    first owner, and a whole callback would be copied with it.
+    A deep copy or an unpickled owner gets back what it had before any patch: a closure would keep calling the
+    first owner, and a whole callback would be copied with it. A pickle names nothing of this package.
     """
 
     def __init__(self, owner: object, name: str, original: Callable[..., Any], wrapper: Wrapper) -> None:
@@ -45,10 +43,24 @@ class PatchedMethod:
         return self._wrapper(self._original, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
-        return _plain_method(memo.get(id(self._owner), self._owner), self._name)
+        method = self._unpatched
+        if _is_plain_method(method, self._owner, self._name):
+            return MethodType(method.__func__, memo.get(id(self._owner), self._owner))
+        own: Callable[..., Any] = copy.deepcopy(method, memo)  # which the user has set on the instance
+        return own
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _plain_method, (self._owner, self._name)
+        method = self._unpatched
+        if _is_plain_method(method, self._owner, self._name):
+            return getattr, (self._owner, self._name)  # of an owner that is being unpickled, the class alone answers
+        return operator.getitem, ([method], 0)
+
+    @property
+    def _unpatched(self) -> Any:
+        method = self._original
+        while isinstance(method, PatchedMethod):
+            method = method._original
+        return method
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -22,22 +23,28 @@ class ModuleCall:
     output: Any
 
 
+_INERT: Callable[..., None] = nullcontext().__exit__
+"""Takes any arguments and does nothing."""
+
+
 @final
 class _Hook:
-    """Forward hook that becomes inert in a copy, so that no callback is copied with a model."""
+    """Forward hook that becomes inert in a copy, so that no callback is copied with a model.
 
-    def __init__(self, listener: Callable[[ModuleCall], None] | None) -> None:
+    What stands there in a copy or a pickle is of the standard library, so that nobody needs this package to load it.
+    """
+
+    def __init__(self, listener: Callable[[ModuleCall], None]) -> None:
         self._listener = listener
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._listener is not None:
-            self._listener(ModuleCall(args, kwargs, output))
+        self._listener(ModuleCall(args, kwargs, output))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook(None)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _INERT
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, (None,)
+        return getattr, (nullcontext(), "__exit__")
 
 
 @final

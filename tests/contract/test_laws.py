@@ -1,6 +1,8 @@
 """What every callback keeps, whatever the Trainer does around it."""
 
 import copy
+import pickletools
+import zipfile
 
 import pytest
 import torch
@@ -147,3 +149,35 @@ def test_two_instances_need_two_names(case, kit):
     one = case.make(f"callbacks.{case.callback}.name=one")
     other = case.make(f"callbacks.{case.callback}.name=other")
     assert one.state_key != other.state_key
+
+
+class SaveWhole(Callback):
+    """Saves the whole module in the middle of the fit, as it is and as a copy."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step in (2, 5):
+            torch.save(pl_module, self.folder / f"module-{trainer.global_step}.pt")
+            torch.save(copy.deepcopy(pl_module), self.folder / f"copy-{trainer.global_step}.pt")
+
+
+def test_whole_modules_can_be_loaded_without_this_package(case, kit, tmp_path):
+    module, callback = case.module(), case.make()
+    kit.fit(module, callback, SaveWhole(tmp_path))
+    torch.save(module, tmp_path / "after.pt")
+    if case.callback == "nas_supernet":
+        torch.save(callback.extract(module, callback.supernet.default), tmp_path / "extracted.pt")
+    files = sorted(tmp_path.iterdir())
+    assert len(files) >= 5
+    for path in files:
+        with zipfile.ZipFile(path) as archive:
+            pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+        named = {arg for _, arg, _ in pickletools.genops(pickled) if str(arg).startswith("lightning_optim")}
+        if path.name == "after.pt" and case.leaf == "layer":
+            assert named <= {"lightning_optim.surgery.bypass Bypass"}  # in place of what was taken out
+        elif case.callback != "nas_supernet" or path.name == "extracted.pt":  # a supernet is made of this package
+            assert not named, path.name
+        loaded = torch.load(path, weights_only=False)
+        assert loaded.eval()(torch.zeros(2, 3, 6, 6)).isfinite().all()
