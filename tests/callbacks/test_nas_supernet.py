@@ -51,6 +51,20 @@ class User(LightningModule):
         return torch.optim.AdamW(self.net.parameters(), lr=0.01)
 
 
+class Plain(User):
+    """Steps an optimizer of torch's own, which the trainer does not count."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
 class Late(User):
     """Builds its network only when the trainer asks for it."""
 
@@ -119,6 +133,12 @@ def test_each_step_trains_a_path_and_the_counts_say_which(fitted):
     assert all(sum(options.values()) == made.global_step == 8 for options in callback.counts.values())
     drawn = [callback.supernet.sample(0, step)["net.3:operation"] for step in range(8)]
     assert callback.counts["net.3:operation"] == {"own": drawn.count(0), "skip": drawn.count(1)}
+
+
+def test_a_batch_is_a_step_where_the_trainer_counts_no_optimizer_steps(fitted):
+    callback = searcher()
+    assert fit(Plain(), callback).global_step == 0
+    assert callback.counts == fitted[1].counts
 
 
 def test_search_keeps_the_bound_and_the_pick_is_extracted_bit_for_bit():

@@ -156,6 +156,29 @@ def test_the_first_pruning_step_itself_may_be_gone_back_to():
     assert torch.isin(now[now != 0], early).all()
 
 
+def test_a_step_whose_batch_is_missing_from_the_data_is_remembered_at_the_next():
+    class Gaps(Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+        def train_dataloader(self):
+            return DataLoader(range(BATCHES), collate_fn=lambda batch: None if batch == [K] else batch)
+
+    after = Starts()
+    quiet(scheduler(Rewind(step=K)), after, max_epochs=5).fit(Gaps())
+    # One optimizer step an epoch is missing: the first pruning step comes after as many batches, but fewer steps.
+    early, now = after.states[K][0]["net.0.weight"], after.states[FIRST - 2][0]["net.0.weight"]
+    assert int((now == 0).sum()) == 18
+    assert torch.equal(now, early * (now != 0))
+
+
 def test_a_fit_that_goes_on_past_the_step_is_refused(tmp_path):
     trainer = fit(Net())
     trainer.save_checkpoint(tmp_path / "plain.ckpt")

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -37,13 +38,13 @@ class Closing(Callback):
         self.is_within = closes_within_fit(trainer, self.window)
 
 
-def warned(window, schedule=None, structure=None, **settings):
+def warned(window, *callbacks, schedule=None, structure=None, **settings):
     """What a fit says of its window, the sparsity that it ends with, and whether the window closes within it."""
     pruning = PruningScheduler(schedule=schedule or Linear(end=0.8), window=window, structure=structure)
     closing = Closing(window)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        quiet(pruning, closing, **settings).fit(Net(), DataLoader(torch.arange(BATCHES)))
+        quiet(pruning, closing, *callbacks, **settings).fit(Net(), DataLoader(torch.arange(BATCHES)))
     said = [str(one.message) for one in caught if "the window ends at" in str(one.message)]
     return said, pruning.sparsity, closing.is_within
 
@@ -54,6 +55,9 @@ SHORT = {
     "max_steps": (Window(end=8, unit="step", every=2), {"max_steps": 7, "max_epochs": 9}),
     "epochs by max_steps": (Window(end=8, unit="epoch", every=1), {"max_steps": 11, "max_epochs": 9}),
     "accumulated": (Window(end=4, unit="epoch", every=0.1), {"max_epochs": 2, "accumulate_grad_batches": 2}),
+    "whole fit": (Window(), {"max_epochs": 3, "accumulate_grad_batches": 2}),
+    "whole fit by max_steps": (Window(), {"max_steps": 4, "max_epochs": -1, "accumulate_grad_batches": 2}),
+    "limited": (Window(end=7, unit="step"), {"max_epochs": 2, "limit_train_batches": 3}),
 }
 
 
@@ -63,7 +67,7 @@ def test_a_fit_that_ends_first_says_at_which_sparsity(window, settings):
     assert len(said) == 1
     assert 0.0 < sparsity < 0.8
     assert f"it ends at a sparsity of {sparsity:.3g}, where the schedule would end at 0.8; let" in said[0]
-    assert not is_within
+    assert is_within == (window.end is None)
 
 
 def test_it_says_that_nothing_will_shrink():
@@ -89,7 +93,14 @@ LONG = {
 
 @pytest.mark.parametrize(("window", "schedule", "settings"), LONG.values(), ids=LONG.keys())
 def test_a_fit_that_reaches_the_schedules_end_says_nothing(window, schedule, settings):
-    said, sparsity, is_within = warned(window or Window(end=0.75, every=0.0375), schedule, **settings)
+    said, sparsity, is_within = warned(window or Window(end=0.75, every=0.0375), schedule=schedule, **settings)
     assert said == []
     assert sparsity == pytest.approx(0.8)
     assert is_within == (window is None or window.end < 4)
+
+
+@pytest.mark.parametrize("plan", [{0: 1, 1: 3}, {0: 4, 2: 1}], ids=str)
+def test_the_last_step_is_found_under_scheduled_accumulation(plan):
+    said, sparsity, _ = warned(Window(), GradientAccumulationScheduler(plan), max_epochs=4)
+    assert 0.0 < sparsity < 0.8
+    assert f"it ends at a sparsity of {sparsity:.3g}, where" in said[0]
