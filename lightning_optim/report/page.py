@@ -10,6 +10,7 @@ from lightning_optim.report.plot import can_plot, plot_curves, plot_stages, plot
 from lightning_optim.report.result import Report
 from lightning_optim.report.table import (
     DEPLOY_HEADINGS,
+    DEPLOY_LEGEND,
     HEADINGS,
     LATENCY_HEADINGS,
     LATENCY_LEGEND,
@@ -84,6 +85,7 @@ def _deploy(report: Report) -> str:
         return ""
     remarks = "".join(f"<li>{escape(remark)}</li>" for remark in report.remarks)
     table = _table(DEPLOY_HEADINGS, deploy_rows_of(report), kind="deploy") if report.best else ""
+    table += f"<p class='caption'>{DEPLOY_LEGEND}</p>" if report.best else ""
     return (
         f"<section><h2>What to deploy on this machine</h2>{table}{f'<ul>{remarks}</ul>' if remarks else ''}</section>"
     )

@@ -29,6 +29,7 @@ LEGEND = (
 )
 LATENCY_HEADINGS = ("stage", "batch", "CPU ms", "wall ms", "times faster")
 LATENCY_LEGEND = "Medians over the moments of measuring, with quartiles; times faster than the base, in CPU time."
+DEPLOY_LEGEND = "Chosen by accuracy in validation, bytes, and CPU times as far as they could be told apart."
 DEPLOY_HEADINGS = ("for", "stage", "test %", "file", "ms b1", "ms b32", "deploy")
 
 Cell = tuple[str, str]
@@ -88,6 +89,7 @@ def print_table(report: Report, console: Console | None = None) -> None:
         console.print(Text(LATENCY_LEGEND, "dim"))
     if report.best:
         console.print(_table("what to deploy on this machine", DEPLOY_HEADINGS, deploy_rows_of(report)))
+        console.print(Text(DEPLOY_LEGEND, "dim"))
     for remark in report.remarks:
         console.print(Text(f"- {remark}"))
 

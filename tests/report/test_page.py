@@ -88,6 +88,7 @@ def test_the_headline_is_of_the_deployed_stage_with_the_spread_of_its_ratios():
     assert "From base to prune, the deployed one of 3 stages" in page
     assert "<strong>2.0\N{MULTIPLICATION SIGN}</strong><span>faster at batch 1 (2.00 to 2.00)</span>" in page
     assert "<li>qat lost to prune.</li>" in page
+    assert "Chosen by accuracy in validation" in page
     assert "<tr class=deployed><td>prune</td>" in page
     parse(page)
 
