@@ -157,6 +157,8 @@ class PruningScheduler(TechniqueCallback):
         self._conflicts.check_targets(trainer, pl_module)
         how = (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window)
         check_ranks_agree(trainer, (*how, self.until, self.rewind, self.regrow), "pruning")
+        if self.structure.shrink != "never":
+            self._pruned.reshaper.check_optimizers(trainer, network)
         self._pruned.watch_calls(pl_module)
         self._evidence.attach(trainer, network, layers)
 

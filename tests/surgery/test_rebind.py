@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_optim.errors import ShrinkError
 from lightning_optim.surgery import apply_cut
-from lightning_optim.surgery.rebind import rebind_module, rebind_optimizer
+from lightning_optim.surgery.rebind import check_cut, check_optimizer, rebind_module, rebind_optimizer
 
 KEPT = torch.tensor([0, 2])
 PLAN = {"0.weight": [(0, KEPT)], "0.bias": [(0, KEPT)], "2.weight": [(1, KEPT)]}
@@ -83,6 +83,68 @@ def test_a_state_that_cannot_be_cut_is_refused_before_anything_changes(state):
     with pytest.raises(ShrinkError, match="'history'"):
         rebind_optimizer(optimizer, apply_cut(net, PLAN))
     assert all(one is other for one, other in zip(optimizer.param_groups[0]["params"], before, strict=True))
+
+
+class Preconditioned(torch.optim.Optimizer):
+    """An optimizer with a state of another shape, which it makes in its first step."""
+
+    def __init__(self, parameters, make):
+        super().__init__(parameters, {"lr": 0.1})
+        self.make = make
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.make = state["param_groups"][0]["make"]
+
+    def step(self, closure=None):
+        closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.state[parameter]["factors"] = group["make"](parameter)
+
+
+def preconditioned(parameters, make):
+    return Preconditioned([{"params": list(parameters), "make": make}], make)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.optim.LBFGS,
+        lambda parameters: preconditioned(parameters, lambda p: torch.eye(p.shape[0])),
+        lambda parameters: preconditioned(parameters, lambda p: [torch.eye(size) for size in p.shape]),
+    ],
+    ids=["lbfgs", "tensor", "list"],
+)
+def test_an_optimizer_that_cannot_follow_is_known_before_its_first_step(make):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer, before = make(net.parameters()), copy.deepcopy(net.state_dict())
+    with pytest.raises(ShrinkError, match=r"cut.*; train with another optimizer, or mask"):
+        check_optimizer(optimizer, net.parameters())
+    assert not optimizer.state
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    check_optimizer(optimizer, nn.Linear(3, 4).parameters())  # trains none of these
+
+
+def every_optimizer():
+    kinds = [kind for kind in vars(torch.optim).values() if isinstance(kind, type)]
+    others = (torch.optim.Optimizer, torch.optim.LBFGS)
+    return sorted((kind for kind in kinds if issubclass(kind, torch.optim.Optimizer) and kind not in others), key=repr)
+
+
+@pytest.mark.parametrize("kind", every_optimizer(), ids=lambda kind: kind.__name__)
+def test_every_other_optimizer_of_torch_passes_before_and_after_its_first_step(kind):
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))  # Muon wants matrices
+    optimizer = kind(net.parameters(), lr=0.01)
+    before = {parameter: list(state) for parameter, state in optimizer.state.items()}  # Adagrad has one already
+    check_optimizer(optimizer, net.parameters())
+    assert {parameter: list(state) for parameter, state in optimizer.state.items()} == before
+    assert all(parameter.grad is None for parameter in net.parameters())
+    if kind is not torch.optim.SparseAdam:
+        step(net, optimizer)
+    check_optimizer(optimizer, net.parameters())
+    check_cut(optimizer, net.parameters())
 
 
 def test_an_averaged_copy_is_cut_alike():

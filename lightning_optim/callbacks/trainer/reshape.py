@@ -13,9 +13,9 @@ from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_ki
 from lightning_optim.errors import ShrinkError
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.patch import Patches
-from lightning_optim.surgery.rebind import rebind_module, rebind_optimizer
+from lightning_optim.surgery.rebind import check_cut, check_optimizer, rebind_module, rebind_optimizer
 from lightning_optim.surgery.resize import resize, sizes_of
-from lightning_optim.surgery.select import find_network, submodule
+from lightning_optim.surgery.select import find_network, plain_name, submodule
 from lightning_optim.surgery.shrunk_checkpoint import cuts_in, mark_shrunk
 from lightning_optim.surgery.torch_private import uncompiled
 
@@ -55,6 +55,16 @@ class Reshaper:
             raise ShrinkError(
                 f"{what} cannot be used under {strategy_name(trainer)}: each rank holds a part of every weight; use ddp"
             )
+
+    @staticmethod
+    def check_optimizers(trainer: Trainer, network: nn.Module) -> None:
+        """Refuse optimizers whose state could not follow a cut of a network, at the beginning of a fit.
+
+        Raises:
+            ShrinkError: Naming the optimizer.
+        """
+        for optimizer in trainer.optimizers:
+            check_optimizer(optimizer, network.parameters())
 
     def attach(
         self,
@@ -102,10 +112,16 @@ class Reshaper:
 
         Returns:
             Shape of each tensor in ``plan`` before the cut.
+
+        Raises:
+            ShrinkError: If the state of an optimizer cannot be cut; nothing has changed then.
         """
         network = submodule(pl_module, network_name)
         network = uncompiled(network)
         sizes = {name: sizes_of(network, name) for name in plan}
+        parameters = {plain_name(name): held for name, held in network.named_parameters(remove_duplicate=False)}
+        for optimizer in trainer.optimizers:
+            check_cut(optimizer, [parameters[name] for name in plan if name in parameters])
         replaced = apply_cut(network, plan)
         for optimizer in trainer.optimizers:
             rebind_optimizer(optimizer, replaced)

@@ -215,3 +215,33 @@ def test_a_criterion_that_asks_the_readers_is_refused_where_they_are_not_known()
     with pytest.raises(ShrinkError, match="'MeanActivation' must know what reads a channel"):
         fit(module, pruning)
     assert all((parameter != 0).all() for parameter in module.parameters() if parameter.dim() > 1)
+
+
+class Preconditioned(torch.optim.SGD):
+    """An optimizer whose state has a shape of its own."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure()
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                self.state[parameter]["factor"] = torch.eye(7)
+        return loss
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, Preconditioned])
+@pytest.mark.parametrize("shrink", ["update", "end"])
+def test_an_optimizer_that_cannot_follow_a_cut_is_refused_before_the_first_step(kind, shrink):
+    module, before = Module(Plain), copy.deepcopy(Module(Plain).state_dict())
+    module.configure_optimizers = lambda: kind(module.parameters(), 0.01)
+    with pytest.raises(ShrinkError, match=rf"{kind.__name__}.*train with another optimizer, or mask"):
+        fit(module, PruningScheduler(schedule=Constant(value=0.5), structure=Channel(shrink=shrink)))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, Preconditioned])
+def test_an_optimizer_that_cannot_follow_a_cut_may_train_what_is_only_masked(kind):
+    module = Module(Plain)
+    module.configure_optimizers = lambda: kind(module.parameters(), 0.01)
+    fit(module, PruningScheduler(schedule=Constant(value=0.5), structure=Channel(shrink="never")))
+    assert int((module.net.body.weight == 0).all(1).sum()) == 3
