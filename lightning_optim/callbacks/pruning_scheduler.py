@@ -166,8 +166,8 @@ class PruningScheduler(TechniqueCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress.check(trainer)
         if (restored := self._restored) is not None:
-            self._take_up(pl_module, restored)
-            self._restored = None
+            self._monitors.restore(was_waiting=restored["monitors_wait"])
+            self._take_up(trainer, pl_module)
         is_reached = self._guard.is_stopped if self._guard.is_on else self._reached == self.schedule(1.0)
         self._monitors.begin(trainer, is_reached=is_reached)
         if restored is not None:
@@ -181,6 +181,7 @@ class PruningScheduler(TechniqueCallback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._take_up(trainer, pl_module)
         if self._progress.enters_step(trainer):  # not while gradients are being accumulated
             self._advance(trainer, pl_module)
         self._evidence.open()
@@ -218,6 +219,7 @@ class PruningScheduler(TechniqueCallback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._guard.is_on or trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self._take_up(trainer, pl_module)
         progress = self._progress.read(trainer) or 0.0
         with torch.inference_mode(mode=False):  # saved and cut tensors serve training, as inference tensors can't
             has_gone_back = self._guard.judge(trainer, pl_module, progress)
@@ -363,16 +365,22 @@ class PruningScheduler(TechniqueCallback):
         self._pruned.observer.load_state_dict(state_dict["calls"])
         self._progress.load_state_dict(state_dict["progress"])
 
-    def _take_up(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
+    def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Continue from a checkpoint; also in the middle of a fit, where a learning-rate finder restores its own."""
+        if (state := self._restored) is None:
+            return
+        self._restored = None
         self._pruned.load_state_dict(pl_module, state)
         self._guard.load_state_dict(state["guard"])
         self._rewinder.load_state_dict(state["rewinder"])
         self._regrower.load_state_dict(state["regrower"])
-        self._evidence.load_state_dict(state["evidence"], pl_module.trainer)
-        self._monitors.restore(was_waiting=state["monitors_wait"])
+        self._evidence.load_state_dict(state["evidence"], trainer)
+        self._pruned.watch_calls(pl_module)
+        self._pruned.watch(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_up(trainer, pl_module)
         self._guard.finish(trainer, pl_module, is_last=closes_within_fit(trainer, self.window))
 
     @override

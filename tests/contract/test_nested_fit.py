@@ -1,0 +1,33 @@
+"""A fit inside a fit, such as that of Lightning's learning-rate finder, leaves no trace."""
+
+import pytest
+from lightning.pytorch.callbacks import LearningRateFinder
+
+
+class FindsInBetween(LearningRateFinder):
+    """Tries learning rates before the fit and in the middle of it, and takes none."""
+
+    def __init__(self, epochs):
+        super().__init__(num_training_steps=3, early_stop_threshold=None, update_attr=False)
+        self.epochs = epochs
+
+    def on_fit_start(self, trainer, pl_module):
+        if -1 in self.epochs:
+            self.lr_find(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch in self.epochs:
+            self.lr_find(trainer, pl_module)
+
+
+def ends(case, kit, folder, *others, order=1):
+    module, callback = case.module(), case.make()
+    trainer = kit.fit(module, *[callback, *others][::order], default_root_dir=folder)
+    return kit.state(trainer, callback)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["after", "before"])
+@pytest.mark.parametrize("epoch", [-1, 1], ids=["start", "middle"])
+def test_a_learning_rate_finder_changes_nothing(case, kit, tmp_path, epoch, order):
+    expected = ends(case, kit, tmp_path)
+    kit.same(expected, ends(case, kit, tmp_path, FindsInBetween({epoch}), order=order))
