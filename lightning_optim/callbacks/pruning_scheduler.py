@@ -154,7 +154,6 @@ class PruningScheduler(TechniqueCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pruned.name, network = find_network(pl_module, self.network, needs_forward=False)
         layers = self.layers(pl_module)
-        self._conflicts.check_targets(trainer, pl_module)
         how = (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window)
         check_ranks_agree(trainer, (*how, self.until, self.rewind, self.regrow), "pruning")
         if self.structure.shrink != "never":
@@ -164,6 +163,7 @@ class PruningScheduler(TechniqueCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._conflicts.check_targets(trainer, pl_module)  # by now every callback knows its network
         self._progress.check(trainer)
         if (restored := self._restored) is not None:
             self._monitors.restore(was_waiting=restored["monitors_wait"])

@@ -95,15 +95,25 @@ def _read_cut(path: Path) -> Cut:
 
 
 def _cut_network(model: nn.Module, cut: Cut, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """The module whose names the record has, and whose weights in the file have the record's sizes."""
+    """The module whose names the record has, and whose weights in the file have the record's sizes.
+
+    Of several such modules it is the first that is not cut yet: the record of each network finds its own.
+    """
+    found = []
     for prefix in ("", *named_modules(model)):
         network = submodule(model, prefix)
         dot = f"{prefix}." if prefix else ""
         if all(_fits(network, name, cuts, weights.get(dot + name)) for name, cuts in cut.items()):
-            return network
-    raise ArtefactError(
-        f"the cut recorded in {path} is of another model than {type(model).__name__}, or of other weights"
-    )
+            found.append(network)
+    if not found:
+        raise ArtefactError(
+            f"the cut recorded in {path} is of another model than {type(model).__name__}, or of other weights"
+        )
+    return next((network for network in found if _is_whole(network, cut)), found[0])
+
+
+def _is_whole(network: nn.Module, cut: Cut) -> bool:
+    return all(sizes_of(network, name)[dim] == size for name, cuts in cut.items() for dim, _, size in cuts)
 
 
 def _fits(network: nn.Module, name: str, cuts: Any, saved: Tensor | None) -> bool:

@@ -45,7 +45,7 @@ class PrunerConflicts:
         self._is_checked = False
 
     def check_targets(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare targets and settings at the beginning of a fit.
+        """Compare targets and settings before the first step of a fit, once every callback knows its network.
 
         Raises:
             ShrinkError: If a layer that one callback shrinks is another one's target, or is held for going back.
