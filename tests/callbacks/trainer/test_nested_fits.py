@@ -9,11 +9,10 @@ from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import DistillationTeacher, NASSupernet, PruningScheduler, QATFakeQuant
+from lightning_optim import DistillationTeacher, NASSupernet, PruningScheduler, QATFakeQuant, Targets
 from lightning_optim.nas import ElasticWidth
 from lightning_optim.pruning import Channel
 from lightning_optim.schedule import Linear
-from lightning_optim.surgery.select import Targets
 from support import quiet, same
 
 
