@@ -11,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.cli.build import ConfigError, build
+from lightning_optim.cli.build import ConfigError, build, build_data, build_module
 from lightning_optim.cli.compress import quieten
 from lightning_optim.recipe.analysis import analyze_network
 from lightning_optim.recipe.determinism import seed_everything
+from lightning_optim.recipe.progress import CountedProgress
 from lightning_optim.recipe.weights import load_trained
 from lightning_optim.report.analysis import print_analysis, render_analysis
 
@@ -35,12 +36,12 @@ def analyze(config: DictConfig, folder: Path) -> float:
     console = Console()
     _check(config, folder)
     seed_everything(config.seed, "model")
-    module = build(config.model)
+    module, data = build_module(config.model), build_data(config.data)
     load_trained(module, config.weights)
-    with console.status("changing one part at a time"):
+    with CountedProgress("changing one part at a time", console) as progress:
         analysis = analyze_network(
             module,
-            build(config.data),
+            data,
             _trainer(config.trainer),
             criterion=build(config.criterion),
             targets=build(config.targets),
@@ -49,6 +50,7 @@ def analyze(config: DictConfig, folder: Path) -> float:
             mode=config.mode,
             network=config.network,
             bits=[int(value) for value in config.bits],
+            tell=progress.advance,
         )
     page = render_analysis(analysis)
     write_atomic(folder / "analyze.json", (json.dumps(analysis.to_dict(), indent=2) + "\n").encode())

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.errors import InstantiationException
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lightning_optim.errors import LightningOptimError, reason_of
+
+Kind = TypeVar("Kind", LightningModule, LightningDataModule)
 
 _RUN_KEYS = ("recipe", "model", "data", "trainer", "metrics", "network", "seed", "latency_seconds", "deploy")
 
@@ -42,6 +44,39 @@ def build(config: Any, **keywords: Any) -> Any:
         raise ConfigError(f"{where or 'configuration'}: {_reason(error)}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(reason_of(error)) from error
+
+
+def build_module(config: Any) -> LightningModule:
+    """Build the LightningModule of ``model``.
+
+    Raises:
+        ConfigError: If no class is named, or it is none of LightningModules.
+    """
+    return _of_kind(config, LightningModule, "model")
+
+
+def build_data(config: Any) -> LightningDataModule:
+    """Build the LightningDataModule of ``data``.
+
+    Raises:
+        ConfigError: If no class is named, or it is none of LightningDataModules.
+    """
+    return _of_kind(config, LightningDataModule, "data")
+
+
+def _of_kind(config: Any, kind: type[Kind], group: str) -> Kind:
+    if OmegaConf.is_missing(config, "_target_"):
+        raise ConfigError(
+            f"{group}=custom needs your {kind.__name__}: {group}._target_=FILE.CLASS, and +{group}.KEY=VALUE for its "
+            "keywords"
+        )
+    built = build(config)
+    if not isinstance(built, kind):
+        raise ConfigError(
+            f"{group}._target_ must name a {kind.__name__} of lightning.pytorch, got {config._target_}, which makes "
+            f"a {type(built).__name__}"
+        )
+    return built
 
 
 def build_callbacks(config: Mapping[str, Any] | None) -> list[Callback]:
@@ -102,4 +137,6 @@ def _reason(error: InstantiationException) -> str:
     if cause is None:
         return " ".join(line for line in str(error).splitlines() if "full_key" not in line)
     lines = str(cause).strip().splitlines()[:2]  # the second says why a target cannot be loaded
+    if "ModuleNotFoundError" in lines[-1]:
+        lines.append(f"(looked in {Path.cwd()} and among the installed packages)")
     return " ".join(lines) or type(cause).__name__

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lightning_optim.atomic import write_atomic
-from lightning_optim.cli.build import ConfigError, build, build_callbacks
+from lightning_optim.cli.build import ConfigError, build, build_callbacks, build_data, build_module
 from lightning_optim.export.onnx_file.integer_speed import measure_integer_speed
+from lightning_optim.recipe.progress import Heartbeat
 from lightning_optim.recipe.rehearsal import rehearse
 from lightning_optim.recipe.run import Recipe, is_first_process
 from lightning_optim.recipe.stage import Artefacts, Stage
@@ -41,17 +42,17 @@ def compress(config: DictConfig, folder: Path) -> float:
     console = Console()
     recipe, deployment = _recipe(config, folder, console), build(config.deploy)
     if _is_new(config, folder):
-        with console.status("rehearsing every stage"):
+        with Heartbeat("rehearsing every stage", console, is_shown=is_first_process()):
             rehearse(recipe)
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
     if is_first_process() and any(stage.kind == "qat" for stage in recipe.stages):
-        with console.status("timing integer kernels"):
+        with Heartbeat("timing integer kernels", console):
             speed = measure_integer_speed()
         console.print(str(speed), highlight=False)
     finished = recipe.run()
     if not is_first_process():
         return finished[-1].result.test_accuracy
-    with console.status("timing every stage's file"):
+    with Heartbeat("timing every stage's file", console):
         report = summarize(finished, folder, seconds=config.latency_seconds, deployment=deployment)
     print_table(report, console)
     model = folder / ("model.onnx" if (folder / "model.onnx").is_file() else report.deployed.file)
@@ -100,8 +101,8 @@ def _recipe(config: DictConfig, folder: Path, console: Console) -> Recipe:
         raise ConfigError(f"recipe.order names {missing[0]!r}, but the stages are {list(config.recipe.stages)}")
     return Recipe(
         stages=[_stage(name, config.recipe.stages[name], config.trainer) for name in names],
-        make_module=partial(build, config.model),
-        data=build(config.data),
+        make_module=partial(build_module, config.model),
+        data=build_data(config.data),
         folder=folder,
         seed=config.seed,
         network=config.network,

@@ -19,7 +19,7 @@ def main() -> None:
     if "-h" in words or "--help" in words:
         from lightning_optim.cli.help import print_help
 
-        print_help()
+        print_help("analyze" if words[0] == "analyze" else "compress")
         return
     if words and words[0] == "--version":
         from lightning_optim import __version__
@@ -35,11 +35,11 @@ def main() -> None:
             )
         del sys.argv[1]  # Hydra takes no words; ranks are started for the default alone
     _check_extras()
+    _choose_own_parts()
     runs = [word.removeprefix("run=") for word in sys.argv[1:] if word.startswith("run=")]
     if runs and name == "compress":
         _resume(runs[-1], [word for word in sys.argv[1:] if not word.startswith("run=")])
     else:
-        _choose_own_model()
         _compose_and_run(name)
 
 
@@ -51,11 +51,16 @@ def _check_extras() -> None:
         _fail(f"the main job needs more packages: pip install 'lightning-optim[{','.join(missing)}]'")
 
 
-def _choose_own_model() -> None:
-    """Let ``model._target_=my.Module`` stand alone: a demo model's keywords are not its own."""
-    own = [place for place, word in enumerate(sys.argv) if word.startswith("model._target_=")]
-    if own and not any(word.startswith("model=") for word in sys.argv):
-        sys.argv.insert(own[0], "model=custom")
+def _choose_own_parts() -> None:
+    """Let ``model._target_=my.Module`` and ``data._target_=my.Data`` stand alone: the demo's keywords are not theirs.
+
+    As where a script of the project is run, its folder is searched for what they name.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    for group in ("model", "data"):
+        own = [place for place, word in enumerate(sys.argv) if word.startswith(f"{group}._target_=")]
+        if own and not any(word.startswith(f"{group}=") for word in sys.argv):
+            sys.argv.insert(own[0], f"{group}=custom")
 
 
 def _resume(folder: str, others: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -49,6 +50,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
     mode: Literal["max", "min"] = "max",
     network: str | None = None,
     bits: Sequence[int] = (),
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Analysis:
     """Couple the channels of a network, and prune each group and each layer alone, by masking, at each sparsity.
 
@@ -66,6 +68,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
         mode: ``"max"`` if a higher metric is better, ``"min"`` if a lower one is.
         network: Name of the network in the module; ``None`` finds it, ``""`` is the module itself.
         bits: Widths of weights to try, 1 to 8; none leaves this out.
+        tell: Called after each run of the validation with the number of runs so far, and about how many there will be.
 
     Raises:
         ArtefactError: If the module does not log the metric, or never calls its network.
@@ -81,8 +84,12 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
     name, live = find_network(module, network)
     layers = _layers(module, name, targets)
 
+    done, total = itertools.count(1), 1
+
     def measure() -> float:
-        return metric_of(trainer.validate(module, datamodule=data, verbose=False), metric)
+        found = metric_of(trainer.validate(module, datamodule=data, verbose=False), metric, "metric")
+        tell(next(done), total)
+        return found
 
     example = FirstCall()
     example.watch(live)
@@ -97,6 +104,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
     coupling = couple(capture_network(live, *inputs))
     weights = {f"{layer}.weight": live.get_parameter(f"{layer}.weight").detach() for layer in layers}
     pools = _pools(coupling, weights)
+    total += len(sparsities) * (len(pools) + len(layers)) + (len(bits) * len(layers) + 1 if bits else 0)
     look = partial(sweep, live, layers, criterion=criterion, sparsities=sparsities, measure=measure)
     found = Sensitivity(
         metric=metric,

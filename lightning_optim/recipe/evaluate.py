@@ -75,9 +75,12 @@ def evaluate(
     save_inputs(path.with_name("inputs.safetensors"), inputs)
     exported = ExportedForward(live, path)
     trainer = make_trainer([exported])
-    validation = metric_of(trainer.validate(module, datamodule=data, verbose=False), metrics.validation)
+    validation = metric_of(
+        trainer.validate(module, datamodule=data, verbose=False), metrics.validation, "metrics.validation"
+    )
     exported.agreed = exported.compared = 0
-    test = metric_of(make_trainer([exported]).test(module, datamodule=data, verbose=False), metrics.test)
+    tested = make_trainer([exported]).test(module, datamodule=data, verbose=False)
+    test = metric_of(tested, metrics.test, "metrics.test")
     one = pytree.tree_map(_one_row, (example.args, example.kwargs))
     return StageResult(
         name=name,
@@ -111,8 +114,8 @@ def _one_row(leaf: Any) -> Any:
     return leaf[:1] if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 else leaf
 
 
-def metric_of(results: Sequence[Mapping[str, float]], name: str) -> float:
-    """Return what a loop of a Trainer has logged under ``name``.
+def metric_of(results: Sequence[Mapping[str, float]], name: str, key: str) -> float:
+    """Return what a loop of a Trainer has logged under ``name``, which the user has given as ``key``.
 
     Raises:
         ArtefactError: If there is no such name; the message lists those that there are.
@@ -121,4 +124,4 @@ def metric_of(results: Sequence[Mapping[str, float]], name: str) -> float:
         if name in result:
             return float(result[name])
     logged = sorted({key for result in results for key in result})
-    raise ArtefactError(f"the module does not log {name!r}; it logs {logged}: set metrics to two of its names")
+    raise ArtefactError(f"the module does not log {name!r}; it logs {logged}: set {key} to one of them")

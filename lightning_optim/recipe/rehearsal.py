@@ -58,8 +58,10 @@ def _rehearse_fit(stage: Stage, recipe: Recipe) -> None:
 def _rehearse_metrics(stage: Stage, recipe: Recipe) -> None:
     module = recipe.make_module()
     trainer = stage.make_trainer(callbacks=[], limit_val_batches=1, limit_test_batches=1, **_QUIET)
-    metric_of(trainer.validate(module, datamodule=recipe.data, verbose=False), recipe.metrics.validation)
-    metric_of(trainer.test(module, datamodule=recipe.data, verbose=False), recipe.metrics.test)
+    validated = trainer.validate(module, datamodule=recipe.data, verbose=False)
+    metric_of(validated, recipe.metrics.validation, "metrics.validation")
+    tested = trainer.test(module, datamodule=recipe.data, verbose=False)
+    metric_of(tested, recipe.metrics.test, "metrics.test")
 
 
 def _untrained(recipe: Recipe) -> nn.Module:

@@ -105,6 +105,7 @@ class Recipe:
         callbacks = list(stage.make_callbacks(lambda name: self._network_of(name, finished)))
         stage.apply_settings(module)
         self._fit(stage, folder, module, callbacks, display)
+        display.measuring(stage.name)
         digest = self._keep(folder, module, callbacks)
         make_trainer = lambda extra: stage.make_trainer(callbacks=[*callbacks, *extra], **_QUIET)  # noqa: E731  # one use
         path = folder / "model.onnx"

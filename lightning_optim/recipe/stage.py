@@ -53,7 +53,8 @@ class Stage:
         kind: What it does, for ``order``; ``"export"`` trains nothing.
         make_trainer: Builds the stage's Trainer from its callbacks and further keywords.
         make_callbacks: Builds the stage's callbacks when the stage begins.
-        settings: Attributes of the LightningModule to set before the stage, such as its learning rate.
+        settings: Attributes of the LightningModule, or entries of its ``hparams``, to set before the stage, such as its
+            learning rate.
         needs: Names of earlier stages whose artefacts the callbacks use.
     """
 
@@ -65,18 +66,22 @@ class Stage:
     needs: Sequence[str] = ()
 
     def apply_settings(self, module: LightningModule) -> None:
-        """Set the stage's attributes on ``module``.
+        """Set the stage's attributes and hyperparameters on ``module``.
 
         Raises:
             ValueError: If the module has no such attribute: it would be ignored.
         """
         for name, value in self.settings.items():
-            if not hasattr(module, name):
+            is_attribute, is_hyperparameter = hasattr(module, name), name in module.hparams
+            if not (is_attribute or is_hyperparameter):
                 raise ValueError(
                     f"stage {self.name!r} sets {name!r}, which {type(module).__name__} does not have; "
                     f"remove it from the stage's settings, or name one of the module's own attributes"
                 )
-            setattr(module, name, value)
+            if is_attribute:
+                setattr(module, name, value)
+            if is_hyperparameter:  # of save_hyperparameters
+                module.hparams[name] = value
 
 
 def check_stages(stages: Sequence[Stage]) -> None:

@@ -90,7 +90,7 @@ def test_a_stage_is_read_with_every_cut_before_it(call, tmp_path):
         ([], ["weights= must name trained weights"]),
         (["weights=nowhere.ckpt"], ["nowhere.ckpt", "no weights"]),
         (["weights=."], ["no finished stage", "stages/0-base"]),
-        (["weights=model.ckpt", "metric=val/acc"], ["'val/acc'", "val/accuracy"]),
+        (["weights=model.ckpt", "metric=val/acc"], ["'val/acc'", "val/accuracy", "set metric to one of them"]),
         (["weights=model.ckpt", "sparsities=[0.5,0.2]"], ["ascend"]),
         (["weights=model.ckpt", "sparsities=0.5"], ["must be a list"]),
         (["weights=model.ckpt", "bits=4"], ["bits must be a list"]),

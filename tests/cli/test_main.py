@@ -2,6 +2,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from omegaconf import OmegaConf
+
 import lightning_optim
 import lightning_optim.conf
 
@@ -50,3 +53,103 @@ def test_python_dash_m_is_the_same_program_and_starts_without_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("lightning-optim ")
+
+
+def test_help_on_an_analysis_shows_its_own_keys(call):
+    answer = call("analyze", "--help")
+    assert answer.code == 0
+    assert call("analyze", "seed=1", "-h").out == answer.out
+    folder = Path(lightning_optim.conf.__path__[0]) / "lightning_optim"
+    config = OmegaConf.load(folder / "analyze.yaml")
+    own = set(config) - {"defaults", "hydra"}
+    keys = {word.split("=")[0] for word in answer.out.split("keys")[-1].split() if "=" in word}
+    assert own <= {key.split(".")[0] for key in keys}
+    assert {"targets.include", "trainer.limit_val_batches", "data", "model"} <= keys
+    assert "latency_seconds" not in answer.out
+
+
+MINE = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Module(LightningModule):
+    def __init__(self, width=8, lr=0.01):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/accuracy", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/accuracy", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), self.hparams.lr)
+
+
+class Data(LightningDataModule):
+    def __init__(self, samples=32):
+        super().__init__()
+        x = torch.randn(samples, 4, generator=torch.Generator().manual_seed(0))
+        self.data = TensorDataset(x, (x.sum(1) > 0).long())
+
+    def train_dataloader(self):
+        return DataLoader(self.data, batch_size=16)
+
+    val_dataloader = test_dataloader = train_dataloader
+"""
+OWN = ("model._target_=mine.Module", "data._target_=mine.Data")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a project's own module and data, which no path leads to."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_projects_own_module_and_data_are_compressed_and_analyzed_from_its_folder(call, project):
+    stages = [f"recipe.stages.{name}.trainer.max_epochs=4" for name in ("base", "prune", "qat")]
+    words = ["recipe.order=[base,prune,qat,export]", *stages, "latency_seconds=0.1", "hydra.run.dir=run"]
+    answer = call("model=custom", "data=custom", *OWN, "+model.width=16", "+recipe.stages.qat.settings.lr=1e-4", *words)
+    assert answer.code == 0, answer.err
+    assert (project / "run" / "model.onnx").is_file()
+    assert call("run=run").code == 0
+    analyzed = ("analyze", *OWN, "+model.width=16", "weights=run/stages/0-base", "sparsities=[0.5]", "bits=[]")
+    answer = call(*analyzed, "hydra.run.dir=analysis")
+    assert answer.code == 0, answer.err
+    assert (project / "analysis" / "analyze.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["data=custom"], ["data._target_=FILE.CLASS", "LightningDataModule"]),
+        (["model=custom"], ["model._target_=FILE.CLASS", "LightningModule"]),
+        (["analyze", "data=custom", "weights=w.ckpt"], ["data._target_=FILE.CLASS"]),
+        (["model._target_=mine.Data"], ["must name a LightningModule", "makes a Data"]),
+        (["data._target_=mine.Module"], ["must name a LightningDataModule", "makes a Module"]),
+        (["data._target_=yours.Data"], ["No module named 'yours'", "looked in"]),
+        (["data._target_=mine.Data", "+data.sample=3"], ["unexpected keyword argument 'sample'"]),
+        ([*OWN, "metrics.test=test/acc"], ["'test/accuracy'", "set metrics.test to one of them"]),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_mistake_in_ones_own_parts_is_told_in_one_line(call, project, words, fragments):
+    (project / "w.ckpt").write_bytes(b"")
+    answer = call(*words)
+    assert answer.code == 1
+    (line,) = answer.err.strip().splitlines()
+    assert all(fragment in line for fragment in fragments), line

@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 MESSAGES = logging.getLogger("lightning.pytorch.lightning_optim")
 """Logger below Lightning's: whoever silences Lightning's messages silences these, too."""
 
-_SECONDS = 5.0
+SECONDS = 5.0
+"""Time between two messages about work that takes long."""
 
 
 def tell(trainer: Trainer, text: str) -> None:
@@ -34,7 +35,7 @@ class Pace:
         True
     """
 
-    def __init__(self, seconds: float = _SECONDS) -> None:
+    def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._last = time.monotonic()
 
