@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, final
 
+from lightning_optim.checked import checked
+
 _ROUNDING = 1e-9  # the counters are exact, but a fraction is not: 0.3 / 0.1 must be three whole jumps
 
 Unit = Literal["fraction", "epoch", "step"]
@@ -34,6 +36,7 @@ class Clock:
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """Window of training, given in epochs, in optimizer steps or as fractions of the fit.

@@ -14,6 +14,7 @@ from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
 from lightning_optim.callbacks.trainer.lightning_private import transfer_batch
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
+from lightning_optim.checked import checked
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.objective import DistillationObjective, LossWeight
 from lightning_optim.distillation.teacher.base import Teacher
@@ -29,6 +30,7 @@ from lightning_optim.window import Window
 
 
 @final
+@checked
 class DistillationTeacher(TechniqueCallback):
     """Knowledge distillation: adds to the loss of each training step how far the student is from a teacher.
 
@@ -75,7 +77,7 @@ class DistillationTeacher(TechniqueCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.teacher = _as_teacher(teacher)
+        self.teacher = ModuleTeacher(module=teacher) if isinstance(teacher, nn.Module) else teacher
         self._objective = DistillationObjective(losses, weight, hard_weight)
         self.losses, self.weight = self._objective.losses, self._objective.weights
         self.hard_weight = self._objective.hard_weight
@@ -180,14 +182,6 @@ class DistillationTeacher(TechniqueCallback):
 
     def _compare(self, calls: list[ModuleCall], context: Context) -> dict[str, Tensor]:
         return self._objective.compare([(call, self._loaded()(call)) for call in calls], context)
-
-
-def _as_teacher(teacher: Any) -> Teacher:
-    if isinstance(teacher, nn.Module):
-        return ModuleTeacher(module=teacher)
-    if not isinstance(teacher, Teacher):
-        raise TypeError(f"teacher must be a module or a source such as Checkpoint, got {type(teacher).__name__}")
-    return teacher
 
 
 def _check_shares_nothing(teacher: nn.Module, pl_module: LightningModule) -> None:

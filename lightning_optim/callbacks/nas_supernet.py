@@ -28,6 +28,7 @@ from lightning_optim.callbacks.nas.search_file import SearchFile, search_identit
 from lightning_optim.callbacks.nas.search_messages import SearchMessages
 from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
+from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.progress import SearchProgress
@@ -45,6 +46,7 @@ from lightning_optim.surgery.shard import local
 
 
 @final
+@checked
 class NASSupernet(TechniqueCallback):
     """Supernet of any LightningModule (NAS): trains one path per optimizer step, drawn uniformly.
 
@@ -100,9 +102,6 @@ class NASSupernet(TechniqueCallback):
         self.search_at = checked_moment(search_at, is_configured=not (strategy is None and selection is None))
         self.strategy: Strategy = Evolution() if strategy is None else strategy
         self.selection = Selection() if selection is None else selection
-        for key, value, kind in (("strategy", self.strategy, Strategy), ("selection", self.selection, Selection)):
-            if not isinstance(value, kind):
-                raise TypeError(f"{key} must be a {kind.__name__}, got {type(value).__name__}")
         self.network, self.example, self.seed, self.guard = network, example, seed, guard
         self._supernet: Supernet | None = None
         self._patches = Patches()

@@ -25,6 +25,7 @@ from lightning_optim.callbacks.pruning.targeted import targeted_layers
 from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
+from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.allocation.base import AllocationSetting
@@ -46,6 +47,7 @@ from lightning_optim.window import Window
 
 
 @final
+@checked
 class PruningScheduler(TechniqueCallback):
     """Pruning of any LightningModule while it trains, to an exact sparsity; channels are physically removed if asked.
 

@@ -22,6 +22,7 @@ from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
+from lightning_optim.checked import checked
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import QuantizedExport
 from lightning_optim.export.quantized_network import QuantizedNetwork, describe_placement
@@ -44,6 +45,7 @@ from lightning_optim.window import Window
 
 
 @final
+@checked
 class QATFakeQuant(TechniqueCallback):
     """Quantization-aware training: trains a network under the rounding of its later integer form, and exports it.
 

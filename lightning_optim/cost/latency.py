@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
+from lightning_optim.checked import checked
 from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.curve import curve_through
@@ -41,6 +42,7 @@ _LEAST = 0.1  # share of its channels that each pool keeps under these budgets
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency(Cost):
     """Latency: CPU time of one forward pass in evaluation mode, on one thread of this machine.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, final
 
+from lightning_optim.checked import checked
 from lightning_optim.cost.base import Cost
 from lightning_optim.cost.macs import MACs
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Selection: which score counts, what an architecture may cost, and how many are evaluated.

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
+from lightning_optim.checked import checked
+
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewind:
     """Weight rewinding (lottery ticket) or learning-rate rewinding, after each pruning step.

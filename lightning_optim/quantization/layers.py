@@ -8,6 +8,7 @@ from typing import final
 
 from torch import nn
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.check import check_operand
@@ -15,6 +16,7 @@ from lightning_optim.surgery.select import Targets, named_modules
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerQuantizers:
     """Quantizers of some layers, in place of those of the whole network (mixed precision).
@@ -40,16 +42,10 @@ class LayerQuantizers:
     activation_quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.targets, Targets):
-            raise TypeError(f"targets of layers must be Targets, got {self.targets!r}")
         given = {Operand.WEIGHT: self.weight_quantizer, Operand.ACTIVATION: self.activation_quantizer}
         if not any(quantizer is not None for quantizer in given.values()):
             raise ValueError("layers need a weight_quantizer or an activation_quantizer, got neither")
         for operand, quantizer in given.items():
-            if not (quantizer is None or isinstance(quantizer, Quantizer)):
-                raise TypeError(
-                    f"{operand.value}_quantizer must be of a class derived from Quantizer, got {quantizer!r}"
-                )
             if quantizer is not None:
                 check_operand(quantizer, operand)
 

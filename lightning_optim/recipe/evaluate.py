@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn
 
+from lightning_optim.checked import checked
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.onnx_file.write import export_onnx
@@ -24,6 +25,7 @@ from lightning_optim.surgery.torch_private import pytree
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """Names under which the LightningModule logs accuracies, in ``[0, 1]``.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
+from lightning_optim.checked import checked
 from lightning_optim.report.comparison import Timings, are_timed, is_smaller, overall_gain, seconds_of
 from lightning_optim.report.remarks import losses, remarks_on_times
 from lightning_optim.report.result import StageResult
@@ -17,6 +18,7 @@ _Keep = Callable[[list[StageResult]], list[StageResult]]
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """Deployment: the choice of the stage whose file becomes the model.

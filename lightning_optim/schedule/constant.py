@@ -7,10 +7,12 @@ from typing import final
 
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.schedule.base import Schedule
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant(Schedule):
     """Constant schedule: one value from the window's first step on (one-shot pruning, for a sparsity).

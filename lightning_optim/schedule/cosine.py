@@ -8,10 +8,12 @@ from typing import final
 
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.schedule.base import Schedule
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cosine(Schedule):
     """Cosine schedule: from ``start`` to ``end`` along half a cosine wave, which is slow, fast, slow.

@@ -7,10 +7,12 @@ from typing import final
 
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.schedule.base import Schedule
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cubic(Schedule):
     """Cubic schedule: fast at first, then ever slower (Zhu and Gupta, 2017; arXiv:1710.01878, eq. 1).

@@ -7,10 +7,12 @@ from typing import final
 
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.schedule.base import Schedule
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iterative(Schedule):
     """Iterative pruning schedule: rounds that each remove the same share of what is left, with a rest after each.

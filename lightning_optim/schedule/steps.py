@@ -10,10 +10,12 @@ from typing import final
 
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.schedule.base import Schedule
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps(Schedule):
     """Step schedule: each of ``values`` holds for an equal share of the window, or from a given progress on.

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.surgery.torch_private import COMPILED_CHILD
 
@@ -102,6 +103,7 @@ def _is_container_or_layer(child: nn.Module) -> bool:
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
     """Targets: a choice of modules by name and by type.
@@ -123,10 +125,7 @@ class Targets:
 
     def __post_init__(self) -> None:
         for field in ("include", "exclude", "types"):
-            value = getattr(self, field)
-            if isinstance(value, str):
-                raise TypeError(f"targets.{field} must be a list of strings, got the string {value!r}")
-            object.__setattr__(self, field, tuple(value))
+            object.__setattr__(self, field, tuple(getattr(self, field)))
         if not self.include:
             raise ValueError("targets.include must name at least one glob, got none")
 

@@ -526,7 +526,7 @@ def test_teacher_that_is_the_student_is_refused():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"teacher": "t.ckpt"}, TypeError, "teacher must be a module or a source such as Checkpoint, got str"),
+        ({"teacher": "t.ckpt"}, TypeError, "teacher must be a Teacher or a Module, got the string"),
         ({"window": {"begin": 0}}, TypeError, "window must be a Window, got dict"),
         ({"backward_index": -1}, ValueError, "backward_index must be at least 0"),
         ({"weight": 0.0}, ValueError, "teacher would do nothing"),

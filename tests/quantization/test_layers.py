@@ -85,10 +85,14 @@ def test_entries_that_match_nothing_or_one_layer_twice_are_refused():
     ("make", "error", "message"),
     [
         (lambda: LayerQuantizers(targets=Targets()), ValueError, "need a weight_quantizer or an activation_quantizer"),
-        (lambda: LayerQuantizers(targets="a", weight_quantizer=Binary()), TypeError, "must be Targets"),
-        (lambda: entry("0", weight_quantizer=8), TypeError, "derived from Quantizer"),
+        (
+            lambda: LayerQuantizers(targets="a", weight_quantizer=Binary()),
+            TypeError,
+            "targets must be a Targets, got the string 'a'",
+        ),
+        (lambda: entry("0", weight_quantizer=8), TypeError, "weight_quantizer must be a Quantizer or None, got int 8"),
         (lambda: entry("0", activation_quantizer=Binary()), ValueError, "Binary quantizes weights"),
-        (lambda: QATFakeQuant(layers={"a": 3}), TypeError, r"layers\.a must be LayerQuantizers"),
+        (lambda: QATFakeQuant(layers={"a": 3}), TypeError, r"layers\['a'\] must be a LayerQuantizers"),
     ],
 )
 def test_wrong_entries_are_refused(make, error, message):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.distillation.functional import Reduction, check_reduction, check_temperature, soft_target_loss
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.output import select_output
@@ -16,6 +17,7 @@ from lightning_optim.surgery.tap import ModuleCall
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftTarget(Loss):
     """Soft-target loss: the student learns the teacher's class probabilities (Hinton et al., 2015; arXiv:1503.02531).

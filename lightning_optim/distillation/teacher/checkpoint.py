@@ -10,11 +10,13 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.distillation.teacher.file import FileTeacher
 from lightning_optim.surgery.weights import read_plain, weights_in
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint(FileTeacher):
     """Teacher from a checkpoint: a ``.ckpt`` of Lightning or a saved ``state_dict``. Code in it is never run.

@@ -9,10 +9,12 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.distillation.teacher.base import Teacher
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleTeacher(Teacher):
     """Teacher in memory: a module, used as it is.

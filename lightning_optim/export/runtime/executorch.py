@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.atomic import write_atomic
+from lightning_optim.checked import checked
 from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.lowering.program import capture_program
 from lightning_optim.export.onnx_file.kernels import Kernels
@@ -42,6 +43,7 @@ _MOVES = frozenset(
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecuTorch(Runtime):
     """ExecuTorch: a ``.pte`` file whose layers its delegate XNNPACK runs in integers, with the scales of training.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
@@ -22,6 +23,7 @@ from lightning_optim.quantization.simulation.simulator import Simulator
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ONNXRuntime(Runtime):
     """ONNX Runtime: an ONNX file whose layers run in integers, with uint8 activations, int8 weights and int32 biases.

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
@@ -31,6 +32,7 @@ _MOVES = frozenset(
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenVINO(Runtime):
     """OpenVINO: the ONNX file that ``ONNXRuntime`` writes, checked and timed in OpenVINO.

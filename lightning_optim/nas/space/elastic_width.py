@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.sliced import Slicing, sliced_forward
 from lightning_optim.nas.space.base import SearchDimension, Site
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElasticWidth(SearchDimension):
     """Elastic width: each target keeps its first ``k`` output channels (Yu et al., 2019; arXiv:1812.08928, section 3).

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.forward.choice import RESERVED, Dispatch, output_layout
 from lightning_optim.nas.space.base import SearchDimension, Site
@@ -23,6 +24,7 @@ Candidate = nn.Module | Callable[[], nn.Module]
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationChoice(SearchDimension):
     """Operation choice: each target is its own operation or one of the candidates (Guo et al., 2020; arXiv:1904.00420).

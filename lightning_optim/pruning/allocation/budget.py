@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.cost.base import Cost
 from lightning_optim.cost.greedy import AllowedCounts, most_important
 from lightning_optim.cost.macs import MACs
@@ -21,6 +22,7 @@ from lightning_optim.pruning.functional import drop_lowest
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget(PricedAllocation):
     """Budget allocation: keeps what matters most for at most ``(1 - sparsity)`` of the original cost.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.functional import sum_over_ranks
 from lightning_optim.pruning.functional import drop_lowest
@@ -21,6 +22,7 @@ _SLOPE = 1e-3
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BySensitivity(Allocation):
     """Allocation by sensitivity: every pool, if pruned alone to its share, would cost the same loss of a metric.

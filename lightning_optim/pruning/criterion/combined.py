@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import ranks
 from lightning_optim.pruning.evidence import LayerEvidence, Need
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combined(Criterion):
     """Combined criterion: several scores, each normalised within the layer, weighted and added.

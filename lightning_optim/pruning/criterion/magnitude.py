@@ -8,12 +8,14 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need
 from lightning_optim.pruning.functional import magnitude
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Magnitude(Criterion):
     """Magnitude criterion: a weight scores ``|w| ** p`` (Han et al., 2015; arXiv:1506.02626).

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Random(Criterion):
     """Random criterion: scores drawn uniformly from ``[0, 1)``.

@@ -8,6 +8,7 @@ from typing import Literal, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import squared_channel_product, squared_product
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
@@ -21,6 +22,7 @@ _STATISTICS = {
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taylor(Criterion):
     """Taylor criterion: ``(g * w) ** 2``, the squared change of the loss, to first order, were the weight zero.

@@ -8,6 +8,7 @@ from typing import Literal, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import ranks_in_rows, scale_by_input
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
@@ -21,6 +22,7 @@ _ENERGY = Statistic(name="squared input", of=Evidence.INPUT, term=_squared)
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanda(Criterion):
     """Wanda criterion: ``|w_ij| * ||x_j||``, ``x_j`` all values of the input channel that the weight reads.

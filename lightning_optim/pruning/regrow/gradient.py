@@ -8,10 +8,12 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.regrow.base import Regrowth, check_fraction
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientRegrowth(Regrowth):
     """Regrowth by gradient (RigL): the smallest weights give way to those with the largest dense gradient.

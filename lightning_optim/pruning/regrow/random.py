@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.regrow.base import Regrowth, check_fraction
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomRegrowth(Regrowth):
     """Random regrowth (SET): the smallest weights give way to random ones (Mocanu et al., 2018).

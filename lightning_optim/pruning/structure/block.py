@@ -9,12 +9,14 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.functional import block_means, block_of_each, spread
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block(Structure):
     """Block structure: rectangles of output by input channels (Narang et al., 2017; arXiv:1711.02782).

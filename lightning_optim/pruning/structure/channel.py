@@ -9,12 +9,14 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.pruning.structure.base import Shrink
 from lightning_optim.pruning.structure.coupled import CoupledStructure, check_shrink, targeted_groups
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel(CoupledStructure):
     """Channel structure: output channels fall with every weight that makes or reads them, and can be removed.

@@ -9,6 +9,7 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.graph.heads import attention_heads
@@ -17,6 +18,7 @@ from lightning_optim.pruning.structure.coupled import CoupledStructure, check_sh
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head(CoupledStructure):
     """Attention-head structure: whole heads, which can be physically removed (Michel et al., 2019; arXiv:1905.10650).

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.graph.branches import Branch, residual_branches
 from lightning_optim.graph.coupling import Coupling
@@ -17,6 +18,7 @@ from lightning_optim.pruning.structure.base import Shrink, Structure, TouchedDim
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer(Structure):
     """Layer structure: whole residual branches; a block then passes its input on (Fan et al., 2020).

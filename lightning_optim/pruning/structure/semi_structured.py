@@ -10,6 +10,7 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.structure.base import Structure
@@ -17,6 +18,7 @@ from lightning_optim.pruning.structure.functional import lowest_of_each, must_st
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SemiStructured(Structure):
     """N:M sparsity: ``keep`` of every ``out_of`` input channels stay at most (Mishra et al., 2021; arXiv:2104.08378).

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, final
 
+from lightning_optim.checked import checked
+
 # Metrics arrive in single precision: a drop of exactly the allowed size may come out this much larger.
 _ROUNDING = 1e-6
 
@@ -21,6 +23,7 @@ class Verdict(Enum):
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricDrop:
     """Metric-drop rule: the sparsity grows until a metric falls too far below its value before pruning.

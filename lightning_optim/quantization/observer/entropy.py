@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.observer.functional import entropy_threshold
 from lightning_optim.quantization.observer.running_histogram import RunningHistogram, check_decay
@@ -16,6 +17,7 @@ from lightning_optim.quantization.quantizer.base import Quantizer
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entropy(Observer):
     """Clip where the distribution of the rounded magnitudes tells most of the original one: KL divergence.

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.observer.functional import least_squares_range
 from lightning_optim.quantization.observer.running_histogram import RunningHistogram, check_decay
@@ -15,6 +16,7 @@ from lightning_optim.quantization.quantizer.base import Quantizer
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanSquaredError(Observer):
     """Choose the part of a range with the least mean squared error (MSE) after rounding and clipping.

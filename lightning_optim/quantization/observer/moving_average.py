@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.running_range import RunningRange
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MovingAverage(Observer):
     """Average the ranges of batches, older ones less (Jacob et al., 2018; arXiv:1712.05877, section 3.1).

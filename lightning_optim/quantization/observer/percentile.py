@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.observer.functional import percentile_range
 from lightning_optim.quantization.observer.running_histogram import RunningHistogram, check_decay
@@ -15,6 +16,7 @@ from lightning_optim.quantization.quantizer.base import Quantizer
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentile(Observer):
     """Leave the outermost values of a tensor out (McKinstry et al., 2018; arXiv:1809.04191, section 3.2).

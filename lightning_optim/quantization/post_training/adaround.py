@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.grid import is_found_again, largest_of_each_scale, replace_weight
@@ -29,6 +30,7 @@ _SMALLEST = 1e-12
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaRound(PostTraining):
     """Round each weight of a layer up or down so that the layer's output moves least.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import equalizing_factors
 from lightning_optim.quantization.post_training.rescale import Rescale
@@ -19,6 +20,7 @@ from lightning_optim.quantization.simulation.weighted_layers import WeightedLaye
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossLayerEqualization(PostTraining):
     """Scale channels so that the weights that make one and those that read it have the same range.

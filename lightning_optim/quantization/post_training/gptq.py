@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import compensated_rounding
@@ -21,6 +22,7 @@ from lightning_optim.quantization.simulation.weighted_layers import find_layers
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTQ(PostTraining):
     """Round linear layers, one input after another, so that their outputs on the data change least.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.post_training.functional import smoothing_factors
 from lightning_optim.quantization.post_training.rescale import Rescale
@@ -20,6 +21,7 @@ from lightning_optim.surgery.select import named_modules
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmoothQuant(PostTraining):
     """Divide the outputs of each layer norm by factors that the linear layers behind it take over.

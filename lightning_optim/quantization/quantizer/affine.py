@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import affine_qparams, quantize
 from lightning_optim.quantization.quantizer.base import ActivationQuantizer
 from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
@@ -15,6 +16,7 @@ from lightning_optim.quantization.scheme import Granularity, Scheme, find_scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine(ActivationQuantizer):
     """Unsigned integers from 0, with the zero point where 0 falls (Jacob et al., 2018; arXiv:1712.05877, eq. 1).

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.quantizer.learner import Start, UnsignedLearner, Values
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClippingLevel(UnsignedLearner):
     """Unsigned integers of activations, clipped at a trained level (PACT; Choi et al., 2018; arXiv:1805.06085).

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer
 from lightning_optim.quantization.rounding.levels import squash, straight_through
 from lightning_optim.quantization.scheme import Scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoReFa(FixedScaleQuantizer):
     """Weights in ``[-1, 1]`` after a tanh, at odd multiples of one scale (Zhou et al., 2016; arXiv:1606.06160, eq. 9).

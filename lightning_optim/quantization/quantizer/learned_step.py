@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import SMALLEST_SCALE, quantize, symmetric_scale
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learned_weight import LearnedWeight
@@ -20,6 +21,7 @@ from lightning_optim.quantization.scheme import Granularity, Scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedStep(WeightLearner):
     """Signed integers of weights, with a step size that is trained (LSQ; Esser et al., 2020; arXiv:1902.08153).

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.quantizer.learner import Start, UnsignedLearner, Values
 from lightning_optim.quantization.rounding.learned_step import round_to_steps
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedStepAffine(UnsignedLearner):
     """Unsigned integers of activations, with a step size that is trained (LSQ; Esser et al., 2020; arXiv:1902.08153).

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.quantizer.learner import Start, UnsignedLearner, Values
 from lightning_optim.quantization.rounding.learned_offset import round_to_offset_steps, zero_point_of
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedStepOffset(UnsignedLearner):
     """Unsigned integers of activations, with a trained step and offset (LSQ+; Bhalgat et al., 2020; arXiv:2004.09576).

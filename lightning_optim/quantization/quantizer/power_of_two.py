@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.quantizer.base import Operand, range_scale
 from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer
 from lightning_optim.quantization.rounding.levels import nearest_level
@@ -16,6 +17,7 @@ from lightning_optim.quantization.scheme import Granularity, Scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerOfTwo(LevelQuantizer):
     """Zero and powers of two of both signs (Miyashita et al., 2016; arXiv:1603.01025), each value to the nearest.

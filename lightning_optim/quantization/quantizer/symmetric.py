@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import channel_extreme, pair_extreme, quantize, symmetric_scale
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
@@ -17,6 +18,7 @@ from lightning_optim.quantization.scheme import Granularity, Scheme, find_scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symmetric(Quantizer):
     """Signed integers without a zero point: a weight that is 0 stays 0.

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import SMALLEST_SCALE
 from lightning_optim.quantization.quantizer.base import Operand
 from lightning_optim.quantization.quantizer.level_quantizer import LevelQuantizer, check_granularity
@@ -16,6 +17,7 @@ from lightning_optim.quantization.scheme import Granularity, Scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ternary(LevelQuantizer):
     """Weights -1, 0 and 1 times a scale (ternary weight networks; Li et al., 2016; arXiv:1605.04711, eq. 3 and 6).

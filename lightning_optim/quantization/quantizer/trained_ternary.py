@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import SMALLEST_SCALE, per_channel
 from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer, Quantizer
 from lightning_optim.quantization.quantizer.learner import Start, Values, WeightLearner
@@ -19,6 +20,7 @@ _LARGEST = 64  # two neighbours of one sign times 255 stay within 16 bits, where
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedTernary(WeightLearner):
     """Weights 0, a trained W_p or a trained -W_n (trained ternary quantization; Zhu et al., 2017; arXiv:1612.01064).

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import quantize
 from lightning_optim.quantization.quantizer.base import ActivationQuantizer
 from lightning_optim.quantization.rounding.fake_quantize import fake_quantize
@@ -16,6 +17,7 @@ from lightning_optim.quantization.scheme import Scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitInterval(ActivationQuantizer):
     """Activations clipped to ``[0, 1]``, in equal steps (Zhou et al., 2016; arXiv:1606.06160, eq. 5 and 11).

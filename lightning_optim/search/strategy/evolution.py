@@ -10,6 +10,7 @@ from typing import Any, final
 
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.search.decision import Candidate, Decision, sample_candidate
 from lightning_optim.search.strategy.base import SearchState, Strategy
 from lightning_optim.search.strategy.memory import Memory
@@ -18,6 +19,7 @@ _PATIENCE = 20
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evolution(Strategy):
     """Regularized evolution (Real et al., 2019; arXiv:1802.01548, algorithm 1).
