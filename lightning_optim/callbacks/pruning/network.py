@@ -82,6 +82,13 @@ class PrunedNetwork:
             self.example.watch(network)
             if self.observer.is_known and not self.example:  # what parts are given is seen as they are called
                 self.observer.load_state_dict(NetworkObserver().state_dict())
+            elif self.example and not self.observer.is_known:
+                warnings.warn(
+                    "a checkpoint cannot hold how the training step calls the parts of the network, since it gives "
+                    "them other objects than tensors; they are watched again: what is due in the first two batches is "
+                    "done after them",
+                    stacklevel=2,
+                )
         if not self.observer.is_known:
             note = partial(self._note_inputs, pl_module) if needs_inputs else None
             self.observer.watch(pl_module, network, note)

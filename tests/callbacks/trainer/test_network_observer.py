@@ -195,7 +195,8 @@ def test_parts_called_with_an_object_of_the_users_are_looked_at_again_after_a_re
     assert not saved["calls"]["is_known"]
     module = make()
     again = PruningScheduler(schedule=Linear(end=0.5), structure=Channel())
-    quiet(again, max_epochs=4).fit(module, loader(), ckpt_path=tmp_path / "step=3.ckpt")
+    with pytest.warns(UserWarning, match="what is due in the first two batches is done after them"):
+        quiet(again, max_epochs=4).fit(module, loader(), ckpt_path=tmp_path / "step=3.ckpt")
     assert (module.backbone[0].out_features, module.head.in_features) == (16, 16)
 
 
