@@ -21,6 +21,7 @@ from lightning_optim.callbacks.pruning.prices import agreed_prices
 from lightning_optim.callbacks.pruning.regrower import Regrower
 from lightning_optim.callbacks.pruning.rewinder import Rewinder
 from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit, warn_of_early_end
+from lightning_optim.callbacks.pruning.step_messages import StepMessages
 from lightning_optim.callbacks.pruning.targeted import targeted_layers
 from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
@@ -114,6 +115,7 @@ class PruningScheduler(TechniqueCallback):
 
     def _start_afresh(self) -> None:
         self._pruned = PrunedNetwork(Pruner(self.criterion, self.structure, self.allocation))
+        self._messages = StepMessages(self.name, type(self.structure).__name__)
         self._guard = MetricGuard(self.until, self.structure.shrink, self.schedule, self._pruned)
         self._rewinder = Rewinder(self.rewind)
         self._regrower = Regrower(self.regrow)
@@ -251,6 +253,7 @@ class PruningScheduler(TechniqueCallback):
             self._rewinder.rewind(trainer, pl_module)
         self._monitors.restart_plateaus(trainer)
         pruned.enforce(trainer, pl_module)
+        self._messages.tell(trainer, pruned.state.alive, pruned.parameters(pl_module))
         is_sharded = shard_group([*pruned.parameters(pl_module).values()]) is not None
         check_ranks_agree(trainer, (sparsity, None if is_sharded else pruned.checksum()), "what is pruned")
         self._log(pl_module)
