@@ -41,6 +41,7 @@ from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.weight import Weight
 from lightning_optim.pruning.until.metric_drop import MetricDrop
 from lightning_optim.schedule.base import Schedule
+from lightning_optim.surgery.parametrized import weight_names
 from lightning_optim.surgery.select import Targets, find_network
 from lightning_optim.surgery.shard import reshard, shard_group
 from lightning_optim.surgery.shrunk_checkpoint import mark_shrunk
@@ -160,6 +161,7 @@ class PruningScheduler(TechniqueCallback):
         layers = self.layers(pl_module)
         how = (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window)
         check_ranks_agree(trainer, (*how, self.until, self.rewind, self.regrow), "pruning")
+        self._regrower.check_layers(layers)
         if self.structure.shrink != "never":
             self._pruned.reshaper.check_optimizers(trainer, network)
         self._pruned.watch_calls(pl_module)
@@ -330,7 +332,7 @@ class PruningScheduler(TechniqueCallback):
         parameters: dict[str, nn.Parameter],
         coupling: Coupling | None,
     ) -> dict[str, LayerEvidence]:
-        weights = {f"{name}.weight": parameters[f"{name}.weight"] for name in self.layers(pl_module)}
+        weights = {name: parameters[name] for name in weight_names(self.layers(pl_module))}
         found = {
             name: seen
             for name, seen in self._evidence.seen(trainer, weights, coupling).items()

@@ -17,6 +17,7 @@ class OperatorKind(Enum):
     LINEAR = auto()
     MATRIX_PRODUCT = auto()
     ADDED_PRODUCT = auto()
+    VECTOR_PRODUCT = auto()  # as in a weight under spectral normalization
     EINSUM = auto()
     ATTENTION = auto()
     GATED_RECURRENT = auto()
@@ -50,6 +51,7 @@ _NAMES = {
     OperatorKind.LINEAR: "linear",
     OperatorKind.MATRIX_PRODUCT: "matmul mm bmm",
     OperatorKind.ADDED_PRODUCT: "addmm",
+    OperatorKind.VECTOR_PRODUCT: "mv dot vdot",
     OperatorKind.EINSUM: "einsum",
     OperatorKind.ATTENTION: "scaled_dot_product_attention",
     OperatorKind.GATED_RECURRENT: "lstm gru lstm_cell gru_cell",

@@ -20,7 +20,8 @@ from lightning_optim.pruning.evidence import Evidence, LayerEvidence
 from lightning_optim.pruning.functional import mask_from_scores
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.functional import allocate_jointly, joint_name
-from lightning_optim.surgery.select import plain_name
+from lightning_optim.surgery.parametrized import keep_directions, scored_weight, weight_name
+from lightning_optim.surgery.select import plain_name, submodule
 
 
 @final
@@ -139,7 +140,7 @@ def sweep(
     if criterion.needs != {Evidence.WEIGHT}:
         raise ValueError(f"{type(criterion).__name__!r} needs to see data, which no training brings: choose Magnitude")
     parameters = {plain_name(name): parameter for name, parameter in network.named_parameters()}
-    weights: dict[str, Tensor] = {f"{name}.weight": parameters[f"{name}.weight"].detach() for name in layers}
+    weights = _scored({name: submodule(network, name) for name in layers})
     if coupling is not None:
         weights = {name: weight for name, weight in weights.items() if coupling.group_of(name, 0) is not None}
     scores = {name: criterion(LayerEvidence(name=name, weight=weight)) for name, weight in weights.items()}
@@ -152,10 +153,16 @@ def sweep(
             keep = allocate_jointly(competing, [names], partial(_lowest_dropped, sparsity=sparsity))
             keep = structure.fitted(keep, competing)
             masks = structure.masks(keep, {name: held.detach() for name, held in parameters.items()}, coupling)
-            values.append(_measure_masked(parameters, masks, measure))
+            values.append(_measure_masked(parameters, keep_directions(network, masks), measure))
         size = sum(score.numel() for score in competing.values())
         curves.append(SensitivityCurve(pool=joint_name(names), size=size, values=tuple(values)))
     return curves
+
+
+def _scored(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Weights by the name of the parameter that they are pruned through."""
+    found = {weight_name(name, layer): layer for name, layer in layers.items()}
+    return {name: scored_weight(layer) for name, layer in found.items() if name is not None}
 
 
 def _lowest_dropped(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

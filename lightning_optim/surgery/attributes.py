@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lightning_optim.surgery.parametrized import weight_shape
 from lightning_optim.surgery.torch_private import Convolution, NormBase, TransposedConvolution, refresh_flat_weights
 
 
@@ -15,13 +16,13 @@ def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
             but for a ``normalized_shape`` that equals the old shape of its weight.
         old_shape: Shape of its weight before the cut.
     """
-    weight = getattr(module, "weight", None)
+    shape = weight_shape(module)
     if isinstance(module, Convolution):
-        _refresh_convolution(module)
+        _refresh_convolution(module, shape)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = (int(size) for size in module.weight.shape)
+        module.out_features, module.in_features = shape
     elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = (int(size) for size in module.weight.shape)
+        module.num_embeddings, module.embedding_dim = shape
     elif isinstance(module, NormBase):
         known = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(known) if known is not None else module.num_features
@@ -31,13 +32,12 @@ def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
         _refresh_recurrent(module)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
-    if weight is not None and getattr(module, "normalized_shape", None) == old_shape:
-        vars(module)["normalized_shape"] = tuple(weight.shape)
+    if shape and getattr(module, "normalized_shape", None) == old_shape:
+        vars(module)["normalized_shape"] = shape
 
 
-def _refresh_convolution(module: Convolution) -> None:
+def _refresh_convolution(module: Convolution, shape: tuple[int, ...]) -> None:
     outward, inward = (1, 0) if isinstance(module, TransposedConvolution) else (0, 1)
-    shape = module.weight.shape
     if 1 < module.groups == module.in_channels and shape[1] == 1:
         multiplier = module.out_channels // module.groups
         module.groups = shape[0] if outward == 1 else shape[0] // multiplier

@@ -13,7 +13,9 @@ from lightning_optim.errors import ShrinkError
 from lightning_optim.surgery.attention import free_cut_heads, leave_fast_paths
 from lightning_optim.surgery.attributes import refresh_attributes
 from lightning_optim.surgery.bypass import bypass_of
+from lightning_optim.surgery.parametrized import layer_name, weight_shape
 from lightning_optim.surgery.select import plain_name
+from lightning_optim.surgery.torch_private import compute_weight
 
 Cuts = list[tuple[int, Tensor]]
 """Kept positions by dimension."""
@@ -84,12 +86,14 @@ def apply_cut(root: nn.Module, plan: CutPlan) -> Replaced:
         _check(name, site.held, plan[name])
     replaced = _take_out(root, [site for site in sites.values() if isinstance(site.held, nn.Module)])
     cut = {name: site for name, site in sites.items() if not isinstance(site.held, nn.Module)}
-    old_shapes = {site.module: _weight_shape(site.module) for site in cut.values()}
+    layers = {modules[layer_name(name)] for name in cut}  # a parametrization's tensors lie below their layer
+    old_shapes = {module: weight_shape(module) for module in (*layers, *(site.module for site in cut.values()))}
     for name, site in cut.items():
         _cut_site(site, plan[name], replaced)
     for owner in _share(root, replaced):
-        old_shapes.setdefault(owner, _weight_shape(owner))
+        old_shapes.setdefault(owner, weight_shape(owner))
     for module, shape in old_shapes.items():
+        compute_weight(module)
         refresh_attributes(module, shape)
     free_cut_heads(root)
     leave_fast_paths(root)
@@ -152,11 +156,6 @@ def _check(name: str, held: Any, cuts: Cuts) -> None:
                 f"dimension {dim} of {name!r} has {shape[dim]} positions, the plan keeps {int(kept.max())}: "
                 "was the model cut already?"
             )
-
-
-def _weight_shape(module: nn.Module) -> tuple[int, ...]:
-    weight = getattr(module, "weight", None)
-    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
 
 
 def _cut_site(site: _Site, cuts: Cuts, replaced: Replaced) -> None:

@@ -21,6 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -152,3 +156,38 @@ def quantized_operators() -> Any:
     import torch.ao.quantization.fx._decomposed
 
     return torch.ops.quantized_decomposed
+
+
+# Weights that are computed before each call.
+
+
+def computes_weight_norm(step: object) -> bool:
+    """Whether a parametrization or a hook is that of weight normalization."""
+    return isinstance(step, (_WeightNorm, WeightNorm))
+
+
+def weight_norm_dim(step: object) -> int:
+    """Along which dimension a weight normalization has lengths; -1 if there is one length."""
+    assert isinstance(step, (_WeightNorm, WeightNorm))
+    return int(step.dim)
+
+
+def computes_spectral_norm(hook: object) -> bool:
+    """Whether a hook is that of spectral normalization."""
+    return isinstance(hook, SpectralNorm)
+
+
+def is_pruned_by_torch(hook: object) -> bool:
+    """Whether a hook multiplies a weight by a mask, as ``torch.nn.utils.prune`` does."""
+    return isinstance(hook, BasePruningMethod)
+
+
+def compute_weight(module: nn.Module) -> None:
+    """Let hooks that compute a module's weight before each call do so now; nothing else changes."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            vars(module)["weight"] = hook.compute_weight(module)
+        elif isinstance(hook, SpectralNorm) and hook.name == "weight":
+            vars(module)["weight"] = hook.compute_weight(module, do_power_iteration=False)
+        elif isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
+            vars(module)["weight"] = hook.apply_mask(module)  # type: ignore[no-untyped-call]  # torch's own

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import lightning_optim
 from lightning_optim.surgery import torch_private
@@ -17,6 +18,7 @@ from lightning_optim.surgery.torch_private import (
     backend_of,
     can_compile,
     compilation_errors,
+    compute_weight,
     frame_compiler,
     function_of,
     graphs_uncut_by_ddp,
@@ -47,6 +49,10 @@ class Twice(torch.autograd.Function):
         return gradient * 2
 
 
+def pruned_by_torch():
+    return next(iter(prune.identity(nn.Linear(1, 1), "weight")._forward_pre_hooks.values()))
+
+
 OWNERS = {
     "_orig_mod": lambda: torch.compile(nn.Linear(1, 1), backend="eager"),
     "_compiled_call_impl": lambda: nn.Linear(1, 1),
@@ -66,6 +72,8 @@ OWNERS = {
     "_python_dispatch": lambda: torch.utils,
     "_ops": lambda: torch,
     "_subclasses": lambda: torch,
+    "_WeightNorm": lambda: parametrizations,
+    "_tensor_name": pruned_by_torch,
     "_decomposed": lambda: quantized_operators() and torch.ao.quantization.fx,
 }
 
@@ -248,3 +256,25 @@ def test_schemas_and_namespaces_of_operators():
     assert schema_name(add) == "aten::add"
     assert [argument.name for argument in arguments_of(add)] == ["self", "other", "alpha"]
     assert quantized_operators().quantize_per_tensor.default
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: weight_norm(nn.Linear(2, 2)), "weight_v"),
+        (lambda: spectral_norm(nn.Linear(2, 2)), "weight_orig"),
+        (lambda: prune.identity(nn.Linear(2, 2), "weight"), "weight_orig"),
+    ],
+)
+def test_a_hook_computes_the_weight_before_the_next_call(make, key):
+    layer = make().eval()
+    with torch.no_grad():
+        layer.get_parameter(key)[0, 0] = 0.0
+    vectors = {name: value.clone() for name, value in layer.named_buffers()}
+    compute_weight(layer)
+    found = layer.weight.clone()
+    layer(torch.ones(1, 2))
+    assert found[0, 0] == 0.0
+    torch.testing.assert_close(found, layer.weight)
+    assert all(torch.equal(value, vectors[name]) for name, value in layer.named_buffers())

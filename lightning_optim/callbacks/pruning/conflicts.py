@@ -15,6 +15,7 @@ from lightning_optim.pruning.evidence import Evidence, Statistic
 from lightning_optim.pruning.rewind import Rewind
 from lightning_optim.pruning.structure.base import Structure, TouchedDim
 from lightning_optim.pruning.until.metric_drop import MetricDrop
+from lightning_optim.surgery.parametrized import weight_names
 from lightning_optim.surgery.select import find_network
 
 
@@ -86,7 +87,7 @@ class PrunerConflicts:
         mine, others = (find_network(pl_module, each.network, needs_forward=False) for each in (self._me, one))
         if mine != others:
             return set()
-        weights = {name: parameters[name] for name in (f"{layer}.weight" for layer in one.layers(pl_module))}
+        weights = {name: parameters[name] for name in weight_names(one.layers(pl_module))}
         places = one.structure.touched(weights, coupling)
         if any(isinstance(need, Statistic) and need.of is Evidence.GRADIENT for need in one.criterion.needs):
             places |= {(name, None) for name in weights}  # what is gathered has the shape of the weights

@@ -19,6 +19,7 @@ from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.coupled import activations_as_read
 from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.surgery.cut import CutPlan, taken_out
+from lightning_optim.surgery.parametrized import layer_name, pruned_weight, scored_weight, weight_name
 from lightning_optim.surgery.readers import Readers
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.shard import is_sharded, local, part_of_rank
@@ -77,7 +78,8 @@ class PruningEvidence:
         if self._activations:
             # Channels are judged as the next layers read them, and those need not be targets.
             reads_all = self._structure.needs_coupling and any(each.of is Evidence.OUTPUT for each in self._activations)
-            self._watched = _modules_of(network, LAYERS) if reads_all else self._layers
+            readers = {name: each for name, each in _modules_of(network, LAYERS).items() if weight_name(name, each)}
+            self._watched = readers if reads_all else self._layers
             self._taps.attach(self._watched)
         if Evidence.MODULE in self._criterion.needs:
             self._norms.attach(layers, norms)
@@ -87,7 +89,7 @@ class PruningEvidence:
         trained = {
             id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
         }
-        idle = [name for name, layer in self._layers.items() if id(layer.weight) not in trained]
+        idle = [name for name, layer in self._layers.items() if id(_weight(layer)) not in trained]
         if self._gradients and idle:
             raise ValueError(
                 f"{kind!r} scores need gradients, but no optimizer trains {_some(idle)}; leave it out in "
@@ -105,7 +107,7 @@ class PruningEvidence:
         sizes = {Evidence.OUTPUT: shape[:1], Evidence.INPUT: torch.Size([shape[1] * getattr(layer, "groups", 1)])}
         totals = {each: torch.zeros(sizes.get(each.of, shape)) for each in (*self._gradients, *self._activations)}
         return LayerEvidence(
-            name=f"{name}.weight",
+            name=_name(name, layer),
             weight=torch.zeros(shape),
             falls=self._falls,
             norm=nn.BatchNorm1d(shape[0]),
@@ -146,7 +148,7 @@ class PruningEvidence:
             reads = statistic.of is Evidence.INPUT or self._structure.needs_coupling
             if statistic.of is Evidence.OUTPUT or name in self._layers:
                 running_sum.update(
-                    f"{name}.weight", *measure(statistic.term, inputs if reads else call.output, channel_dim)
+                    _name(name, layer), *measure(statistic.term, inputs if reads else call.output, channel_dim)
                 )
 
     def read_gradients(self, trainer: Trainer, optimizer: Optimizer) -> None:
@@ -154,7 +156,7 @@ class PruningEvidence:
         if not self._gradients:
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        weights = {name: _weight(layer) for name, layer in self._layers.items() if id(layer.weight) in stepped}
+        weights = {name: _weight(layer) for name, layer in self._layers.items() if id(_weight(layer)) in stepped}
         found = {name: local(weight.grad) for name, weight in weights.items() if weight.grad is not None}
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and not all(bool(gradient.isfinite().all()) for gradient in found.values()):
@@ -162,7 +164,7 @@ class PruningEvidence:
         for name, gradient in found.items():
             weight = local(weights[name].detach()).float()
             for statistic, running_sum in self._gradients.items():
-                running_sum.update(f"{name}.weight", statistic.term(weight, gradient.detach().float()))
+                running_sum.update(_name(name, self._layers[name]), statistic.term(weight, gradient.detach().float()))
 
     # The evidence.
 
@@ -177,8 +179,8 @@ class PruningEvidence:
         """
         missing = [
             name
-            for name in self._layers
-            if any(f"{name}.weight" not in running_sum for running_sum in self._gradients.values())
+            for name, layer in self._layers.items()
+            if any(_name(name, layer) not in running_sum for running_sum in self._gradients.values())
         ]
         if missing and self._waiting_since is not None and epoch > self._waiting_since + 1:
             raise TapError(
@@ -224,11 +226,12 @@ class PruningEvidence:
                 is_by_row = statistic.of is Evidence.OUTPUT
                 totals[statistic] = part_of_rank(mean[name], weight) if is_by_row else mean[name]
                 counts[statistic] = 1
+        layer = self._layers.get(layer_name(name))
         return LayerEvidence(
             name=name,
-            weight=local(weight.detach()),
+            weight=local(weight.detach() if layer is None else scored_weight(layer)),
             falls=self._falls,
-            norm=self._norms.of(name.removesuffix(".weight")),
+            norm=self._norms.of(layer_name(name)),
             totals=totals,
             counts=counts,
         )
@@ -305,8 +308,15 @@ def _modules_of(network: nn.Module, types: tuple[type[nn.Module], ...]) -> dict[
 
 
 def _weight(layer: nn.Module) -> nn.Parameter:
-    assert isinstance(layer.weight, nn.Parameter)
-    return layer.weight
+    weight = pruned_weight(layer)
+    assert weight is not None  # others are refused where targets are chosen
+    return weight
+
+
+def _name(name: str, layer: nn.Module) -> str:
+    found = weight_name(name, layer)
+    assert found is not None
+    return found
 
 
 def _some(names: list[str]) -> str:

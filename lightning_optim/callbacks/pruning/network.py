@@ -27,6 +27,7 @@ from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.example import ExampleInputs
 from lightning_optim.surgery.output_layers import output_layers
+from lightning_optim.surgery.parametrized import keep_directions, weight_names
 from lightning_optim.surgery.parts import PartsNetwork
 from lightning_optim.surgery.select import named_modules, plain_name, submodule
 from lightning_optim.surgery.shard import local, reshard, shard_group
@@ -154,7 +155,7 @@ class PrunedNetwork:
             raise ShrinkError(f"{reason}; {error}") from None
         layers = {name: module for name, module in named_modules(network).items() if isinstance(module, LAYERS)}
         spared = output_layers(network, layers, self.example.args, self.example.kwargs)
-        self.state = self.state.with_due({}, frozenset(f"{name}.weight" for name in spared))
+        self.state = self.state.with_due({}, frozenset(weight_names({name: layers[name] for name in spared})))
         self._is_uncapturable = True
         warnings.warn(
             f"{reason}: neurons are masked layer by layer and nothing shrinks; {', '.join(sorted(spared))} stays whole",
@@ -190,7 +191,8 @@ class PrunedNetwork:
         parameters = self.parameters(pl_module)
         weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         self._masks.clear()
-        for name, mask in self.pruner.masks(self.state, keep, weights, coupling).items():
+        masks = self.pruner.masks(self.state, keep, weights, coupling)
+        for name, mask in keep_directions(self.live(pl_module), masks).items():
             self._masks.set(name, parameters[name], mask)
         self.state = self.state.after_mask(keep)
         self._masks.apply()

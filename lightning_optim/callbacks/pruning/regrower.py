@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
@@ -14,6 +15,7 @@ from lightning_optim.pruning.regrow.base import Regrowth, decayed
 from lightning_optim.pruning.regrow.functional import exchange
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.weight import Weight
+from lightning_optim.surgery.parametrized import is_weight_normed
 from lightning_optim.window import Window
 
 
@@ -51,6 +53,19 @@ class Regrower:
             raise ValueError(
                 f"regrow acts at the jumps between the window's ends, but every={window.every:g} leaves none between "
                 f"begin={window.begin:g} and end={end:g}; let it be smaller"
+            )
+
+    def check_layers(self, layers: Mapping[str, nn.Module]) -> None:
+        """Refuse layers whose rows go by their length, where single weights are to come back.
+
+        Raises:
+            ValueError: Naming one.
+        """
+        normed = [name for name, layer in layers.items() if self._setting is not None and is_weight_normed(layer)]
+        if normed:
+            raise ValueError(
+                f"regrow needs weights of their own, but that of {normed[0]!r} is under weight normalization; leave it "
+                "out in targets.exclude, or call torch.nn.utils.parametrize.remove_parametrizations on it first"
             )
 
     def note(self, progress: float, pruned: PrunedNetwork) -> None:

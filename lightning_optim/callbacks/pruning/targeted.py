@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.errors import TargetError
+from lightning_optim.surgery.parametrized import pruned_weight
 from lightning_optim.surgery.select import Targets
 
 
@@ -23,15 +24,22 @@ def targeted_layers(pl_module: LightningModule, targets: Targets, network: str) 
         network: Plain name of the network in it.
 
     Raises:
-        TargetError: If none is left.
+        TargetError: If none is left, or the weight of one is computed from what cannot be pruned in its place.
     """
     prefix = f"{network}." if network else ""
     chosen = targets.select(pl_module, LAYERS)
     layers: dict[str, nn.Module] = {}
     weights: set[int] = set()
-    others = {id(held) for module in pl_module.modules() if module not in chosen.values() for held in _own(module)}
+    parts = {part for module in chosen.values() for part in module.modules()}
+    others = {id(held) for module in pl_module.modules() if module not in parts for held in _own(module)}
     for name, module in chosen.items():
-        weight = module.weight
+        weight = pruned_weight(module)
+        if weight is None:
+            raise TargetError(
+                f"the weight of {name!r} is computed by a parametrization that makes no zeros of zeros, so it cannot "
+                "be pruned: leave it out in targets.exclude, or call "
+                "torch.nn.utils.parametrize.remove_parametrizations on it first"
+            )
         if name.startswith(prefix) and weight.requires_grad and id(weight) not in weights | others:
             weights.add(id(weight))
             layers[name[len(prefix) :]] = module

@@ -41,6 +41,21 @@ def multiply(call: OperatorCall) -> Axes:
     return broadcast(call, operands, batch) + kept
 
 
+@rule("mv")
+def multiply_by_vector(call: OperatorCall) -> Axes:
+    """Tie the contracted axis to the vector."""
+    matrix = call.axes(call["self"])
+    call.join(matrix[1], call.axes(call["vec"])[0])
+    return matrix[:1]
+
+
+@rule("dot", "vdot")
+def multiply_vectors(call: OperatorCall) -> Axes:
+    """Tie the two vectors."""
+    call.join(call.axes(call["self"])[0], call.axes(call.get("tensor", "other"))[0])
+    return []
+
+
 @rule("einsum")
 def contract(call: OperatorCall) -> Axes:
     """Tie axes of the same letter; an ellipsis, or a letter twice in one operand, is refused."""

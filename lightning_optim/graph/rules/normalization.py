@@ -64,8 +64,12 @@ def normalize_groups(call: OperatorCall) -> Axes:
 
 @rule("_weight_norm", "_weight_norm_interface")
 def normalize_weight(call: OperatorCall) -> Result:
-    """Tie the lengths to the axis that they are given along; the weight's other axes enter the norm."""
-    axes, dim = call.axes(call["v"]), call["dim"] % len(call.shape(call["v"]))
-    axes[dim] = call.join(axes[dim], call.axes(call["g"])[dim])
-    call.normalize(*axes[:dim], *axes[dim + 1 :])
+    """Tie the lengths to the axis that they are given along; the weight's other axes enter the norm.
+
+    Dimension -1 stands for none: the whole weight has one length.
+    """
+    axes, dim = call.axes(call["v"]), call["dim"]
+    if dim != -1:
+        axes[dim] = call.join(axes[dim], call.axes(call["g"])[dim])
+    call.normalize(*(axis for place, axis in enumerate(axes) if place != dim))
     return axes if len(call.shape(call.node)) else [axes, call.axes(call["g"])]
