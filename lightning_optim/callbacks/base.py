@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_optim.surgery.patch import Patches
@@ -72,7 +73,17 @@ class TechniqueCallback(Callback, ABC):
     @final
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+            self.stopped(trainer)
         self.release()
+        self._loading.undo()
+
+    def stopped(self, trainer: Trainer) -> None:  # a hook, not every technique has something to say
+        """Say what a fit that was interrupted leaves undone; nothing by default.
+
+        Args:
+            trainer: The trainer.
+        """
         self._loading.undo()
 
     @final

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -17,13 +16,19 @@ from lightning_optim.callbacks.pruning.conflicts import PrunerConflicts
 from lightning_optim.callbacks.pruning.evidence import PruningEvidence
 from lightning_optim.callbacks.pruning.metric_guard import MetricGuard
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
-from lightning_optim.callbacks.pruning.prices import agreed_prices
+from lightning_optim.callbacks.pruning.prices import price
 from lightning_optim.callbacks.pruning.regrower import Regrower
 from lightning_optim.callbacks.pruning.rewinder import Rewinder
-from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit, warn_of_early_end
+from lightning_optim.callbacks.pruning.schedule_checks import (
+    check_schedule,
+    closes_within_fit,
+    warn_of_early_end,
+    warn_of_what_is_missing,
+)
 from lightning_optim.callbacks.pruning.step_messages import StepMessages
 from lightning_optim.callbacks.pruning.targeted import targeted_layers
-from lightning_optim.callbacks.trainer.clock import FitProgress
+from lightning_optim.callbacks.pruning.untreated import name_untreated, untreated_layers
+from lightning_optim.callbacks.trainer.clock import FitProgress, is_cut_short
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import checked
@@ -125,10 +130,19 @@ class PruningScheduler(TechniqueCallback):
         self._evidence = PruningEvidence(self.criterion, self.structure)
         self._pruned.followers += [self._rewinder.snapshot, self._evidence]
         self._restored: Mapping[str, Any] | None = None
+        self._num_parameters: int | None = None
 
     @property
     def sparsity(self) -> float:
-        """The sparsity reached by the last pruning step; 0 before the first."""
+        """Fraction that has gone of what was targeted, in the structure's own unit: weights, channels, heads, layers.
+
+        It is counted, and may lie below ``target_sparsity``: channels go in multiples, and some cannot go.
+        """
+        return self._pruned.state.measured if self._restored is None else float(self._restored["measured"])
+
+    @property
+    def target_sparsity(self) -> float:
+        """What the last pruning step was asked for; 0 before the first."""
         return self._reached or 0.0
 
     @property
@@ -164,6 +178,7 @@ class PruningScheduler(TechniqueCallback):
         self._regrower.check_layers(layers)
         if self.structure.shrink != "never":
             self._pruned.reshaper.check_optimizers(trainer, network)
+        name_untreated(untreated_layers(network, couples=self.structure.needs_coupling), self._pruned.name)
         self._pruned.watch_calls(pl_module)
         self._evidence.attach(trainer, network, layers)
 
@@ -248,7 +263,8 @@ class PruningScheduler(TechniqueCallback):
         reshard(pl_module)
         while self._step(trainer, pl_module, sparsity) and pruned.pruner.cost is not None:
             pass  # a refused group was found by trying, and under a budget other groups must save its cost
-        pruned.note_sparsity(sparsity)
+        group = shard_group([*pruned.parameters(pl_module).values()])
+        pruned.note_sparsity(sparsity, group)
         self._guard.note_step(sparsity)
         self._evidence.reset()
         if sparsity:
@@ -256,8 +272,8 @@ class PruningScheduler(TechniqueCallback):
         self._monitors.restart_plateaus(trainer)
         pruned.enforce(trainer, pl_module)
         self._messages.tell(trainer, pruned.state.alive, pruned.parameters(pl_module))
-        is_sharded = shard_group([*pruned.parameters(pl_module).values()]) is not None
-        check_ranks_agree(trainer, (sparsity, None if is_sharded else pruned.checksum()), "what is pruned")
+        check_ranks_agree(trainer, (sparsity, None if group is not None else pruned.checksum()), "what is pruned")
+        self._num_parameters = pruned.num_parameters(pl_module, group)
         self._log(pl_module)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> bool:
@@ -269,34 +285,13 @@ class PruningScheduler(TechniqueCallback):
             self._conflicts.check_coupling(trainer, pl_module, coupling, parameters)
         seen = self._seen(trainer, pl_module, parameters, coupling)
         group = shard_group([parameters[name] for name in seen])
-        if coupling is not None and pruned.state.prices is None:
-            self._price(trainer, pl_module, seen, coupling, is_sharded=group is not None)
+        if coupling is not None and pruned.state.prices is None and pruned.pruner.cost is not None:
+            price(trainer, pl_module, pruned, seen, coupling, end=self.schedule(1.0), is_sharded=group is not None)
         keep = pruned.pruner.decide(pruned.state, sparsity, seen, coupling, group)
+        pruned.state = pruned.state.with_sizes(keep)
         refused = pruned.state.refused
         self._carry_out(trainer, pl_module, coupling, keep, sparsity)
         return pruned.state.refused != refused
-
-    def _price(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        seen: Mapping[str, LayerEvidence],
-        coupling: Coupling,
-        *,
-        is_sharded: bool,
-    ) -> None:
-        """Let a budget know what the original network costs."""
-        pruned, end = self._pruned, self.schedule(1.0)
-        cost = pruned.pruner.cost
-        if cost is None:
-            return
-        weights = {name: layer.weight for name, layer in seen.items()}
-        choose = partial(pruned.pruner.channels_at, state=pruned.state, sparsity=end, seen=seen, coupling=coupling)
-        network = pruned.as_called(pl_module)
-        prices = agreed_prices(
-            trainer, cost, network, coupling, weights, pruned.example, None if is_sharded else choose
-        )
-        pruned.state = pruned.pruner.priced(pruned.state, prices, end)
 
     def _carry_out(
         self,
@@ -317,7 +312,11 @@ class PruningScheduler(TechniqueCallback):
             self._pruned.mask(pl_module, coupling, keep)
 
     def _log(self, pl_module: LightningModule) -> None:
-        pl_module.log(self.metric("pruning", "sparsity"), self.sparsity, rank_zero_only=True)
+        values = {"sparsity": self.sparsity, "target_sparsity": self.target_sparsity}
+        if self._num_parameters is not None:
+            values["parameters"] = float(self._num_parameters)
+        for noun, value in values.items():
+            pl_module.log(self.metric("pruning", noun), value, rank_zero_only=True)
 
     # The layers, and the evidence about them.
 
@@ -389,6 +388,13 @@ class PruningScheduler(TechniqueCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_up(trainer, pl_module)
         self._guard.finish(trainer, pl_module, is_last=closes_within_fit(trainer, self.window))
+        if is_cut_short(trainer):
+            self.stopped(trainer)
+
+    @override
+    def stopped(self, trainer: Trainer) -> None:
+        if not self._guard.is_on:
+            warn_of_what_is_missing(self.target_sparsity, self.schedule(1.0))
 
     @override
     def release(self) -> None:

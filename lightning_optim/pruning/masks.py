@@ -24,8 +24,8 @@ class Masks:
         >>> masks.apply()
         >>> layer.weight[0, 1].item() == 0.0
         True
-        >>> masks.sparsity()
-        0.5
+        >>> masks.num_masked()
+        1
     """
 
     def __init__(self) -> None:
@@ -86,11 +86,9 @@ class Masks:
         for name, mask in self._masks.items():
             local(parameters[name]).mul_(mask)
 
-    def sparsity(self) -> float:
-        """Fraction of masked weights among those that have a mask, on this rank."""
-        total = sum(mask.numel() for mask in self._masks.values())
-        kept = sum(int(mask.count_nonzero()) for mask in self._masks.values())
-        return 1.0 - kept / total if total else 0.0
+    def num_masked(self) -> int:
+        """Number of masked weights, on this rank."""
+        return sum(mask.numel() - int(mask.count_nonzero()) for mask in self._masks.values())
 
     def checksum(self) -> list[tuple[str, int, int]]:
         """Enough of every mask to notice that two ranks differ: name, zeros, and a weighted sum of their places."""

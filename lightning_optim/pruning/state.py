@@ -24,7 +24,9 @@ class PruningState:
     A pool's masks have its original size, so that sparsity stays absolute when channels are removed between steps.
 
     Args:
-        reached: Sparsity of the last pruning step; ``None`` before the first.
+        reached: Sparsity that the last pruning step was asked for; ``None`` before the first.
+        measured: Fraction of the original entries of all pools that are gone since then.
+        sizes: Pool -> number of its original entries, from the first decision on that named it.
         alive: Pool -> entries that the last decision keeps.
         present: Pool -> entries that are physically there; a pool that was never cut is left out.
         due: What is to be removed next.
@@ -42,6 +44,8 @@ class PruningState:
     """
 
     reached: float | None = None
+    measured: float = 0.0
+    sizes: Mapping[str, int] = field(default_factory=dict)
     alive: Mapping[str, Tensor] = field(default_factory=dict)
     present: Mapping[str, Tensor] = field(default_factory=dict)
     due: CutPlan = field(default_factory=dict)
@@ -66,6 +70,15 @@ class PruningState:
         present = {pool: mask.clone() for pool, mask in self.alive.items()}
         return replace(self, present=present, due={}, cut=_composed(self.cut, self.due, sizes))
 
+    def with_sizes(self, keep: Mapping[str, Tensor]) -> PruningState:
+        """The state that remembers how large the pools of a decision were when they were first decided on."""
+        return replace(self, sizes={**{pool: mask.numel() for pool, mask in keep.items()}, **self.sizes})
+
+    def count_left(self) -> tuple[int, int]:
+        """Return how many entries of all pools are left, and how many there were; on this rank."""
+        left = {pool: int(mask.sum()) for pool, mask in {**self.present, **self.alive}.items()}
+        return sum(left.get(pool, size) for pool, size in self.sizes.items()), sum(self.sizes.values())
+
     def of_present(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A decision, restricted to what is still physically there."""
         return {pool: mask[self.present[pool]] if pool in self.present else mask for pool, mask in keep.items()}
@@ -74,6 +87,8 @@ class PruningState:
         """Plain tensors and primitives; masks as bits."""
         return {
             "reached": self.reached,
+            "measured": self.measured,
+            "sizes": dict(self.sizes),
             "alive": _packed(self.alive),
             "present": _packed(self.present),
             "due": {name: [list(cut) for cut in cuts] for name, cuts in self.due.items()},
@@ -88,6 +103,8 @@ class PruningState:
         prices = state["prices"]
         return cls(
             reached=state["reached"],
+            measured=state["measured"],
+            sizes=state["sizes"],
             alive=_unpacked(state["alive"]),
             present=_unpacked(state["present"]),
             due={name: [(dim, kept) for dim, kept in cuts] for name, cuts in state["due"].items()},

@@ -129,7 +129,7 @@ def test_11047_zeros_of_pruning_in_the_same_run_survive_into_the_int8_file(tmp_p
     module = made(width=8)
     trainer(tmp_path, *order, max_epochs=3).fit(module, data(), data())
     weights = {tuple(w.shape): w.detach() for w in (module.net.conv.weight, module.net.fc.weight)}
-    assert pruning.sparsity == pytest.approx(0.5)
+    assert pruning.target_sparsity == pytest.approx(0.5)
     callback.export(tmp_path / "net.onnx")
     found = zeros_of(tmp_path / "net.onnx")
     assert found.keys() == weights.keys()

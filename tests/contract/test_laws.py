@@ -37,7 +37,7 @@ def test_trains_under_the_trainers_settings(case, kit, settings):
 def check_sparsity(case, callback, module):
     if not prunes(case):
         return
-    assert callback.sparsity == pytest.approx(0.5)
+    assert callback.target_sparsity == pytest.approx(0.5)
     assert case.density(module.state_dict()) <= 0.75
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol, final
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
@@ -172,9 +174,21 @@ class PrunedNetwork:
         self.state = self.state.after_mask({**self.state.alive, **keep})
         self.enforce(trainer, pl_module)
 
-    def note_sparsity(self, sparsity: float) -> None:
-        """Note a finished pruning step."""
-        self.state = dataclasses.replace(self.state, reached=sparsity)
+    def note_sparsity(self, sparsity: float, group: ProcessGroup | None) -> None:
+        """Note a finished pruning step.
+
+        Args:
+            sparsity: What was asked for.
+            group: Process group over which the weights are sharded.
+        """
+        left, total = _summed(self.state.count_left(), group)
+        measured = (total - left) / total if total else 0.0
+        self.state = dataclasses.replace(self.state, reached=sparsity, measured=measured)
+
+    def num_parameters(self, pl_module: LightningModule, group: ProcessGroup | None) -> int:
+        """Number of the network's parameters that are left, without those that are masked; shared ones count once."""
+        (masked,) = _summed((self._masks.num_masked(),), group)
+        return sum(parameter.numel() for parameter in self.parameters(pl_module).values()) - masked
 
     def kept(self) -> dict[str, Tensor]:
         """Boolean masks of this rank's part of every masked weight, by name."""
@@ -311,6 +325,16 @@ class PrunedNetwork:
         self.example.release()
         self.observer.release()
         self.reshaper.release()
+
+
+def _summed(counts: tuple[int, ...], group: ProcessGroup | None) -> tuple[int, ...]:
+    """Counts of all ranks that hold parts of the weights."""
+    if group is None:
+        return counts
+    device = torch.device("cpu" if distributed.get_backend(group) == "gloo" else "cuda")
+    total = torch.tensor(counts, device=device)
+    distributed.all_reduce(total, group=group)
+    return tuple(total.tolist())
 
 
 def _of_rank_zero(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_optim.callbacks.pruning.network import PrunedNetwork
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.prices import Channels, Prices
 from lightning_optim.errors import LightningOptimError, ShrinkError
 from lightning_optim.graph.coupling import Coupling
+from lightning_optim.pruning.evidence import LayerEvidence
 from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.surgery.example import ExampleInputs
 
@@ -51,3 +54,33 @@ def agreed_prices(
     if prices is None:
         raise ShrinkError(problem) from cause
     return prices
+
+
+def price(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    pruned: PrunedNetwork,
+    seen: Mapping[str, LayerEvidence],
+    coupling: Coupling,
+    *,
+    end: float,
+    is_sharded: bool,
+) -> None:
+    """Let a budget know what the original network costs.
+
+    Args:
+        trainer: Its strategy broadcasts.
+        pl_module: The module that holds the network.
+        pruned: The network as it is now.
+        seen: Evidence on every targeted layer.
+        coupling: The network's coupled channels.
+        end: Where the schedule ends.
+        is_sharded: Whether each rank holds a part of every weight.
+    """
+    cost = pruned.pruner.cost
+    assert cost is not None
+    weights = {name: layer.weight for name, layer in seen.items()}
+    choose = partial(pruned.pruner.channels_at, state=pruned.state, sparsity=end, seen=seen, coupling=coupling)
+    network, chosen = pruned.as_called(pl_module), None if is_sharded else choose
+    prices = agreed_prices(trainer, cost, network, coupling, weights, pruned.example, chosen)
+    pruned.state = pruned.pruner.priced(pruned.state, prices, end)

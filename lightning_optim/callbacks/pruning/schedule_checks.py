@@ -43,6 +43,21 @@ def closes_within_fit(trainer: Trainer, window: Window) -> bool:
     return window.end <= (now if math.isinf(total) else total)
 
 
+def warn_of_what_is_missing(reached: float, final: float) -> None:
+    """Say at the end of a fit that was stopped before its schedule was through what it has reached.
+
+    Args:
+        reached: Sparsity that the last pruning step was asked for.
+        final: Sparsity at which the schedule ends.
+    """
+    if reached != final:
+        rank_zero_warn(
+            f"the fit was stopped at a sparsity of {reached:.3g}, where the schedule ends at {final:.3g}: what a "
+            "monitor holds as the best is of a model that is not pruned so far; go on from the last checkpoint, or let "
+            "the window end earlier"
+        )
+
+
 def warn_of_early_end(trainer: Trainer, window: Window, schedule: Schedule, structure: Structure) -> None:
     """Say that a fit ends before the schedule does: it may go on from its checkpoint, or be too short by mistake."""
     total = clock_of(trainer).total_steps

@@ -95,6 +95,12 @@ def clock_of(trainer: Trainer) -> Clock:
     )
 
 
+def is_cut_short(trainer: Trainer) -> bool:
+    """Whether a fit ends before ``max_epochs`` and ``max_steps``, in ``on_train_end``: by ``max_time``, or stopped."""
+    clock = clock_of(trainer)
+    return clock.batch < clock.total_batches
+
+
 def _with_far_end(clock: Clock, trainer: Trainer) -> Clock:
     """Give a fit an end of which it is not known how far it is: how many batches its steps take shows in training."""
     has_length = math.isfinite(trainer.num_training_batches)

@@ -55,7 +55,7 @@ def report(label, module, trainer, pruning):
     for one in everyone:  # statistics of batch norms are of each rank's own data
         one[0] = {name: value for name, value in one[0].items() if "running" not in name}
     verdict = "equal" if all(same(everyone[0], one) for one in everyone) else "differs"
-    sys.stdout.write(f"{label} {verdict} {pruning.sparsity:g}\n")
+    sys.stdout.write(f"{label} {verdict} {pruning.target_sparsity:g}\n")
     sys.stdout.flush()
 
 

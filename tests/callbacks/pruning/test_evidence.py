@@ -325,7 +325,7 @@ class Unwrapped(Two):
 def test_a_layer_that_no_optimizer_trains_is_refused_where_gradients_are_needed():
     with pytest.raises(ValueError, match="'Taylor' scores need gradients, but no optimizer trains '2'"):
         fit(Untrained(), Taylor())
-    assert fit(Untrained(), Magnitude()).sparsity == 0.5
+    assert fit(Untrained(), Magnitude()).target_sparsity == 0.5
 
 
 def test_gradients_that_never_come_are_told_after_a_whole_epoch():

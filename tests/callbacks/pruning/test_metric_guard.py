@@ -64,7 +64,7 @@ class Ends(Callback):
             self.states.append(copy.deepcopy([pl_module.state_dict(), trainer.optimizers[0].state_dict()["state"]]))
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self.sparsities.append(trainer.callback_metrics.get("pruning/sparsity"))
+        self.sparsities.append(trainer.callback_metrics.get("pruning/target_sparsity"))
 
 
 class Tries(Callback):
@@ -75,11 +75,11 @@ class Tries(Callback):
         self._last, self._count = None, 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self._count += self._last is not None and self.pruning.sparsity != self._last
-        self._last = self.pruning.sparsity
+        self._count += self._last is not None and self.pruning.target_sparsity != self._last
+        self._last = self.pruning.target_sparsity
 
     def on_validation_start(self, trainer, pl_module):
-        self.sparsities.append(round(self.pruning.sparsity, 6))
+        self.sparsities.append(round(self.pruning.target_sparsity, 6))
         self.changes.append(self._count)
         self._count = 0
 
@@ -110,8 +110,8 @@ def module_for(structure):
 def test_it_ends_at_the_last_sparsity_that_was_good_enough(structure):
     module, pruning, ends = module_for(structure), scheduler(structure), Ends()
     trainer = fit(module, pruning, ends)
-    assert pruning.sparsity == 0.4
-    assert float(trainer.callback_metrics["pruning/sparsity"]) == pytest.approx(0.4)
+    assert pruning.target_sparsity == 0.4
+    assert float(trainer.callback_metrics["pruning/target_sparsity"]) == pytest.approx(0.4)
     assert float(trainer.callback_metrics["val/score"]) == pytest.approx(0.9)
     if structure is None:
         assert module.gone() == pytest.approx(round(0.4 * 90) / 90)
@@ -157,7 +157,7 @@ def test_a_resumed_fit_is_bit_equal_before_and_after_going_back(structure, tmp_p
         resumed, pruning = module_for(structure), scheduler(structure)
         trainer = fit(resumed, pruning, ckpt_path=path)
         assert same(expected, [resumed.state_dict(), trainer.optimizers[0].state_dict()]), step
-        assert pruning.sparsity == 0.4
+        assert pruning.target_sparsity == 0.4
 
 
 @pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
@@ -176,7 +176,7 @@ def test_the_search_ends_with_the_window():
     tries = Tries(pruning)
     fit(Scored(), tries, pruning, max_epochs=6)
     assert tries.sparsities == [0.0, 0.8, 0.4, 0.6, 0.4, 0.4]
-    assert pruning.sparsity == 0.4
+    assert pruning.target_sparsity == 0.4
 
 
 def test_a_fit_that_ends_in_the_middle_of_the_window_leaves_the_search_to_the_next(tmp_path):
@@ -186,9 +186,9 @@ def test_a_fit_that_ends_in_the_middle_of_the_window_leaves_the_search_to_the_ne
     saver = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1)
     fit(first, parts, saver, max_epochs=4, enable_checkpointing=True)
     assert first.net[0].out_channels == 10
-    assert parts.sparsity == 0.4
+    assert parts.target_sparsity == 0.4
     fit(second, parts, max_epochs=7, ckpt_path=tmp_path / "last.ckpt")
-    assert parts.sparsity == whole.sparsity == 0.5
+    assert parts.target_sparsity == whole.target_sparsity == 0.5
     assert same(dict(module.state_dict()), dict(second.state_dict()))
 
 
@@ -203,7 +203,7 @@ def test_one_sparsity_is_tried_between_two_validations():
     assert max(tries.changes) == 1
     # Each epoch is three jumps of 0.8 / 9; 0.8 * 6 / 9 at the third is too much, and then the window ends.
     assert tries.sparsities[:4] == pytest.approx([0.0, 0.8 / 9, 0.8 * 3 / 9, 0.8 * 6 / 9], abs=1e-6)
-    assert pruning.sparsity == pytest.approx(0.8 * 3 / 9)
+    assert pruning.target_sparsity == pytest.approx(0.8 * 3 / 9)
 
 
 def test_the_schedule_stands_still_while_it_rests():
@@ -245,12 +245,12 @@ def test_a_fit_resumed_in_the_middle_of_a_search_is_bit_equal(kind, tmp_path):
     whole, first = module_for(structure), pruning()
     trainer = fit(whole, first, saver, max_epochs=7, enable_checkpointing=True)
     expected = [whole.state_dict(), trainer.optimizers[0].state_dict()]
-    assert first.sparsity not in (0.0, 0.4, 0.8)
+    assert first.target_sparsity not in (0.0, 0.4, 0.8)
     for step in (4, 6, 8, 9, 13):  # 6 and 9 lie just before a validation
         resumed, again = module_for(structure), pruning()
         trainer = fit(resumed, again, max_epochs=7, ckpt_path=tmp_path / f"step={step}.ckpt")
         assert same(expected, [resumed.state_dict(), trainer.optimizers[0].state_dict()]), step
-        assert again.sparsity == first.sparsity
+        assert again.target_sparsity == first.target_sparsity
 
 
 def test_a_score_counts_for_a_monitor_unless_training_went_back_from_what_it_was_of(tmp_path):
@@ -273,7 +273,7 @@ def test_early_stopping_does_not_judge_the_validation_that_a_resumed_fit_catches
     at_once = EarlyStopping("val/score", stopping_threshold=1.0, check_on_train_epoch_end=False)
     again = pruning()
     trainer = fit(module_for(None), again, at_once, max_epochs=7, ckpt_path=tmp_path / "step=6.ckpt")
-    assert again.sparsity == first.sparsity
+    assert again.target_sparsity == first.target_sparsity
     assert trainer.current_epoch == 7
 
 
@@ -305,7 +305,7 @@ def test_fine_tuning_may_recover_within_the_patience():
     module, pruning = Scored(), scheduler(patience=1)
     module.luck = (4,)  # 0.6 is bad in epoch 3, rests, is good in epoch 4; then 0.8 is bad twice
     fit(module, pruning, max_epochs=8)
-    assert pruning.sparsity == 0.6
+    assert pruning.target_sparsity == 0.6
 
 
 def test_nothing_more_goes_while_the_metric_is_below():
@@ -318,20 +318,20 @@ def test_nothing_more_goes_while_the_metric_is_below():
         0.6,
         0.6,
     ]
-    assert pruning.sparsity == 0.4  # the fit ends below: it goes back
+    assert pruning.target_sparsity == 0.4  # the fit ends below: it goes back
 
 
 def test_a_step_that_no_validation_has_judged_is_taken_back():
     module, pruning = Scored(), scheduler()
     fit(module, pruning, max_epochs=3, check_val_every_n_epoch=2)  # epoch 1 is judged before pruning, epoch 2 prunes
-    assert pruning.sparsity == 0.0
+    assert pruning.target_sparsity == 0.0
     assert module.gone() == 0.0
 
 
 def test_even_the_first_step_can_be_too_much():
     module, pruning, ends = Scored(), scheduler(values=(0.9,)), Ends()
     fit(module, pruning, ends, max_epochs=2)
-    assert pruning.sparsity == 0.0
+    assert pruning.target_sparsity == 0.0
     assert module.gone() == 0.0
     assert same(ends.states[0], ends.states[1])
 
@@ -342,7 +342,7 @@ def test_pruning_waits_for_the_metric_before_it():
     ends = Ends()
     fit(module, pruning, ends)
     assert not (ends.states[0][0]["net.0.weight"] == 0).any()
-    assert pruning.sparsity == 0.3
+    assert pruning.target_sparsity == 0.3
 
 
 def test_with_a_reference_pruning_begins_at_once():
@@ -350,14 +350,14 @@ def test_with_a_reference_pruning_begins_at_once():
     until = MetricDrop(monitor="val/score", max_drop=0.1, reference=0.9)
     pruning = PruningScheduler(schedule=Constant(value=0.9), until=until)
     fit(module, pruning, ends, max_epochs=1)
-    assert pruning.sparsity == 0.0
+    assert pruning.target_sparsity == 0.0
     assert module.gone() == 0.0
 
 
 def test_a_loss_may_rise_only_so_far():
     pruning = scheduler(monitor="val/loss", mode="min", max_drop=0.2)
     fit(Scored(), pruning)
-    assert pruning.sparsity == 0.4
+    assert pruning.target_sparsity == 0.4
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -394,7 +394,7 @@ def test_a_metric_that_is_no_number_counts_as_too_low():
     )
     pruning = scheduler()
     fit(module, pruning, max_epochs=4)
-    assert pruning.sparsity == 0.2
+    assert pruning.target_sparsity == 0.2
 
 
 def test_sharded_weights_are_refused():

@@ -46,7 +46,7 @@ def warned(window, *callbacks, schedule=None, structure=None, **settings):
         warnings.simplefilter("always")
         quiet(pruning, closing, *callbacks, **settings).fit(Net(), DataLoader(torch.arange(BATCHES)))
     said = [str(one.message) for one in caught if "the window ends at" in str(one.message)]
-    return said, pruning.sparsity, closing.is_within
+    return said, pruning.target_sparsity, closing.is_within
 
 
 SHORT = {

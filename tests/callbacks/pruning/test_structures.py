@@ -50,7 +50,7 @@ def transformer():
 @pytest.mark.parametrize("shrink", ["update", "end", "never"])
 def test_heads_go_until_one_is_left_in_each_attention(shrink):
     net, pruning = fit(transformer(), [0.25, 0.5, 0.75, 0.9], structure=Head(shrink=shrink))
-    assert pruning.sparsity == 0.9
+    assert pruning.target_sparsity == 0.9
     attentions = [block.attention for block in net.blocks]
     alive = [
         int(attention.proj.weight.unflatten(1, (-1, 4)).abs().sum((0, 2)).count_nonzero()) for attention in attentions
@@ -79,7 +79,7 @@ class Sequence(nn.Module):
 def test_heads_of_pytorchs_own_attention_go_in_encoders_and_decoders(shrink, tmp_path):
     torch.manual_seed(0)
     net, pruning = fit(Sequence(), [0.25, 0.5], structure=Head(shrink=shrink), allocation=GlobalThreshold())
-    assert pruning.sparsity == 0.5
+    assert pruning.target_sparsity == 0.5
     attentions = [module for module in net.modules() if isinstance(module, nn.MultiheadAttention)]
     alive = [
         int(module.out_proj.weight.unflatten(1, (-1, 2)).abs().sum((0, 2)).count_nonzero()) for module in attentions
@@ -135,7 +135,7 @@ def test_layers_are_taken_out_at_the_end(make, tmp_path):
     full, images = make(), torch.randn(2, 1, 16, 16)
     macs, parameters = count_macs(full, (images,)), sum(p.numel() for p in full.parameters())
     net, pruning = fit(full, [0.25, 0.75], structure=Layer())
-    assert pruning.sparsity == 0.75
+    assert pruning.target_sparsity == 0.75
     assert count_macs(net, (images,)) < 0.5 * macs
     assert sum(p.numel() for p in net.parameters()) < 0.5 * parameters
     torch.save(net.state_dict(), tmp_path / "net.pt")
@@ -148,7 +148,7 @@ def test_channels_go_until_one_is_left_of_the_only_group():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.ReLU(), nn.Linear(4, 4))
     net, pruning = fit(net, [0.5, 0.75, 0.9, 0.95], structure=Channel(), targets=Targets(include=["net.1"]))
-    assert (net[1].out_features, pruning.sparsity) == (1, 0.95)
+    assert (net[1].out_features, pruning.target_sparsity) == (1, 0.95)
 
 
 @pytest.mark.parametrize(

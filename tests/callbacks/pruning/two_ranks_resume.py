@@ -58,7 +58,7 @@ def fit(folder, ckpt_path=None):
         enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(torch.arange(24), 1), ckpt_path=ckpt_path, weights_only=bool(ckpt_path) or None)
-    assert pruning.sparsity == 0.6
+    assert pruning.target_sparsity == 0.6
     return module
 
 
