@@ -13,18 +13,14 @@ from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.pruning.conflicts import PrunerConflicts
+from lightning_optim.callbacks.pruning.early_end import warn_of_early_end, warn_of_what_is_missing
 from lightning_optim.callbacks.pruning.evidence import PruningEvidence
 from lightning_optim.callbacks.pruning.metric_guard import MetricGuard
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
 from lightning_optim.callbacks.pruning.prices import price
 from lightning_optim.callbacks.pruning.regrower import Regrower
 from lightning_optim.callbacks.pruning.rewinder import Rewinder
-from lightning_optim.callbacks.pruning.schedule_checks import (
-    check_schedule,
-    closes_within_fit,
-    warn_of_early_end,
-    warn_of_what_is_missing,
-)
+from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit
 from lightning_optim.callbacks.pruning.step_messages import StepMessages
 from lightning_optim.callbacks.pruning.targeted import targeted_layers
 from lightning_optim.callbacks.pruning.untreated import name_untreated, untreated_layers

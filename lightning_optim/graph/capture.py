@@ -15,6 +15,7 @@ from torch import nn
 from lightning_optim.errors import CaptureError, reason_of
 from lightning_optim.graph.shape_model import ShapeModel
 from lightning_optim.surgery.attention import free_heads, plain_attentions
+from lightning_optim.surgery.compilation import without_compilation
 from lightning_optim.surgery.copies import eval_view
 from lightning_optim.surgery.select import plain_name
 
@@ -53,7 +54,7 @@ def capture_network(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
         ['aten.linear.default']
     """
     try:
-        shadow = eval_view(model)
+        shadow = without_compilation(eval_view(model))
         for attention in plain_attentions(shadow):
             free_heads(attention)  # as it would be after a cut
         with _quiet(), torch.enable_grad():

@@ -38,6 +38,22 @@ class Compilation:
     call: Callable[..., Any]
 
 
+def without_compilation(model: nn.Module) -> nn.Module:
+    """Take every wrapper of ``torch.compile`` out of a model, so that its names are plain; it is changed in place.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(torch.compile(nn.Linear(2, 1)))
+        >>> [name for name, _ in without_compilation(model).named_parameters()]
+        ['0.weight', '0.bias']
+    """
+    for module in [*model.modules()]:
+        for name, child in module._modules.items():
+            if child is not None and is_compiled_wrapper(child):
+                module._modules[name] = uncompiled(child)
+    return uncompiled(model)
+
+
 def find_compilation(
     root: nn.Module, network: nn.Module, compiler_of_root: Callable[..., Any] | None = None
 ) -> Compilation | None:

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
-from lightning_optim.surgery.torch_private import COMPILED_CHILD
+from lightning_optim.surgery.torch_private import COMPILED_CHILD, uncompiled
 
 
 def plain_name(name: str) -> str:
@@ -80,8 +80,9 @@ def find_network(root: nn.Module, name: str | None, *, needs_forward: bool = Tru
     if name is not None:
         return name, submodule(root, name)
     children = {plain_name(key): child for key, child in root.named_children() if any(True for _ in child.parameters())}
+    inner = [uncompiled(child) for child in children.values()]
     own = any(True for _ in root.parameters(recurse=False))
-    if len(children) == 1 and not own and not any(map(_is_container_or_layer, children.values())):
+    if len(children) == 1 and not own and not any(map(_is_container_or_layer, inner)):
         return next(iter(children.items()))
     if not needs_forward or _has_forward(root):
         return "", root

@@ -261,3 +261,13 @@ def test_a_network_that_is_never_called_is_refused_by_quantization_after_the_fir
     assert module.trainer.global_step == 1
     with pytest.raises(TargetError, match="ran no operator of it that can compute in integers"):
         fit(Stepping(lambda m, x, y: m.net(x).square().mean(), net=nn.Sequential(nn.LayerNorm(16))), QATFakeQuant())
+
+
+@pytest.mark.parametrize("compiled", [["backbone"], ["backbone", "head"]])
+def test_parts_may_be_compiled(compiled):
+    module = backbone_and_head(lambda m, x, y: F.cross_entropy(m.head(m.backbone(x)), y))
+    for name in compiled:
+        setattr(module, name, torch.compile(getattr(module, name), backend="eager"))
+    fit(module, PruningScheduler(schedule=Linear(end=0.5), structure=Channel()))
+    sizes = {name.replace("_orig_mod.", ""): tuple(value.shape) for name, value in module.named_parameters()}
+    assert (sizes["backbone.0.weight"], sizes["head.weight"]) == ((16, 16), (5, 16))
