@@ -64,6 +64,12 @@ def weight_names(layers: Mapping[str, nn.Module]) -> list[str]:
     return [found for name, layer in layers.items() if (found := weight_name(name, layer)) is not None]
 
 
+def bias_names(name: str) -> tuple[str, str]:
+    """Names that the bias of a layer, or its original, may have."""
+    prefix = f"{name}." if name else ""
+    return f"{prefix}bias", f"{prefix}parametrizations.bias.original"
+
+
 def pruned_weight(layer: nn.Module) -> nn.Parameter | None:
     """The parameter that ``weight_name`` names."""
     key = _original(layer)
@@ -79,6 +85,14 @@ def layer_name(weight: str) -> str:
     """
     head, found, _ = f".{weight}".partition(_PARAMETRIZED)
     return head[1:] if found else weight.rpartition(".")[0]
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters of a module itself, originals of computed ones among them; none of a list of originals."""
+    if isinstance(module, ParametrizationList):
+        return []
+    lists = module.get_submodule("parametrizations").children() if is_parametrized(module) else ()
+    return [parameter for part in (module, *lists) for parameter in part.parameters(recurse=False)]
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...]:
@@ -145,13 +159,15 @@ def _weight_normed(name: str, module: nn.Module) -> Iterator[WeightNormed]:
             yield WeightNormed(f"{prefix}weight_v", f"{prefix}weight_g", weight_norm_dim(hook))
 
 
-def _steps(layer: nn.Module) -> ParametrizationList:
-    steps = layer.get_submodule("parametrizations.weight")
+def _steps(layer: nn.Module, key: str = "weight") -> ParametrizationList:
+    steps = layer.get_submodule(f"parametrizations.{key}")
     assert isinstance(steps, ParametrizationList)
     return steps
 
 
 def _original(layer: nn.Module) -> str | None:
+    if is_parametrized(layer, "bias") and not _keeps_zeros(_steps(layer, "bias")):
+        return None  # a row without weights would go on returning its bias
     if "weight" in layer._parameters:
         return "weight"
     normed = next(_weight_normed("", layer), None)

@@ -9,6 +9,7 @@ from lightning_optim.surgery.parametrized import (
     is_weight_normed,
     keep_directions,
     layer_name,
+    own_parameters,
     pruned_weight,
     scored_weight,
     weight_name,
@@ -84,3 +85,10 @@ def test_what_is_scored_is_the_weight_that_counts():
         layer.get_parameter(f"{ORIGINAL}0").mul_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
     torch.testing.assert_close(scored_weight(layer), layer.weight)
     assert not scored_weight(layer).requires_grad
+
+
+def test_originals_are_parameters_of_their_layer():
+    layer = parametrizations.weight_norm(nn.ConvTranspose2d(2, 3, 3))
+    assert [parameter.dim() for parameter in own_parameters(layer)] == [1, 4, 4]
+    assert not own_parameters(layer.parametrizations.weight)
+    assert [parameter.dim() for parameter in own_parameters(nn.Linear(2, 3))] == [2, 1]

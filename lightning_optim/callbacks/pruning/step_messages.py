@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_optim.callbacks.trainer.messages import tell
+from lightning_optim.surgery.parametrized import layer_name
 from lightning_optim.surgery.shard import local
 
 _NAMED = 5
@@ -44,7 +45,7 @@ class StepMessages:
     def _text(self, gone: Mapping[str, int], alive: Mapping[str, Tensor]) -> str:
         before = 0 if self._gone is None else sum(self._gone.values())
         taken = {pool: count for pool, count in gone.items() if count}
-        pools = [f"{pool.removesuffix('.weight')} {count} of {alive[pool].numel()}" for pool, count in taken.items()]
+        pools = [f"{layer_name(pool) or pool} {count} of {alive[pool].numel()}" for pool, count in taken.items()]
         others = [f"{len(pools) - _NAMED} more"] if len(pools) > _NAMED else []
         total, size = sum(gone.values()), sum(keep.numel() for keep in alive.values())
         since = "" if self._gone is None else f", {total - before:+,} in this step"

@@ -36,8 +36,8 @@ def targeted_layers(pl_module: LightningModule, targets: Targets, network: str) 
         weight = pruned_weight(module)
         if weight is None:
             raise TargetError(
-                f"the weight of {name!r} is computed by a parametrization that makes no zeros of zeros, so it cannot "
-                "be pruned: leave it out in targets.exclude, or call "
+                f"the weight or bias of {name!r} is computed by a parametrization that makes no zeros of zeros, so it "
+                "cannot be pruned: leave it out in targets.exclude, or call "
                 "torch.nn.utils.parametrize.remove_parametrizations on it first"
             )
         if name.startswith(prefix) and weight.requires_grad and id(weight) not in weights | others:

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
+from lightning_optim.surgery.parametrized import own_parameters
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.torch_private import NormBase
 
@@ -31,7 +32,7 @@ def untreated_layers(network: nn.Module, *, couples: bool = False) -> dict[str, 
         name: module
         for name, module in named_modules(network).items()
         if not isinstance(module, treated)
-        and any(parameter.dim() > 1 and parameter.requires_grad for parameter in module.parameters(recurse=False))
+        and any(parameter.dim() > 1 and parameter.requires_grad for parameter in own_parameters(module))
     }
 
 

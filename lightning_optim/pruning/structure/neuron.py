@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.functional import spare_best, with_those_that_stay
-from lightning_optim.surgery.parametrized import layer_name
+from lightning_optim.surgery.parametrized import bias_names, layer_name
 
 
 @final
@@ -43,8 +43,7 @@ class Neuron(Structure):
     ) -> dict[str, Tensor]:
         masks = {}
         for name, neurons in keep.items():
-            bias = f"{layer_name(name)}.bias".removeprefix(".")
-            for member in (name, bias):
+            for member in (name, *bias_names(layer_name(name))):
                 if member in weights:
                     shape = weights[member].shape
                     masks[member] = neurons.view(-1, *[1] * (len(shape) - 1)).expand(shape)

@@ -1,6 +1,8 @@
 """Layers whose weight is computed are pruned through their originals, or refused before anything has changed."""
 
 import copy
+import logging
+import warnings
 
 import pytest
 import torch
@@ -139,6 +141,15 @@ def test_channels_go_from_the_originals_and_the_small_network_computes_what_the_
     torch.testing.assert_close(answer(small), answer(masked), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_layer_is_said_to_be_left_alone_and_what_has_gone_is_told_by_layer(kind, caplog):
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        warnings.filterwarnings("error", message=".*leaves alone.*")
+        fit(KINDS[kind], structure=Neuron())
+    told = [text for text in caplog.messages if "PruningScheduler" in text]
+    assert "(one 4 of 8, two 3 of 6, three 4 of 8)" in told[-1]
+
+
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "old_weight_norm", "old_spectral_norm"])
 def test_a_shrunk_file_is_read_again(kind, tmp_path):
     module, trainer = fit(KINDS[kind], structure=Channel())
@@ -157,7 +168,26 @@ def test_scores_by_gradients_are_those_of_the_originals(kind, criterion):
     assert sum(int((weight == 0).sum()) for weight in found) == sum(weight.numel() for weight in found) // 2
 
 
-@pytest.mark.parametrize("make", [user(Exp), parametrizations.orthogonal], ids=["exp", "orthogonal"])
+def of_bias(kind):
+    def parametrized(layer):
+        parametrize.register_parametrization(layer, "bias", kind())
+        return layer
+
+    return parametrized
+
+
+def test_a_bias_that_is_computed_goes_with_its_row():
+    module, _ = fit(of_bias(Tanh), structure=Neuron())
+    for layer in (module.net.one, module.net.two, module.net.three):
+        gone = (layer.weight == 0).flatten(1).all(1)
+        assert int(gone.sum()) == len(gone) // 2
+        assert not layer.bias[gone].any()
+        assert layer.bias[~gone].all()
+
+
+@pytest.mark.parametrize(
+    "make", [user(Exp), of_bias(Exp), parametrizations.orthogonal], ids=["exp", "exp_of_bias", "orthogonal"]
+)
 @pytest.mark.parametrize("structure", [Weight(), Channel()], ids=["weight", "channel"])
 def test_what_makes_no_zeros_of_zeros_is_refused_by_name_before_anything_changes(make, structure):
     before = copy.deepcopy(Module(make).state_dict())
