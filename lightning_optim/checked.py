@@ -45,12 +45,28 @@ def checked(kind: type[T]) -> type[T]:
     def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807  # it takes the place of one
         hints = _hints(kind)
         for keyword, value in kwargs.items():
-            if keyword in hints and not _is_of(value, hints[keyword]):
-                raise _refusal(f"{kind.__name__}: {keyword}", value, hints[keyword])
+            if keyword in hints:
+                check_type(f"{kind.__name__}: {keyword}", value, hints[keyword])
         build(self, *args, **kwargs)
 
     setattr(kind, "__init__", __init__)  # noqa: B010  # the wrapper of the very same method
     return kind
+
+
+def check_type(what: str, value: Any, hint: Any) -> None:
+    """Refuse a value that is not of an annotated type.
+
+    Args:
+        what: Names it in the message.
+        value: The value.
+        hint: The annotation.
+
+    Raises:
+        TypeError: Saying what was needed, what came and what there is.
+        ValueError: If it is a word, and none of a ``Literal``.
+    """
+    if not _is_of(value, hint):
+        raise _refusal(what, value, hint)
 
 
 def _hints(kind: type) -> dict[str, Any]:

@@ -77,6 +77,10 @@ def test_a_value_of_another_type_is_refused_with_what_was_needed(values, error, 
             lambda: DistillationTeacher(teacher=nn.Linear(1, 1), losses={"soft": OmegaConf.create({"T": 2})}),
             r"losses\['soft'\] must be a Loss, got DictConfig .*needs its _target_",
         ),
+        (
+            lambda: QATFakeQuant().calibrate(nn.Linear(1, 1), [], methods=["gptq"]),
+            r"methods must be a list, each entry a PostTraining, got list \['gptq'\]; there are AdaRound, .*GPTQ",
+        ),
         (lambda: QATFakeQuant(observer="min_max"), r"there are Entropy, .*: did you mean MinMax\(\)\?"),
     ],
 )

@@ -22,7 +22,7 @@ from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
-from lightning_optim.checked import checked
+from lightning_optim.checked import check_type, checked
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.quantized import QuantizedExport
 from lightning_optim.export.quantized_network import QuantizedNetwork, describe_placement
@@ -207,8 +207,10 @@ class QATFakeQuant(TechniqueCallback):
                 without any, the weights stay as they are.
 
         Raises:
+            TypeError: If a method is something else.
             ValueError: If there is no batch, or one holds NaN or infinities; nothing has changed then.
         """
+        check_type("methods", methods, Sequence[PostTraining])
         network = self._network_of(model)
         name = find_network(model, self.network)[0] if isinstance(model, LightningModule) else ""
         start = self._settings.starter(model if name else network, name, network, self.targets)
