@@ -94,7 +94,7 @@ def find_network(root: nn.Module, name: str | None, *, needs_forward: bool = Tru
 
 def _has_forward(root: nn.Module) -> bool:
     forward = type(root).forward
-    return forward is not nn.Module.forward and not forward.__module__.startswith(("lightning.", "pytorch_lightning."))
+    return forward is not nn.Module.forward and forward.__qualname__ != "LightningModule.forward"
 
 
 def _is_container_or_layer(child: nn.Module) -> bool:

@@ -165,6 +165,12 @@ def test_a_list_of_layers_and_a_single_layer_are_no_networks():
         quiet(callback, max_epochs=1, limit_train_batches=4).fit(BoringModel())
 
 
+def test_a_module_of_lightning_s_own_is_exported_by_its_own_forward(tmp_path):
+    boring, callback = BoringModel(), QATFakeQuant()
+    quiet(callback, max_epochs=1, limit_train_batches=4, limit_val_batches=0).fit(boring)
+    assert callback.export(tmp_path / "boring.onnx", boring).kernels.integer == {"QGemm": 1}
+
+
 def test_a_child_may_be_called_module():
     module = Stepping(lambda m, x, y: F.cross_entropy(m.module(x), y), module=mlp())
     targets = Targets(include=["module.0"])
