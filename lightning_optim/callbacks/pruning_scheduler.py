@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -22,19 +22,17 @@ from lightning_optim.callbacks.pruning.regrower import Regrower
 from lightning_optim.callbacks.pruning.rewinder import Rewinder
 from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit
 from lightning_optim.callbacks.pruning.step_messages import StepMessages
-from lightning_optim.callbacks.pruning.targeted import targeted_layers
+from lightning_optim.callbacks.pruning.targeted import TargetedLayers, targeted_layers
 from lightning_optim.callbacks.pruning.untreated import name_untreated, untreated_layers
 from lightning_optim.callbacks.trainer.clock import FitProgress, is_cut_short
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
-from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.allocation.base import AllocationSetting
 from lightning_optim.pruning.allocation.uniform import Uniform
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.magnitude import Magnitude
-from lightning_optim.pruning.evidence import LayerEvidence
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.regrow.base import Regrowth
 from lightning_optim.pruning.rewind import Rewind
@@ -123,6 +121,7 @@ class PruningScheduler(TechniqueCallback):
         self._regrower = Regrower(self.regrow)
         self._regrower.check(self.structure, self.window)
         self._progress = FitProgress(self.window)
+        self._targeted = TargetedLayers(self.targets)
         self._evidence = PruningEvidence(self.criterion, self.structure)
         self._pruned.followers += [self._rewinder.snapshot, self._evidence]
         self._restored: Mapping[str, Any] | None = None
@@ -168,10 +167,10 @@ class PruningScheduler(TechniqueCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pruned.name, network = find_network(pl_module, self.network, needs_forward=False)
-        layers = self.layers(pl_module)
+        layers = self._targeted.trained(pl_module, self._pruned.name)
         how = (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window)
         check_ranks_agree(trainer, (*how, self.until, self.rewind, self.regrow), "pruning")
-        self._regrower.check_layers(layers)
+        self._regrower.check_layers(self.layers(pl_module))
         if self.structure.shrink != "never":
             self._pruned.reshaper.check_optimizers(trainer, network)
         name_untreated(untreated_layers(network, couples=self.structure.needs_coupling), self._pruned.name)
@@ -199,9 +198,18 @@ class PruningScheduler(TechniqueCallback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._take_up(trainer, pl_module)
+        if self._targeted.has_changed(trainer):
+            self._watch_layers(trainer, pl_module)
         if self._progress.enters_step(trainer):  # not while gradients are being accumulated
             self._advance(trainer, pl_module)
         self._evidence.open()
+
+    def _watch_layers(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune what is trained now; what was pruned, too, where scores need no gradients."""
+        pruned = () if self._evidence.needs_gradients else self._pruned.state.decided
+        layers = self._targeted.trained(pl_module, self._pruned.name, pruned)
+        self._evidence.attach(trainer, self._pruned.live(pl_module), layers)
+        self._pruned.watch(trainer)
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rewinder.watch(trainer, pl_module)
@@ -209,8 +217,14 @@ class PruningScheduler(TechniqueCallback):
         if progress is None:
             return
         aim = self._guard.next_sparsity(progress)
-        if aim is not None and aim != self._reached and self._is_ready(trainer):
-            self._prune(trainer, pl_module, aim)
+        if aim is not None and self._is_due(aim) and self._is_ready(trainer):
+            if self._has_newcomers:
+                self._monitors.suspend(trainer)
+            try:
+                self._prune(trainer, pl_module, aim)
+            except TargetError as error:  # before anything has changed
+                self._targeted.wait(trainer, aim, error)
+                return
             if not self._guard.is_on and (progress == 1.0 or self._reached == self.schedule(1.0)):
                 self._monitors.resume(trainer)
         if self._reached:
@@ -250,6 +264,15 @@ class PruningScheduler(TechniqueCallback):
         if self._guard.is_on:
             self._log(pl_module)
 
+    @property
+    def _has_newcomers(self) -> bool:
+        """Whether layers have joined that the last pruning step did not look at; with ``until``, the next one does."""
+        joined = self._evidence.layers.keys() - set(self._pruned.state.decided)
+        return bool(joined) and bool(self._reached) and not self._guard.is_on
+
+    def _is_due(self, aim: float) -> bool:
+        return (aim != self._reached or self._has_newcomers) and not self._targeted.is_waiting
+
     def _is_ready(self, trainer: Trainer) -> bool:
         return self._pruned.knows_calls and self._evidence.is_ready(trainer.current_epoch)
 
@@ -260,7 +283,7 @@ class PruningScheduler(TechniqueCallback):
         while self._step(trainer, pl_module, sparsity) and pruned.pruner.cost is not None:
             pass  # a refused group was found by trying, and under a budget other groups must save its cost
         group = shard_group([*pruned.parameters(pl_module).values()])
-        pruned.note_sparsity(sparsity, group)
+        pruned.note_sparsity(sparsity, self._evidence.layers, group)
         self._guard.note_step(sparsity)
         self._evidence.reset()
         if sparsity:
@@ -279,33 +302,20 @@ class PruningScheduler(TechniqueCallback):
         coupling = pruned.couple(pl_module) if self.structure.needs_coupling else None
         if coupling is not None:
             self._conflicts.check_coupling(trainer, pl_module, coupling, parameters)
-        seen = self._seen(trainer, pl_module, parameters, coupling)
+        seen = self._evidence.prunable(trainer, parameters, coupling, pruned.state.refused)
+        if not seen and not self._reached:
+            count = len(self._evidence.layers)
+            raise TargetError(f"none of the {count} targeted layers can lose channels; target others")
         group = shard_group([parameters[name] for name in seen])
         if coupling is not None and pruned.state.prices is None and pruned.pruner.cost is not None:
-            price(trainer, pl_module, pruned, seen, coupling, end=self.schedule(1.0), is_sharded=group is not None)
+            targets = {name: parameters[name] for name in weight_names(self.layers(pl_module))}
+            price(trainer, pl_module, pruned, coupling, seen=seen, targets=targets, end=self.schedule(1.0))
         keep = pruned.pruner.decide(pruned.state, sparsity, seen, coupling, group)
         pruned.state = pruned.state.with_sizes(keep)
         refused = pruned.state.refused
-        self._carry_out(trainer, pl_module, coupling, keep, sparsity)
+        is_final = sparsity == self.schedule(1.0)
+        pruned.carry_out(trainer, pl_module, coupling, keep, is_final=is_final, may_go_back=self._guard.is_on)
         return pruned.state.refused != refused
-
-    def _carry_out(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        coupling: Coupling | None,
-        keep: Mapping[str, Tensor],
-        sparsity: float,
-    ) -> None:
-        shrink, is_final = self.structure.shrink, sparsity == self.schedule(1.0)
-        if coupling is None or shrink == "never":
-            self._pruned.mask(pl_module, coupling, keep)
-        elif self._guard.is_on:
-            self._pruned.mask_before_shrink(trainer, pl_module, coupling, keep)
-        elif shrink == "update" or is_final:
-            self._pruned.shrink(trainer, pl_module, coupling, keep)
-        else:
-            self._pruned.mask(pl_module, coupling, keep)
 
     def _log(self, pl_module: LightningModule) -> None:
         values = {"sparsity": self.sparsity, "target_sparsity": self.target_sparsity}
@@ -317,25 +327,8 @@ class PruningScheduler(TechniqueCallback):
     # The layers, and the evidence about them.
 
     def layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        """Return the targeted layers by their name in the network; see ``targeted_layers``."""
+        """Return the targeted layers by their name in the network, frozen ones too; see ``targeted_layers``."""
         return targeted_layers(pl_module, self.targets, self._pruned.name)
-
-    def _seen(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        parameters: dict[str, nn.Parameter],
-        coupling: Coupling | None,
-    ) -> dict[str, LayerEvidence]:
-        weights = {name: parameters[name] for name in weight_names(self.layers(pl_module))}
-        found = {
-            name: seen
-            for name, seen in self._evidence.seen(trainer, weights, coupling).items()
-            if name not in self._pruned.state.refused and (coupling is None or self.structure.concerns(name, coupling))
-        }
-        if not found and not self._reached:
-            raise TargetError(f"none of the {len(weights)} targeted layers can lose channels; target others")
-        return found
 
     # State.
 

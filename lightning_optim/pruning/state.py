@@ -27,6 +27,7 @@ class PruningState:
         reached: Sparsity that the last pruning step was asked for; ``None`` before the first.
         measured: Fraction of the original entries of all pools that are gone since then.
         sizes: Pool -> number of its original entries, from the first decision on that named it.
+        decided: Names of the layers that the last pruning step looked at, in the order in which they name pools.
         alive: Pool -> entries that the last decision keeps.
         present: Pool -> entries that are physically there; a pool that was never cut is left out.
         due: What is to be removed next.
@@ -46,6 +47,7 @@ class PruningState:
     reached: float | None = None
     measured: float = 0.0
     sizes: Mapping[str, int] = field(default_factory=dict)
+    decided: tuple[str, ...] = ()
     alive: Mapping[str, Tensor] = field(default_factory=dict)
     present: Mapping[str, Tensor] = field(default_factory=dict)
     due: CutPlan = field(default_factory=dict)
@@ -89,6 +91,7 @@ class PruningState:
             "reached": self.reached,
             "measured": self.measured,
             "sizes": dict(self.sizes),
+            "decided": list(self.decided),
             "alive": _packed(self.alive),
             "present": _packed(self.present),
             "due": {name: [list(cut) for cut in cuts] for name, cuts in self.due.items()},
@@ -105,6 +108,7 @@ class PruningState:
             reached=state["reached"],
             measured=state["measured"],
             sizes=state["sizes"],
+            decided=tuple(state["decided"]),
             alive=_unpacked(state["alive"]),
             present=_unpacked(state["present"]),
             due={name: [(dim, kept) for dim, kept in cuts] for name, cuts in state["due"].items()},

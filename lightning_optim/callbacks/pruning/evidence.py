@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
@@ -19,7 +20,7 @@ from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.coupled import activations_as_read
 from lightning_optim.pruning.structure.neuron import Neuron
 from lightning_optim.surgery.cut import CutPlan, taken_out
-from lightning_optim.surgery.parametrized import layer_name, pruned_weight, scored_weight, weight_name
+from lightning_optim.surgery.parametrized import layer_name, pruned_weight, scored_weight, weight_name, weight_names
 from lightning_optim.surgery.readers import Readers
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.shard import is_sharded, local, part_of_rank
@@ -54,6 +55,16 @@ class PruningEvidence:
         self._waiting_since: int | None = None
 
     @property
+    def layers(self) -> Mapping[str, nn.Module]:
+        """The layers that are watched, by their name in the network."""
+        return self._layers
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the criterion scores by gradients."""
+        return bool(self._gradients)
+
+    @property
     def _falls(self) -> Literal["weight", "channel"]:
         is_whole = self._structure.needs_coupling or isinstance(self._structure, Neuron)
         return "channel" if is_whole else "weight"
@@ -61,7 +72,7 @@ class PruningEvidence:
     # The layers that are watched.
 
     def attach(self, trainer: Trainer, network: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-        """Start to watch.
+        """Start to watch, or go on with other layers: what is gathered of those that stay is kept.
 
         Args:
             trainer: The trainer of this rank, with its optimizers.
@@ -71,10 +82,19 @@ class PruningEvidence:
         Raises:
             ValueError: If the criterion cannot score these layers, or needs what they do not have.
         """
-        self._layers = dict(layers)
+        idle = self._untrained(trainer, layers)
+        newcomers = [name for name in idle if self._layers and name not in self._layers]
+        if newcomers:
+            rank_zero_warn(f"{self._refusal(newcomers)}; until then it is not pruned")
+        before = dict(self._layers)
+        order = [*(name for name in before if name in layers), *layers]  # what is coupled keeps its name
+        self._layers = {name: layers[name] for name in order if name not in newcomers}
         self._waiting_since = None
         norms = _modules_of(network, (BatchNorm,))
-        self._check(trainer, norms)
+        if not self._layers:
+            return
+        self._check([name for name in idle if name not in newcomers], norms)
+        self._taps.remove()
         if self._activations:
             # Channels are judged as the next layers read them, and those need not be targets.
             reads_all = self._structure.needs_coupling and any(each.of is Evidence.OUTPUT for each in self._activations)
@@ -82,19 +102,27 @@ class PruningEvidence:
             self._watched = readers if reads_all else self._layers
             self._taps.attach(self._watched)
         if Evidence.MODULE in self._criterion.needs:
-            self._norms.attach(layers, norms)
+            if before and self._layers.keys() - before.keys():
+                self._norms.remove()  # which norms the newcomers have is seen in the next batch
+                self._norms = Readers()
+            self._norms.attach(self._layers, norms)
 
-    def _check(self, trainer: Trainer, norms: Mapping[str, nn.Module]) -> None:
+    def _untrained(self, trainer: Trainer, layers: Mapping[str, nn.Module]) -> list[str]:
+        """Layers whose gradients are needed, and that no optimizer has."""
+        groups = [group["params"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        trained = {id(parameter) for parameters in groups for parameter in parameters}
+        return [name for name, layer in layers.items() if self._gradients and id(_weight(layer)) not in trained]
+
+    def _refusal(self, names: list[str]) -> str:
+        return (
+            f"{type(self._criterion).__name__!r} scores need gradients, but no optimizer trains {_some(names)}; leave "
+            "it out in targets.exclude, or give it to an optimizer"
+        )
+
+    def _check(self, idle: list[str], norms: Mapping[str, nn.Module]) -> None:
         kind = type(self._criterion).__name__
-        trained = {
-            id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
-        }
-        idle = [name for name, layer in self._layers.items() if id(_weight(layer)) not in trained]
-        if self._gradients and idle:
-            raise ValueError(
-                f"{kind!r} scores need gradients, but no optimizer trains {_some(idle)}; leave it out in "
-                "targets.exclude, or give it to an optimizer"
-            )
+        if idle:
+            raise ValueError(self._refusal(idle))
         if Evidence.MODULE in self._criterion.needs and not norms:
             raise ValueError(f"{kind!r} scores need batch norms, but the network has none; choose another criterion")
         # A criterion that refuses a layer whatever its evidence must do so here, not in the middle of the fit.
@@ -177,23 +205,52 @@ class PruningEvidence:
         Raises:
             TapError: If some was missing for a whole epoch.
         """
+        if not self._layers:
+            return True
         missing = [
             name
             for name, layer in self._layers.items()
             if any(_name(name, layer) not in running_sum for running_sum in self._gradients.values())
         ]
+        unseen = any(
+            _name(name, layer) not in running_sum
+            for name, layer in self._layers.items()
+            for running_sum in self._activations.values()
+        )
         if missing and self._waiting_since is not None and epoch > self._waiting_since + 1:
             raise TapError(
                 f"{type(self._criterion).__name__!r} scores need gradients, but {_some(missing)} had none in a whole "
                 "epoch: is the layer unused, or stepped without Lightning's optimizer? Leave it out in targets.exclude"
             )
-        is_ready = not missing and all(self._activations.values())
+        is_ready = not missing and not unseen
         is_ready &= self._norms.is_known or Evidence.MODULE not in self._criterion.needs
         if is_ready:
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = epoch
         return is_ready
+
+    def prunable(
+        self,
+        trainer: Trainer,
+        parameters: Mapping[str, nn.Parameter],
+        coupling: Coupling | None,
+        refused: Collection[str],
+    ) -> dict[str, LayerEvidence]:
+        """Evidence of the layers of which something can fall, by the name of their weight; a collective call.
+
+        Args:
+            trainer: The trainer of this rank.
+            parameters: The network's parameters, by name.
+            coupling: Coupled channels of the network, if the structure needs them.
+            refused: Names of weights that must stay.
+        """
+        weights = {name: parameters[name] for name in weight_names(self._layers)}
+        return {
+            name: seen
+            for name, seen in self.seen(trainer, weights, coupling).items()
+            if name not in refused and (coupling is None or self._structure.concerns(name, coupling))
+        }
 
     def seen(
         self, trainer: Trainer, weights: Mapping[str, Tensor], coupling: Coupling | None

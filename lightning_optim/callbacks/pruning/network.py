@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, final
 
@@ -174,16 +174,17 @@ class PrunedNetwork:
         self.state = self.state.after_mask({**self.state.alive, **keep})
         self.enforce(trainer, pl_module)
 
-    def note_sparsity(self, sparsity: float, group: ProcessGroup | None) -> None:
+    def note_sparsity(self, sparsity: float, layers: Iterable[str], group: ProcessGroup | None) -> None:
         """Note a finished pruning step.
 
         Args:
             sparsity: What was asked for.
+            layers: Names of the layers that it looked at.
             group: Process group over which the weights are sharded.
         """
         left, total = _summed(self.state.count_left(), group)
         measured = (total - left) / total if total else 0.0
-        self.state = dataclasses.replace(self.state, reached=sparsity, measured=measured)
+        self.state = dataclasses.replace(self.state, reached=sparsity, measured=measured, decided=tuple(layers))
 
     def num_parameters(self, pl_module: LightningModule, group: ProcessGroup | None) -> int:
         """Number of the network's parameters that are left, without those that are masked; shared ones count once."""
@@ -199,6 +200,43 @@ class PrunedNetwork:
         return self._masks.checksum()
 
     # Carrying out a decision.
+
+    def carry_out(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        coupling: Coupling | None,
+        keep: Mapping[str, Tensor],
+        *,
+        is_final: bool,
+        may_go_back: bool,
+    ) -> None:
+        """Mask or remove what is not kept, as the structure says; layers that are frozen by now stay as they are.
+
+        Args:
+            trainer: The trainer of this rank.
+            pl_module: Its module.
+            coupling: Coupled channels of the network, if the structure needs them and they are known.
+            keep: What is kept of each pool.
+            is_final: Whether the schedule ends with this decision.
+            may_go_back: Whether the decision is still to be judged: channels are then only masked.
+        """
+        keep = self._with_frozen(pl_module, keep)
+        shrink = self.pruner.structure.shrink
+        if coupling is None or shrink == "never":
+            self.mask(pl_module, coupling, keep)
+        elif may_go_back:
+            self.mask_before_shrink(trainer, pl_module, coupling, keep)
+        elif shrink == "update" or is_final:
+            self.shrink(trainer, pl_module, coupling, keep)
+        else:
+            self.mask(pl_module, coupling, keep)
+
+    def _with_frozen(self, pl_module: LightningModule, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parameters = self.parameters(pl_module)
+        frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+        held = {pool: mask for pool, mask in self.state.alive.items() if pool in frozen - self.state.refused}
+        return {**held, **keep}
 
     def mask(self, pl_module: LightningModule, coupling: Coupling | None, keep: Mapping[str, Tensor]) -> None:
         """Zero what is not kept, and hold it at zero."""

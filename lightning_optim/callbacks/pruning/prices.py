@@ -1,4 +1,4 @@
-"""Prices of a network, decided once for all ranks."""
+"""Prices of a network, decided once for all ranks and all steps."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.evidence import LayerEvidence
 from lightning_optim.pruning.structure.coupled import targeted_groups
 from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.shard import shard_group
 
 
 def agreed_prices(
@@ -60,27 +61,29 @@ def price(
     trainer: Trainer,
     pl_module: LightningModule,
     pruned: PrunedNetwork,
-    seen: Mapping[str, LayerEvidence],
     coupling: Coupling,
     *,
+    seen: Mapping[str, LayerEvidence],
+    targets: Mapping[str, Tensor],
     end: float,
-    is_sharded: bool,
 ) -> None:
-    """Let a budget know what the original network costs.
+    """Let a budget know what the original network costs, before its first decision; a collective call.
 
     Args:
-        trainer: Its strategy broadcasts.
-        pl_module: The module that holds the network.
-        pruned: The network as it is now.
-        seen: Evidence on every targeted layer.
-        coupling: The network's coupled channels.
+        trainer: The trainer of this rank.
+        pl_module: Its module.
+        pruned: The network, whose state takes the prices.
+        coupling: Its coupled channels.
+        seen: Evidence of the layers that are pruned now.
+        targets: The weights of all targeted layers, those that may be trained later too.
         end: Where the schedule ends.
-        is_sharded: Whether each rank holds a part of every weight.
     """
     cost = pruned.pruner.cost
     assert cost is not None
-    weights = {name: layer.weight for name, layer in seen.items()}
+    names = [*seen, *(name for name in targets if name not in pruned.state.refused)]
+    weights = {name: targets[name] for name in names if coupling.group_of(name, 0) is not None}
     choose = partial(pruned.pruner.channels_at, state=pruned.state, sparsity=end, seen=seen, coupling=coupling)
-    network, chosen = pruned.as_called(pl_module), None if is_sharded else choose
-    prices = agreed_prices(trainer, cost, network, coupling, weights, pruned.example, chosen)
+    is_sharded = shard_group([targets[name] for name in seen]) is not None
+    network = pruned.as_called(pl_module)
+    prices = agreed_prices(trainer, cost, network, coupling, weights, pruned.example, None if is_sharded else choose)
     pruned.state = pruned.pruner.priced(pruned.state, prices, end)

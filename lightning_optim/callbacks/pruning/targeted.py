@@ -1,20 +1,98 @@
-"""Layers that a pruning callback prunes."""
+"""Layers that a pruning callback prunes: those that are trained, and those that are frozen and may be trained later."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import final
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
+from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.errors import TargetError
 from lightning_optim.surgery.parametrized import pruned_weight
 from lightning_optim.surgery.select import Targets
 
 
+@final
+class TargetedLayers:
+    """Targeted layers of a fit. A frozen one joins as soon as it is trained; what was pruned stays when it is frozen.
+
+    Args:
+        targets: Layers to prune, by names relative to the LightningModule.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        self._layers: dict[str, nn.Module] = {}
+        self._seen: tuple[object, ...] = ()
+        self._names: set[str] = set()
+        self._is_waiting = False
+
+    def trained(self, pl_module: LightningModule, network: str, pruned: Sequence[str] = ()) -> dict[str, nn.Module]:
+        """Return the layers that are trained, by their name in the network.
+
+        Newcomers come last, so that what is coupled keeps its name.
+
+        Args:
+            pl_module: The LightningModule.
+            network: Plain name of the network in it.
+            pruned: Names of layers that were pruned already, in order; they count though they are frozen now.
+        """
+        self._layers = targeted_layers(pl_module, self._targets, network)
+        self._is_waiting = False
+        now = [name for name, layer in self._layers.items() if _is_trained(layer)]
+        trained = {name: self._layers[name] for name in (*pruned, *now) if name in self._layers}
+        newcomers = trained.keys() - self._names
+        if self._names and newcomers:
+            rank_zero_info(f"{_some(newcomers)} trained from now on, and pruned with the others")
+        self._names |= trained.keys()
+        return trained
+
+    def has_changed(self, trainer: Trainer) -> bool:
+        """Whether other layers are trained, or optimizers have other parameters, than when it was asked last."""
+        groups = [len(group["params"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        flags = [_is_trained(layer) for layer in self._layers.values()]
+        before, self._seen = self._seen, (*groups, *flags)
+        return before != self._seen
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing can be pruned until other layers are trained."""
+        return self._is_waiting
+
+    def wait(self, trainer: Trainer, sparsity: float, error: TargetError) -> None:
+        """Wait where nothing can be pruned yet: for frozen layers, if something is known to unfreeze them later.
+
+        Args:
+            trainer: The trainer of this rank.
+            sparsity: What is asked for.
+            error: Why nothing can be pruned.
+
+        Raises:
+            TargetError: ``error``, with what to do, if there is nothing to wait for.
+        """
+        frozen = [name for name, layer in self._layers.items() if not _is_trained(layer)]
+        if not frozen:
+            raise error
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        is_planned = any(is_instance_of(callback, "BaseFinetuning") for callback in callbacks)
+        if sparsity and not is_planned:
+            raise TargetError(
+                f"{error}; {_some(frozen)} frozen: unfreeze before window.begin, or by a callback that derives from "
+                "Lightning's BaseFinetuning, for which pruning waits"
+            ) from error
+        if sparsity:
+            rank_zero_warn(
+                f"nothing can be pruned yet, since {_some(frozen)} frozen: pruning waits until it is trained"
+            )
+        self._is_waiting = bool(sparsity)
+
+
 def targeted_layers(pl_module: LightningModule, targets: Targets, network: str) -> dict[str, nn.Module]:
-    """Return the targeted layers by their name in the network, without those that are frozen or share another's weight.
+    """Return the targeted layers by their name in the network, without those that share another's weight.
 
     Of layers that share one weight the first stands for all, if all are targeted.
 
@@ -40,7 +118,7 @@ def targeted_layers(pl_module: LightningModule, targets: Targets, network: str) 
                 "cannot be pruned: leave it out in targets.exclude, or call "
                 "torch.nn.utils.parametrize.remove_parametrizations on it first"
             )
-        if name.startswith(prefix) and weight.requires_grad and id(weight) not in weights | others:
+        if name.startswith(prefix) and id(weight) not in weights | others:
             weights.add(id(weight))
             layers[name[len(prefix) :]] = module
     if not layers:
@@ -55,8 +133,18 @@ def _refusal(chosen: dict[str, nn.Module], network: str) -> str:
             f"network={network!r} is a single {type(chosen[network]).__name__}: set network={holder!r}, which holds "
             f"it, and targets.include=[{network!r}]"
         )
-    return f"all {len(chosen)} targeted layers are frozen, tied or outside {network!r}: {', '.join(list(chosen)[:5])}"
+    return f"all {len(chosen)} targeted layers are tied or outside {network!r}: {', '.join(list(chosen)[:5])}"
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    weight = pruned_weight(layer)
+    return weight is not None and weight.requires_grad
 
 
 def _own(module: nn.Module) -> Iterator[nn.Parameter]:
     return module.parameters(recurse=False)
+
+
+def _some(names: Collection[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, sorted(names)[:3])) + more + (" is" if len(names) == 1 else " are")
