@@ -125,19 +125,16 @@ class PruningScheduler(TechniqueCallback):
         self._evidence = PruningEvidence(self.criterion, self.structure)
         self._pruned.followers += [self._rewinder.snapshot, self._evidence]
         self._restored: Mapping[str, Any] | None = None
-        self._num_parameters: int | None = None
+        self._num_parameters = 0
 
     @property
     def sparsity(self) -> float:
-        """Fraction that has gone of what was targeted, in the structure's own unit: weights, channels, heads, layers.
-
-        It is counted, and may lie below ``target_sparsity``: channels go in multiples, and some cannot go.
-        """
+        """Fraction that is gone of what was targeted, counted in the structure's own unit, such as channels."""
         return self._pruned.state.measured if self._restored is None else float(self._restored["measured"])
 
     @property
     def target_sparsity(self) -> float:
-        """What the last pruning step was asked for; 0 before the first."""
+        """Fraction that the last pruning step was asked for; not all of it may be possible. 0 before the first."""
         return self._reached or 0.0
 
     @property
@@ -149,6 +146,16 @@ class PruningScheduler(TechniqueCallback):
         """What was physically kept: tensor of the network -> its cuts ``[dim, kept positions, original size]``."""
         state = self._pruned.state.state_dict() if self._restored is None else self._restored
         return dict(state["cut"])
+
+    def follow(self, copy: nn.Module) -> None:
+        """Mask and cut a copy of the network with it, such as a momentum encoder; to be called before each fit.
+
+        Args:
+            copy: A module with the network's names and shapes. Averaged copies of Lightning's callbacks follow anyway.
+        """
+        if self.rewind is not None:
+            raise ValueError("rewind goes back to shapes that a followed copy no longer has; leave one of the two out")
+        self._pruned.reshaper.follow(copy)
 
     # Setting up: nothing is changed before everything is checked.
 
@@ -318,10 +325,9 @@ class PruningScheduler(TechniqueCallback):
         return pruned.state.refused != refused
 
     def _log(self, pl_module: LightningModule) -> None:
-        values = {"sparsity": self.sparsity, "target_sparsity": self.target_sparsity}
-        if self._num_parameters is not None:
-            values["parameters"] = float(self._num_parameters)
-        for noun, value in values.items():
+        shares = {"sparsity": self.sparsity, "target_sparsity": self.target_sparsity}
+        counted = {"parameters": float(self._num_parameters)} if self._num_parameters else {}
+        for noun, value in (shares | counted).items():
             pl_module.log(self.metric("pruning", noun), value, rank_zero_only=True)
 
     # The layers, and the evidence about them.

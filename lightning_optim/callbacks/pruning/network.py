@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.trainer.network_observer import NetworkObserver
-from lightning_optim.callbacks.trainer.reshape import Reshaper, averaged_copies
+from lightning_optim.callbacks.trainer.reshape import Reshaper
 from lightning_optim.errors import CaptureError, ShrinkError, TargetError, reason_of
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Coupling, couple
@@ -80,6 +80,7 @@ class PrunedNetwork:
     def watch_calls(self, pl_module: LightningModule) -> None:
         """Watch how the training step calls the network, and with what."""
         network = self.live(pl_module)
+        self.reshaper.check_copies(network)
         needs_inputs = self.pruner.structure.needs_coupling
         if needs_inputs:
             self.example.watch(network)
@@ -324,8 +325,8 @@ class PrunedNetwork:
         self._masks.apply()
         for optimizer in trainer.optimizers:
             self._masks.zero_moments(optimizer)
-        for twin in averaged_copies(trainer):
-            self._masks.apply_to_copy(submodule(twin, self.name))
+        for twin in self.reshaper.twins(trainer, self.name):
+            self._masks.apply_to_copy(twin)
 
     def watch(self, trainer: Trainer) -> None:
         """Mask again after each step of each optimizer."""

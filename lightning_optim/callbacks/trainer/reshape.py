@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_optim.callbacks.trainer.lightning_private import averaged_model
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
-from lightning_optim.errors import ShrinkError
+from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.rebind import check_cut, check_optimizer, rebind_module, rebind_optimizer
@@ -26,6 +26,34 @@ class Reshaper:
 
     def __init__(self) -> None:
         self._patches = Patches()
+        self._copies: list[nn.Module] = []
+
+    def follow(self, copy: nn.Module) -> None:
+        """Keep a copy of the network, which the user holds, in the network's shape."""
+        if not any(copy is known for known in self._copies):
+            self._copies.append(copy)
+
+    def check_copies(self, network: nn.Module) -> None:
+        """Refuse copies that are none, before anything has changed.
+
+        Raises:
+            TargetError: If a tensor of the network is not in a copy, or has another shape there.
+        """
+        for copy in self._copies:
+            held = {plain_name(name): value.shape for name, value in copy.state_dict().items()}
+            for name, value in network.state_dict().items():
+                if held.get(plain_name(name)) != value.shape:
+                    found = list(held[plain_name(name)]) if plain_name(name) in held else "nothing"
+                    raise TargetError(
+                        f"{type(copy).__name__} is no copy of the network: {plain_name(name)!r} is {list(value.shape)} "
+                        f"there and {found} here; give follow a copy of {type(network).__name__} itself"
+                    )
+
+    def twins(self, trainer: Trainer, network_name: str) -> Iterator[nn.Module]:
+        """Every other module of the network's shape: averaged copies of it, and those that the user holds."""
+        for average in averaged_copies(trainer):
+            yield submodule(average, network_name)
+        yield from self._copies
 
     @staticmethod
     def check_strategy(trainer: Trainer, *, shrinks: bool) -> None:
@@ -93,8 +121,8 @@ class Reshaper:
             saved = cuts_in(checkpoint).get(state_key)
             if saved:
                 name, _ = find_network(pl_module, network, needs_forward=False)
-                for module in (pl_module, *averaged_copies(trainer)):
-                    resize(submodule(module, name), saved)
+                for module in (submodule(pl_module, name), *self.twins(trainer, name)):
+                    resize(module, saved)
 
         def on_save_checkpoint(original: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
             original(checkpoint)
@@ -104,9 +132,8 @@ class Reshaper:
         self._patches.wrap(pl_module, "on_save_checkpoint", on_save_checkpoint)
         self._patches.wrap(pl_module, "on_load_checkpoint", on_load_checkpoint)
 
-    @staticmethod
     def cut(
-        trainer: Trainer, pl_module: LightningModule, network_name: str, plan: CutPlan
+        self, trainer: Trainer, pl_module: LightningModule, network_name: str, plan: CutPlan
     ) -> dict[str, tuple[int, ...]]:
         """Cut a live network on every rank, and adapt optimizers, averaged copies and the DDP wrapper.
 
@@ -126,8 +153,8 @@ class Reshaper:
         for optimizer in trainer.optimizers:
             rebind_optimizer(optimizer, replaced)
         pl_module.zero_grad(set_to_none=True)
-        for copy in averaged_copies(trainer):
-            rebind_module(submodule(copy, network_name), plan)
+        for twin in self.twins(trainer, network_name):
+            rebind_module(twin, plan)
         if strategy_kind(trainer) is StrategyKind.DDP:
             trainer.strategy.model = pl_module
             trainer.strategy.configure_ddp()  # type: ignore[attr-defined]  # the reducer knows the old parameters
