@@ -87,8 +87,14 @@ class Pruner:
         """The pruner with rows of layers in place of coupled channels, where the coupling cannot be known.
 
         Raises:
-            ShrinkError: If the criterion or the allocation needs the coupling.
+            ShrinkError: If the structure, the criterion or the allocation needs the coupling: rows of layers are
+                channels, but neither heads nor branches.
         """
+        if self.structure.channel_multiple is None:  # it removes no single channels
+            raise ShrinkError(
+                f"without it {type(self.structure).__name__!r} finds nothing to prune; choose structure 'Neuron', "
+                "which masks rows of each layer, or single weights"
+            )
         by_readers = [
             need for need in self.criterion.needs if isinstance(need, Statistic) and need.of is Evidence.OUTPUT
         ]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_optim import PruningScheduler, Targets
 from lightning_optim.errors import ShrinkError, TargetError
-from lightning_optim.pruning import Channel, MeanActivation, SemiStructured, Taylor
+from lightning_optim.pruning import Channel, Head, Layer, MeanActivation, SemiStructured, Taylor
 from lightning_optim.schedule import Constant, Iterative
 from support import quiet
 
@@ -207,6 +207,14 @@ def test_a_masked_fit_that_cannot_be_captured_resumes_bit_equal(tmp_path):
         fit(resumed, pruning(), ckpt_path=tmp_path / f"step={step}.ckpt")
         expected = whole.state_dict()
         assert all(torch.equal(expected[name], value) for name, value in resumed.state_dict().items()), step
+
+
+@pytest.mark.parametrize("structure", [Head(), Head(shrink="never"), Layer(), Layer(shrink="never")])
+def test_heads_and_branches_are_refused_where_they_are_not_known(structure):
+    module = Module(Branching)
+    with pytest.raises(ShrinkError, match="finds nothing to prune; choose structure 'Neuron'"):
+        fit(module, scheduler(structure=structure))
+    assert all((parameter != 0).all() for parameter in module.parameters() if parameter.dim() > 1)
 
 
 def test_a_criterion_that_asks_the_readers_is_refused_where_they_are_not_known():
