@@ -36,6 +36,7 @@ class StepRecorder:
         read_outside: Identities of the parts' outputs that the step itself read.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
         >>> with StepRecorder(net).recording() as step:
         ...     _ = net[1](net[0](torch.ones(2, 2)).relu())
@@ -185,6 +186,7 @@ def plan_parts(network: nn.Module, step: StepRecorder) -> tuple[PartsPlan, tuple
         The plan, and its inputs.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
         >>> with StepRecorder(net, reads=True).recording() as step:
         ...     _ = net[1](net[0](torch.ones(2, 2)))

@@ -527,7 +527,7 @@ def test_teacher_that_is_the_student_is_refused():
     ("settings", "error", "message"),
     [
         ({"teacher": "t.ckpt"}, TypeError, "teacher must be a Teacher or a Module, got the string"),
-        ({"window": {"begin": 0}}, TypeError, "window must be a Window, got dict"),
+        ({"window": {"begin": 0}}, TypeError, "window must be a Window or None, got dict"),
         ({"backward_index": -1}, ValueError, "backward_index must be at least 0"),
         ({"weight": 0.0}, ValueError, "teacher would do nothing"),
         ({"weight": 1.5, "hard_weight": -0.5}, ValueError, "hard_weight must be a number of at least 0"),

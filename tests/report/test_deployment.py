@@ -113,7 +113,7 @@ def test_without_times_size_and_accuracy_decide():
 
 
 def test_a_setting_that_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="aim must be one of accuracy, speed, size and last, got 'fast'"):
+    with pytest.raises(ValueError, match="aim must be 'accuracy', 'speed' or 'size' or 'last', got 'fast'"):
         Deployment(aim="fast")
     with pytest.raises(ValueError, match=r"max_drop is a fraction in \[0, 1\], got 1.5"):
         Deployment(max_drop=1.5)

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.callbacks.trainer.lightning_private import spawns_processes
 from lightning_optim.callbacks.trainer.messages import tell
+from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 
 SearchAt = Literal["fit_end", "call"]
 
@@ -44,6 +45,11 @@ def check_before_fit(trainer: Trainer, monitor: str) -> None:
         raise ValueError(
             "a search at the end of the fit needs processes that outlive it: take another strategy than "
             f"ddp_spawn, {_BY_HAND}"
+        )
+    if strategy_kind(trainer) is StrategyKind.SHARDED:
+        raise ValueError(
+            f"the search at the end of the fit copies the network, but under {strategy_name(trainer)} each rank holds "
+            f"a part of every weight; use DDPStrategy, {_BY_HAND} on the whole weights"
         )
     if not trainer.enable_validation:
         raise ValueError(

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import NASSupernet, Targets
-from lightning_optim.callbacks.nas import search_messages
+from lightning_optim.callbacks.nas import fit_end, search_messages
 from lightning_optim.callbacks.nas.fit_end import check_before_fit
 from lightning_optim.callbacks.trainer.messages import Pace
+from lightning_optim.callbacks.trainer.strategy import StrategyKind
 from lightning_optim.cost import Parameters
 from lightning_optim.nas import ElasticWidth, Selection
 from lightning_optim.search import RandomSearch
@@ -238,3 +239,9 @@ def test_the_pick_is_kept_beside_the_checkpoints_of_the_fit_and_over_no_other_fi
     fit(supernet(name="net"), ModelCheckpoint(tmp_path), enable_checkpointing=True)
     fit(supernet(), ModelCheckpoint(tmp_path), fast_dev_run=True, enable_checkpointing=True)
     assert files() == {"nas_pick.ckpt", "nas_pick-v1.ckpt", "nas_net_pick.ckpt"}
+
+
+def test_a_search_of_parts_of_weights_is_refused_before_the_fit(monkeypatch):
+    monkeypatch.setattr(fit_end, "strategy_kind", lambda _: StrategyKind.SHARDED)
+    with pytest.raises(ValueError, match="holds a part of every weight; use DDPStrategy, or set search_at='call'"):
+        fit_end.check_before_fit(quiet(), "val/accuracy")

@@ -24,8 +24,10 @@ class Net(nn.Module):
 
 
 def calibrated(net, batches, *, weight=None, activation=None, coarse=None):
-    layers = {"coarse": LayerQuantizers(targets=Targets(include=[coarse]), weight_quantizer=Symmetric(bits=2))}
-    simulator = Simulator(weight or Symmetric(), activation or Affine(), MinMax(), layers if coarse else {})
+    layers = {}
+    if coarse:
+        layers["coarse"] = LayerQuantizers(targets=Targets(include=[coarse]), weight_quantizer=Symmetric(bits=2))
+    simulator = Simulator(weight or Symmetric(), activation or Affine(), MinMax(), layers)
     simulator.place(frozenset(), {coarse: "coarse"} if coarse else {})
     run_calibration(simulator, net, batches)
     return simulator
