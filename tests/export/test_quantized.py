@@ -11,8 +11,7 @@ from lightning_optim.export import Acceptance, export_quantized, load_session
 from lightning_optim.quantization import Affine, MovingAverage, Operand, Quantizer, Symmetric
 from lightning_optim.quantization.quantizer.base import range_scale
 from lightning_optim.quantization.simulation.simulator import Simulator
-from support import bright_corners, train_simulated
-from tests.support import observe
+from support import bright_corners, observe, train_simulated
 
 
 class Block(nn.Module):

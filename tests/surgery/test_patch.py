@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.tap import Taps
-from tests.support import same
+from support import same
 
 
 def names_in(data):

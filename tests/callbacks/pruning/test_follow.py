@@ -14,7 +14,7 @@ from lightning_optim import PruningScheduler, Window
 from lightning_optim.errors import TargetError
 from lightning_optim.pruning import Channel, Rewind
 from lightning_optim.schedule import Linear
-from tests.support import quiet, same
+from support import quiet, same
 
 
 def mlp():

@@ -11,7 +11,7 @@ from lightning_optim import PruningScheduler, Window
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.pruning import Channel, Neuron
 from lightning_optim.schedule import Constant, Linear
-from tests.support import quiet
+from support import quiet
 
 
 class Module(LightningModule):

@@ -16,7 +16,7 @@ from lightning_optim.errors import TargetError
 from lightning_optim.export import load_session
 from lightning_optim.pruning import Channel
 from lightning_optim.schedule import Constant, Linear
-from tests.support import quiet, same
+from support import quiet, same
 
 
 def loader():

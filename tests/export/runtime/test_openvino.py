@@ -8,7 +8,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export import OpenVINO, export_quantized
 from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
-from tests.support import observe
+from support import observe
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
 

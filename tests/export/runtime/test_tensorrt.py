@@ -10,7 +10,7 @@ from lightning_optim.export import Acceptance, ONNXRuntime, TensorRT, export_qua
 from lightning_optim.export.runtime.tensorrt import inspect_symmetric
 from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
-from tests.support import observe
+from support import observe
 
 INT8 = Symmetric(granularity="tensor", narrow_range=False)
 

@@ -16,8 +16,7 @@ from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.rounding.learned_offset import round_to_offset_steps, zero_point_of
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.quantization.simulation.simulator import Simulator
-from support import same
-from tests.support import observe
+from support import observe, same
 
 
 def bhalgat(value, step, offset, qmax):

@@ -12,8 +12,7 @@ from lightning_optim.quantization import Affine, MinMax, Operand, TrainedTernary
 from lightning_optim.quantization.functional import per_channel
 from lightning_optim.quantization.quantizer.check import check_operand
 from lightning_optim.quantization.simulation.simulator import Simulator
-from support import same
-from tests.support import observe
+from support import observe, same
 
 
 def drawn(seed=0, shape=(3, 4, 2, 2)):

@@ -7,7 +7,7 @@ from lightning_optim.quantization.layers import AssignedLayers
 from lightning_optim.quantization.simulation.activation_quantizers import ActivationQuantizers
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.simulator import Simulator
-from tests.support import observe
+from support import observe
 
 
 def test_a_layer_of_its_own_has_its_own_quantizer_and_the_rest_the_network_s():

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.simulator import Simulator
-from tests.support import observe
+from support import observe
 
 
 @pytest.mark.parametrize("bound", [nn.ReLU6, lambda inplace: nn.Hardtanh(0.0, 6.0, inplace=inplace)])

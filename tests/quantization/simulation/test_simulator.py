@@ -12,7 +12,7 @@ from lightning_optim.quantization.fold import fold_batch_norm
 from lightning_optim.quantization.simulation.rounding_backend import SimulationBackend
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.table import placement_rows
-from tests.support import observe
+from support import observe
 
 
 class Net(nn.Module):
