@@ -10,7 +10,7 @@ import inspect
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 _PLAIN = {bool: "True or False", int: "an integer", float: "a number", str: "a string", NoneType: "None"}
@@ -137,8 +137,9 @@ def _wanted(hint: Any) -> str:
         return f"a list, each entry {_all_wanted(inner[0])}"
     if hint in _PLAIN:
         return _PLAIN[hint]
-    name = hint.__name__ if isinstance(hint, type) else "a callable"
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}" if isinstance(hint, type) else name
+    if not _is_class(hint):
+        return "a callable"
+    return f"{'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}"
 
 
 def _all_wanted(hint: Any) -> str:
@@ -165,7 +166,7 @@ def _options(hint: Any) -> Iterator[type]:
     door = importlib.import_module(".".join(module.split(".")[:2]))
     for name in sorted(dir(door)):
         option = getattr(door, name)
-        if isinstance(option, type) and issubclass(option, hint) and not inspect.isabstract(option):
+        if _is_class(option) and issubclass(option, hint) and not inspect.isabstract(option):
             yield option
 
 
@@ -189,3 +190,8 @@ def _needed(option: type) -> str:
     """Keywords without which an option cannot be built."""
     parameters = inspect.signature(option).parameters.values()
     return ", ".join(f"{each.name}=..." for each in parameters if each.default is each.empty)
+
+
+def _is_class(value: object) -> TypeGuard[type]:
+    """Whether it is a class; in Python 3.10, aliases such as ``tuple[int, str]`` count as types too."""
+    return isinstance(value, type) and get_origin(value) is None

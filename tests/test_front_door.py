@@ -5,12 +5,14 @@ Run as a script, this file prints the public names and their signatures, as ``fr
 
 import ast
 import difflib
+import enum
 import importlib
 import inspect
 import re
 import statistics
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,14 @@ def public_names():
 
 
 def signature_of(value):
+    """Parameters of what is ours; what Python makes of enums and aliases of types differs between its versions."""
+    if isinstance(value, enum.EnumMeta):
+        return f"({', '.join(value.__members__)})"
+    if isinstance(value, types.GenericAlias):
+        return ""
     try:
         return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(value)))  # of a function that is a default
-    except ValueError:  # an enum, an exception of builtins or the name of a type has none
+    except ValueError:  # an exception of builtins or the name of a type has none
         return ""
 
 
