@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.onnx_file.capture import CaptureInputs, prepare_capture
+from lightning_optim.export.onnx_file.pooling import spell_out_pools
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
 from lightning_optim.surgery.torch_private import pytree
@@ -82,6 +83,7 @@ def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Ca
         names = _output_names(model(*args, **kwargs))
         # Captured here, not by torch.onnx: its fallbacks would fix the batch rather than fail.
         captured = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        spell_out_pools(captured)
         program = torch.onnx.export(
             captured,
             dynamic_shapes=shapes,  # names the dynamic dimensions

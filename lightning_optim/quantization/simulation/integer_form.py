@@ -42,7 +42,9 @@ def why_add_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 def why_pool_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return why an average pooling has no integer form: every output must be the mean of as many values."""
-    return "" if _has_equal_windows(name, args, kwargs) else "its windows are not of one size"
+    if not _has_equal_windows(name, args, kwargs):
+        return "its windows are not of one size"
+    return _why_windows_are_float(args, kwargs) if name == "avg_pool2d" else ""
 
 
 def why_concatenate_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -71,6 +73,16 @@ def upper_bound(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> fl
 def _bounds(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, float]:
     low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
     return float(low), float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
+
+
+def _why_windows_are_float(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    given = dict(zip(names, args[1:], strict=False)) | dict(kwargs)
+    if given.get("divisor_override") is not None:
+        return "it divides by a number of its own"
+    padding, counts_padding = given.get("padding", 0), given.get("count_include_pad", True)
+    is_padded = counts_padding and any(padding if isinstance(padding, (tuple, list)) else (padding,))
+    return "its windows reach beyond what is padded" if given.get("ceil_mode") and is_padded else ""
 
 
 def _has_equal_windows(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
