@@ -238,7 +238,7 @@ class QATFakeQuant(TechniqueCallback):
         """
         return QuantizedNetwork(self._network_of(model), self._simulator).simulated()
 
-    def export(
+    def export(  # noqa: PLR0913, PLR0917  # one keyword for each question
         self,
         path: str | Path,
         model: nn.Module | None = None,
@@ -247,7 +247,8 @@ class QATFakeQuant(TechniqueCallback):
         allow_float: Sequence[str] = (),
         runtime: Runtime | str = "onnxruntime",
         batches: Iterable[Any] = (),
-        min_agreement: float = 0.8,
+        min_agreement: float = 0.99,
+        max_error: float = 0.05,
     ) -> QuantizedExport:
         """Write the network as a file whose layers run as integer kernels; the live model stays as it is.
 
@@ -262,11 +263,12 @@ class QATFakeQuant(TechniqueCallback):
             runtime: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
             batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
-            min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.
+            min_agreement: Smallest share of samples with the same class, in ``[0, 1]``, for outputs that have classes.
+            max_error: Largest relative error of every output, at least 0.
 
         Raises:
-            ExportError: If the network can't be exported, if a layer would stay in floating point, or if the runtime
-                agrees with the simulation on too few samples.
+            ExportError: If the network can't be exported, if a layer would stay in floating point, or if an output of
+                the runtime is further from the simulation's than accepted.
             RuntimeError: If no model was trained or given.
         """
         return QuantizedNetwork(self._network_of(model), self._simulator).export(
@@ -277,6 +279,7 @@ class QATFakeQuant(TechniqueCallback):
             runtime=runtime,
             batches=batches,
             min_agreement=min_agreement,
+            max_error=max_error,
         )
 
     @staticmethod

@@ -5,6 +5,7 @@ from .onnx_file.session import load_session as load_session
 from .onnx_file.session import open_session as open_session
 from .onnx_file.session import time_models as time_models
 from .onnx_file.write import export_onnx as export_onnx
+from .output_comparison import OutputParity as OutputParity
 from .parity import Parity as Parity
 from .parity import check_parity as check_parity
 from .quantized import Acceptance as Acceptance

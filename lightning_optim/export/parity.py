@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.session import load_session
+from lightning_optim.export.output_comparison import OutputComparison, OutputParity, named_tensors, num_samples
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.torch_private import pytree
 
@@ -22,24 +23,46 @@ class Parity:
     """Parity: how closely the outputs of an exported model match those of the trained one.
 
     Args:
-        top1_agreement: Share of samples whose largest entry of the first output (over dimension 1) is the
-            same, in ``[0, 1]``.
-        max_abs_error: Largest difference of any output value.
-        exact_fraction: Share of output values that are equal bit for bit, in ``[0, 1]``.
+        outputs: One entry an output, in the order in which the model returns them.
         num_samples: Samples compared.
     """
 
-    top1_agreement: float
-    max_abs_error: float
-    exact_fraction: float
+    outputs: tuple[OutputParity, ...]
     num_samples: int
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Smallest agreement of any output that has classes, in ``[0, 1]``; ``None`` if none has."""
+        return min((each.top1_agreement for each in self.outputs if each.top1_agreement is not None), default=None)
+
+    @property
+    def relative_error(self) -> float:
+        """Largest relative error of any output; NaN if one is."""
+        return _largest(each.relative_error for each in self.outputs)
+
+    @property
+    def max_abs_error(self) -> float:
+        """Largest difference of any value of any output; NaN if one is."""
+        return _largest(each.max_abs_error for each in self.outputs)
+
+    @property
+    def exact_fraction(self) -> float:
+        """Smallest share of any output's values that are equal bit for bit, in ``[0, 1]``."""
+        return min(each.exact_fraction for each in self.outputs)
 
 
 @torch.no_grad()
 def check_parity(
-    model_forward: Callable[..., Any], exported: str | Path | Callable[..., Any], batches: Iterable[Any]
+    model_forward: Callable[..., Any],
+    exported: str | Path | Callable[..., Any],
+    batches: Iterable[Any],
+    *,
+    tie: float = 0.0,
 ) -> Parity:
-    """Run both models on the same batches and compare their outputs.
+    """Run both models on the same batches and compare every output.
+
+    Real numbers of at least two dimensions have classes: along dimension 1 and along the last one, where these hold
+    more than one entry, since the shape does not tell which. A map of one channel has none.
 
     Args:
         model_forward: The trained model in evaluation mode; called with a batch's tensors.
@@ -47,6 +70,8 @@ def check_parity(
             them, that returns an array for each output.
         batches: Each a tensor, a sequence with one tensor per input, or a pair of positional (a tuple) and keyword
             inputs (a dict); labels not included.
+        tie: Two classes count as the same if the trained model's values of them differ by at most this part of the
+            distance between its largest and its smallest value there.
 
     Raises:
         ExportError: If there is no batch, or the outputs differ in number or shape.
@@ -62,24 +87,16 @@ def check_parity(
         1.0
     """
     run = exported if callable(exported) else load_session(exported).run
-    agreed = exact = values = samples = 0
-    errors = [torch.zeros(())]
+    comparisons: dict[str, OutputComparison] = {}
+    samples = 0
     for batch in batches:
-        for position, (trained, found) in enumerate(_outputs(model_forward, run, as_inputs(batch))):
-            if position == 0:
-                agreed += int((_top1(trained) == _top1(found)).sum())
-                samples += _top1(trained).numel()
-            exact += int((trained == found).sum())
-            values += trained.numel()
-            errors.append((trained.double() - found.double()).abs().amax().float())
+        outputs = _outputs(model_forward, run, as_inputs(batch))
+        samples += num_samples(trained for _, trained, _ in outputs)
+        for name, trained, found in outputs:
+            comparisons.setdefault(name, OutputComparison(name, tie)).add(trained, found)
     if not samples:
         raise ExportError("parity needs at least one batch to compare, got none")
-    return Parity(
-        top1_agreement=agreed / samples,
-        max_abs_error=float(torch.stack(errors).amax()),
-        exact_fraction=exact / values,
-        num_samples=samples,
-    )
+    return Parity(outputs=tuple(each.result() for each in comparisons.values()), num_samples=samples)
 
 
 def as_inputs(batch: Any) -> Inputs:
@@ -95,15 +112,17 @@ def as_inputs(batch: Any) -> Inputs:
     return Inputs((batch,)) if isinstance(batch, Mapping) else Inputs.of(batch)
 
 
-def _outputs(model_forward: Callable[..., Any], run: Callable[..., Any], inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
-    trained = [leaf.cpu() for leaf in pytree.tree_leaves(inputs.call(model_forward)) if isinstance(leaf, Tensor)]
+def _outputs(
+    model_forward: Callable[..., Any], run: Callable[..., Any], inputs: Inputs
+) -> list[tuple[str, Tensor, Tensor]]:
+    trained = named_tensors(inputs.call(model_forward))
     tensors = [leaf.cpu() for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
     exported = [torch.from_numpy(array) for array in run(*tensors)]
-    shapes = [tuple(leaf.shape) for leaf in trained], [tuple(leaf.shape) for leaf in exported]
+    shapes = [tuple(leaf.shape) for leaf in trained.values()], [tuple(leaf.shape) for leaf in exported]
     if shapes[0] != shapes[1]:
         raise ExportError(f"the trained model gives outputs of shape {shapes[0]}, the exported one {shapes[1]}")
-    return list(zip(trained, exported, strict=True))
+    return [(name, leaf, found) for (name, leaf), found in zip(trained.items(), exported, strict=True)]
 
 
-def _top1(logits: Tensor) -> Tensor:
-    return logits.argmax(dim=1) if logits.ndim > 1 else logits
+def _largest(values: Iterable[float]) -> float:
+    return float(torch.tensor([*values]).amax())  # unlike max, it keeps NaN

@@ -66,7 +66,8 @@ class QuantizedNetwork:
         allow_float: Sequence[str] = (),
         runtime: Runtime | str = "onnxruntime",
         batches: Iterable[Any] = (),
-        min_agreement: float = 0.8,
+        min_agreement: float = 0.99,
+        max_error: float = 0.05,
     ) -> QuantizedExport:
         """Write the network as a file whose layers run as integer kernels.
 
@@ -80,13 +81,16 @@ class QuantizedNetwork:
             runtime: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
             batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
-            min_agreement: Smallest share of samples on which both have the same largest output, in ``[0, 1]``.
+            min_agreement: Smallest share of samples with the same class, in ``[0, 1]``, for outputs that have classes.
+            max_error: Largest relative error of every output, at least 0.
 
         Raises:
-            ExportError: If the network can't be exported, if a layer would stay in floating point, or if the runtime
-                agrees with the simulation on too few samples.
+            ExportError: If the network can't be exported, if a layer would stay in floating point, or if an output of
+                the runtime is further from the simulation's than accepted.
         """
-        acceptance = Acceptance(allow_float=allow_float, batches=batches, min_agreement=min_agreement)
+        acceptance = Acceptance(
+            allow_float=allow_float, batches=batches, min_agreement=min_agreement, max_error=max_error
+        )
         return export_quantized(
             self.simulator, self.network, path, args, kwargs, runtime=find_runtime(runtime), acceptance=acceptance
         )

@@ -80,9 +80,10 @@ def evaluate(
     validation = metric_of(
         trainer.validate(module, datamodule=data, verbose=False), metrics.validation, "metrics.validation"
     )
-    exported.agreed = exported.compared = 0
+    exported.forget()
     tested = make_trainer([exported]).test(module, datamodule=data, verbose=False)
     test = metric_of(tested, metrics.test, "metrics.test")
+    parity = exported.parity
     one = pytree.tree_map(_one_row, (example.args, example.kwargs))
     return StageResult(
         name=name,
@@ -91,7 +92,8 @@ def evaluate(
         parameters=count_parameters(live),
         macs=count_macs(live, *one),
         bytes=count_bytes(path),
-        agreement=exported.top1_agreement,
+        agreement=parity.top1_agreement,
+        relative_error=parity.relative_error,
     )
 
 

@@ -12,13 +12,15 @@ from typing_extensions import override
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.session import Session, load_session
+from lightning_optim.export.output_comparison import OutputComparison, named_tensors, num_samples
+from lightning_optim.export.parity import Parity
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.torch_private import pytree
 
 
 @final
 class ExportedForward(Callback):
-    """Callback that computes every call of the network by its ONNX file, and counts how often both agree.
+    """Callback that computes every call of the network by its ONNX file, and compares every output of both.
 
     So the user's ``validation_step`` and ``test_step`` measure the file that is deployed.
     """
@@ -27,15 +29,24 @@ class ExportedForward(Callback):
         self._network, self._path = network, path
         self._patches = Patches()
         self._session: Session | None = None
-        self.agreed = 0
-        self.compared = 0
+        self._comparisons: dict[str, OutputComparison] = {}
+        self._num_samples = 0
 
     @property
-    def top1_agreement(self) -> float:
-        """Share of samples on which trained and exported network have the same largest output, in ``[0, 1]``."""
-        if not self.compared:
+    def parity(self) -> Parity:
+        """How closely the file computes every output.
+
+        Raises:
+            ExportError: If nothing was compared.
+        """
+        if not self._comparisons:
             raise ExportError(f"no sample went through {self._path.name}: does the evaluation loop call the network?")
-        return self.agreed / self.compared
+        outputs = tuple(each.result() for each in self._comparisons.values())
+        return Parity(outputs=outputs, num_samples=self._num_samples)
+
+    def forget(self) -> None:
+        """Forget what was compared."""
+        self._comparisons, self._num_samples = {}, 0
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,19 +75,13 @@ class ExportedForward(Callback):
 
     def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._session is not None
-        leaves, structure = pytree.tree_flatten(original(*args, **kwargs))
+        output = original(*args, **kwargs)
         inputs = [
             leaf.detach().cpu().numpy() for leaf in pytree.tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)
         ]
-        outputs = iter(self._session.run(*inputs))
-        replaced = [torch.from_numpy(next(outputs)).to(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self._compare(leaves, replaced)
-        return pytree.tree_unflatten(replaced, structure)
-
-    def _compare(self, trained: list[Any], exported: list[Any]) -> None:
-        first, output = next((a, b) for a, b in zip(trained, exported, strict=True) if isinstance(a, Tensor))
-        if first.dim() < 2:  # one number per sample has no largest entry
-            return
-        same = first.argmax(1) == output.argmax(1)
-        self.agreed += int(same.sum())
-        self.compared += same.numel()
+        found = dict(zip(named_tensors(output), map(torch.from_numpy, self._session.run(*inputs)), strict=True))
+        self._num_samples += num_samples(found.values())
+        for name, trained in named_tensors(output).items():
+            self._comparisons.setdefault(name, OutputComparison(name)).add(trained, found[name])
+        tensors = iter(found.values())
+        return pytree.tree_map_only(Tensor, lambda leaf: next(tensors).to(leaf), output)

@@ -46,10 +46,12 @@ def summarize(
         _publish(paths[model], folder / "model.onnx")
         remarks += _choice(model, stages[-1].name, deployment.aim)
     kernels = inspect_kernels(paths[model])
-    agreement = next(stage.agreement for stage in stages if stage.name == model)
+    deployed = next(stage for stage in stages if stage.name == model)
+    measured = {"top1_agreement": deployed.agreement, "relative_error": deployed.relative_error}
+    parity = {name: value for name, value in measured.items() if value is not None}
     report = Report(
         stages=stages,
-        parity={"top1_agreement": agreement or 0.0, "integer_kernel_fraction": kernels.integer_fraction},
+        parity=parity | {"integer_kernel_fraction": kernels.integer_fraction},
         versions=collect_versions(),
         notes=[*MEASURED, _kernel_note(kernels), *_integer_notes(trained)],
         artefacts=_artefacts(finished, folder, model),

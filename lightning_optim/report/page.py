@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -48,15 +48,20 @@ def render_page(report: Report) -> str:
     )
 
 
+def _closeness(parity: Mapping[str, float]) -> tuple[str, str]:
+    if "top1_agreement" in parity:
+        return say_percent(parity["top1_agreement"]).replace(".00 %", " %"), "of answers as trained"
+    return say_percent(parity["relative_error"]), "off what was trained"
+
+
 def _headline(report: Report) -> str:
     base, deployed = report.base, report.deployed
-    agreement = say_percent(report.parity["top1_agreement"]).replace(".00 %", " %")
     figures = [
         (say_factor(base.bytes, deployed.bytes), "smaller file"),
         _speedup(report, 32, base.latency_ms_b32, deployed.latency_ms_b32),
         _speedup(report, 1, base.latency_ms_b1, deployed.latency_ms_b1),
         (say_points(base.test_accuracy, deployed.test_accuracy), "points of test accuracy"),
-        (agreement, "of answers as trained"),
+        _closeness(report.parity),
     ]
     cards = [
         f"<div class='figure'><strong>{escape(value)}</strong><span>{escape(label)}</span></div>"

@@ -22,7 +22,8 @@ MEASURED = (
     "A ratio of latencies is taken moment by moment. It is not decided where half of the moments or more lie further "
     "than a tenth from the median, or where other work shared the processor's core all the time.",
     "MACs are multiply-accumulates of convolutions, linears and matrix products for one sample (FLOPs are twice that).",
-    "Agreement is the share of test samples for which the trained model and its exported file name the same class.",
+    "Agreement is the share of test samples for which the trained model and its exported file name the same class, for "
+    "the output in which they differ most; an output without classes has none.",
 )
 
 _PACKAGES = ("lightning-optim", "torch", "lightning", "torchmetrics", "hydra-core", "onnx", "onnxscript", "onnxruntime")
@@ -42,8 +43,9 @@ class StageResult:
         bytes: Size of the exported file.
         latency_ms_b1: Median CPU time of a batch of 1, in milliseconds; ``None`` if not measured.
         latency_ms_b32: Median CPU time of a batch of 32, in milliseconds; ``None`` if not measured.
-        agreement: Share of samples on which the trained and the exported model agree, in ``[0, 1]``; ``None`` if
-            not measured.
+        agreement: Share of samples on which the trained and the exported model name the same class, in ``[0, 1]``;
+            ``None`` if not measured, or if no output has classes.
+        relative_error: Largest relative error of any output of the exported model; ``None`` if not measured.
         seconds: Wall time that the stage took.
         weights_sha256: Checksum of the weights.
         file: The exported file, relative to the run's folder.
@@ -61,6 +63,7 @@ class StageResult:
     latency_ms_b1: float | None = None
     latency_ms_b32: float | None = None
     agreement: float | None = None
+    relative_error: float | None = None
     seconds: float = 0.0
     weights_sha256: str = ""
     file: str = ""
@@ -95,7 +98,8 @@ class Report:
 
     Args:
         stages: At least one.
-        parity: Deployed model against trained one; ``top1_agreement`` in ``[0, 1]``, and what else was compared.
+        parity: Deployed model against trained one: ``top1_agreement`` in ``[0, 1]``, ``relative_error`` or both, and
+            what else was compared.
         versions: Package -> version.
         title: Headline of the page.
         notes: How the figures were taken.
@@ -107,7 +111,7 @@ class Report:
         remarks: What to know before a file is deployed, such as where a later stage lost to an earlier one.
 
     Raises:
-        ValueError: If there is no stage or no agreement, or a name is no stage's.
+        ValueError: If there is no stage or no parity, or a name is no stage's.
     """
 
     stages: Sequence[StageResult]
@@ -128,8 +132,8 @@ class Report:
         object.__setattr__(self, "remarks", tuple(self.remarks))
         if not self.stages:
             raise ValueError("a report needs at least one stage, got none")
-        if "top1_agreement" not in self.parity:
-            raise ValueError(f"parity needs 'top1_agreement', got {sorted(self.parity)}")
+        if not {"top1_agreement", "relative_error"} & self.parity.keys():
+            raise ValueError(f"parity needs 'top1_agreement' or 'relative_error', got {sorted(self.parity)}")
         names = [stage.name for stage in self.stages]
         unknown = {*self.timings, *self.best.values(), *([self.model] if self.model else [])} - set(names)
         if unknown:

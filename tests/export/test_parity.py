@@ -43,3 +43,24 @@ def test_other_shapes_and_no_batches_are_refused(identity):
         check_parity(lambda batch: batch[:, :2], identity, [torch.rand(2, 3)])
     with pytest.raises(ExportError, match="at least one batch"):
         check_parity(nn.Identity(), identity, [])
+
+
+def test_every_output_is_compared_and_named(tmp_path):
+    class Heads(nn.Module):
+        def forward(self, x):
+            return {"logits": x, "extra": (x.sum(1), x[:, :1])}
+
+    path = export_onnx(Heads(), (torch.rand(4, 3),), tmp_path / "heads.onnx")
+
+    def off(x):
+        return {"logits": x, "extra": (1.5 * x.sum(1), x[:, :1])}
+
+    parity = check_parity(off, path, [torch.rand(4, 3)])
+    assert [each.name for each in parity.outputs] == [
+        "output['logits']",
+        "output['extra'][0]",
+        "output['extra'][1]",
+    ]
+    assert [round(each.relative_error, 4) for each in parity.outputs] == [0.0, 0.3333, 0.0]
+    assert [each.top1_agreement for each in parity.outputs] == [1.0, None, None]
+    assert (round(parity.relative_error, 4), parity.exact_fraction, parity.top1_agreement) == (0.3333, 0.0, 1.0)

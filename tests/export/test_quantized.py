@@ -10,6 +10,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export import Acceptance, export_quantized, load_session
 from lightning_optim.quantization import Affine, MovingAverage, Operand, Quantizer, Symmetric
 from lightning_optim.quantization.quantizer.base import range_scale
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
 from support import bright_corners, observe, train_simulated
 
@@ -304,10 +305,96 @@ def test_the_runtime_is_compared_with_the_simulation_before_a_file_is_placed(tmp
     old = path.read_bytes()
     flipped = copy.deepcopy(simulator)
     flipped.forward_of = lambda twin: lambda image: -simulator.forward_of(twin)(image)
-    with pytest.raises(ExportError, match=r"agrees with the simulation on 0\.\d+ of 32 samples, min_agreement is 0.8"):
+    with pytest.raises(
+        ExportError, match=r"on 32 samples: output has a relative error of 2, max_error is 0.05"
+    ) as seen:
         export_quantized(flipped, net, path)
+    assert "same class in 0.0000 of all places, min_agreement is 0.99" in str(seen.value)
     assert path.read_bytes() == old
     assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+class Depth(nn.Module):
+    """One channel; the exporter drops the divisor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.pool, self.out = (
+            nn.Conv2d(1, 8, 3, 1, 1),
+            nn.AvgPool2d(2, 2, divisor_override=3),
+            nn.Conv2d(8, 1, 1),
+        )
+
+    def forward(self, x):
+        return self.out(self.pool(self.body(x)))
+
+
+class Count(nn.Module):
+    """One positive number for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = nn.Conv2d(1, 8, 3, 1, 1), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return nn.functional.softplus(self.out(self.body(x).relu().mean([2, 3]))).squeeze(-1)
+
+
+class Several(nn.Module):
+    """Outputs without classes beside such with classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = nn.Conv2d(1, 8, 3, 1, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        logits = self.out(self.body(x).relu().mean([2, 3]))
+        masked = logits.masked_fill(logits < 0.0, -torch.inf)
+        return {"logits": logits, "best": logits.argmax(1), "sure": logits > 0, "masked": masked, "all": logits.sum()}
+
+
+@pytest.mark.parametrize("network", [Depth, Count, Several])
+def test_an_output_of_any_kind_is_accepted_if_it_is_as_simulated(network, tmp_path):
+    net, batches = network().eval(), bright_corners(64)[0].split(32)
+    simulator = Simulator(Symmetric(), Affine(), MovingAverage())
+    run_calibration(simulator, net, batches)
+    accept = Acceptance(batches=batches, allow_float=("AveragePool",))
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept)
+    assert written.parity.relative_error < 1e-6
+    assert written.parity.num_samples == 64
+    assert written.parity.top1_agreement == (1.0 if network is Several else None)
+
+
+@pytest.mark.parametrize(
+    ("network", "output", "change"),
+    [
+        (Depth, "output", lambda out: 1.1 * out),
+        (Count, "output", lambda out: out + 0.1 * out.flip(0)),
+        (Several, r"output\['best'\]", lambda out: out | {"best": (out["best"] + 1) % 5}),
+        (Several, r"output\['sure'\]", lambda out: out | {"sure": ~out["sure"]}),
+        (Several, r"output\['masked'\]", lambda out: out | {"masked": out["logits"]}),
+        (Several, r"output\['all'\]", lambda out: out | {"all": 1.1 * out["all"]}),
+        (Several, r"output\['logits'\]", lambda out: out | {"logits": out["logits"] * torch.nan}),
+    ],
+)
+def test_every_output_that_is_not_as_simulated_is_refused_by_name(network, output, change, tmp_path):
+    torch.manual_seed(1)
+    net, batches = network().eval(), bright_corners(64)[0].split(32)
+    simulator = Simulator(Symmetric(), Affine(), MovingAverage())
+    run_calibration(simulator, net, batches)
+    forward_of = simulator.forward_of
+    simulator.forward_of = lambda twin: lambda image: change(forward_of(twin)(image))
+    accept = Acceptance(batches=batches, allow_float=("AveragePool",))
+    with pytest.raises(ExportError, match=f"on 64 samples: {output} has a relative error of"):
+        export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_bounds_of_an_acceptance_are_checked():
+    with pytest.raises(ValueError, match=r"min_agreement must be in \[0, 1\], got 1.5"):
+        Acceptance(min_agreement=1.5)
+    with pytest.raises(ValueError, match="max_error must be at least 0, got nan"):
+        Acceptance(max_error=float("nan"))
 
 
 def test_batches_may_be_mappings_of_keywords_in_any_order(tmp_path):

@@ -141,3 +141,9 @@ def test_both_files_are_written_and_read_back(tmp_path):
     assert read_report(json_path).to_dict() == whole.to_dict()
     assert html_path.read_text(encoding="utf-8") == render_page(whole)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.html", "report.json"]
+
+
+def test_a_network_without_classes_is_judged_by_its_error():
+    page = render_page(report(parity={"relative_error": 0.0123}))
+    assert "<strong>1.23 %</strong>" in page
+    assert "off what was trained" in page
