@@ -90,7 +90,7 @@ class Run:
             export_onnx(module.net, args, path, kwargs=kwargs)
             forward: Callable[..., Any] = module.net.eval()
         else:
-            kernels = quantizer.export(path, module).kernels.integer_fraction
+            kernels = quantizer.export(path, module, fallbacks="refused").kernels.integer_fraction
             forward = quantizer.simulated(module)
         one_args, one_kwargs = self.task.call(tuple(tensor[:1] for tensor in self.example))
         batches = [self.task.inputs(batch) for batch in self.task.batches("test")]

@@ -125,7 +125,7 @@ def measure(study: Study, way: str, seed: int) -> None:
     seconds = time.process_time() - began
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        exported = quantizing.export(path)
+        exported = quantizing.export(path, fallbacks="refused")
         masked, lost = lost_zeros(path, network)
         study.keep(
             key,

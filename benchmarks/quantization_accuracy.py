@@ -134,7 +134,7 @@ def judged(callback: QATFakeQuant, network: nn.Module, study: Study) -> dict[str
     simulated = callback.simulated(network)
     found = {"test": accuracy(simulated, study.test), "validation": accuracy(simulated, study.validation)}
     with tempfile.TemporaryDirectory() as folder:
-        exported = callback.export(Path(folder) / "net.onnx", network)
+        exported = callback.export(Path(folder) / "net.onnx", network, fallbacks="refused")
         in_file = accuracy(runner(exported.path), study.test)
     return found | {
         "file": in_file,

@@ -123,7 +123,7 @@ def test_images() -> Tensor:
 
 def verified(network: nn.Module, study: Study, path: Path) -> tuple[int, int, QuantizedExport]:
     """Train, export, and emulate: logits compared, logits equal, and the export."""
-    exported = train(network, study, 5e-3).export(path)
+    exported = train(network, study, 5e-3).export(path, fallbacks="refused")
     found = verify(exported.path, test_images()[: study.verified].split(250))
     return found.compared, found.equal, exported
 
@@ -169,7 +169,7 @@ def measure(study: Study | None = None) -> dict[str, float]:
         pairs = {"cnn": (ResidualNet(stem_stride=2), 5e-3), "vit": (VisionTransformer(resolution=SIDE), 1e-3)}
         for name, (network, lr) in pairs.items():
             quantizing = train(network, study, lr)
-            exports[name] = quantizing.export(Path(folder) / f"{name}.onnx")
+            exports[name] = quantizing.export(Path(folder) / f"{name}.onnx", fallbacks="refused")
             found |= {f"simulator_{key}_{name}": value for key, value in simulated(quantizing, exports[name]).items()}
     return found | {"integer_kernel_fraction": integer_fraction(exports)}
 

@@ -24,6 +24,7 @@ from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import check_type, checked
 from lightning_optim.errors import ArtefactError
+from lightning_optim.export.fallbacks import Fallbacks
 from lightning_optim.export.quantized import QuantizedExport
 from lightning_optim.export.quantized_network import QuantizedNetwork, describe_placement
 from lightning_optim.export.runtime.base import Runtime
@@ -224,7 +225,10 @@ class QATFakeQuant(TechniqueCallback):
         self._live, self._owner = network, model if isinstance(model, LightningModule) else None
 
     def describe(self) -> str:
-        """Return the placement as a table: every operator, whether it computes in integers, its bits and its range."""
+        """Return the placement as a table: every operator, whether it computes in integers, its bits and its range.
+
+        The last line gives the share of the multiply-accumulates (MACs) that is to run in integers.
+        """
         return describe_placement(self._simulator)
 
     def simulated(self, model: nn.Module | None = None) -> Callable[..., Any]:
@@ -244,7 +248,7 @@ class QATFakeQuant(TechniqueCallback):
         model: nn.Module | None = None,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        allow_float: Sequence[str] = (),
+        fallbacks: Fallbacks = "named",
         runtime: Runtime | str = "onnxruntime",
         batches: Iterable[Any] = (),
         min_agreement: float = 0.99,
@@ -259,7 +263,8 @@ class QATFakeQuant(TechniqueCallback):
             model: The LightningModule or its network; ``None`` is the one that was trained.
             args: Example positional inputs of the network; without any, those of the first batch in the window.
             kwargs: Example keyword inputs.
-            allow_float: Kernels that may stay in floating point besides those of excluded layers.
+            fallbacks: Whether what has no integer kernel may stay in floating point: ``"named"`` (yes, and the result
+                names it), ``"refused"`` (only excluded layers), or a sequence of kernels, such as ``"Add"``.
             runtime: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
             batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
@@ -267,15 +272,16 @@ class QATFakeQuant(TechniqueCallback):
             max_error: Largest relative error of every output, at least 0.
 
         Raises:
-            ExportError: If the network can't be exported, if a layer would stay in floating point, or if an output of
-                the runtime is further from the simulation's than accepted.
+            ExportError: If the network can't be exported, if nothing would be multiplied in integers or something stays
+                in floating point that may not, or if an output of the runtime is further from the simulation's than
+                accepted.
             RuntimeError: If no model was trained or given.
         """
         return QuantizedNetwork(self._network_of(model), self._simulator).export(
             path,
             args,
             kwargs,
-            allow_float=allow_float,
+            fallbacks=fallbacks,
             runtime=runtime,
             batches=batches,
             min_agreement=min_agreement,

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.cli.build import ConfigError, build, build_callbacks, build_data, build_module
+from lightning_optim.export.fallbacks import Fallbacks, check_fallbacks
 from lightning_optim.export.onnx_file.integer_speed import measure_integer_speed
 from lightning_optim.recipe.progress import Heartbeat
 from lightning_optim.recipe.rehearsal import rehearse
@@ -107,8 +108,19 @@ def _recipe(config: DictConfig, folder: Path, console: Console) -> Recipe:
         seed=config.seed,
         network=config.network,
         metrics=build(config.metrics),
+        fallbacks=_fallbacks(config.recipe),
         console=console,
     )
+
+
+def _fallbacks(config: DictConfig) -> Fallbacks:
+    given = config.get("fallbacks", "named")
+    fallbacks = list(given) if OmegaConf.is_list(given) else given
+    try:
+        check_fallbacks(fallbacks)
+    except ValueError as error:
+        raise ConfigError(f"recipe.{error}") from error
+    return fallbacks
 
 
 def _stage(name: str, config: DictConfig, trainer: DictConfig) -> Stage:

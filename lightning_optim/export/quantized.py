@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -11,22 +11,23 @@ from torch import Tensor, nn
 
 from lightning_optim.cost.timing import time_call
 from lightning_optim.errors import ExportError
+from lightning_optim.export.fallbacks import (
+    Fallbacks,
+    check_fallbacks,
+    check_kernels,
+    check_share,
+    find_fallbacks,
+    planned_share,
+)
 from lightning_optim.export.onnx_file.kernels import Kernels
 from lightning_optim.export.output_comparison import OutputParity
 from lightning_optim.export.parity import Parity, as_inputs, check_parity
 from lightning_optim.export.runtime.base import Runner, Runtime
 from lightning_optim.export.runtime.onnxruntime import ONNXRuntime
-from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Role
-from lightning_optim.quantization.simulation.placement import EXCLUDED
-from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.torch_private import pytree
-
-# Operator that stays in floating point as a whole -> how many kernels of each role it holds: attention has two matrix
-# products, and adds a mask.
-_FLOAT_PARTS: dict[str, dict[Role, int]] = {"scaled_dot_product_attention": {Role.MATMUL: 2, Role.ADD: 1}}
 
 _TIE = 0.05  # classes that lie closer together than this part of all classes' range are not told apart by 8 bits
 
@@ -37,7 +38,8 @@ class Acceptance:
     """Acceptance criteria: what an exported file must show before it is moved to its path.
 
     Args:
-        allow_float: Kernels, such as ``"Add"``, that may stay in floating point besides those of excluded layers.
+        fallbacks: Whether what has no integer kernel may stay in floating point. ``"named"``: yes, and the result names
+            it. ``"refused"``: nothing but excluded layers. A sequence: the kernels in it too, such as ``"Add"``.
         batches: Inputs on which the runtime is compared with the simulation: each a tensor, a sequence with one per
             positional input, or a mapping of keyword inputs. Without any, the example inputs.
         min_agreement: Smallest share of samples with the same class, in ``[0, 1]``, for every output that has classes.
@@ -45,15 +47,16 @@ class Acceptance:
             of sums alone, whose last bit may turn a rounding: by 3 % after twelve transformer blocks in 8 bits.
 
     Raises:
-        ValueError: If ``min_agreement`` is outside ``[0, 1]``, or ``max_error`` is below 0.
+        ValueError: If ``fallbacks`` is something else, ``min_agreement`` outside ``[0, 1]``, or ``max_error`` below 0.
     """
 
-    allow_float: Sequence[str] = ()
+    fallbacks: Fallbacks = "named"
     batches: Iterable[Any] = ()
     min_agreement: float = 0.99
     max_error: float = 0.05
 
     def __post_init__(self) -> None:
+        check_fallbacks(self.fallbacks)
         if not 0.0 <= self.min_agreement <= 1.0:
             raise ValueError(f"min_agreement must be in [0, 1], got {self.min_agreement}")
         if not self.max_error >= 0.0:
@@ -70,7 +73,9 @@ class QuantizedExport:
         runtime: Class of the runtime.
         num_bytes: Size of the file.
         kernels: Kernels that the runtime runs for the file.
-        fallbacks: Key of an operator that could be an integer kernel, but stays in floating point -> why.
+        fallbacks: What stays in floating point -> why: keys of operators that multiply matrices, or are of a kind that
+            integer kernels serve, and kernels that the runtime has left there.
+        integer_share: Share of the multiply-accumulates that runs in integers, in ``[0, 1]``.
         parity: How closely the runtime's outputs match the simulation's.
         latency_ms: CPU time of one sample in the runtime, on one thread.
     """
@@ -80,6 +85,7 @@ class QuantizedExport:
     num_bytes: int
     kernels: Kernels
     fallbacks: Mapping[str, str] = field(default_factory=dict)
+    integer_share: float
     parity: Parity
     latency_ms: float
 
@@ -110,8 +116,8 @@ def export_quantized(
 
     Raises:
         ExportError: If the simulator has no ranges, or a scheme that the runtime does not know; if the network can't be
-            exported; if a convolution, linear layer, addition or pooling stays in floating point; or if an output of
-            the runtime is further from the simulation's than accepted.
+            exported; if nothing is multiplied in integers, or something is computed in floating point that may not; or
+            if an output of the runtime is further from the simulation's than accepted.
     """
     runtime, acceptance = runtime or ONNXRuntime(), acceptance or Acceptance()
     if not simulator.is_ready:
@@ -123,7 +129,13 @@ def export_quantized(
     part = path.with_name(f".{path.name}.unchecked")
     try:
         kernels = runtime.write(simulator, network, *example, part)
-        _check_kernels(kernels, runtime, simulator, acceptance.allow_float)
+        check_kernels(kernels, runtime, simulator, acceptance.fallbacks)
+        fallbacks = find_fallbacks(simulator, runtime, kernels)
+        measured = runtime.integer_share(
+            part, [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+        )
+        share = planned_share(simulator, runtime) if measured is None else measured
+        check_share(share, fallbacks, simulator, runtime)
         runner = runtime.load(part)
         parity = _check_agreement(simulator, network, runner, example, acceptance)
         latency_ms = 1e3 * time_call(call_of_one(runner, example))
@@ -135,7 +147,8 @@ def export_quantized(
         runtime=type(runtime).__name__,
         num_bytes=path.stat().st_size,
         kernels=kernels,
-        fallbacks=_fallbacks(simulator, runtime),
+        fallbacks=fallbacks,
+        integer_share=share,
         parity=parity,
         latency_ms=latency_ms,
     )
@@ -209,39 +222,3 @@ def call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]])
     size = len(leaves[0]) if leaves and leaves[0].dim() else 0
     one = [leaf[:1].numpy() if leaf.dim() and len(leaf) == size else leaf.numpy() for leaf in leaves]
     return lambda: runner(*one)
-
-
-def _check_kernels(kernels: Kernels, runtime: Runtime, simulator: Simulator, allow_float: Sequence[str]) -> None:
-    operators = _operators(simulator).values()
-    floating = {}
-    for roles, names in runtime.promised.items():
-        excluded = sum(_num_float(op, role) for op in operators for role in roles)
-        found = {name: kernels.floating[name] for name in names if name in kernels.floating and name not in allow_float}
-        if sum(found.values()) > excluded:
-            floating.update(found)
-    if floating:
-        listed = ", ".join(f"{count} {name}" for name, count in sorted(floating.items()))
-        raise ExportError(
-            f"{listed} would run in floating point; leave the layers out with targets.exclude, "
-            f"or allow it with allow_float={sorted(floating)}"
-        )
-
-
-def _num_float(operator: Operator, role: Role) -> int:
-    """How many kernels of a role an operator may leave in floating point: the user or ``_FLOAT_PARTS`` says so."""
-    parts = _FLOAT_PARTS.get(operator.name, {}).get(role, 0)
-    return parts + int(operator.note in (EXCLUDED, BEFORE_SOFTMAX, UNROUNDED) and operator.role is role)
-
-
-def _fallbacks(simulator: Simulator, runtime: Runtime) -> dict[str, str]:
-    notes = {key: op.note or runtime.lacks.get(op.role, "") for key, op in _operators(simulator).items()}
-    return {key: note for key, note in notes.items() if note and _operators(simulator)[key].role in INTEGER_ROLES}
-
-
-def _operators(simulator: Simulator) -> dict[str, Operator]:
-    """Operators by key; those beside unquantized activations have a note that says so."""
-    operators = dict(simulator.plan.operators) if simulator.plan is not None else {}
-    for key, operator in operators.items():
-        if operator.is_integer and simulator.activations.quantizer_of(key).scheme.is_exact:
-            operators[key] = replace(operator, note=UNROUNDED)
-    return operators

@@ -10,6 +10,7 @@ from typing import Any, final
 
 from torch import nn
 
+from lightning_optim.export.fallbacks import Fallbacks
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
 from lightning_optim.export.runtime.base import Runtime
 from lightning_optim.export.runtime.find import find_runtime
@@ -46,7 +47,10 @@ class QuantizedNetwork:
     simulator: Simulator
 
     def describe(self) -> str:
-        """Return the placement as a table: every operator, whether it computes in integers, its bits and its range."""
+        """Return the placement as a table: every operator, whether it computes in integers, its bits and its range.
+
+        The last line gives the share of the multiply-accumulates (MACs) that is to run in integers.
+        """
         return describe_placement(self.simulator)
 
     def simulated(self) -> Callable[..., Any]:
@@ -63,7 +67,7 @@ class QuantizedNetwork:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        allow_float: Sequence[str] = (),
+        fallbacks: Fallbacks = "named",
         runtime: Runtime | str = "onnxruntime",
         batches: Iterable[Any] = (),
         min_agreement: float = 0.99,
@@ -77,7 +81,8 @@ class QuantizedNetwork:
             path: The file to write.
             args: Example positional inputs of the network; without any, those of the first batch.
             kwargs: Example keyword inputs.
-            allow_float: Kernels that may stay in floating point besides those of excluded layers.
+            fallbacks: Whether what has no integer kernel may stay in floating point: ``"named"`` (yes, and the result
+                names it), ``"refused"`` (only excluded layers), or a sequence of kernels, such as ``"Add"``.
             runtime: The runtime, or its name: ``"onnxruntime"``, ``"openvino"``, ``"executorch"`` or ``"tensorrt"``.
             batches: Inputs on which runtime and simulation are compared, each a tensor, a sequence with one per
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
@@ -85,12 +90,11 @@ class QuantizedNetwork:
             max_error: Largest relative error of every output, at least 0.
 
         Raises:
-            ExportError: If the network can't be exported, if a layer would stay in floating point, or if an output of
-                the runtime is further from the simulation's than accepted.
+            ExportError: If the network can't be exported, if nothing would be multiplied in integers or something stays
+                in floating point that may not, or if an output of the runtime is further from the simulation's than
+                accepted.
         """
-        acceptance = Acceptance(
-            allow_float=allow_float, batches=batches, min_agreement=min_agreement, max_error=max_error
-        )
+        acceptance = Acceptance(fallbacks=fallbacks, batches=batches, min_agreement=min_agreement, max_error=max_error)
         return export_quantized(
             self.simulator, self.network, path, args, kwargs, runtime=find_runtime(runtime), acceptance=acceptance
         )

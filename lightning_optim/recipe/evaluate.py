@@ -14,7 +14,9 @@ from torch import nn
 from lightning_optim.checked import checked
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
 from lightning_optim.errors import ArtefactError
+from lightning_optim.export.fallbacks import Fallbacks
 from lightning_optim.export.onnx_file.write import export_onnx
+from lightning_optim.export.quantized import QuantizedExport
 from lightning_optim.recipe.artefact import save_inputs
 from lightning_optim.recipe.exported_forward import ExportedForward
 from lightning_optim.recipe.stage import ExportingCallback
@@ -39,12 +41,35 @@ class Metrics:
     test: str = "test/accuracy"
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageWriter:
+    """Writer of a stage's ONNX file.
+
+    Args:
+        callbacks: Callbacks of the stage; the first that is an ``ExportingCallback`` writes the file.
+        fallbacks: Whether what has no integer kernel may stay in floating point there.
+    """
+
+    callbacks: Sequence[Callback]
+    fallbacks: Fallbacks = "named"
+
+    def write(self, path: Path, module: LightningModule, live: nn.Module, example: FirstCall) -> float | None:
+        """Write the file, and return the share of its multiply-accumulates in integers, if a callback tells it."""
+        exporter = next((callback for callback in self.callbacks if isinstance(callback, ExportingCallback)), None)
+        if exporter is None:
+            export_onnx(live, example.args, path, kwargs=example.kwargs)
+            return None
+        written = exporter.export(path, module, example.args, example.kwargs, self.fallbacks)
+        return written.integer_share if isinstance(written, QuantizedExport) else None
+
+
 def evaluate(
     name: str,
     make_trainer: Callable[[list[Callback]], Trainer],
     module: LightningModule,
     data: LightningDataModule,
-    callbacks: Sequence[Callback],
+    writer: StageWriter,
     path: Path,
     *,
     metrics: Metrics,
@@ -57,7 +82,7 @@ def evaluate(
         make_trainer: Builds a Trainer with the stage's callbacks and those that it is given.
         module: The trained module.
         data: The data set.
-        callbacks: Callbacks of the stage; the first that is an ``ExportingCallback`` writes the file.
+        writer: Writes the file.
         path: The ONNX file to write.
         metrics: What the module logs.
         network: Name of the network in the module.
@@ -68,11 +93,7 @@ def evaluate(
     """
     live = find_network(module, network)[1]
     example = _example(make_trainer, module, data, live)
-    exporter = next((callback for callback in callbacks if isinstance(callback, ExportingCallback)), None)
-    if exporter is None:
-        export_onnx(live, example.args, path, kwargs=example.kwargs)
-    else:
-        exporter.export(path, module, example.args, example.kwargs)
+    integer_share = writer.write(path, module, live, example)
     inputs = [leaf for leaf in pytree.tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, torch.Tensor)]
     save_inputs(path.with_name("inputs.safetensors"), inputs)
     exported = ExportedForward(live, path)
@@ -94,6 +115,7 @@ def evaluate(
         bytes=count_bytes(path),
         agreement=parity.top1_agreement,
         relative_error=parity.relative_error,
+        integer_share=integer_share,
     )
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.export.fallbacks import check_fallbacks
 from lightning_optim.recipe.determinism import seed_everything
 from lightning_optim.recipe.evaluate import metric_of
 from lightning_optim.recipe.order import check_order
@@ -32,6 +33,7 @@ def rehearse(recipe: Recipe) -> None:
         LightningOptimError: Whatever else a stage refuses.
     """
     check_order([stage.kind for stage in recipe.stages])
+    check_fallbacks(recipe.fallbacks)
     check_stages(recipe.stages)
     stages = [stage for stage in recipe.stages if stage.kind != "export"]
     for stage in stages:

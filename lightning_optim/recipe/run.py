@@ -18,9 +18,10 @@ from torch import distributed, nn
 from lightning_optim.atomic import write_atomic
 from lightning_optim.cost.pace import process_pace
 from lightning_optim.errors import ArtefactError, OrderError
+from lightning_optim.export.fallbacks import Fallbacks, check_fallbacks
 from lightning_optim.recipe.artefact import check_checkpoint, load_cut, load_weights, save_cut, save_weights, write_json
 from lightning_optim.recipe.determinism import EpochSeed, seed_everything
-from lightning_optim.recipe.evaluate import Metrics, evaluate
+from lightning_optim.recipe.evaluate import Metrics, StageWriter, evaluate
 from lightning_optim.recipe.order import Kind, check_order
 from lightning_optim.recipe.progress import EpochProgress, RecipeProgress
 from lightning_optim.recipe.stage import CuttingCallback, Stage, check_stages
@@ -56,6 +57,8 @@ class Recipe:
         seed: Seeds weights, order and augmentation.
         network: Name of the network in the LightningModule; ``None`` finds it.
         metrics: Names under which the module logs its accuracies.
+        fallbacks: Whether what has no integer kernel may stay in floating point in the file of a stage for integers:
+            ``"named"``, ``"refused"`` or a sequence of kernels, as for ``QATFakeQuant.export``.
         console: Where progress is shown.
     """
 
@@ -66,6 +69,7 @@ class Recipe:
     seed: int = 0
     network: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    fallbacks: Fallbacks = "named"
     console: Console = field(default_factory=Console)
 
     def run(self) -> list[Finished]:
@@ -75,6 +79,7 @@ class Recipe:
             OrderError: If the order of the stages makes no sense; nothing has been written then.
         """
         check_order([stage.kind for stage in self.stages])
+        check_fallbacks(self.fallbacks)
         check_stages(self.stages)
         seed_everything(self.seed, "model")
         module = self.make_module()
@@ -108,9 +113,9 @@ class Recipe:
         display.measuring(stage.name)
         digest = self._keep(folder, module, callbacks)
         make_trainer = lambda extra: stage.make_trainer(callbacks=[*callbacks, *extra], **_QUIET)  # noqa: E731  # one use
-        path = folder / "model.onnx"
+        path, writer = folder / "model.onnx", StageWriter(callbacks=callbacks, fallbacks=self.fallbacks)
         result = evaluate(
-            stage.name, make_trainer, module, self.data, callbacks, path, metrics=self.metrics, network=self.network
+            stage.name, make_trainer, module, self.data, writer, path, metrics=self.metrics, network=self.network
         )
         _barrier()
         if is_first_process():

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_optim.errors import OrderError
+from lightning_optim.export.fallbacks import Fallbacks
 from lightning_optim.recipe.order import Kind
 
 Artefacts = Callable[[str], nn.Module]
@@ -31,7 +32,9 @@ class CuttingCallback(Protocol):
 class ExportingCallback(Protocol):
     """Callback that writes a stage's network in a form of its own, such as integer kernels."""
 
-    def export(self, path: Path, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> object:
+    def export(
+        self, path: Path, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], fallbacks: Fallbacks, /
+    ) -> object:
         """Write the network to ``path``.
 
         Args:
@@ -39,6 +42,7 @@ class ExportingCallback(Protocol):
             model: The LightningModule.
             args: Example positional inputs of the network.
             kwargs: Example keyword inputs.
+            fallbacks: Whether what has no integer kernel may stay in floating point.
         """
         ...
 

@@ -13,7 +13,8 @@ from lightning_optim.export.onnx_file.session import time_models
 from lightning_optim.recipe.artefact import load_inputs
 from lightning_optim.recipe.run import Finished
 from lightning_optim.report.deployment import Deployment
-from lightning_optim.report.result import MEASURED, Report, collect_versions
+from lightning_optim.report.result import MEASURED, Report, StageResult, collect_versions
+from lightning_optim.report.wording import say_percent
 from lightning_optim.report.write import write_report
 
 _BATCHES = (1, 32)
@@ -53,7 +54,7 @@ def summarize(
         stages=stages,
         parity=parity | {"integer_kernel_fraction": kernels.integer_fraction},
         versions=collect_versions(),
-        notes=[*MEASURED, _kernel_note(kernels), *_integer_notes(trained)],
+        notes=[*MEASURED, _kernel_note(kernels), *_share_notes(stages), *_integer_notes(trained)],
         artefacts=_artefacts(finished, folder, model),
         timings=timings,
         best=deployment.best(stages, timings),
@@ -75,6 +76,11 @@ def _choice(model: str, last: str, aim: str) -> list[str]:
     if model == last:
         return []
     return [f"model.onnx is the file of {model}, the best for {aim}; with deploy.aim=last it is that of {last}."]
+
+
+def _share_notes(stages: Sequence[StageResult]) -> list[str]:
+    shares = [f"{each.name} {say_percent(each.integer_share)}" for each in stages if each.integer_share is not None]
+    return [f"Share of the multiply-accumulates that runs in integers: {', '.join(shares)}."] if shares else []
 
 
 def _integer_notes(trained: Sequence[Finished]) -> list[str]:

@@ -46,12 +46,14 @@ class StageResult:
         agreement: Share of samples on which the trained and the exported model name the same class, in ``[0, 1]``;
             ``None`` if not measured, or if no output has classes.
         relative_error: Largest relative error of any output of the exported model; ``None`` if not measured.
+        integer_share: Share of the file's multiply-accumulates that runs in integers, in ``[0, 1]``; ``None`` for a
+            file in floating point.
         seconds: Wall time that the stage took.
         weights_sha256: Checksum of the weights.
         file: The exported file, relative to the run's folder.
 
     Raises:
-        ValueError: If an accuracy or agreement is no fraction.
+        ValueError: If an accuracy, agreement or share is no fraction.
     """
 
     name: str
@@ -64,12 +66,13 @@ class StageResult:
     latency_ms_b32: float | None = None
     agreement: float | None = None
     relative_error: float | None = None
+    integer_share: float | None = None
     seconds: float = 0.0
     weights_sha256: str = ""
     file: str = ""
 
     def __post_init__(self) -> None:
-        for key in ("test_accuracy", "validation_accuracy", "agreement"):
+        for key in ("test_accuracy", "validation_accuracy", "agreement", "integer_share"):
             value = getattr(self, key)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{key} of stage {self.name!r} is a fraction in [0, 1], got {value}")

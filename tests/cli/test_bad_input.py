@@ -54,6 +54,7 @@ def refuses(call, contents):
         (["seed=abc"], ["seed", "'abc'"]),
         (["latency_seconds=0"], ["latency_seconds must be above 0"]),
         (["recipe.order=base"], ["recipe.order", "'base'"]),
+        (["recipe.fallbacks=float"], ["recipe.fallbacks must be 'named', 'refused', or a sequence", "got 'float'"]),
         (["recipe.stages.base.trainer.max_epochs=0", *TINY], ["'base' would train nothing"]),
         (["model.lr=-1"], ["lr must be above 0"]),
         (["network=backbone", *TINY], ["backbone"]),

@@ -153,3 +153,9 @@ def test_a_mistake_in_ones_own_parts_is_told_in_one_line(call, project, words, f
     assert answer.code == 1
     (line,) = answer.err.strip().splitlines()
     assert all(fragment in line for fragment in fragments), line
+
+
+@pytest.mark.parametrize(("model", "fallbacks"), [("residual", "refused"), ("vit", "refused"), ("custom", "named")])
+def test_what_has_no_integer_kernel_is_refused_in_the_demo_models_and_named_in_ones_own(call, model, fallbacks):
+    printed = call(f"model={model}", "--cfg", "job").out
+    assert f"\n  fallbacks: {fallbacks}\n" in printed

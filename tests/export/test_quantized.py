@@ -140,10 +140,10 @@ def test_a_float_layer_that_nobody_asked_for_is_refused_and_nothing_written(tmp_
 
     net = Shifted()
     simulator = train_simulated(net, steps=4)
-    with pytest.raises(ExportError, match=r"1 Add would run in floating point.*allow_float=\['Add'\]"):
-        export_quantized(simulator, net, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"1 Add would run in floating point.*fallbacks=\['Add'\]"):
+        export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(fallbacks="refused"))
     assert not list(tmp_path.iterdir())
-    export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(allow_float=("Add",)))
+    export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(fallbacks=("Add",)))
 
 
 class UnsignedWeights(Quantizer):
@@ -358,7 +358,7 @@ def test_an_output_of_any_kind_is_accepted_if_it_is_as_simulated(network, tmp_pa
     net, batches = network().eval(), bright_corners(64)[0].split(32)
     simulator = Simulator(Symmetric(), Affine(), MovingAverage())
     run_calibration(simulator, net, batches)
-    accept = Acceptance(batches=batches, allow_float=("AveragePool",))
+    accept = Acceptance(batches=batches, fallbacks=("AveragePool",))
     written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept)
     assert written.parity.relative_error < 1e-6
     assert written.parity.num_samples == 64
@@ -384,7 +384,7 @@ def test_every_output_that_is_not_as_simulated_is_refused_by_name(network, outpu
     run_calibration(simulator, net, batches)
     forward_of = simulator.forward_of
     simulator.forward_of = lambda twin: lambda image: change(forward_of(twin)(image))
-    accept = Acceptance(batches=batches, allow_float=("AveragePool",))
+    accept = Acceptance(batches=batches, fallbacks=("AveragePool",))
     with pytest.raises(ExportError, match=f"on 64 samples: {output} has a relative error of"):
         export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept)
     assert not [*tmp_path.iterdir()]
@@ -410,7 +410,7 @@ def test_batches_may_be_mappings_of_keywords_in_any_order(tmp_path):
     named = {"right": torch.randn(8, 4), "left": torch.randn(8, 4)}
     observe(simulator, net, **named)
     batches = [{"left": torch.randn(64, 4), "right": torch.randn(64, 4)}]
-    accept = Acceptance(batches=batches, allow_float=("Add", "Sub"), min_agreement=0.9)
+    accept = Acceptance(batches=batches, fallbacks=("Add", "Sub"), min_agreement=0.9)
     assert export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept).parity.num_samples == 64
     accept = Acceptance(batches=[{"left": torch.randn(2, 4)}])
     with pytest.raises(ExportError, match=r"a batch has keywords \['left'\]"):
@@ -422,7 +422,7 @@ def test_activations_of_few_bits_saturate_where_the_simulation_does(tmp_path):
     simulator = Simulator(Symmetric(), Affine(bits=4), MovingAverage())
     for batch in bright_corners(96)[0].split(32):
         observe(simulator, net, batch, steps=1)
-    written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(allow_float=("Clip",)))
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(fallbacks=("Clip",)))
     x = 3 * bright_corners(200)[0]
     simulated, deployed = simulator.forward_of(net)(x), torch.as_tensor(load_session(written.path).run(x.numpy())[0])
     scale, _ = simulator.ranges.qparams("fc:linear", torch.device("cpu"))

@@ -8,7 +8,7 @@ from lightning_optim import DistillationTeacher, PruningScheduler, QATFakeQuant
 from lightning_optim.demo import Classifier, Digits, ResidualNet
 from lightning_optim.export import export_onnx
 from lightning_optim.recipe import Metrics
-from lightning_optim.recipe.evaluate import evaluate
+from lightning_optim.recipe.evaluate import StageWriter, evaluate
 from lightning_optim.recipe.stage import CuttingCallback, ExportingCallback
 from lightning_optim.schedule import Iterative
 from support import quiet
@@ -31,8 +31,8 @@ def test_what_each_callback_can_do(callback, cuts, exports):
 class Exporter(Callback):
     """A callback of no class that the package knows."""
 
-    def export(self, path, model, args, kwargs):
-        self.written = path
+    def export(self, path, model, args, kwargs, fallbacks):
+        self.written, self.fallbacks = path, fallbacks
         export_onnx(model.net, args, path, kwargs=kwargs)
 
 
@@ -41,5 +41,7 @@ def test_the_file_of_a_stage_is_written_by_the_callback_that_exports(tmp_path):
     exporter, path = Exporter(), tmp_path / "model.onnx"
     make_trainer = lambda extra: quiet(*extra, limit_val_batches=1, limit_test_batches=1)  # noqa: E731  # one use
     data = Digits(batch_size=32, resolution=8)
-    evaluate("base", make_trainer, module, data, [Callback(), exporter], path, metrics=Metrics(), network="net")
-    assert exporter.written == path
+    writer = StageWriter(callbacks=[Callback(), exporter], fallbacks="refused")
+    result = evaluate("base", make_trainer, module, data, writer, path, metrics=Metrics(), network="net")
+    assert (exporter.written, exporter.fallbacks) == (path, "refused")
+    assert result.integer_share is None  # what this callback writes is not known to be integers

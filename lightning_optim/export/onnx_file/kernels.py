@@ -11,7 +11,9 @@ from typing import Any, final
 from lightning_optim.export.onnx_file.session import open_session
 from lightning_optim.optional import require
 
-_INTEGER = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
+INTEGER_KERNELS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
+"""How the names of ONNX Runtime's integer kernels begin."""
+
 _CONVERT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
 _PICK = frozenset({"MaxPool", "NhwcMaxPool"})  # computes in integers if its input is one
 # Operators that move values and compute nothing.
@@ -58,9 +60,9 @@ def inspect_kernels(path: str | Path) -> Kernels:
     for node in nodes:
         kind = node.op_type
         fed = bool(node.input) and node.input[0] in integers
-        if kind == "QuantizeLinear" or kind.startswith(_INTEGER) or (kind in MOVES | _PICK and fed):
+        if kind == "QuantizeLinear" or kind.startswith(INTEGER_KERNELS) or (kind in MOVES | _PICK and fed):
             integers.update(node.output)
-        if (kind.startswith(_INTEGER) and kind not in _CONVERT) or (kind in _PICK and fed):
+        if (kind.startswith(INTEGER_KERNELS) and kind not in _CONVERT) or (kind in _PICK and fed):
             integer[kind] += 1
         elif kind not in _CONVERT | MOVES:
             floating[kind] += 1

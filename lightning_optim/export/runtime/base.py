@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +58,18 @@ class Runtime(ABC):
     @abstractmethod
     def load(self, path: Path) -> Runner:
         """Load the file into the runtime, which runs it on one thread of the CPU."""
+
+    def integer_share(self, path: Path, inputs: Sequence[Any]) -> float | None:
+        """Measure the share of the file's multiply-accumulates that runs in integers, in ``[0, 1]``.
+
+        Args:
+            path: The file.
+            inputs: One array or CPU tensor per input.
+
+        Returns:
+            The share, or ``None`` if the runtime tells nothing of it.
+        """
+        return None
 
 
 def check_weights(simulator: Simulator, name: str, *, takes_groups: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -14,6 +14,7 @@ from lightning_optim.checked import checked
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
+from lightning_optim.export.onnx_file.kernel_macs import measure_macs
 from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
 from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights, has_unrounded_linear
@@ -42,7 +43,9 @@ class ONNXRuntime(Runtime):
 
     promised: ClassVar[Mapping[tuple[Role, ...], frozenset[str]]] = {
         (Role.CONVOLUTION,): frozenset({"Conv", "FusedConv", "ConvTranspose"}),
-        (Role.LINEAR, Role.MATMUL): frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits"}),
+        (Role.LINEAR, Role.MATMUL): frozenset(
+            {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits", "Einsum", "LSTM", "GRU", "RNN"}
+        ),
         (Role.ADD,): frozenset({"Add"}),
         (Role.POOL,): frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "MaxPool"}),
     }
@@ -81,6 +84,10 @@ class ONNXRuntime(Runtime):
     @override
     def load(self, path: Path) -> Runner:
         return load_session(path).run
+
+    @override
+    def integer_share(self, path: Path, inputs: Sequence[Any]) -> float | None:
+        return measure_macs(path, inputs).integer_share
 
 
 def check_affine(simulator: Simulator, name: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+_PRODUCTS = frozenset({"matmul", "bmm", "mm"})
+
 
 def is_real(value: object) -> bool:
     """Whether a value is a tensor of floating-point numbers."""
@@ -17,14 +19,22 @@ def is_real(value: object) -> bool:
 
 
 def why_layer_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return why a convolution or a linear layer has no integer form: it needs a real input."""
+    """Return why a convolution or a linear layer has no integer form: it needs a real input, and not to be transposed.
+
+    Example:
+        >>> why_layer_is_float("conv_transpose2d", (), {})
+        'no integer kernel for transposed convolutions'
+    """
+    if "transpose" in name:
+        return "no integer kernel for transposed convolutions"
     return "" if args and is_real(args[0]) else "its input is not a real tensor"
 
 
 def why_matmul_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return why a matrix product has no integer form: it needs two real operands."""
-    has_two = len(args) == 2 and is_real(args[0]) and is_real(args[1])
-    return "" if has_two else "its operands are not two real tensors"
+    """Return why a matrix product has no integer form: it needs two real operands, and to be no more than a product."""
+    if name.strip("_") not in _PRODUCTS:
+        return "no integer kernel for this kind of product"
+    return "" if _are_two_real(args) else "its operands are not two real tensors"
 
 
 def why_add_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -35,15 +45,21 @@ def why_add_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         >>> why_add_is_float("add", (torch.ones(2), 1.0), {})
         'its operands are not two real tensors'
     """
-    return why_matmul_is_float(name, args, kwargs) or (
-        "it multiplies an operand" if kwargs.get("alpha", 1) != 1 else ""
-    )
+    if not _are_two_real(args):
+        return "its operands are not two real tensors"
+    return "it multiplies an operand" if kwargs.get("alpha", 1) != 1 else ""
 
 
 def why_pool_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return why an average pooling has no integer form: every output must be the mean of as many values."""
+    """Return why an average pooling has no integer form: every output must be the mean of as many values of an image.
+
+    Example:
+        >>> import torch
+        >>> why_pool_is_float("avg_pool3d", (torch.ones(1, 2, 4, 4, 4),), {})
+        'it does not average an image over windows of one size'
+    """
     if not _has_equal_windows(name, args, kwargs):
-        return "its windows are not of one size"
+        return "it does not average an image over windows of one size"
     return _why_windows_are_float(args, kwargs) if name == "avg_pool2d" else ""
 
 
@@ -70,6 +86,10 @@ def upper_bound(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> fl
     return 6.0 if name == "relu6" else None
 
 
+def _are_two_real(args: Sequence[Any]) -> bool:
+    return len(args) == 2 and is_real(args[0]) and is_real(args[1])
+
+
 def _bounds(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, float]:
     low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
     return float(low), float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
@@ -90,7 +110,7 @@ def _has_equal_windows(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
         return False
     if name == "mean":
         return _is_global_mean(args, kwargs)
-    if args[0].dim() != 4:
+    if args[0].dim() != 4 or not name.endswith("2d"):
         return False
     if name == "adaptive_avg_pool2d":
         size = args[1] if len(args) > 1 else kwargs["output_size"]

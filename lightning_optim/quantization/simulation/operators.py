@@ -42,11 +42,14 @@ INTEGER_ROLES = frozenset(
 WEIGHTED_ROLES = frozenset({Role.CONVOLUTION, Role.LINEAR})
 
 _NAMES: dict[Role, str] = {
-    Role.CONVOLUTION: "conv1d conv2d conv3d",
+    Role.CONVOLUTION: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     Role.LINEAR: "linear",
-    Role.MATMUL: "matmul bmm mm __matmul__",
+    Role.MATMUL: (
+        "matmul bmm mm __matmul__ addmm baddbmm addbmm mv addmv einsum bilinear "
+        "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+    ),
     Role.ADD: "add add_ __add__ __radd__ __iadd__",
-    Role.POOL: "adaptive_avg_pool2d avg_pool2d mean",
+    Role.POOL: "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d mean",
     Role.CONCATENATE: "cat concat concatenate",
     Role.RELU: "relu relu_ relu6 hardtanh hardtanh_",
     Role.NORM: "batch_norm",

@@ -16,6 +16,7 @@ from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.deferred_activations import DeferredActivations
 from lightning_optim.quantization.simulation.integer_form import is_real, upper_bound
 from lightning_optim.quantization.simulation.module_path import CurrentModule
+from lightning_optim.quantization.simulation.operator_macs import operator_macs
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, NO_KERNEL, CalledOperator, Role, classify
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates
@@ -118,12 +119,13 @@ class Placement(TorchFunctionMode):
             operator.is_in_place or operator.role is Role.WRITE or "out" in kwargs
         ):
             self._overwriting.allow((args[:1], kwargs.get("out")))
-        note = operator.why_float or self._why_left_out(call)
-        if note:
-            return self._run_float(call, note)
-        if self._record is not None:
+        note = self._why_left_out(call) or operator.why_float
+        if self._record is not None and not note:
             self._note(self._record, call, "")
-        return _HANDLERS[operator.role](self, call)
+        out = self._run_float(call, note) if note else _HANDLERS[operator.role](self, call)
+        if self._record is not None:
+            self._record.count(call.key, operator_macs(operator.name, args, kwargs, out))
+        return out
 
     def _key(self, operator: CalledOperator) -> str:
         # Numbered apart: noise that is drawn in training alone must not shift the numbers of what is quantized.

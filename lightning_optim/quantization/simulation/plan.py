@@ -25,12 +25,14 @@ class Operator:
         name: Name of the torch function.
         role: What it is to a quantized network.
         note: Why it computes in floating point; empty if it does not.
+        macs: Multiply-accumulates of the recorded call.
     """
 
     path: str
     name: str
     role: Role
     note: str = ""
+    macs: int = 0
 
     @property
     def is_integer(self) -> bool:
@@ -49,6 +51,11 @@ class Record:
     def add(self, key: str, operator: Operator) -> None:
         """Note that an operator ran."""
         self.operators[key] = operator
+
+    def count(self, key: str, macs: int) -> None:
+        """Note how many multiply-accumulates an operator took, if it is one that was noted."""
+        if macs and key in self.operators:
+            self.operators[key] = replace(self.operators[key], macs=macs)
 
     def read(self, origin: str, reader: str) -> None:
         """Note that ``reader`` took the output of ``origin``."""
@@ -108,11 +115,14 @@ class Plan:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan as primitives."""
-        rows = [[key, op.path, op.name, op.role.value, op.note] for key, op in self.operators.items()]
+        rows = [[key, op.path, op.name, op.role.value, op.note, op.macs] for key, op in self.operators.items()]
         return {"operators": rows, "norms": dict(self.norms), "shared": sorted(self.shared)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Plan:
         """Rebuild a plan from ``state_dict``."""
-        operators = {key: Operator(path, name, Role(role), note) for key, path, name, role, note in state["operators"]}
+        operators = {
+            key: Operator(path, name, Role(role), note, macs)
+            for key, path, name, role, note, macs in state["operators"]
+        }
         return cls(operators=operators, norms=dict(state["norms"]), shared=frozenset(state["shared"]))

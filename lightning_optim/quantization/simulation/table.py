@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -28,6 +29,7 @@ class Row:
         note: The folded batch norm, or why it computes in floating point.
         low: Smallest value of its output's range; ``None`` if the output has no quantizer of its own.
         high: Largest value.
+        macs: Multiply-accumulates in the recorded batch.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Row:
     note: str
     low: float | None
     high: float | None
+    macs: int
 
 
 def placement_rows(plan: Plan, ranges: Ranges, bits_of: BitsOf | None = None) -> list[Row]:
@@ -62,17 +65,37 @@ def placement_rows(plan: Plan, ranges: Ranges, bits_of: BitsOf | None = None) ->
         widths = [f"w{weight}"] if weight is not None and operator.role in WEIGHTED_ROLES and not is_float else []
         widths += [f"a{output}"] if output is not None and low is not None else []
         bits = " ".join(widths)
-        rows.append(Row(key=key, kind=kind, computes=computes, bits=bits, note=note, low=low, high=high))
+        rows.append(
+            Row(key=key, kind=kind, computes=computes, bits=bits, note=note, low=low, high=high, macs=operator.macs)
+        )
     return rows
 
 
+def integer_share(rows: Sequence[Row]) -> float:
+    """Return the share of the multiply-accumulates that runs in integers, in ``[0, 1]``; 1 if there are none at all."""
+    total = sum(row.macs for row in rows)
+    return sum(row.macs for row in rows if row.computes == "integer") / total if total else 1.0
+
+
+def say_share(share: float) -> str:
+    """Share as a percentage that is never rounded up.
+
+    Example:
+        >>> say_share(1.0), say_share(0.89999), say_share(0.0)
+        ('100 %', '89.9 %', '0 %')
+    """
+    return f"{math.floor(1000.0 * share + 1e-9) / 10.0:g} %"
+
+
 def placement_table(plan: Plan, ranges: Ranges, bits_of: BitsOf | None = None) -> str:
-    """Return the placement as a table of plain text."""
-    lines = [("operator", "kind", "computes", "bits", "range", "note")]
-    for row in placement_rows(plan, ranges, bits_of):
+    """Return the placement as a table of plain text, and the share of the multiply-accumulates (MACs) in integers."""
+    rows = placement_rows(plan, ranges, bits_of)
+    total = sum(row.macs for row in rows)
+    lines = [("operator", "kind", "computes", "MACs", "bits", "range", "note")]
+    for row in rows:
         span = "" if row.low is None or row.high is None else f"[{row.low:.4g}, {row.high:.4g}]"
-        lines.append((row.key, row.kind, row.computes, row.bits, span, row.note))
-    widths = [max(len(line[column]) for line in lines) for column in range(6)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+        macs = say_share(row.macs / total) if row.macs else ""
+        lines.append((row.key, row.kind, row.computes, macs, row.bits, span, row.note))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*table, *([f"MACs in integers: {say_share(integer_share(rows))}"] if total else [])])

@@ -122,10 +122,10 @@ def test_a_layer_in_integers_that_reads_floats_is_refused_unless_it_may_be_one_i
     net, x = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 4)), torch.randn(16, 32)
     first = {"first": LayerQuantizers(targets=Targets(include=["*"]), activation_quantizer=Unquantized())}
     simulator = simulated(net, Symmetric(), Affine(), x, x, layers=first, assigned={"0": "first"})
-    with pytest.raises(ExportError, match=r"2 MatMulNBits would run in floating point.*allow_float=\['MatMulNBits'\]"):
-        export_quantized(simulator, net, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"2 MatMulNBits would run in floating point.*fallbacks=\['MatMulNBits'\]"):
+        export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=Acceptance(fallbacks="refused"))
     assert not list(tmp_path.iterdir())
-    accept = Acceptance(allow_float=("MatMulNBits",), batches=[x])
+    accept = Acceptance(fallbacks=("MatMulNBits",), batches=[x])
     written = export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept)
     assert written.parity.max_abs_error <= 1.01 * simulator.ranges.qparams("1:linear", torch.device("cpu"))[0]
 
