@@ -169,6 +169,7 @@ class PruningScheduler(TechniqueCallback):
         if self._owner is not None and self._owner is not pl_module:
             self._start_afresh()  # the state is that of another model
         self._owner = pl_module
+        self._pruned.key = self.state_key
         self._pruned.reshaper.attach(trainer, pl_module, self.state_key, self.network, lambda: self.cut)
 
     @override
@@ -251,7 +252,7 @@ class PruningScheduler(TechniqueCallback):
         else:
             self._evidence.take()
         if outputs or not pl_module.automatic_optimization:
-            self._pruned.check_reached(lambda: self.layers(pl_module))
+            self._pruned.calls.check_reached(self._pruned.name, lambda: self.layers(pl_module))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -281,14 +282,15 @@ class PruningScheduler(TechniqueCallback):
         return (aim != self._reached or self._has_newcomers) and not self._targeted.is_waiting
 
     def _is_ready(self, trainer: Trainer) -> bool:
-        return self._pruned.knows_calls and self._evidence.is_ready(trainer.current_epoch)
+        return self._pruned.calls.are_known and self._evidence.is_ready(trainer.current_epoch)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
         pruned = self._pruned
         self._guard.save_unpruned(trainer, pl_module)
         reshard(pl_module)
-        while self._step(trainer, pl_module, sparsity) and pruned.pruner.cost is not None:
-            pass  # a refused group was found by trying, and under a budget other groups must save its cost
+        with pruned.deciding(trainer):
+            while self._step(trainer, pl_module, sparsity) and pruned.pruner.cost is not None:
+                pass  # a refused group was found by trying, and under a budget other groups must save its cost
         group = shard_group([*pruned.parameters(pl_module).values()])
         pruned.note_sparsity(sparsity, self._evidence.layers, group)
         self._guard.note_step(sparsity)
@@ -344,12 +346,12 @@ class PruningScheduler(TechniqueCallback):
             return dict(self._restored)
         return {
             **self._pruned.state_dict(),
+            **self._pruned.calls.state_dict(),
             "guard": self._guard.state_dict(),
             "rewinder": self._rewinder.state_dict(),
             "regrower": self._regrower.state_dict(),
             "evidence": self._evidence.state_dict(),
             "progress": self._progress.state_dict(),
-            "example": self._pruned.example.state_dict(),
             "monitors_wait": self._monitors.is_waiting,
         }
 
@@ -362,8 +364,7 @@ class PruningScheduler(TechniqueCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
-        self._pruned.example.load_state_dict(state_dict["example"])
-        self._pruned.observer.load_state_dict(state_dict["calls"])
+        self._pruned.calls.load_state_dict(state_dict)
         self._progress.load_state_dict(state_dict["progress"])
 
     def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,6 +17,7 @@ from lightning_optim.graph.shape_model import ShapeModel
 from lightning_optim.surgery.attention import free_heads, plain_attentions
 from lightning_optim.surgery.compilation import without_compilation
 from lightning_optim.surgery.copies import eval_view
+from lightning_optim.surgery.masked_norm import drop_masked_norms
 from lightning_optim.surgery.select import plain_name
 
 
@@ -55,6 +56,7 @@ def capture_network(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     """
     try:
         shadow = without_compilation(eval_view(model))
+        drop_masked_norms(shadow)  # what has rules are the layers as they are written
         for attention in plain_attentions(shadow):
             free_heads(attention)  # as it would be after a cut
         with _quiet(), torch.enable_grad():

@@ -46,8 +46,8 @@ def run_masked(
         ShrinkError: If the model is no longer the one that was captured.
     """
     propagation = coupling.propagation
-    removed = _removed(propagation, choices)
-    tensors = _masked_tensors(model, propagation, removed)
+    removed = removed_labels(propagation, choices)
+    tensors = masked_tensors(model, propagation, removed)
     inputs = iter(pytree.tree_leaves((args, dict(kwargs or {}))))
     signature = propagation.program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -67,7 +67,7 @@ def run_masked(
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _removed(propagation: Propagation, choices: Iterable[tuple[Group, Tensor]]) -> Callable[[Axis], Tensor]:
+def removed_labels(propagation: Propagation, choices: Iterable[tuple[Group, Tensor]]) -> Callable[[Axis], Tensor]:
     """Return a function from labels to a mask of those that go."""
     gone: list[Axis] = [np.empty(0, dtype=np.int64)]
     for group, channels in choices:
@@ -81,7 +81,7 @@ def _removed(propagation: Propagation, choices: Iterable[tuple[Group, Tensor]]) 
     return lambda axis: torch.from_numpy(np.isin(propagation.labels.find(axis), roots))
 
 
-def _masked_tensors(model: nn.Module, propagation: Propagation, removed: Callable[[Axis], Tensor]) -> dict[str, Tensor]:
+def masked_tensors(model: nn.Module, propagation: Propagation, removed: Callable[[Axis], Tensor]) -> dict[str, Tensor]:
     """Parameters with the slices of removed channels zeroed, and buffers as they are."""
     tensors: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -14,9 +14,10 @@ from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Group, couple, keep_channels
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import apply_cut, taken_out
+from lightning_optim.surgery.masked_norm import MaskedNorm, mask_norms
 from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import named_modules, submodule
-from lightning_optim.surgery.shrunk_checkpoint import cuts_in
+from lightning_optim.surgery.shrunk_checkpoint import cuts_in, norms_in
 from lightning_optim.surgery.weights import check_shapes, fit_names, load_fitted, read_plain, weights_in
 
 _ADVICE = "copy or save it again, or, if you trust it, give what torch.load(path, weights_only=False) returns"
@@ -33,7 +34,8 @@ def load_pruned(
 ) -> Model:
     """Return the small model that a file describes: a copy of ``model``, brought to its shape, with its weights.
 
-    Masked weights need nothing more: they are zeros in the file.
+    Masked weights need nothing more: they are zeros in the file. Layers that take a statistic over channels, such as a
+    layer norm, leave masked ones out, as they did when the file was written; so do deep copies of the module.
 
     Args:
         model: The full-size module, as it is built; left as it is. Either the LightningModule, or its network alone.
@@ -81,6 +83,8 @@ def load_pruned(
     advice = "give the module that was saved" if is_known else "give cut or example, if channels were removed"
     check_shapes(weights, loaded, path, advice=advice)
     load_fitted(weights, loaded)
+    for norms in norms_in(content).values():
+        mask_norms(_norms_network(loaded, norms, path), norms)
     return loaded
 
 
@@ -110,6 +114,23 @@ def _cut_network(model: nn.Module, cut: Cut, weights: Mapping[str, Tensor], path
             f"the cut recorded in {path} is of another model than {type(model).__name__}, or of other weights"
         )
     return next((network for network in found if _is_whole(network, cut)), found[0])
+
+
+def _norms_network(model: nn.Module, norms: Mapping[str, MaskedNorm], path: Path) -> nn.Module:
+    """The module below which there are all layers whose norms were masked, with tensors of the same sizes."""
+    for prefix in ("", *named_modules(model)):
+        network = submodule(model, prefix)
+        if all(_fits_norm(network, name, norm) for name, norm in norms.items()):
+            return network
+    raise ArtefactError(f"the masks recorded in {path} are of another model than {type(model).__name__}")
+
+
+def _fits_norm(network: nn.Module, name: str, norm: MaskedNorm) -> bool:
+    layer = named_modules(network).get(name)
+    lengths = {size for _, _, size in (*norm.reads, *norm.writes)}
+    return layer is not None and all(
+        sizes_of(layer, tensor)[dim] in lengths for tensor, cuts in norm.plan.items() for dim, _ in cuts
+    )
 
 
 def _is_whole(network: nn.Module, cut: Cut) -> bool:

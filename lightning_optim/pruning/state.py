@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, final
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from lightning_optim.cost.prices import Prices, prices_from_state
 from lightning_optim.pruning.masks import pack, unpack
 from lightning_optim.surgery.cut import CutPlan
+from lightning_optim.surgery.masked_norm import MaskedNorm
 
 Cut = Mapping[str, Sequence[tuple[int, Tensor, int]]]
 """Tensor of the network -> its cuts: dimension, kept positions, original size."""
@@ -30,6 +32,7 @@ class PruningState:
         decided: Names of the layers that the last pruning step looked at, in the order in which they name pools.
         alive: Pool -> entries that the last decision keeps.
         present: Pool -> entries that are physically there; a pool that was never cut is left out.
+        norms: Layer -> what is left for it of masked channels, over which it takes a statistic.
         due: What is to be removed next.
         refused: Weights and pools whose channels cannot be cut, and stay.
         cut: All cuts so far as one, relative to the full-size network.
@@ -50,14 +53,17 @@ class PruningState:
     decided: tuple[str, ...] = ()
     alive: Mapping[str, Tensor] = field(default_factory=dict)
     present: Mapping[str, Tensor] = field(default_factory=dict)
+    norms: Mapping[str, MaskedNorm] = field(default_factory=dict)
     due: CutPlan = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
     cut: Cut = field(default_factory=dict)
     prices: tuple[Prices, float] | None = None
 
-    def after_mask(self, keep: Mapping[str, Tensor]) -> PruningState:
-        """The state once a decision is carried out by masks."""
-        return replace(self, alive={pool: mask.clone() for pool, mask in keep.items()})
+    def after_mask(
+        self, keep: Mapping[str, Tensor], norms: Mapping[str, MaskedNorm] = MappingProxyType({})
+    ) -> PruningState:
+        """The state once a decision is carried out by masks, which some layers must leave out."""
+        return replace(self, alive={pool: mask.clone() for pool, mask in keep.items()}, norms=dict(norms))
 
     def with_due(self, plan: CutPlan, refused: frozenset[str] = frozenset()) -> PruningState:
         """The state once it is known what can be removed, and what cannot."""
@@ -70,7 +76,7 @@ class PruningState:
             sizes: Shape of each tensor in ``due`` before the cut.
         """
         present = {pool: mask.clone() for pool, mask in self.alive.items()}
-        return replace(self, present=present, due={}, cut=_composed(self.cut, self.due, sizes))
+        return replace(self, present=present, norms={}, due={}, cut=_composed(self.cut, self.due, sizes))
 
     def with_sizes(self, keep: Mapping[str, Tensor]) -> PruningState:
         """The state that remembers how large the pools of a decision were when they were first decided on."""
@@ -94,6 +100,7 @@ class PruningState:
             "decided": list(self.decided),
             "alive": _packed(self.alive),
             "present": _packed(self.present),
+            "norms": {name: norm.state_dict() for name, norm in self.norms.items()},
             "due": {name: [list(cut) for cut in cuts] for name, cuts in self.due.items()},
             "refused": sorted(self.refused),
             "cut": {name: [list(cut) for cut in cuts] for name, cuts in self.cut.items()},
@@ -111,6 +118,7 @@ class PruningState:
             decided=tuple(state["decided"]),
             alive=_unpacked(state["alive"]),
             present=_unpacked(state["present"]),
+            norms={name: MaskedNorm.from_state_dict(norm) for name, norm in state["norms"].items()},
             due={name: [(dim, kept) for dim, kept in cuts] for name, cuts in state["due"].items()},
             refused=frozenset(state["refused"]),
             cut={name: [(dim, kept, size) for dim, kept, size in cuts] for name, cuts in state["cut"].items()},

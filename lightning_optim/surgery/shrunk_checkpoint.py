@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lightning_optim.surgery.masked_norm import MaskedNorm
+
 MARK = "parts of this model were removed; read the file with lightning_optim.pruning.load_pruned(model, path)"
 """Key of an empty entry among the weights, so that the error of a strict load says it."""
 _CUTS = "lightning_optim.pruning.cuts"
@@ -43,6 +45,18 @@ def remove_mark(checkpoint: Mapping[str, Any]) -> None:
 
 def cuts_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of each callback that has cut the module: its state key -> its cut."""
+    return {**checkpoint.get(_CUTS, {}), **_held(checkpoint, "cut")}
+
+
+def norms_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, MaskedNorm]]:
+    """Return the masked norms that each callback has left: its state key -> layer of its network -> what is left."""
+    states = _held(checkpoint, "norms")
+    return {
+        key: {name: MaskedNorm.from_state_dict(norm) for name, norm in norms.items()} for key, norms in states.items()
+    }
+
+
+def _held(checkpoint: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What the state of each callback says under a key, where it says anything."""
     states = checkpoint.get("callbacks", {}) if "state_dict" in checkpoint else {}
-    cuts = {key: state["cut"] for key, state in states.items() if isinstance(state, Mapping) and state.get("cut")}
-    return {**checkpoint.get(_CUTS, {}), **cuts}
+    return {name: state[key] for name, state in states.items() if isinstance(state, Mapping) and state.get(key)}

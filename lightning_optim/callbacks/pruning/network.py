@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
-from lightning_optim.callbacks.trainer.network_observer import NetworkObserver
+from lightning_optim.callbacks.pruning.network_calls import NetworkCalls
+from lightning_optim.callbacks.pruning.ranks import of_rank_zero, summed
 from lightning_optim.callbacks.trainer.reshape import Reshaper
-from lightning_optim.errors import CaptureError, ShrinkError, TargetError, reason_of
+from lightning_optim.errors import CaptureError, ShrinkError, reason_of
 from lightning_optim.graph.capture import capture_network
-from lightning_optim.graph.coupling import Coupling, couple
+from lightning_optim.graph.coupling import Coupling, Group, couple
 from lightning_optim.pruning.masks import Masks
 from lightning_optim.pruning.pruner import Pruner
 from lightning_optim.pruning.shrink.branches import plan_bypass
 from lightning_optim.pruning.shrink.channels import Choice, shrink_channels
+from lightning_optim.pruning.shrink.masking import plan_masking
 from lightning_optim.pruning.state import PruningState
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import CutPlan
-from lightning_optim.surgery.example import ExampleInputs
+from lightning_optim.surgery.masked_norm import MaskedNorm, mask_norms, whole_norms
 from lightning_optim.surgery.output_layers import output_layers
 from lightning_optim.surgery.parametrized import keep_directions, weight_names
-from lightning_optim.surgery.parts import PartsNetwork
 from lightning_optim.surgery.select import named_modules, plain_name, submodule
 from lightning_optim.surgery.shard import local, reshard, shard_group
 from lightning_optim.surgery.torch_private import uncompiled
@@ -54,8 +54,8 @@ class PrunedNetwork:
         name: Plain name of the network in the LightningModule.
         pruner: Decides what is pruned; by rows of layers, once the coupling cannot be known.
         state: What is pruned.
-        example: What the network is called with.
-        observer: Tells how the training step calls the network, as a whole or in parts.
+        key: Tells the masks of this network from those of others, which may share layers with it.
+        calls: Tells how the training step calls the network, and with what.
         reshaper: Removes channels, and brings a fresh module to a checkpoint's shape.
         followers: Holders of tensors that are cut with the network.
     """
@@ -64,8 +64,8 @@ class PrunedNetwork:
         self.name = ""
         self.pruner = pruner
         self.state = PruningState()
-        self.example = ExampleInputs()
-        self.observer = NetworkObserver()
+        self.key = ""
+        self.calls = NetworkCalls(needs_inputs=pruner.structure.needs_coupling)
         self.reshaper = Reshaper()
         self.followers: list[Follower] = []
         self._masks = Masks()
@@ -81,51 +81,11 @@ class PrunedNetwork:
         """Watch how the training step calls the network, and with what."""
         network = self.live(pl_module)
         self.reshaper.check_copies(network)
-        needs_inputs = self.pruner.structure.needs_coupling
-        if needs_inputs:
-            self.example.watch(network)
-            if self.observer.is_known and not self.example:  # what parts are given is seen as they are called
-                self.observer.load_state_dict(NetworkObserver().state_dict())
-            elif self.example and not self.observer.is_known:
-                warnings.warn(
-                    "a checkpoint cannot hold how the training step calls the parts of the network, since it gives "
-                    "them other objects than tensors; they are watched again: what is due in the first two batches is "
-                    "done after them",
-                    stacklevel=2,
-                )
-        if not self.observer.is_known:
-            note = partial(self._note_inputs, pl_module) if needs_inputs else None
-            self.observer.watch(pl_module, network, note)
-
-    def _note_inputs(self, pl_module: LightningModule, inputs: tuple[Tensor, ...]) -> None:
-        self.example.note(self.as_called(pl_module), inputs, {})
-
-    @property
-    def knows_calls(self) -> bool:
-        """Whether it is known how the network is called, as far as the structure needs it."""
-        return not self.pruner.structure.needs_coupling or (self.observer.is_known and bool(self.example))
-
-    def check_reached(self, layers: Callable[[], Mapping[str, nn.Module]]) -> None:
-        """Refuse targets that no training step reaches, at the end of one.
-
-        Args:
-            layers: Returns the targeted layers, by plain name in the network.
-
-        Raises:
-            TargetError: If none of them ran, or the network was not called.
-        """
-        if self.observer.ran is not None:
-            self.observer.check_reached(layers(), "pruned")
-        if self.pruner.structure.needs_coupling and self.observer.is_known and not self.example:
-            raise TargetError(
-                f"the training step never called {self.name or 'the module itself'!r}, so its channels are not known; "
-                "set network to what training_step calls"
-            )
+        self.calls.watch(pl_module, network)
 
     def as_called(self, pl_module: LightningModule) -> nn.Module:
         """The network as the training step calls it: itself, or its parts as one module."""
-        network, plan = self.live(pl_module), self.observer.plan
-        return network if plan is None else PartsNetwork(network, plan)
+        return self.calls.as_called(self.live(pl_module))
 
     def parameters(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
         """The network's parameters by plain name."""
@@ -143,7 +103,9 @@ class PrunedNetwork:
         if self._is_uncapturable:
             return None
         try:
-            return couple(capture_network(self.as_called(pl_module), self.example.args, self.example.kwargs))
+            return couple(
+                capture_network(self.as_called(pl_module), self.calls.example.args, self.calls.example.kwargs)
+            )
         except CaptureError as error:
             if self.state.cut:
                 raise
@@ -157,7 +119,7 @@ class PrunedNetwork:
         except ShrinkError as error:
             raise ShrinkError(f"{reason}; {error}") from None
         layers = {name: module for name, module in named_modules(network).items() if isinstance(module, LAYERS)}
-        spared = output_layers(network, layers, self.example.args, self.example.kwargs)
+        spared = output_layers(network, layers, self.calls.example.args, self.calls.example.kwargs)
         self.state = self.state.with_due({}, frozenset(weight_names({name: layers[name] for name in spared})))
         self._is_uncapturable = True
         warnings.warn(
@@ -183,13 +145,13 @@ class PrunedNetwork:
             layers: Names of the layers that it looked at.
             group: Process group over which the weights are sharded.
         """
-        left, total = _summed(self.state.count_left(), group)
+        left, total = summed(self.state.count_left(), group)
         measured = (total - left) / total if total else 0.0
         self.state = dataclasses.replace(self.state, reached=sparsity, measured=measured, decided=tuple(layers))
 
     def num_parameters(self, pl_module: LightningModule, group: ProcessGroup | None) -> int:
         """Number of the network's parameters that are left, without those that are masked; shared ones count once."""
-        (masked,) = _summed((self._masks.num_masked(),), group)
+        (masked,) = summed((self._masks.num_masked(),), group)
         return sum(parameter.numel() for parameter in self.parameters(pl_module).values()) - masked
 
     def kept(self) -> dict[str, Tensor]:
@@ -225,13 +187,13 @@ class PrunedNetwork:
         keep = self._with_frozen(pl_module, keep)
         shrink = self.pruner.structure.shrink
         if coupling is None or shrink == "never":
-            self.mask(pl_module, coupling, keep)
+            self.mask(trainer, pl_module, coupling, keep)
         elif may_go_back:
             self.mask_before_shrink(trainer, pl_module, coupling, keep)
         elif shrink == "update" or is_final:
             self.shrink(trainer, pl_module, coupling, keep)
         else:
-            self.mask(pl_module, coupling, keep)
+            self.mask(trainer, pl_module, coupling, keep)
 
     def _with_frozen(self, pl_module: LightningModule, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parameters = self.parameters(pl_module)
@@ -239,16 +201,42 @@ class PrunedNetwork:
         held = {pool: mask for pool, mask in self.state.alive.items() if pool in frozen - self.state.refused}
         return {**held, **keep}
 
-    def mask(self, pl_module: LightningModule, coupling: Coupling | None, keep: Mapping[str, Tensor]) -> None:
-        """Zero what is not kept, and hold it at zero."""
+    def mask(
+        self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling | None, keep: Mapping[str, Tensor]
+    ) -> None:
+        """Zero what is not kept, and hold it at zero; channels that no mask takes out stay."""
+        norms = self._plan_norms(trainer, pl_module, coupling, keep)
+        keep = self._without_refused(keep)
         parameters = self.parameters(pl_module)
         weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         self._masks.clear()
         masks = self.pruner.masks(self.state, keep, weights, coupling)
         for name, mask in keep_directions(self.live(pl_module), masks).items():
             self._masks.set(name, parameters[name], mask)
-        self.state = self.state.after_mask(keep)
+        self.state = self.state.after_mask(keep, norms)
         self._masks.apply()
+
+    def _plan_norms(
+        self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling | None, keep: Mapping[str, Tensor]
+    ) -> dict[str, MaskedNorm]:
+        """Layers that must leave masked channels out; a warning names the channels that must stay."""
+        if coupling is None or self.pruner.structure.gone_branches(keep, coupling) is not None:
+            return {}  # a branch is masked with its norms
+        groups, choices = self._choices(pl_module, coupling, keep)
+        network, example = self.as_called(pl_module), self.calls.example
+        norms, refused = of_rank_zero(
+            trainer, lambda: plan_masking(network, coupling, choices, example.args, example.kwargs)
+        )
+        advice = "remove them at once (structure.shrink='update', without until), or exclude them"
+        self.state = self.state.with_due(self.state.due, self._refuse(groups, refused, advice))
+        if norms and not self.state.norms and self.pruner.structure.shrink == "never":
+            warnings.warn(
+                f"{', '.join(norms)} take a statistic over channels, and leave masked ones out as long as this module "
+                "lives; a plain load of its checkpoints would not: read them with lightning_optim.pruning.load_pruned, "
+                "or remove the channels (structure.shrink='end')",
+                stacklevel=2,
+            )
+        return norms
 
     def shrink(
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
@@ -275,7 +263,7 @@ class PrunedNetwork:
             ShrinkError: On every rank, if nothing can be cut.
         """
         self.state = self._with_due(trainer, pl_module, coupling, keep)
-        self.mask(pl_module, coupling, self._without_refused(keep))
+        self.mask(trainer, pl_module, coupling, self._without_refused(keep))
 
     def _without_refused(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {pool: mask for pool, mask in keep.items() if pool not in self.state.refused}
@@ -284,6 +272,7 @@ class PrunedNetwork:
         """Remove what is due to be removed; a second call does nothing."""
         if not self.state.due:
             return
+        self._mask_norms(trainer, {})
         sizes = self.reshaper.cut(trainer, pl_module, self.name, self.state.due)
         for follower in self.followers:
             follower.cut(self.state.due, f"{self.name}." if self.name else "")
@@ -295,28 +284,42 @@ class PrunedNetwork:
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
     ) -> PruningState:
         """The state with the cut that removes what is not kept; a warning names what the cut must leave."""
-        network, example = self.as_called(pl_module), self.example
+        network, example = self.as_called(pl_module), self.calls.example
         gone = self.pruner.structure.gone_branches(keep, coupling)
         if gone is not None:
-            plan, refused = _of_rank_zero(trainer, lambda: plan_bypass(network, gone, example.args, example.kwargs))
+            plan, refused = of_rank_zero(trainer, lambda: plan_bypass(network, gone, example.args, example.kwargs))
             for name, reason in refused.items():
                 warnings.warn(f"the branch of {name} stays, masked: {reason}", stacklevel=2)
             return self.state.with_due(plan)
+        groups, wanted = self._choices(pl_module, coupling, keep)
+        if not wanted:
+            return self.state.with_due({})
+        plan, refused = of_rank_zero(trainer, lambda: self._plan(network, coupling, wanted))
+        return self.state.with_due(plan, self._refuse(groups, refused))
+
+    def _choices(
+        self, pl_module: LightningModule, coupling: Coupling, keep: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Group], list[Choice]]:
+        """Groups that lose channels, by pool, and what stays of each."""
         parameters = self.parameters(pl_module)
         losing = {pool: mask for pool, mask in self.state.of_present(keep).items() if not mask.all()}
         if not losing:
-            return self.state.with_due({})
+            return {}, []
         groups = self.pruner.structure.groups(coupling, {name: parameters[name] for name in losing})
-        wanted = [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in losing.items()]
-        plan, refused = _of_rank_zero(trainer, lambda: self._plan(network, coupling, wanted))
+        return groups, [(groups[pool], mask.nonzero().squeeze(1)) for pool, mask in losing.items()]
+
+    @staticmethod
+    def _refuse(groups: Mapping[str, Group], refused: Mapping[str, str], advice: str = "") -> frozenset[str]:
+        """Weights and pools of the groups that keep their channels, after a warning that says why."""
         for name, reason in refused.items():
-            warnings.warn(f"{name} keeps its channels: {reason}", stacklevel=2)
+            warnings.warn(f"{name} keeps its channels: {reason}" + (advice and f"; {advice}"), stacklevel=2)
         stays = {pool: group for pool, group in groups.items() if group.name in refused}
-        members = {member.name for group in stays.values() for member in group.members if member.dim == 0}
-        return self.state.with_due(plan, frozenset(stays.keys() | members))
+        return frozenset(stays) | {m.name for group in stays.values() for m in group.members if m.dim == 0}
 
     def _plan(self, network: nn.Module, coupling: Coupling, wanted: list[Choice]) -> tuple[CutPlan, dict[str, str]]:
-        done = shrink_channels(copy_model(network), coupling, wanted, self.example.args, self.example.kwargs)
+        done = shrink_channels(
+            copy_model(network), coupling, wanted, self.calls.example.args, self.calls.example.kwargs
+        )
         return done.plan, done.refused
 
     def enforce(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -329,18 +332,30 @@ class PrunedNetwork:
             self._masks.apply_to_copy(twin)
 
     def watch(self, trainer: Trainer) -> None:
-        """Mask again after each step of each optimizer."""
+        """Mask again after each step of each optimizer, and let layers leave masked channels out."""
+        self._mask_norms(trainer, self.state.norms)
         for hook in self._hooks:
             hook.remove()
         self._hooks = [
             optimizer.register_step_post_hook(self._masks.enforcer(optimizer)) for optimizer in trainer.optimizers
         ]
 
+    def _mask_norms(self, trainer: Trainer, norms: Mapping[str, MaskedNorm]) -> None:
+        for network in (self.live(trainer.lightning_module), *self.reshaper.twins(trainer, self.name)):
+            mask_norms(network, norms, self.key)
+
+    @contextmanager
+    def deciding(self, trainer: Trainer) -> Iterator[None]:
+        """Show the network as it is written, without masked norms, while a pruning step looks at it and changes it."""
+        with whole_norms(self.live(trainer.lightning_module)):
+            yield
+        self._mask_norms(trainer, self.state.norms)
+
     # State.
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is masked, what is cut and what is due to be, as plain tensors and primitives."""
-        return {**self.state.state_dict(), "masks": self._masks.state_dict(), "calls": self.observer.state_dict()}
+        return {**self.state.state_dict(), "masks": self._masks.state_dict()}
 
     def load_state_dict(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``, on a module that is cut as far as the state says, and no further."""
@@ -361,32 +376,5 @@ class PrunedNetwork:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self.example.release()
-        self.observer.release()
+        self.calls.release()
         self.reshaper.release()
-
-
-def _summed(counts: tuple[int, ...], group: ProcessGroup | None) -> tuple[int, ...]:
-    """Counts of all ranks that hold parts of the weights."""
-    if group is None:
-        return counts
-    device = torch.device("cpu" if distributed.get_backend(group) == "gloo" else "cuda")
-    total = torch.tensor(counts, device=device)
-    distributed.all_reduce(total, group=group)
-    return tuple(total.tolist())
-
-
-def _of_rank_zero(
-    trainer: Trainer, plan: Callable[[], tuple[CutPlan, dict[str, str]]]
-) -> tuple[CutPlan, dict[str, str]]:
-    """A verified plan and what it refuses: batches differ between ranks, and so might what can be verified."""
-    found: tuple[CutPlan, dict[str, str], str] = ({}, {}, "")
-    if trainer.is_global_zero:
-        try:
-            found = (*plan(), "")
-        except ShrinkError as error:  # raised on every rank: one alone would leave the others waiting
-            found = ({}, {}, str(error))
-    due, refused, reason = trainer.strategy.broadcast(found)
-    if reason:
-        raise ShrinkError(reason)
-    return dict(due), refused

@@ -85,5 +85,7 @@ def price(
     choose = partial(pruned.pruner.channels_at, state=pruned.state, sparsity=end, seen=seen, coupling=coupling)
     is_sharded = shard_group([targets[name] for name in seen]) is not None
     network = pruned.as_called(pl_module)
-    prices = agreed_prices(trainer, cost, network, coupling, weights, pruned.example, None if is_sharded else choose)
+    prices = agreed_prices(
+        trainer, cost, network, coupling, weights, pruned.calls.example, None if is_sharded else choose
+    )
     pruned.state = pruned.pruner.priced(pruned.state, prices, end)

@@ -12,11 +12,12 @@ from lightning_optim.callbacks.trainer.lightning_private import averaged_model
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.surgery.cut import CutPlan, apply_cut
+from lightning_optim.surgery.masked_norm import mask_norms
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.rebind import check_cut, check_optimizer, rebind_module, rebind_optimizer
 from lightning_optim.surgery.resize import resize, sizes_of
 from lightning_optim.surgery.select import find_network, plain_name, submodule
-from lightning_optim.surgery.shrunk_checkpoint import cuts_in, mark_shrunk
+from lightning_optim.surgery.shrunk_checkpoint import cuts_in, mark_shrunk, norms_in
 from lightning_optim.surgery.torch_private import uncompiled
 
 
@@ -102,7 +103,7 @@ class Reshaper:
         network: str | None,
         cut: Callable[[], Mapping[str, Any]],
     ) -> None:
-        """Let files say what was cut, and give a full-size module the shape of a file, before its weights are loaded.
+        """Let files say what was cut, and give a module the shape and masked norms of a file, before it is loaded.
 
         The module's own ``on_load_checkpoint`` is the one hook between the file and its weights; by then all layers and
         averaged copies exist. There, a checkpoint cut from a model of other widths is refused by an ArtefactError.
@@ -118,11 +119,12 @@ class Reshaper:
 
         def on_load_checkpoint(original: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
             original(checkpoint)
-            saved = cuts_in(checkpoint).get(state_key)
-            if saved:
-                name, _ = find_network(pl_module, network, needs_forward=False)
-                for module in (submodule(pl_module, name), *self.twins(trainer, name)):
-                    resize(module, saved)
+            saved, norms = cuts_in(checkpoint).get(state_key), norms_in(checkpoint).get(state_key, {})
+            name, _ = find_network(pl_module, network, needs_forward=False)
+            for module in (submodule(pl_module, name), *self.twins(trainer, name)):
+                mask_norms(module, {}, state_key)
+                resize(module, saved or {})
+                mask_norms(module, norms, state_key)
 
         def on_save_checkpoint(original: Callable[..., Any], checkpoint: dict[str, Any]) -> None:
             original(checkpoint)

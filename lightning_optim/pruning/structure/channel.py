@@ -24,6 +24,10 @@ class Channel(CoupledStructure):
     A channel's score is the mean over the targeted layers of its group, each layer first scaled to a mean of one:
     layers of other fan-in or scale are then comparable.
 
+    Masked means gone: a layer norm, a group norm and whatever else takes a statistic over channels leaves masked ones
+    out, so that what is trained and validated is what is kept after the cut. Channels over which the network's own code
+    takes one, outside of any layer, cannot be masked so; they stay, with a warning, unless they are removed at once.
+
     Args:
         shrink: ``"update"`` removes channels at each pruning step, ``"end"`` when the schedule's final sparsity is
             reached, ``"never"`` only masks.
