@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -21,9 +21,12 @@ from lightning_optim.callbacks.nas.fit_end import (
     check_monitor,
     checked_moment,
     log_after_fit,
+    progress_path,
     save_after_fit,
     within_fit,
 )
+from lightning_optim.callbacks.nas.late import Afterwards, late_hook
+from lightning_optim.callbacks.nas.loading import load_weights, read_supernet
 from lightning_optim.callbacks.nas.search_file import SearchFile, search_identity
 from lightning_optim.callbacks.nas.search_messages import SearchMessages
 from lightning_optim.callbacks.trainer.clock import clock_of
@@ -58,6 +61,11 @@ class NASSupernet(TechniqueCallback):
     Validation, testing and prediction run the pick once there is one, and the user's own network until then. The
     user's own operations keep their keys; candidates lie below ``_candidates`` of the operation they may replace. The
     module stays a supernet after the fit, with that same architecture active.
+
+    A checkpoint of it has the candidates' weights too, so that ``load_from_checkpoint`` of the user's class refuses it:
+    in another process ``load`` makes the supernet of a fresh module, and a trainer with this callback and a
+    ``ckpt_path`` does so by itself. A search at the end of the fit that was killed goes on where it was, once that fit
+    is resumed from its last checkpoint: its progress is written beside the checkpoints, after each evaluation.
 
     Args:
         space: What may vary, by names of your choice.
@@ -150,11 +158,11 @@ class NASSupernet(TechniqueCallback):
         try:
             self.convert(pl_module)
         except TargetError:
-            hook = _late_hook(pl_module)
+            hook = late_hook(pl_module)
             if hook is None:
                 raise
             self._patches.undo()
-            self._patches.wrap(pl_module, hook, _ConvertAfterwards(self, pl_module))
+            self._patches.wrap(pl_module, hook, Afterwards(lambda: self.convert(pl_module)))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -200,9 +208,14 @@ class NASSupernet(TechniqueCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.search_at == "fit_end" and self._has_trained:
+        was_trained = self.result is None and any(map(sum, self._counts.values()))  # by a fit that was killed since
+        if self.search_at == "fit_end" and (self._has_trained or was_trained):
+            check_data(trainer, self.selection.recalibration_batches)
+            path = progress_path(trainer, self._identity)
             with within_fit(trainer):
-                pick = self.search(trainer, pl_module).pick
+                pick = self.search(trainer, pl_module, path=path).pick
+            if path is not None and trainer.is_global_zero:
+                path.unlink(missing_ok=True)
             log_after_fit(trainer, {self.metric("nas", "score"): pick.score, self.metric("nas", "cost"): pick.cost})
             save_after_fit(trainer, "nas_pick" if self.name is None else f"nas_{self.name}_pick")
 
@@ -316,6 +329,31 @@ class NASSupernet(TechniqueCallback):
         supernet = self.convert(pl_module)
         return supernet.extract(self.eval_architecture if architecture is None else architecture)
 
+    def load(self, pl_module: LightningModule, path: str | Path) -> LightningModule:
+        """Turn a fresh module into the supernet of a checkpoint, with its weights and its pick.
+
+        Args:
+            pl_module: The user's module as it is built; changed in place.
+            path: A Trainer's checkpoint, written with this callback.
+
+        Returns:
+            The same module: ``extract`` returns the pick from it, ``search`` goes on with it.
+
+        Raises:
+            ArtefactError: If the file is missing, or of another module or space.
+        """
+        content, state = read_supernet(path, self.state_key)
+        self.convert(pl_module)
+        self.load_state_dict(state)
+        load_weights(pl_module, content, path)
+        self.supernet.activate(self.eval_architecture)
+        return pl_module
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        supernet = self.supernet
+        return search_identity(supernet.site.root, supernet.decisions, self.strategy, self.selection, self.seed)
+
     def _evaluate_next(self, architecture: Architecture) -> None:
         self._evaluated = architecture
         self.supernet.activate(architecture)
@@ -331,8 +369,7 @@ class NASSupernet(TechniqueCallback):
 
         file: SearchFile | None = None
         if path is not None:
-            identity = search_identity(supernet.site.root, supernet.decisions, self.strategy, self.selection, self.seed)
-            file = SearchFile(path, trainer, identity)
+            file = SearchFile(path, trainer, self._identity)
             file.load(progress)
 
         def keep(progress: SearchProgress) -> None:
@@ -349,24 +386,3 @@ class NASSupernet(TechniqueCallback):
         self._patches.undo()
         if self._supernet is not None:
             self._supernet.activate(check_candidate(self._supernet.decisions, self.eval_architecture))
-
-
-@final
-class _ConvertAfterwards:
-    """Wrapper of a hook: lets the module build its layers there, and converts them afterwards."""
-
-    def __init__(self, callback: NASSupernet, pl_module: LightningModule) -> None:
-        self._callback, self._pl_module = callback, pl_module
-
-    def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        self._callback.convert(self._pl_module)
-        return result
-
-
-def _late_hook(pl_module: LightningModule) -> str | None:
-    """The last hook in which the module may build layers of its own."""
-    for hook in ("configure_model", "setup"):
-        if getattr(type(pl_module), hook) is not getattr(LightningModule, hook):
-            return hook
-    return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,13 +110,31 @@ def log_after_fit(trainer: Trainer, metrics: Mapping[str, float]) -> None:
         logger.log_metrics(dict(metrics), step=trainer.global_step)
 
 
-def save_after_fit(trainer: Trainer, name: str) -> None:
-    """Save a checkpoint that knows the pick beside those of the fit, if it saves any; no file is written over."""
+def progress_path(trainer: Trainer, identity: Mapping[str, Any]) -> Path | None:
+    """Where the progress of a search is kept, beside the checkpoints of its fit; ``None`` if it saves none.
+
+    Args:
+        trainer: The fit's.
+        identity: What makes a search the same search: another one begins anew, in another file.
+    """
+    folder = _folder(trainer)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return None if folder is None else folder / f"nas_search_{trainer.strategy.broadcast(digest)[:12]}.json"
+
+
+def _folder(trainer: Trainer) -> Path | None:
     checkpoint = trainer.checkpoint_callback
     is_dry: bool = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by the trainer
     if is_dry or not is_instance_of(checkpoint, "ModelCheckpoint"):
+        return None
+    return Path(trainer.strategy.broadcast(checkpoint.dirpath))  # type: ignore[union-attr]  # known by its name
+
+
+def save_after_fit(trainer: Trainer, name: str) -> None:
+    """Save a checkpoint that knows the pick beside those of the fit, if it saves any; no file is written over."""
+    folder = _folder(trainer)
+    if folder is None:
         return
-    folder = Path(checkpoint.dirpath)  # type: ignore[union-attr]  # known by its name
     names = itertools.chain([name], (f"{name}-v{number}" for number in itertools.count(1)))
     free = next(path for path in (folder / f"{name}.ckpt" for name in names) if not path.exists())
     path = trainer.strategy.broadcast(free)

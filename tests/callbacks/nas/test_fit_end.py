@@ -1,5 +1,6 @@
 """A search at the end of the fit: for whom a configuration is all that is said."""
 
+import json
 import logging
 
 import pytest
@@ -17,6 +18,7 @@ from lightning_optim.callbacks.nas.fit_end import check_before_fit
 from lightning_optim.callbacks.trainer.messages import Pace
 from lightning_optim.callbacks.trainer.strategy import StrategyKind
 from lightning_optim.cost import Parameters
+from lightning_optim.errors import ArtefactError
 from lightning_optim.nas import ElasticWidth, Selection
 from lightning_optim.search import RandomSearch
 from support import quiet
@@ -100,6 +102,66 @@ def test_selection_and_strategy_take_effect():
 )
 def test_what_is_configured_says_when_the_search_is(settings, moment):
     assert supernet(**settings).search_at == moment
+
+
+def killed_after(callback, evaluations, monkeypatch):
+    evaluate = callback._evaluate_next
+    seen = []
+
+    def evaluate_next(architecture):
+        seen.append(architecture)
+        if len(seen) > evaluations:
+            raise KeyboardInterrupt
+        evaluate(architecture)
+
+    monkeypatch.setattr(callback, "_evaluate_next", evaluate_next)
+    return seen
+
+
+def test_a_search_that_was_killed_goes_on_once_its_fit_is_resumed(tmp_path, monkeypatch):
+    whole = supernet()
+    saves = {"max_epochs": 2, "enable_checkpointing": True}
+    fit(whole, ModelCheckpoint(tmp_path / "whole", save_last=True), **saves)
+    killed = supernet()
+    killed_after(killed, 2, monkeypatch)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(killed, ModelCheckpoint(tmp_path / "killed", save_last=True), **saves)
+    (progress,) = (tmp_path / "killed").glob("nas_search_*.json")
+    assert len(json.loads(progress.read_text())["progress"]["evaluations"]) == 2
+    resumed = supernet()
+    seen = killed_after(resumed, 100, monkeypatch)
+    trainer = quiet(resumed, ModelCheckpoint(tmp_path / "killed", save_last=True), **saves)
+    trainer.fit(User(), loader(), loader(), ckpt_path=tmp_path / "killed" / "last.ckpt")
+    assert resumed.result == whole.result
+    assert len(seen) == len(whole.result.evaluations) - 2 + 1  # the pick runs once more, for its statistics
+    assert not progress.exists()
+
+
+def test_a_checkpoint_is_loaded_into_a_fresh_module(tmp_path):
+    callback = supernet()
+    module, trainer = fit(callback)
+    trainer.save_checkpoint(tmp_path / "supernet.ckpt")
+    other, fresh = supernet(), User()
+    assert other.load(fresh, tmp_path / "supernet.ckpt") is fresh
+    x = torch.randn(5, 6)
+    assert torch.equal(fresh.eval()(x), module.eval()(x))
+    assert torch.equal(other.extract(fresh).eval()(x), callback.extract(module).eval()(x))
+    assert other.result == callback.result
+
+
+def test_a_checkpoint_of_another_module_or_without_a_supernet_is_refused(tmp_path):
+    callback = supernet()
+    _, trainer = fit(callback)
+    trainer.save_checkpoint(tmp_path / "supernet.ckpt")
+    with pytest.raises(ArtefactError, match=r"is no checkpoint with NASSupernet.*it holds states of"):
+        supernet(name="another").load(User(), tmp_path / "supernet.ckpt")
+    space = {"width": ElasticWidth(targets=Targets(include=["net.0"]), fractions=[0.5, 1.0])}
+    with pytest.raises(ValueError, match="give it the same space"):
+        supernet(space=space).load(User(), tmp_path / "supernet.ckpt")
+    wider = User()
+    wider.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    with pytest.raises(ArtefactError, match="give the module that was trained"):
+        supernet().load(wider, tmp_path / "supernet.ckpt")
 
 
 class Watcher(Callback):
