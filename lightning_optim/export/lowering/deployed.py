@@ -45,6 +45,18 @@ class ConstantBackend(Backend, nn.Module):
         self._names: dict[str, str] = {}
         self._numbers: dict[str, tuple[float, int]] = {}
         self._largest: dict[str, int] = {}
+        self._met, self._is_made = set[str](), False
+
+    @override
+    def serves(self, key: str) -> bool:
+        # Models compute masks in a capture that they leave out where values can be read: these have no range.
+        if not self._is_made:
+            self._met.add(key)
+        return key in self._met
+
+    def end_pass(self) -> None:
+        """End a pass; after the first one, all constants are made."""
+        self._is_made = True
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
@@ -228,4 +240,5 @@ class DeployedNetwork(nn.Module):
         plain = type(self.network).forward.__get__(self.network)
         with self._simulator.placed(self.network, self.backend) as placement:
             output = plain(*args, **kwargs)
+        self.backend.end_pass()
         return placement.finish(output)

@@ -16,6 +16,10 @@ from lightning_optim.surgery.torch_private import BatchNorm
 class Backend(ABC):
     """Backend: carries out a placement by doing nothing, by simulation, or for export."""
 
+    def serves(self, key: str) -> bool:
+        """Whether an operator that has an integer form is to run in integers in this pass."""
+        return True
+
     @abstractmethod
     def activation(self, tensor: Tensor, key: str) -> Tensor:
         """Return the quantized activation."""

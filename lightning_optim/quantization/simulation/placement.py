@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.composites import opened
 from lightning_optim.quantization.simulation.deferred_activations import DeferredActivations
 from lightning_optim.quantization.simulation.integer_form import is_real, upper_bound
 from lightning_optim.quantization.simulation.module_path import CurrentModule
@@ -111,6 +112,10 @@ class Placement(TorchFunctionMode):
         kwargs = kwargs or {}
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+        in_parts = opened(func, kwargs)
+        if in_parts is not None:
+            with self:
+                return in_parts(*args, **kwargs)
         operator = classify(func, args, kwargs)
         if operator.role is Role.INSPECT:
             return func(*args, **kwargs)
@@ -140,7 +145,9 @@ class Placement(TorchFunctionMode):
             return ""
         if self._path.current in self._excluded:
             return EXCLUDED
-        return BEFORE_SOFTMAX if self._plan.may_be_masked(call.key) else ""
+        if self._plan.may_be_masked(call.key):
+            return BEFORE_SOFTMAX
+        return "" if self._backend.serves(call.key) else NO_KERNEL
 
     def _weighted(self, call: FunctionCall) -> Tensor:
         x, input_key = self._activations.read(call.args[0], call.key, 0)
