@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -40,6 +41,7 @@ from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.settings import QuantizationSettings, checked_freeze, checked_layers, excluded_modules
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
+from lightning_optim.quantization.simulation.simulator import Simulator, Watch
 from lightning_optim.surgery.select import Targets, find_network, named_modules
 from lightning_optim.surgery.torch_private import uncompiled
 from lightning_optim.window import Window
@@ -53,8 +55,9 @@ class QATFakeQuant(TechniqueCallback):
     Parameters stay the same objects and the checkpoint keeps its keys; ranges of activations are part of the callback's
     own state. Validation, test and prediction compute exactly what is deployed: batch norms folded, biases rounded.
     Within the window, the first batch shows the operators and the second one their ranges; from the third batch on, the
-    network is simulated. A network that is compiled is simulated as one graph by the same compiler; what cannot be one
-    graph is simulated in Python, with a warning.
+    network is simulated. So it goes for each operator that a later batch is the first to run. What validation alone
+    runs stays in floating point, and a warning names it. A network that is compiled is simulated as one graph by the
+    same compiler; what cannot be one graph is simulated in Python, with a warning.
 
     Args:
         network: Plain name of the network in the LightningModule; ``None`` finds the only child with parameters.
@@ -107,6 +110,7 @@ class QATFakeQuant(TechniqueCallback):
         self._calls, self._monitors = SimulatedCalls(), SuspendedMonitors()
         self._owner: LightningModule | None = None
         self._live: nn.Module | None = None
+        self._is_trained = False
 
     @property
     def _settings(self) -> QuantizationSettings:
@@ -122,7 +126,7 @@ class QATFakeQuant(TechniqueCallback):
         if stage == "fit" and self._owner is not None and self._owner is not pl_module:
             # Ranges and progress are those of another model.
             self._simulator, self._progress = self._settings.start(), FitProgress(self.window)
-            self._calls = SimulatedCalls()
+            self._calls, self._is_trained = SimulatedCalls(), False
         self._owner = pl_module
 
     @override
@@ -156,7 +160,8 @@ class QATFakeQuant(TechniqueCallback):
         if progress is None:
             return
         # Operators and ranges come first, even in a window that closes within a few batches.
-        self._calls.observes = progress < self.freeze["observer"] or not self.is_simulating
+        is_frozen = progress >= self.freeze["observer"] and self.is_simulating
+        self._calls.watch = Watch.NEW if is_frozen else Watch.ALL
         self._calls.folds = progress >= self.freeze["batch_norm"]
 
     @override
@@ -169,7 +174,7 @@ class QATFakeQuant(TechniqueCallback):
     ) -> None:
         if self._calls.finds_parts():
             self._calls.attach(pl_module, self._network_of(None), self._simulator)
-        elif self._calls.observes:
+        elif self._calls.watch is not Watch.NOTHING:
             self._end_observation(trainer, may_be_idle=pl_module.automatic_optimization and not outputs)
         self._simulator.forget_tensors()
         train_values(trainer, self._simulator.learned, self.learning_rate, self._loss_scale)
@@ -183,12 +188,14 @@ class QATFakeQuant(TechniqueCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         state = {"progress": self._progress.state_dict(), "monitors_wait": self._monitors.is_waiting}
+        state["is_trained"] = self._is_trained
         return self._simulator.state_dict() | state | {"parts": self._calls.parts}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._simulator.load_state_dict(state_dict)
         self._progress.load_state_dict(state_dict["progress"])
+        self._is_trained = state_dict["is_trained"]
         self._monitors.restore(was_waiting=state_dict["monitors_wait"])
         self._calls.parts = None if state_dict["parts"] is None else tuple(state_dict["parts"])
 
@@ -197,7 +204,8 @@ class QATFakeQuant(TechniqueCallback):
     ) -> None:
         """Learn operators and ranges of a trained model without training it (post-training quantization).
 
-        It can then be simulated, exported, or trained further under this callback.
+        It can then be simulated, exported, or trained further under this callback. After a fit, what was learned in it
+        stays, and only operators and ranges are added that were missing, such as those that evaluation alone runs.
 
         Args:
             model: The trained LightningModule, whose own validation calls the network, or a network alone.
@@ -205,7 +213,7 @@ class QATFakeQuant(TechniqueCallback):
                 mapping holds its keyword inputs, a tuple or list its positional ones, all else is its only input.
             num_batches: How many batches to take at most, at least 1.
             methods: Methods that change the model's weights, in this order, so that rounding costs less accuracy;
-                without any, the weights stay as they are.
+                without any, the weights stay as they are. With any, all ranges are learned anew.
 
         Raises:
             TypeError: If a method is something else.
@@ -215,7 +223,7 @@ class QATFakeQuant(TechniqueCallback):
         network = self._network_of(model)
         name = find_network(model, self.network)[0] if isinstance(model, LightningModule) else ""
         start = self._settings.starter(model if name else network, name, network, self.targets)
-        simulator = start()
+        simulator = self._completed(start(), network)
         if isinstance(model, LightningModule):
             inputs: list[Any] = [*calibrate_module(simulator, model, network, data, num_batches=num_batches)]
         else:
@@ -223,6 +231,15 @@ class QATFakeQuant(TechniqueCallback):
             run_calibration(simulator, network, inputs, num_batches=num_batches)
         self._simulator = apply_methods(network, simulator, inputs, methods, start)
         self._live, self._owner = network, model if isinstance(model, LightningModule) else None
+
+    def _completed(self, fresh: Simulator, network: nn.Module) -> Simulator:
+        """Return a copy of what was learned in a fit of this network; a fresh simulator if nothing was."""
+        if not (self._is_trained and self.is_simulating):
+            return fresh
+        self._check_plan(network)
+        known = copy.deepcopy(self._simulator)
+        known.place(fresh.excluded, fresh.layers.assigned)
+        return known
 
     def describe(self) -> str:
         """Return the placement as a table: every operator, whether it computes in integers, its bits and its range.
@@ -343,13 +360,11 @@ class QATFakeQuant(TechniqueCallback):
 
     def _end_observation(self, trainer: Trainer, *, may_be_idle: bool) -> None:
         was_simulating, was_planned = self.is_simulating, self._simulator.plan is not None
-        self._simulator.finish_batch(lambda ranges: merge_ranges(ranges, trainer.strategy.root_device))
-        self._calls.observes = False
-        if not was_planned:
-            plan = self._simulator.plan
-            if not may_be_idle:  # a step that returns None has perhaps called nothing
-                self._calls.check_reached(self._network_of(None), self._simulator)
-            check_ranks_agree(trainer, None if plan is None else plan.state_dict(), "the operators of the network")
+        device = trainer.strategy.root_device
+        self._simulator.finish_batch(lambda ranges, news, take_in: merge_ranges(ranges, device, news, take_in))
+        self._calls.watch, self._is_trained = Watch.NOTHING, True
+        if not was_planned and not may_be_idle:  # a step that returns None has perhaps called nothing
+            self._calls.check_reached(self._network_of(None), self._simulator)
         if self.is_simulating and not was_simulating:
             self._monitors.resume(trainer)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 from torch import nn
@@ -12,7 +14,9 @@ from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.quantization.quantizer.base import Operand, Quantizer
 from lightning_optim.quantization.quantizer.check import check_operand
-from lightning_optim.surgery.select import Targets, named_modules
+from lightning_optim.surgery.select import Targets, plain_name
+
+_NUMBERS = re.compile(r"#\d+|\[[^\]]*\]")
 
 
 @final
@@ -55,6 +59,17 @@ class LayerQuantizers:
         return None if self.weight_quantizer is None else self.weight_quantizer.scheme.bits
 
 
+@lru_cache(maxsize=4096)
+def module_of(key: str) -> str:
+    """Return the plain name of the module that an operator runs in, as its caller knows it, from the operator's key.
+
+    Example:
+        >>> module_of("block#2.conv:conv2d<0"), module_of("block:add[conv]#2")
+        ('block.conv', 'block')
+    """
+    return _NUMBERS.sub("", key.partition(":")[0]).rpartition(">")[2]
+
+
 @final
 class AssignedLayers:
     """Layers with quantizers of their own: the entry of each module.
@@ -63,7 +78,7 @@ class AssignedLayers:
         layers: Key -> entry.
 
     Attributes:
-        assigned: Plain name of a module -> key of its entry.
+        assigned: Plain name of a module, each of its names -> key of its entry.
     """
 
     def __init__(self, layers: Mapping[str, LayerQuantizers] | None = None) -> None:
@@ -72,7 +87,7 @@ class AssignedLayers:
 
     def entry_of(self, key: str) -> LayerQuantizers | None:
         """Return the entry of an operator's module, by the operator's key; ``None`` if it has none."""
-        entry = self.assigned.get(key.partition(":")[0])
+        entry = self.assigned.get(module_of(key))
         return None if entry is None else self.layers[entry]
 
     @property
@@ -93,16 +108,19 @@ def assign_layers(root: nn.Module, network: nn.Module, layers: Mapping[str, Laye
         layers: Key -> entry.
 
     Returns:
-        Plain name of a module, relative to the network -> key of its entry.
+        Plain name of a module, relative to the network, each of its names -> key of its entry.
 
     Raises:
         TargetError: If an entry matches no module of the network.
         ValueError: If two entries match one module.
     """
-    own = {id(module): name for name, module in {"": network, **named_modules(network)}.items()}
+    own: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        own.setdefault(id(module), []).append(plain_name(name))
     assigned: dict[str, str] = {}
     for key, entry in layers.items():
-        chosen = [own[id(module)] for module in entry.targets.select(root, (nn.Module,)).values() if id(module) in own]
+        selected = entry.targets.select(root, (nn.Module,)).values()
+        chosen = [name for module in selected for name in own.get(id(module), ())]
         if not chosen:
             raise TargetError(f"layers.{key}: targets match no module of {type(network).__name__}")
         taken = next((name for name in chosen if name in assigned), None)

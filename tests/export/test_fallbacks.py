@@ -68,10 +68,10 @@ class Recurrent(nn.Module):
 
 NETWORKS = {kind.__name__: kind for kind in (HardSwish, Upsampling, Line, Volume, Recurrent)}
 NAMED = {
-    "HardSwish": {":float add"},
+    "HardSwish": {":float add[conv]"},
     "Upsampling": {"up:float conv_transpose2d"},
     "Line": {"pool:float adaptive_avg_pool1d"},
-    "Volume": {"pool:float avg_pool3d", ":float adaptive_avg_pool3d"},
+    "Volume": {"pool:float avg_pool3d", ":float adaptive_avg_pool3d[pool]"},
     "Recurrent": {"layer:float lstm"},
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.* of the multiply-accumulates run in integers")

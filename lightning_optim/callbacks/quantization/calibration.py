@@ -31,7 +31,7 @@ def calibrate_module(
     """Let a simulator learn operators and ranges from the module's own validation, on one device.
 
     Args:
-        simulator: The simulator; it must know nothing yet.
+        simulator: The simulator; what it knows already stays as it is.
         module: The trained module; its ``validation_step`` calls the network as it likes.
         network: The network in it.
         data: Loaders of validation batches, or a data module.
@@ -46,10 +46,11 @@ def calibrate_module(
     check_num_batches(num_batches)
     calibration = Calibration(simulator, network)
     source = {"datamodule" if isinstance(data, LightningDataModule) else "dataloaders": data}
-    with calibration.watching():
-        for limit in (1, num_batches):  # the first batch shows the operators; run again, it shows its ranges too
-            _trainer(limit, _BatchEnds(calibration)).validate(module, **source, verbose=False)
-    calibration.check()
+
+    def run(limit: int) -> None:
+        _trainer(limit, _BatchEnds(calibration)).validate(module, **source, verbose=False)
+
+    calibration.learn(run, num_batches)
     return calibration.inputs
 
 

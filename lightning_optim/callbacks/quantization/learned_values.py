@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from lightning.pytorch import Trainer
 
 from lightning_optim.callbacks.trainer.own_parameters import mean_over_ranks
-from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import Learner
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 
 
 def train_values(trainer: Trainer, learned: LearnedValues, learning_rate: float, loss_scale: float | None) -> None:
-    """End a batch: start the values that it was the first to show, or update the values.
+    """End a batch: update the values, and start those that it was the first to show, on whatever process.
 
     Args:
         trainer: The trainer.
@@ -23,11 +22,10 @@ def train_values(trainer: Trainer, learned: LearnedValues, learning_rate: float,
         learning_rate: Largest relative change of a value in one batch, about.
         loss_scale: What the loss was multiplied by; ``None`` if no optimizer took a step.
     """
-    if learned.found_keys:
-        check_ranks_agree(trainer, learned.found_keys, "what the quantizers learn")
-        learned.start()
-    elif learned.keys and loss_scale is not None:
+    if learned.keys and loss_scale is not None:
         learned.update(lambda gradient: mean_over_ranks(trainer, gradient), learning_rate, loss_scale)
+    if learned.found_keys:
+        learned.start(trainer.strategy.root_device)
 
 
 def checked_rate(learning_rate: float | None, quantizers: Iterable[Quantizer]) -> float:

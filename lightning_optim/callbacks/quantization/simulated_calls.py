@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -15,7 +14,7 @@ from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.callbacks.trainer.network_observer import NetworkObserver
 from lightning_optim.errors import TargetError
 from lightning_optim.quantization.compilation.compiled import CompiledSimulation
-from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.simulator import Simulator, Watch
 from lightning_optim.surgery.compilation import find_compilation
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import submodule
@@ -27,14 +26,14 @@ class SimulatedCalls:
     """Simulation of what calls a network, or the parts of it that a training step calls.
 
     Attributes:
-        observes: Whether this batch's calls record operators, or widen ranges.
+        watch: What this batch's calls take note of.
         folds: Whether they fold batch norms in training too.
         parts: Names of the parts that a training step calls; empty if it calls the network as a whole, ``None`` while
             that is not known.
     """
 
     def __init__(self) -> None:
-        self.observes = self.folds = False
+        self.watch, self.folds = Watch.NOTHING, False
         self.parts: tuple[str, ...] | None = None
         self._observer, self._patches = NetworkObserver(), Patches()
 
@@ -82,7 +81,7 @@ class SimulatedCalls:
         """Take every patch off."""
         self._patches.undo()
         self._observer.release()
-        self.observes = False
+        self.watch = Watch.NOTHING
 
     def _attach_whole(self, pl_module: LightningModule, network: nn.Module, simulator: Simulator) -> None:
         compilation = find_compilation(pl_module, network, compiler_of(pl_module))
@@ -91,7 +90,7 @@ class SimulatedCalls:
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled model calls it between two graphs
         def simulate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            with simulator.observing() if self.observes else nullcontext():
+            with simulator.observing(self.watch):
                 return simulation.run(original, args, kwargs, fold=self.folds)
 
         self._patches.wrap(network, "forward", simulate)
@@ -108,7 +107,7 @@ class SimulatedCalls:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        with simulator.observing() if self.observes else nullcontext():
+        with simulator.observing(self.watch):
             return simulator.run(network, original, args, kwargs, fold=self.folds, part=part)
 
     def __getstate__(self) -> dict[str, Any]:

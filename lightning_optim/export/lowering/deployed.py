@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import numpy as np
 import torch
@@ -67,6 +67,10 @@ class ConstantBackend(Backend, nn.Module):
     @override
     def moved(self, tensor: Tensor, key: str) -> Tensor:
         return self.activation(tensor, key)
+
+    @override
+    def pass_unknown(self, key: str) -> NoReturn:
+        raise ExportError(f"{key} has no range: {self._simulator.why_no_range(key)}")
 
     @override
     def folds(self, norm: BatchNorm) -> bool:
@@ -181,10 +185,7 @@ class ConstantBackend(Backend, nn.Module):
         if key not in self._numbers:
             found = self._ranges.qparams(key, torch.device("cpu"))
             if found is None:
-                raise ExportError(
-                    f"{key} was never observed in training, so it has no range: train through this branch, "
-                    "or leave the layer out with targets.exclude"
-                )
+                self.pass_unknown(key)
             self._keep(f"{key}/scale", found[0].clone())
             self._keep(f"{key}/zero", found[1].to(torch.uint8 if scheme.signed == "uint" else torch.int8))
             self._numbers[key] = float(found[0]), int(found[1])

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, distributed, fx, nn
 
-from lightning_optim.quantization.compilation.trace import trace
+from lightning_optim.quantization.compilation.trace import NotKnownYetError, trace
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.compilation import Compiler
 from lightning_optim.surgery.torch_private import (
@@ -62,7 +62,7 @@ class CompiledSimulation:
         outputs = self._num_outputs.get(self._network.training)
         if self._compiler is None or outputs is None or not (simulator.is_traceable and can_compile()):
             return self._run_in_python(forward, args, kwargs, fold=fold)
-        state = self._network.training, simulator.is_observing, fold
+        state = self._network.training, simulator.is_observing, simulator.is_growing, fold
         if state not in self._states:
             self._states[state] = _CompiledState(simulator, self._network, forward, self._compiler, fold=fold)
         graphs = self._states[state]
@@ -76,6 +76,8 @@ class CompiledSimulation:
                 output = graphs.compiled(*args, **kwargs)
         except compilation_errors() as error:
             cause = backend_error(error)
+            if isinstance(cause, NotKnownYetError):
+                return self._run_in_python(forward, args, kwargs, fold=fold)
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             if has_too_many_graphs(error):
                 reason = f"its batches have more than {_MOST_GRAPHS} shapes"
@@ -123,7 +125,7 @@ class _CompiledState:
 
     def _compile(self, captured: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         simulator, ranges = self._simulator, self._simulator.ranges
-        keys = ranges.keys
+        keys = tuple(filter(ranges.has, ranges.keys))
         device = next((leaf.device for leaf in inputs if isinstance(leaf, Tensor)), torch.device("cpu"))
         traced = trace(captured, inputs, simulator, self._network, keys, self.num_outputs, fold=self._fold)
 
@@ -134,6 +136,7 @@ class _CompiledState:
 
         def simulate(*values: Any) -> Any:
             self.has_run = True
+            simulator.follow(traced.histories)
             outputs = run(*values, *known())
             if not traced.observed:
                 return outputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,9 +14,11 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_optim.errors import TracingError
-from lightning_optim.quantization.simulation.activation_quantizers import ActivationQuantizers
-from lightning_optim.quantization.simulation.module_path import module_names
-from lightning_optim.quantization.simulation.plan import Plan, Record
+from lightning_optim.quantization.quantizer.learner import Start
+from lightning_optim.quantization.simulation.learned_values import LearnedValues
+from lightning_optim.quantization.simulation.module_path import module_names, name_below
+from lightning_optim.quantization.simulation.operator_names import OperatorNames
+from lightning_optim.quantization.simulation.plan import Record
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import plain_name
 from lightning_optim.surgery.torch_private import FakeTensorMode, pytree
@@ -101,37 +103,35 @@ class _Scales:
     """Stands in for ranges: scales and zero points are inputs of the graph, and what is observed is an output.
 
     Args:
+        simulator: Knows the scales and the zero points that were learned, and whether ranges are observed.
         keys: Every activation that has a range, in the order of the inputs' entries.
         scales: ``[N]``.
         zero_points: ``[N]``.
-        quantizers: Know the scales and the zero points that were learned.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[str],
-        scales: Tensor,
-        zero_points: Tensor,
-        quantizers: ActivationQuantizers,
-    ) -> None:
-        self._quantizers = quantizers
+    def __init__(self, simulator: Simulator, keys: Sequence[str], scales: Tensor, zero_points: Tensor) -> None:
+        self._simulator = simulator
         self._places = {key: place for place, key in enumerate(keys)}
         self._scales, self._zero_points = scales, zero_points
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def observe(self, key: str, tensor: Tensor) -> None:
         """Let a tensor's range be put out, with what the same activation showed before."""
+        if not self._simulator.is_observing and key in self._places:
+            return
         tensor = tensor.detach()
         low, high = tensor.amin(), tensor.amax()
         if key in self.seen:
             low, high = torch.minimum(low, self.seen[key][0]), torch.maximum(high, self.seen[key][1])
         self.seen[key] = low.float(), high.float()
 
-    def qparams(self, key: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of an activation."""
+    def qparams(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Scale and zero point of an activation, or ``None`` if evaluation met it first."""
+        if self._simulator.is_growing and key not in self._places:
+            raise NotKnownYetError(f"{key} has no range yet")
         if key not in self._places:
-            raise TracingError(f"{key} has no range yet")
-        learned = self._quantizers.learned_qparams(key, device)
+            return None
+        learned = self._simulator.activations.learned_qparams(key, device)
         if learned is not None:
             return learned
         place = self._places[key]
@@ -139,24 +139,55 @@ class _Scales:
 
 
 @final
-class _GraphPath:
-    """The module that a node of a captured graph ran in."""
+class _NoFirstValues:
+    """Stands in for what quantizers learn: in a graph, no value is the first."""
 
-    def __init__(self, network: nn.Module) -> None:
-        first = module_names(network)
-        every = network.named_modules(remove_duplicate=False)
-        self._names = {plain_name(name): first[id(module)] for name, module in every}
-        self.current = ""
+    def __init__(self, learned: LearnedValues) -> None:
+        self._learned = learned
+
+    def lacks(self, key: str) -> bool:
+        """Refuse what is to be learned from this batch on."""
+        if self._learned.lacks(key):
+            raise NotKnownYetError(f"{key} has no values yet")
+        return False
+
+    def find(self, key: str, values: Mapping[str, Start]) -> None:
+        """Never called."""
+
+
+@final
+class NotKnownYetError(TracingError):
+    """Error of a graph that training has to run uncompiled before it can be compiled."""
+
+
+@final
+class _GraphPath:
+    """Tells names which module the nodes of a captured graph ran in, one after another."""
+
+    def __init__(self, network: nn.Module, names: OperatorNames) -> None:
+        self._names, self._stack = names, list[str]()
+        self._modules = {name: known for known in module_names(network).values() for name in known}
 
     def follow(self, node: fx.Node) -> None:
         """Go to a node's module."""
-        stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed([*stack.values()]))[0] if stack else "L['self']"
+        calls = node.meta.get("nn_module_stack") or {}  # the number of a call stands in its key
+        stack = {f"{key} {path}": self._name_of(path) for key, (path, _) in calls.items()}
+        shared = 0
+        while shared < min(len(stack), len(self._stack)) and [*stack][shared] == self._stack[shared]:
+            shared += 1
+        for _ in self._stack[shared:]:
+            self._names.end()
+        for name in [*stack.values()][shared:]:
+            known = self._modules[name]
+            self._names.begin(name_below(known, self._names.call.name), known[0])
+        self._stack = [*stack]
+
+    def _name_of(self, path: str) -> str:
         root, _, name = path.partition(".")
         name = ".".join(_CALLED_AGAIN.sub("", part) for part in plain_name(name).split("."))
-        if not root.startswith("L[") or name not in self._names:
+        if not root.startswith("L[") or name not in self._modules:
             raise TracingError(f"no module is known at {path}")
-        self.current = self._names[name]
+        return name
 
 
 @final
@@ -184,10 +215,12 @@ class TracedGraph:
             ``[N]``, and what quantizers learned, flat; its outputs those of the captured graph, then the smallest and
             the largest values of what it observed, each ``[K]``, if there is any.
         observed: Names of what it observed.
+        histories: Key of an activation -> how it comes about.
     """
 
     module: fx.GraphModule
     observed: tuple[str, ...]
+    histories: Mapping[str, int]
 
 
 def trace(
@@ -215,33 +248,38 @@ def trace(
         fold: Whether batch norms are folded in training too.
 
     Raises:
-        TracingError: If the operators are not those of the recorded pass, or the graph does more than compute what is
-            returned: it keeps other tensors, or switches gradients or precision.
+        NotKnownYetError: If training meets an operator, a range or a value to learn that is not known yet.
+        TracingError: If the graph does more than compute what is returned: it keeps other tensors, or switches
+            gradients or precision.
     """
     assert simulator.plan is not None
     _check_effects(captured, num_outputs)
-    root, record = nn.Module(), Record()
-    path = _GraphPath(network)
+    root, record = nn.Module(), Record(simulator.plan) if simulator.is_growing else None
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     values = [fake.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs]
-    learned = fake.from_tensor(simulator.learned.trained)
-    with simulator.learned.read_from(learned), fake, Recorder(root) as recorder:
+    trained = fake.from_tensor(simulator.learned.trained)
+    with simulator.learned.read_from(trained), fake, Recorder(root) as recorder:
         device = next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
         scales, zero_points = (torch.ones(len(keys), device=device) for _ in range(2))
         for place, (value, real) in enumerate(zip(values, inputs, strict=True)):
             recorder.add_input(f"input_{place}", value, real)
         recorder.add_input("scales", scales)
         recorder.add_input("zero_points", zero_points)
-        recorder.add_input("learned", learned)
+        recorder.add_input("learned", trained)
         simulator.learned.refresh()
-        ranges = _Scales(keys, scales, zero_points, simulator.activations)
-        with simulator.placed_at(network, path, simulator.backend(ranges, fold=fold), record) as placement:
-            outputs = _Replay(captured, path).run(*values)
+        ranges = _Scales(simulator, keys, scales, zero_points)
+        names = simulator.names(record)
+        learned = _NoFirstValues(simulator.learned) if network.training else None
+        backend = simulator.backend(ranges, learned, fold=fold)
+        with simulator.placed_at(network, names, backend, record) as placement:
+            outputs = _Replay(captured, _GraphPath(network, names)).run(*values)
         outputs = placement.finish(outputs)
         ends = [torch.stack(values) for values in zip(*ranges.seen.values(), strict=True)]
         recorder.graph.output(recorder.node_of((*outputs, *ends)))
-    _check_operators(record, simulator.plan)
-    return TracedGraph(fx.GraphModule(root, recorder.graph), tuple(ranges.seen))
+    if record is not None and not record.is_empty:
+        raise NotKnownYetError("it takes a way that no batch has shown yet")
+    histories = {} if record is None else record.histories
+    return TracedGraph(fx.GraphModule(root, recorder.graph), tuple(ranges.seen), histories)
 
 
 def _check_effects(captured: fx.GraphModule, num_outputs: int) -> None:
@@ -259,12 +297,3 @@ def _check_effects(captured: fx.GraphModule, num_outputs: int) -> None:
             if not any(isinstance(leaf, Tensor) for leaf in leaves):
                 name = getattr(node.target, "__name__", node.target)
                 raise TracingError(f"{name} runs for its effect alone")
-
-
-def _check_operators(record: Record, plan: Plan) -> None:
-    found, expected = (
-        {key for key, operator in operators.items() if operator.is_integer}
-        for operators in (record.operators, plan.operators)
-    )
-    if odd := sorted(found ^ expected):
-        raise TracingError(f"{odd[0]} and {len(odd) - 1} other operators differ from those of the recorded pass")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from enum import Enum
 from typing import ClassVar
 
@@ -40,6 +41,13 @@ class ObserverState(ABC):
     @abstractmethod
     def grow(self, count: int) -> None:
         """Make room for ``count`` tensors in all."""
+
+    def unite(self, places: Sequence[int]) -> None:  # noqa: B027  # most states count all batches alike
+        """Cover all that is seen of some tensors from now on: they come about in several ways, and none is typical."""
+
+    @abstractmethod
+    def reset(self, places: Sequence[int]) -> None:
+        """Forget what was seen of some tensors."""
 
     @abstractmethod
     def update(self, low: Tensor, high: Tensor, counts: Tensor | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -19,6 +20,9 @@ from lightning_optim.quantization.observer.running_range import RunningRange
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MovingAverage(Observer):
     """Average the ranges of batches, older ones less (Jacob et al., 2018; arXiv:1712.05877, section 3.1).
+
+    A tensor that comes about in several ways, since layers before it are skipped at times, has no average range: what
+    all of its batches span is covered.
 
     Args:
         decay: Weight of the past at every batch, in ``[0, 1)``. The first batch counts in full.
@@ -47,14 +51,36 @@ class MovingAverage(Observer):
 class MovingAverageState(RunningRange):
     """Running averages of both ends."""
 
-    __slots__ = ("_decay",)
+    __slots__ = ("_decay", "_united")
 
     def __init__(self, decay: float) -> None:
         super().__init__()
-        self._decay = decay
+        self._decay, self._united = decay, torch.empty(0, dtype=torch.bool)
+
+    @override
+    def grow(self, count: int) -> None:
+        super().grow(count)
+        self._united = torch.cat([self._united, self._united.new_zeros(count - len(self._united))])
+
+    @override
+    def unite(self, places: Sequence[int]) -> None:
+        self._united = self._united.clone()
+        self._united[list(places)] = True
 
     @override
     def update(self, low: Tensor, high: Tensor, counts: Tensor | None = None) -> None:
         past, now = torch.stack([self._low, self._high]).to(low.device), torch.stack([low, high])
         blended = past + (1.0 - self._decay) * (now - past)
+        if self._united.any():  # which lies on the CPU
+            union = torch.stack([torch.minimum(past[0], low), torch.maximum(past[1], high)])
+            blended = torch.where(self._united.to(low.device), union, blended)
         self._low, self._high = torch.where(now.isinf(), past, torch.where(past.isinf(), now, blended))
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**super().state_dict(), "united": self._united.clone()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._united = state["united"].clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -65,6 +65,12 @@ class RunningHistogram(RunningRange):
         more = self.counts.new_zeros(count - len(self.counts), NUM_BINS)
         super().grow(count)
         self.counts = torch.cat([self.counts, more])
+
+    @override
+    def reset(self, places: Sequence[int]) -> None:
+        super().reset(places)
+        self.counts = self.counts.clone()
+        self.counts[list(places)] = 0.0
 
     @override
     def update(self, low: Tensor, high: Tensor, counts: Tensor | None = None) -> None:

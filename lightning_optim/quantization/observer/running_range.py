@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +38,12 @@ class RunningRange(ObserverState):
             return
         self._low = torch.cat([self._low, self._low.new_full((more,), math.inf)])
         self._high = torch.cat([self._high, self._high.new_full((more,), -math.inf)])
+
+    @override
+    def reset(self, places: Sequence[int]) -> None:
+        chosen = list(places)
+        self._low, self._high = self._low.clone(), self._high.clone()
+        self._low[chosen], self._high[chosen] = math.inf, -math.inf
 
     @abstractmethod
     @override

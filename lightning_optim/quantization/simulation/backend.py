@@ -34,6 +34,9 @@ class Backend(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the quantized weight and the bias of a layer, with ``norm`` folded in if there is one."""
 
+    def pass_unknown(self, key: str) -> None:  # noqa: B027  # most backends have nothing to say
+        """Take note that an activation stays as it is, since the plan does not know its operator."""
+
     @abstractmethod
     def folds(self, norm: BatchNorm) -> bool:
         """Whether a batch norm is folded in this pass; if not, it runs by itself."""

@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.errors import TargetError
-from lightning_optim.quantization.simulation.backend import FloatBackend
+from lightning_optim.quantization.simulation.plan import Plan
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.inputs import Inputs, call_network
 from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.patch import Patches
+
+_MOST_RUNS = 10  # over all batches: each shows operators that lie behind those that the one before showed
 
 
 @final
 class Calibration:
     """Calibration: shows a simulator forward passes of a network, all of them in floating point.
 
-    The first batch shows the operators, the others their ranges.
+    What the simulator knows already stays as it is: only ranges that are missing are learned.
 
     Args:
-        simulator: Learns; must know nothing yet.
+        simulator: Learns.
         network: The network, in evaluation.
 
     Attributes:
-        inputs: What the network was called with, but for the first batch's first time.
+        inputs: What the network was called with, once all is known.
     """
 
     def __init__(self, simulator: Simulator, network: nn.Module) -> None:
         self._simulator, self._network = simulator, network
+        self._known = frozenset(filter(simulator.ranges.has, simulator.ranges.keys))
         self.inputs: list[Inputs] = []
-        self._num_batches = 0
+        self._num_batches, self._has_called = 0, False
+
+    def learn(self, run: Callable[[int], None], num_batches: int) -> None:
+        """Learn operators and ranges.
+
+        Args:
+            run: Runs the network on so many batches at most, and calls ``end_batch`` after each.
+            num_batches: How many batches there may be.
+
+        Raises:
+            TargetError: If no operator runs in integers.
+            ValueError: If there is no batch, or one holds NaN or infinities.
+        """
+        with self._watching():
+            run(1)  # shows operators, as good as all of them
+            for _ in range(_MOST_RUNS):
+                plan = self._begin()
+                run(num_batches)
+                if self._simulator.plan is plan:
+                    break  # no batch has shown an operator whose range in earlier ones would be missing
+        self._check()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def _watching(self) -> Iterator[None]:
         """Watch the network's forward passes, whoever runs them."""
         patches = Patches()
         patches.wrap(self._network, "forward", self._run)
@@ -47,14 +70,20 @@ class Calibration:
         finally:
             patches.undo()
 
+    def _begin(self) -> Plan | None:
+        ranges = self._simulator.ranges
+        ranges.reset(frozenset(ranges.keys) - self._known)
+        self.inputs, self._num_batches = [], 0
+        return self._simulator.plan
+
     def _run(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-        if self._simulator.plan is None:
-            with self._simulator.observing():
-                return self._simulator.run(self._network, forward, args, kwargs)
+        self._has_called = True
         self.inputs.append(Inputs(args, kwargs))
-        with self._simulator.placed(self._network, FloatBackend(self._simulator.ranges.observe)) as placement:
-            output = forward(*args, **kwargs)
-        return placement.finish(output)
+        return self._simulator.run_in_float(self._network, forward, args, kwargs, self._observe)
+
+    def _observe(self, key: str, tensor: Tensor) -> None:
+        if key not in self._known:
+            self._simulator.ranges.observe(key, tensor)
 
     def end_batch(self) -> None:
         """Take in what one batch showed.
@@ -68,16 +97,12 @@ class Calibration:
                 f"batch {self._num_batches} gives NaN or infinities at {broken[0]!r}: calibrate on finite data, "
                 "with finite weights"
             )
-        self._num_batches += self._simulator.plan is not None
+        self._num_batches += 1
         self._simulator.finish_batch()
 
-    def check(self) -> None:
-        """Refuse a calibration that showed nothing.
-
-        Raises:
-            ValueError: Saying what was missing.
-        """
-        if self._simulator.plan is None:
+    def _check(self) -> None:
+        """Refuse a calibration that showed nothing."""
+        if not self._has_called:
             raise ValueError("calibration never called the network: the data has no batch, or its step calls another")
         if not self._simulator.is_ready:
             raise TargetError("calibration found no operator that computes in integers: see describe(), and targets")
@@ -87,7 +112,7 @@ def run_calibration(simulator: Simulator, network: nn.Module, batches: Iterable[
     """Run a network on some batches, so that a simulator learns its operators and ranges. The network stays as it is.
 
     Args:
-        simulator: Learns; must know nothing yet.
+        simulator: Learns; what it knows already stays as it is.
         network: The trained network.
         batches: A mapping holds keyword inputs of the network, a tuple or list its positional ones, all else is the
             only input.
@@ -107,13 +132,15 @@ def run_calibration(simulator: Simulator, network: nn.Module, batches: Iterable[
         (0.0, 3.0)
     """
     check_num_batches(num_batches)
-    calibration = Calibration(simulator, network)
-    with evaluating(network), calibration.watching():
-        for index, batch in enumerate(islice(batches, num_batches)):
-            for _ in range(1 if index else 2):  # the first shows its operators, then its ranges
-                call_network(network, batch)
-                calibration.end_batch()
-    calibration.check()
+    batches, calibration = list(islice(batches, num_batches)), Calibration(simulator, network)
+
+    def run(limit: int) -> None:
+        for batch in batches[:limit]:
+            call_network(network, batch)
+            calibration.end_batch()
+
+    with evaluating(network):
+        calibration.learn(run, num_batches)
 
 
 def check_num_batches(num_batches: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.integer_form import is_real
 from lightning_optim.quantization.simulation.overwriting import Overwriting
-from lightning_optim.quantization.simulation.plan import Record
+from lightning_optim.quantization.simulation.plan import Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates, version_of
 from lightning_optim.surgery.torch_private import pytree
 
@@ -21,6 +21,7 @@ class DeferredActivations:
 
     Args:
         backend: Quantizes.
+        plan: Tells which operators are known, and whose very output is rounded.
         record: Notes who reads what, if given.
         states: States of tensors that other parts of the network put out.
 
@@ -31,7 +32,8 @@ class DeferredActivations:
     Example:
         >>> from lightning_optim.quantization.simulation.backend import FloatBackend
         >>> quantized = []
-        >>> activations = DeferredActivations(FloatBackend(lambda key, tensor: quantized.append(key)))
+        >>> plan = Plan(readers={"conv": frozenset({"linear", "add"})})
+        >>> activations = DeferredActivations(FloatBackend(lambda key, tensor: quantized.append(key)), plan)
         >>> x = torch.ones(2)
         >>> activations.states.set(x, TensorState("conv", "conv", Stage.PENDING))
         >>> quantized
@@ -42,9 +44,11 @@ class DeferredActivations:
         ['conv']
     """
 
-    def __init__(self, backend: Backend, record: Record | None = None, states: TensorStates | None = None) -> None:
+    def __init__(
+        self, backend: Backend, plan: Plan, record: Record | None = None, states: TensorStates | None = None
+    ) -> None:
         self.states, self.overwriting = states or new_states(), Overwriting()
-        self._backend, self._record = backend, record
+        self._backend, self._plan, self._record = backend, plan, record
 
     def read(self, tensor: Tensor, reader: str, place: int) -> tuple[Tensor, str]:
         """Return a tensor as an integer operator reads it, and the key of its quantizer.
@@ -55,25 +59,38 @@ class DeferredActivations:
             place: Which of the operator's inputs the tensor is.
         """
         state = self.states.get(tensor)
-        if state is None:
+        if state is None or not state.key:
             if tensor.requires_grad:
                 self.overwriting.external_tensors.append(tensor)
-            state = TensorState(f"{reader}<{place}", f"{reader}<{place}")
+            source = None if state is None else state.source
+            state = TensorState(f"{reader}<{place}", f"{reader}<{place}", source=source)
             self.states.set(tensor, state)
         self.note_reader(state, reader)
-        if state.stage is Stage.QUANTIZED:
+        if state.stage is Stage.QUANTIZED or not self._is_placed(state, reader):
             return tensor, state.key
         # A copy made without gradients does not serve a reader that needs them, nor one of values that were changed.
         lacks_grad, version = torch.is_grad_enabled() and tensor.requires_grad, version_of(tensor)
         if state.quantized is None or state.version != version or (lacks_grad and not state.quantized.requires_grad):
+            if self._record is not None:
+                self._record.follow(state.key, 0 if state.source is None else state.source.history)
             quantized = self._backend.activation(tensor, state.key)
             if quantized is tensor:
                 state.stage = Stage.QUANTIZED
                 return tensor, state.key
             state.quantized, state.version = quantized, version
             self.overwriting.note(tensor, quantized)
-            self.states.set(quantized, TensorState(state.key, state.origin, Stage.QUANTIZED))
+            self.states.set(quantized, TensorState(state.key, state.origin, Stage.QUANTIZED, state.source))
         return state.quantized, state.key
+
+    def _is_placed(self, state: TensorState, reader: str) -> bool:
+        """Whether the plan has a quantizer where somebody reads a tensor; if not, it is read as it is."""
+        if not state.is_pending:
+            return reader in self._plan.operators
+        if state.origin in self._plan.rounded:
+            return True
+        if self._record is None:
+            self._backend.pass_unknown(state.key)
+        return False
 
     def quantize_pending(self, value: Any, reader: str) -> Any:
         """Return a value as an operator in floating point reads it: quantized, if it is a tensor that is pending."""
@@ -103,8 +120,9 @@ class DeferredActivations:
         """
         if state.stage is Stage.BEFORE_NORM:
             raise RuntimeError(
-                f"{reader} reads the output of {state.origin} before its batch norm, which the recorded pass did not: "
-                "the network takes another way now; leave these layers out with targets.exclude"
+                f"{reader} reads the output of {state.origin} before its batch norm, which is folded in, since nobody "
+                "did so when the operators were recorded: let calibrate() see this way through the network, or leave "
+                "these layers out with targets.exclude"
             )
         if self._record is not None:
             self._record.read(state.origin, reader)

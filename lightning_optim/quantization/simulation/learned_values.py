@@ -43,8 +43,8 @@ class LearnedValues:
     """What is learned about all weights and activations, in one flat tensor with one optimizer.
 
     Of positive values, such as step sizes, logarithms are kept: they stay positive, and Adam changes each by a share of
-    itself. Other values are kept as what was added to their first entries, in units of their own. The first simulated
-    batch shows which values there are; from the second on they are trained.
+    itself. Other values are kept as what was added to their first entries, in units of their own. A simulated batch
+    shows which values there are; from the next on they are trained.
     """
 
     def __init__(self) -> None:
@@ -86,29 +86,64 @@ class LearnedValues:
             self._trained = own
             self.refresh()
 
+    @property
+    def found(self) -> dict[str, Mapping[str, Start]]:
+        """What was found, on the CPU: other processes may take it in."""
+        return {key: {name: _on_cpu(start) for name, start in values.items()} for key, values in self._found.items()}
+
+    def lacks(self, key: str) -> bool:
+        """Whether values are neither trained nor found yet."""
+        return key not in self._parts and key not in self._found
+
     def find(self, key: str, values: Mapping[str, Start]) -> None:
         """Take note of first values, by name."""
         self._found.setdefault(key, values)
 
-    def start(self) -> None:
-        """Train what was found from now on."""
+    def start(self, device: torch.device | None = None) -> None:
+        """Train what was found from now on, beside what is trained already.
+
+        Args:
+            device: Where; ``None`` is where it was found.
+        """
         found = {f"{key}/{name}": start for key in self.found_keys for name, start in self._found[key].items()}
         self._found = {}
         positive = {name: start for name, start in found.items() if start.unit is None}
         shifted = {name: (start.value, start.unit) for name, start in found.items() if start.unit is not None}
         self._sizes = Sizes(
-            positive={name: start.value.shape for name, start in positive.items()},
-            shifted={name: value.shape for name, (value, _) in shifted.items()},
+            positive={**self._sizes.positive, **{name: start.value.shape for name, start in positive.items()}},
+            shifted={**self._sizes.shifted, **{name: value.shape for name, (value, _) in shifted.items()}},
         )
-        device = next(iter(found.values())).value.device
-        self._fixed = {
+        device = device or next(iter(found.values())).value.device
+        more = {
             "bases": _flat([value for value, _ in shifted.values()], device),
             "units": _flat([unit for _, unit in shifted.values()], device),
             "decays": _flat([torch.full_like(start.value, start.decay) for start in positive.values()], device),
         }
-        logarithms = _flat([start.value for start in positive.values()], device).log()
-        self._start_optimizer(torch.cat([logarithms, torch.zeros_like(self._fixed["bases"])]))
+        self._widen(_flat([start.value for start in positive.values()], device).log(), more)
         self.refresh()
+
+    def _widen(self, logarithms: Tensor, more: Mapping[str, Tensor]) -> None:
+        """Make room in the flat tensor, in its gradient and in what the optimizer knows."""
+        device, num_positive = logarithms.device, self._fixed["decays"].numel()
+        ends = torch.zeros_like(logarithms), torch.zeros_like(more["bases"])
+
+        def wider(flat: Tensor, first: Tensor = ends[0]) -> Tensor:
+            known = flat.detach().to(device)
+            return torch.cat([known[:num_positive], first, known[num_positive:], ends[1]])
+
+        gradient, state = self._trained.grad, self._optimizer.state_dict()
+        self._fixed = {name: torch.cat([known.to(device), more[name]]) for name, known in self._fixed.items()}
+        self._start_optimizer(wider(self._trained, logarithms))
+        if state["state"]:
+            moments = state["state"][0]
+            moments.update({name: wider(moments[name]) for name in ("exp_avg", "exp_avg_sq")})
+            self._optimizer.load_state_dict(state)
+        self._trained.grad = None if gradient is None else wider(gradient)
+
+    def take_in(self, found: Mapping[str, Mapping[str, Start]]) -> None:
+        """Take note of what another process found, too."""
+        for key, values in found.items():
+            self._found.setdefault(key, values)
 
     def discard(self) -> None:
         """Forget what an unfinished batch showed."""
@@ -196,6 +231,11 @@ class LearnedValues:
         self._has_decay = bool(self._fixed["decays"].any())
         self._trained = trained.detach().requires_grad_()
         self._optimizer = torch.optim.Adam([self._trained])
+
+
+def _on_cpu(start: Start) -> Start:
+    unit = None if start.unit is None else start.unit.cpu()
+    return Start(value=start.value.detach().cpu(), unit=unit, decay=start.decay)
 
 
 def _flat(values: list[Tensor], device: torch.device) -> Tensor:

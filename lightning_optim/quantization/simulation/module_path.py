@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lightning_optim.quantization.simulation.operator_names import OperatorNames
 from lightning_optim.surgery.select import plain_name
 
 
-def module_names(network: nn.Module) -> dict[int, str]:
-    """Return the plain name of every module of a network, by the module's identity; the network's own is empty."""
-    return {id(module): plain_name(name) for name, module in network.named_modules()}
+def identity_of(module: nn.Module) -> int:
+    """Return what a module has in common with its stand-ins: ``torch.export`` calls those of shared modules."""
+    return id(module._parameters)
 
 
-class CurrentModule(Protocol):
-    """Current module: tells which module of a network runs."""
+def module_names(network: nn.Module) -> dict[int, list[str]]:
+    """Return all plain names of every module of a network, by the module's identity; the network's own is empty."""
+    names: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        names.setdefault(identity_of(module), []).append(plain_name(name))
+    return names
 
-    @property
-    def current(self) -> str:
-        """Name of the innermost module that runs."""
+
+def name_below(names: Sequence[str], caller: str) -> str:
+    """Return by which of a module's names its caller has it; the first one, if by none.
+
+    Example:
+        >>> name_below(["first.act", "second.act"], "second")
+        'second.act'
+    """
+    if len(names) > 1 and caller:
+        return next((name for name in names if name.startswith(f"{caller}.")), names[0])
+    return names[0]
 
 
 @final
@@ -31,19 +44,13 @@ class ModulePath:
     Hooks for all modules, set for the length of one forward pass, leave nothing behind in the model.
 
     Args:
-        names: Identity of a module -> its name.
-        start: Name of the module that runs when this is entered.
+        modules: Identity of a module -> its names.
+        names: Is told which module runs.
     """
 
-    def __init__(self, names: Mapping[int, str], start: str = "") -> None:
-        self._names = names
-        self._stack: list[str] = [start]
+    def __init__(self, modules: Mapping[int, Sequence[str]], names: OperatorNames) -> None:
+        self._modules, self._names = modules, names
         self._handles: list[Any] = []
-
-    @property
-    def current(self) -> str:
-        """Name of the innermost module that runs."""
-        return self._stack[-1]
 
     def __enter__(self) -> ModulePath:
         self._handles = [
@@ -57,8 +64,11 @@ class ModulePath:
             self._handles.pop().remove()
 
     def _begin(self, module: nn.Module, _: Any) -> None:
-        self._stack.append(self._names.get(id(module), self._stack[-1]))
+        known = self._modules.get(identity_of(module))
+        if known is None:
+            self._names.begin_unknown()
+        else:
+            self._names.begin(name_below(known, self._names.call.name), known[0])
 
     def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if len(self._stack) > 1:
-            self._stack.pop()
+        self._names.end()

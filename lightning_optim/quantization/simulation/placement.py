@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,8 +16,8 @@ from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.composites import opened
 from lightning_optim.quantization.simulation.deferred_activations import DeferredActivations
 from lightning_optim.quantization.simulation.integer_form import is_real, upper_bound
-from lightning_optim.quantization.simulation.module_path import CurrentModule
 from lightning_optim.quantization.simulation.operator_macs import operator_macs
+from lightning_optim.quantization.simulation.operator_names import OperatorNames, Source
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, NO_KERNEL, CalledOperator, Role, classify
 from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates
@@ -37,6 +37,7 @@ class FunctionCall:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         key: Names the operator among all of the pass.
+        source: That of the result.
         operator: What the function is to a quantized network.
     """
 
@@ -44,7 +45,17 @@ class FunctionCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     key: str
+    source: Source
     operator: CalledOperator
+
+    def state(self, stage: Stage = Stage.FLOAT, key: str | None = None) -> TensorState:
+        """Return the state of the result.
+
+        Args:
+            stage: How far the result is on its way to integers.
+            key: Names the quantizer that serves the result; ``None`` is the operator's own.
+        """
+        return TensorState(self.key if key is None else key, self.key, stage, self.source)
 
     def run(self) -> Any:
         """Call the function as it was called."""
@@ -64,8 +75,8 @@ class Placement(TorchFunctionMode):
         plan: What an earlier, recorded pass told.
         modules: Plain name -> module of the network, to find batch norms.
         excluded: Names of the modules whose operators stay in floating point.
-        path: Tells which module runs.
-        record: Notes what is seen, if given.
+        names: Names of the operators; knows which module runs.
+        record: Notes what the plan does not know, if given.
         states: States of tensors that other parts of the network put out, if it runs in parts.
 
     Example:
@@ -89,14 +100,14 @@ class Placement(TorchFunctionMode):
         plan: Plan,
         modules: Mapping[str, nn.Module],
         excluded: frozenset[str],
-        path: CurrentModule,
+        names: OperatorNames,
         record: Record | None = None,
         states: TensorStates | None = None,
     ) -> None:
         super().__init__()
         self._backend, self._plan, self._modules, self._excluded = backend, plan, modules, excluded
-        self._path, self._record = path, record
-        self._activations, self._counts = DeferredActivations(backend, record, states), dict[str, int]()
+        self._names, self._record, self._last_key = names, record, ""
+        self._activations = DeferredActivations(backend, plan, record, states)
         self._states, self._overwriting = self._activations.states, self._activations.overwriting
 
     def finish(self, output: Any) -> Any:
@@ -119,31 +130,42 @@ class Placement(TorchFunctionMode):
         operator = classify(func, args, kwargs)
         if operator.role is Role.INSPECT:
             return func(*args, **kwargs)
-        call = FunctionCall(func, args, kwargs, self._key(operator), operator)
+        call = FunctionCall(func, args, kwargs, *self._name(operator, args, kwargs), operator)
         if self._overwriting.saved_by_backward and (
             operator.is_in_place or operator.role is Role.WRITE or "out" in kwargs
         ):
             self._overwriting.allow((args[:1], kwargs.get("out")))
         note = self._why_left_out(call) or operator.why_float
-        if self._record is not None and not note:
-            self._note(self._record, call, "")
+        if not note:
+            self._note(call, "")
         out = self._run_float(call, note) if note else _HANDLERS[operator.role](self, call)
-        if self._record is not None:
+        if self._record is not None and call.key in self._record.operators:
             self._record.count(call.key, operator_macs(operator.name, args, kwargs, out))
         return out
 
-    def _key(self, operator: CalledOperator) -> str:
-        # Numbered apart: noise that is drawn in training alone must not shift the numbers of what is quantized.
+    def _name(self, operator: CalledOperator, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Source]:
+        # Counted apart: noise that is drawn in training alone must not shift the numbers of what is quantized.
         is_apart = operator.why_float and operator.role in INTEGER_ROLES
-        base = f"{self._path.current}:{'float ' if is_apart else ''}{operator.name}"
-        self._counts[base] = calls = self._counts.get(base, 0) + 1
-        return base if calls == 1 else f"{base}#{calls}"
+        function = f"float {operator.name}" if is_apart else operator.name
+        return self._names.name(function, self._sources((*args, *kwargs.values()) if kwargs else args))
+
+    def _sources(self, values: Iterable[Any]) -> list[Source]:
+        """Return the sources of tensors; few arguments hold any deeper than in a tuple or a list."""
+        found: list[Source] = []
+        for value in values:
+            if isinstance(value, Tensor):
+                state = self._states.get(value)
+                if state is not None and state.source is not None:
+                    found.append(state.source)
+            elif isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+                found += self._sources(value)
+        return found
 
     def _why_left_out(self, call: FunctionCall) -> str:
         """Return why an operator that could run in integers is not to; empty otherwise."""
         if call.operator.role not in INTEGER_ROLES:
             return ""
-        if self._path.current in self._excluded:
+        if self._names.call.path in self._excluded:
             return EXCLUDED
         if self._plan.may_be_masked(call.key):
             return BEFORE_SOFTMAX
@@ -156,14 +178,16 @@ class Placement(TorchFunctionMode):
         bias = call.args[2] if len(call.args) > 2 else kwargs.pop("bias", None)
         found = self._modules.get(self._plan.norms.get(call.key, ""))
         norm = found if found is not None and is_foldable(found) else None
-        weight, bias = self._backend.weight(weight, bias, call.key, input_key, norm)
-        if call.operator.role is Role.LINEAR:
+        is_known = call.key in self._plan.operators
+        if is_known:
+            weight, bias = self._backend.weight(weight, bias, call.key, input_key, norm)
+        if is_known and call.operator.role is Role.LINEAR:
             out = self._backend.linear((x, weight, bias), call.key, input_key)
         else:
             out = call.func(x, weight, bias, *call.args[3:], **kwargs)
         is_normalized = norm is not None and self._backend.folds(norm)
         stage = Stage.BEFORE_NORM if is_normalized else Stage.PENDING
-        self._states.set(out, TensorState(call.key, call.key, stage))
+        self._states.set(out, call.state(stage))
         return out
 
     def _matmul(self, call: FunctionCall) -> Tensor:
@@ -184,32 +208,36 @@ class Placement(TorchFunctionMode):
 
     def _norm(self, call: FunctionCall) -> Any:
         state = self._states.get(call.args[0])
-        if state is None or state.stage is Stage.QUANTIZED or self._plan.norms.get(state.origin) != self._path.current:
+        if (
+            state is None
+            or state.stage is Stage.QUANTIZED
+            or self._plan.norms.get(state.origin) != self._names.call.path
+        ):
             return self._run_float(call, NO_KERNEL)
         if state.stage is Stage.BEFORE_NORM:
-            state.stage, state.origin = Stage.PENDING, call.key
+            state.stage, state.origin, state.source = Stage.PENDING, call.key, call.source
             return call.args[0]
         out = call.run()
-        self._states.set(out, TensorState(state.key, call.key, Stage.PENDING))
+        self._states.set(out, call.state(Stage.PENDING, state.key))
         return out
 
     def _relu(self, call: FunctionCall) -> Any:
         state, upper = self._states.get(call.args[0]), upper_bound(call.operator.name, call.args, call.kwargs)
         if state is None or state.stage is Stage.FLOAT:
-            return self._set_result(call, call.run(), TensorState(call.key, call.key))
+            return self._set_result(call, call.run(), call.state())
         if state.is_pending and state.origin not in self._plan.shared:
             self._activations.note_reader(state, call.key)
             if upper is None:
-                return self._set_result(call, call.run(), TensorState(state.key, call.key, Stage.PENDING))
+                return self._set_result(call, call.run(), call.state(Stage.PENDING, state.key))
             # The clip's gradient needs what is overwritten with its result.
             x = call.args[0].clone() if call.operator.is_in_place else call.args[0]
             out = self._backend.clip(x, state.key, upper)
-            return self._set_result(call, out, TensorState(state.key, call.key, Stage.PENDING))
+            return self._set_result(call, out, call.state(Stage.PENDING, state.key))
         if upper is not None:
             return self._run_float(call, NO_KERNEL)  # the bound lies between two values of the grid
         out = torch.relu(self._activations.read(call.args[0], call.key, 0)[0])  # what is on the grid stays on it
         out = self._backend.moved(out, state.key)
-        return self._set_result(call, out, TensorState(state.key, call.key, Stage.QUANTIZED))
+        return self._set_result(call, out, call.state(Stage.QUANTIZED, state.key))
 
     def _move(self, call: FunctionCall) -> Any:
         state = self._states.get(call.args[0]) if call.args and is_real(call.args[0]) else None
@@ -226,7 +254,7 @@ class Placement(TorchFunctionMode):
                 return part
             part = self._backend.moved(part, state.key) if is_placed else part
             stage = Stage.QUANTIZED if is_quantized else Stage.FLOAT
-            return self._set_result(call, part, TensorState(state.key, call.key, stage))
+            return self._set_result(call, part, call.state(stage, state.key))
 
         return place(out) if isinstance(out, Tensor) else pytree.tree_map(place, out)
 
@@ -242,12 +270,11 @@ class Placement(TorchFunctionMode):
         self._overwriting.allow(target)
         out = call.func(target, *rest, **kwargs)
         if state is not None:
-            self._states.set(target, TensorState(call.key, call.key))
+            self._states.set(target, call.state())
         return out
 
     def _run_float(self, call: FunctionCall, note: str) -> Any:
-        if self._record is not None and any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
-            self._note(self._record, call, note)
+        self._note(call, note)
         quantize = self._activations.quantize_all_pending
         args = [quantize(value, call.key) for value in call.args]
         kwargs = {name: quantize(value, call.key) for name, value in call.kwargs.items()}
@@ -255,10 +282,13 @@ class Placement(TorchFunctionMode):
             # Once more: an argument that was rounded just now may share memory with the first.
             self._overwriting.allow(call.args[:1])
         out = call.func(*args, **kwargs)
-        return self._set_result(call, out, TensorState(call.key, call.key)) if is_real(out) else out
+        if isinstance(out, (tuple, list)):
+            for part in filter(is_real, out):
+                self._states.set(part, call.state(key=""))
+        return self._set_result(call, out, call.state()) if is_real(out) else out
 
     def _produced(self, call: FunctionCall, out: Tensor) -> Tensor:
-        return self._set_result(call, out, TensorState(call.key, call.key, Stage.PENDING))
+        return self._set_result(call, out, call.state(Stage.PENDING))
 
     def _set_result(self, call: FunctionCall, out: Tensor, state: TensorState) -> Tensor:
         """Note the state of a result, and put it where an in-place call asked for it."""
@@ -268,8 +298,18 @@ class Placement(TorchFunctionMode):
         self._states.set(out, state)
         return out
 
-    def _note(self, record: Record, call: FunctionCall, note: str) -> None:
-        record.add(call.key, Operator(self._path.current, call.operator.name, call.operator.role, note))
+    def _note(self, call: FunctionCall, note: str) -> None:
+        """Take note of an operator, if the plan does not know it."""
+        if call.key in self._plan.operators:
+            self._last_key = call.key
+            return
+        operator = Operator(self._names.call.path, call.operator.name, call.operator.role, note)
+        if self._record is None:
+            if operator.is_integer:
+                self._backend.pass_unknown(call.key)
+        elif not note or any(map(is_real, pytree.tree_leaves((call.args, call.kwargs)))):
+            self._record.add(call.key, operator, self._last_key)
+            self._last_key = call.key
 
 
 # Not held by a placement, which would be freed by the garbage collector alone, and activations with it.

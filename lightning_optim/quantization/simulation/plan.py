@@ -1,9 +1,10 @@
-"""Plan: what one recorded forward pass tells about the operators of a network."""
+"""Plan: what recorded forward passes tell about the operators of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, final
 
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
@@ -43,86 +44,225 @@ class Operator:
 @final
 @dataclass(slots=True)
 class Record:
-    """Record of the operators, and of who reads whom, in the forward passes of one batch."""
+    """Record of what the forward passes of one batch show that a plan does not know.
 
-    operators: dict[str, Operator] = field(default_factory=dict)
+    Args:
+        known: The plan.
+        histories: Key of an activation -> what stands for the operators that it comes from, as it was seen first.
+
+    Attributes:
+        varied: Keys of activations that have come about in another way.
+        operators: Key -> operator, and the key of the one before it; in the order of the passes.
+        readers: Key of an operator -> keys of those that read its output.
+        sources: Those of the plan and new ones, as ``OperatorNames`` takes them.
+    """
+
+    known: Plan
+    histories: dict[str, int] = field(default_factory=dict)
+    varied: set[str] = field(default_factory=set)
+    operators: dict[str, tuple[Operator, str]] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(init=False)
 
-    def add(self, key: str, operator: Operator) -> None:
-        """Note that an operator ran."""
-        self.operators[key] = operator
+    def __post_init__(self) -> None:
+        self.sources = {name: [*sources] for name, sources in self.known.sources.items()}
+
+    def add(self, key: str, operator: Operator, after: str = "") -> None:
+        """Note that an operator ran that is new, behind another one; what is said of it last holds."""
+        _, after = self.operators.get(key, (operator, after))
+        self.operators[key] = operator, after
 
     def count(self, key: str, macs: int) -> None:
         """Note how many multiply-accumulates an operator took, if it is one that was noted."""
         if macs and key in self.operators:
-            self.operators[key] = replace(self.operators[key], macs=macs)
+            operator, after = self.operators[key]
+            self.operators[key] = replace(operator, macs=macs), after
 
     def read(self, origin: str, reader: str) -> None:
         """Note that ``reader`` took the output of ``origin``."""
-        self.readers.setdefault(origin, set()).add(reader)
+        if reader not in self.known.readers.get(origin, ()):
+            self.readers.setdefault(origin, set()).add(reader)
 
-    def plan(self, foldable: frozenset[str]) -> Plan:
-        """Return the plan that follows from what was recorded.
+    def follow(self, key: str, history: int, kind: str = "") -> None:
+        """Note how an activation has come about, in a pass of some kind; those of two kinds are not compared."""
+        if self.histories.setdefault(kind + key, history) != history and key not in self.known.varied:
+            self.varied.add(key)
 
-        Args:
-            foldable: Names of the modules that are batch norms with running statistics.
-        """
-        norms = {}
-        for key, operator in self.operators.items():
-            readers = self.readers.get(key, set())
-            if operator.role not in WEIGHTED_ROLES or not operator.is_integer or len(readers) != 1:
-                continue
-            reader = self.operators.get(next(iter(readers)))
-            if reader is not None and reader.role is Role.NORM and reader.path in foldable:
-                norms[key] = reader.path
-        shared = frozenset(key for key, readers in self.readers.items() if len(readers) > 1)
-        operators = {
+    @property
+    def is_empty(self) -> bool:
+        """Whether the plan knew everything."""
+        return not (self.operators or self.readers or self.varied or self.sources != self.known.sources)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is new, as primitives."""
+        operators = [[key, after, *_row(operator)] for key, (operator, after) in self.operators.items()]
+        readers = {key: sorted(readers) for key, readers in self.readers.items()}
+        return {"operators": operators, "readers": readers, "sources": self.sources, "varied": sorted(self.varied)}
+
+
+def _row(operator: Operator) -> tuple[str, str, str, str, int]:
+    return operator.path, operator.name, operator.role.value, operator.note, operator.macs
+
+
+def _operator(row: Iterable[Any]) -> Operator:
+    path, name, role, note, macs = row
+    return Operator(path, name, Role(role), note, macs)
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """Plan: what the simulation knows ahead of a forward pass. It grows when a pass shows more.
+
+    Args:
+        recorded: Key -> operator, in the order of the forward pass.
+        readers: Key of an operator -> keys of those that read its output.
+        foldable: Names of the modules that are batch norms with running statistics.
+        sources: Those of modules that are called several times, as ``OperatorNames`` takes them.
+        varied: Keys of activations that come about in several ways, since operators before them are skipped at times.
+
+    Example:
+        >>> record = Record(Plan())
+        >>> record.add("conv:conv2d", Operator("conv", "conv2d", Role.CONVOLUTION))
+        >>> record.add("act:relu", Operator("act", "relu", Role.RELU), after="conv:conv2d")
+        >>> record.read("conv:conv2d", "act:relu")
+        >>> record.read("act:relu", "output")
+        >>> plan = Plan().grown([record.state_dict()])
+        >>> sorted(plan.rounded)
+        ['act:relu']
+    """
+
+    recorded: Mapping[str, Operator] = field(default_factory=dict)
+    readers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    foldable: frozenset[str] = frozenset()
+    sources: Mapping[str, list[str]] = field(default_factory=dict)
+    varied: frozenset[str] = frozenset()
+
+    @cached_property
+    def operators(self) -> dict[str, Operator]:
+        """Key -> operator, in the order of the forward pass."""
+        return {
             key: replace(operator, note=BEFORE_SOFTMAX)
             if operator.role is Role.ADD and operator.is_integer and self._goes_to_softmax(key)
             else operator
-            for key, operator in self.operators.items()
+            for key, operator in self.recorded.items()
         }
-        return Plan(operators=operators, norms=norms, shared=shared)
+
+    @cached_property
+    def norms(self) -> dict[str, str]:
+        """Key of a convolution or linear layer -> name of the batch norm that alone reads it."""
+        norms = {}
+        for key, operator in self.recorded.items():
+            reader = self._only_reader(key)
+            is_layer = operator.role in WEIGHTED_ROLES and operator.is_integer
+            if is_layer and reader is not None and reader.role is Role.NORM and reader.path in self.foldable:
+                norms[key] = reader.path
+        return norms
+
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """Keys of the operators whose output several others read; a ReLU among the readers can't be absorbed."""
+        return frozenset(key for key, readers in self.readers.items() if len(readers) > 1)
+
+    @cached_property
+    def rounded(self) -> frozenset[str]:
+        """Keys of the operators whose very output is rounded: not that of a ReLU or a batch norm which they absorb."""
+        return frozenset(key for key in self.readers if not self._is_absorbed(key))
+
+    def _only_reader(self, key: str) -> Operator | None:
+        readers = self.readers.get(key, ())
+        return self.recorded.get(next(iter(readers))) if len(readers) == 1 else None
+
+    def _is_absorbed(self, key: str) -> bool:
+        reader = self._only_reader(key)
+        return reader is not None and (
+            (reader.role is Role.RELU and not reader.note) or self.norms.get(key) == reader.path
+        )
 
     def _goes_to_softmax(self, key: str) -> bool:
-        readers = {reader: self.operators.get(reader) for reader in self.readers.get(key, ())}
+        readers = {reader: self.recorded.get(reader) for reader in self.readers.get(key, ())}
         return bool(readers) and all(
             operator is not None
             and (operator.name == "softmax" or (operator.role is Role.MOVE and self._goes_to_softmax(reader)))
             for reader, operator in readers.items()
         )
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Plan: what the simulation knows ahead of a forward pass.
-
-    Args:
-        operators: Key -> operator, in the order of the forward pass.
-        norms: Key of a convolution or linear layer -> name of the batch norm that alone reads it.
-        shared: Keys of the operators whose output several others read; a ReLU among the readers can't be
-            absorbed.
-    """
-
-    operators: Mapping[str, Operator] = field(default_factory=dict)
-    norms: Mapping[str, str] = field(default_factory=dict)
-    shared: frozenset[str] = frozenset()
-
     def may_be_masked(self, key: str) -> bool:
         """Whether an operator's output goes to a softmax alone."""
         return key in self.operators and self.operators[key].note == BEFORE_SOFTMAX
 
+    def grown(self, records: Iterable[Mapping[str, Any]], foldable: frozenset[str] | None = None) -> Plan:
+        """Return the plan with what passes have shown, perhaps on several processes.
+
+        Where two processes have numbered the calls of a module unlike, only the numbers of both are kept, and the next
+        batch shows the rest.
+
+        Args:
+            records: What ``Record.state_dict`` returned, of each process.
+            foldable: Names of the modules that are batch norms with running statistics; ``None`` if that is known.
+        """
+        records = list(records)
+        foldable = self.foldable if foldable is None else foldable
+        sources, agree = _united([record["sources"] for record in records])
+        varied = self.varied.union(*(record["varied"] for record in records))
+        if not agree:
+            return Plan(self.recorded, self.readers, foldable, sources, varied)
+        operators, readers = [*self.recorded.items()], {key: {*known} for key, known in self.readers.items()}
+        for record in records:
+            _insert(operators, record["operators"])
+            for key, more in record["readers"].items():
+                readers.setdefault(key, set()).update(more)
+        return Plan(
+            dict(operators), {key: frozenset(known) for key, known in readers.items()}, foldable, sources, varied
+        )
+
+    def outdated(self, grown: Plan) -> tuple[str, ...]:
+        """Return whose output's range is another one, now that the plan has grown.
+
+        That of a convolution was the range behind its ReLU or batch norm, until somebody else read it as well; and of
+        a module's calls, that of all of them, until there were several in one pass.
+        """
+        repeated = tuple(f"{name}{end}" for name in grown.sources.keys() - self.sources.keys() for end in ":.")
+        read_apart = [key for key in self.readers if self._is_absorbed(key) and not grown._is_absorbed(key)]
+        return (*read_apart, *(key for key in self.recorded if repeated and key.startswith(repeated)))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the plan as primitives."""
-        rows = [[key, op.path, op.name, op.role.value, op.note, op.macs] for key, op in self.operators.items()]
-        return {"operators": rows, "norms": dict(self.norms), "shared": sorted(self.shared)}
+        return {
+            "operators": [[key, *_row(operator)] for key, operator in self.recorded.items()],
+            "readers": {key: sorted(readers) for key, readers in self.readers.items()},
+            "foldable": sorted(self.foldable),
+            "sources": {name: [*sources] for name, sources in self.sources.items()},
+            "varied": sorted(self.varied),
+        }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Plan:
         """Rebuild a plan from ``state_dict``."""
-        operators = {
-            key: Operator(path, name, Role(role), note, macs)
-            for key, path, name, role, note, macs in state["operators"]
-        }
-        return cls(operators=operators, norms=dict(state["norms"]), shared=frozenset(state["shared"]))
+        operators = {key: _operator(row) for key, *row in state["operators"]}
+        readers = {key: frozenset(readers) for key, readers in state["readers"].items()}
+        return cls(operators, readers, frozenset(state["foldable"]), state["sources"], frozenset(state["varied"]))
+
+
+def _insert(operators: list[tuple[str, Operator]], rows: Iterable[Sequence[Any]]) -> None:
+    """Insert operators behind those that they followed, unless they are known."""
+    places = {key: place for place, (key, _) in enumerate(operators)}
+    for key, after, *row in rows:
+        if key in places:
+            continue
+        place = places.get(after, -1) + 1
+        operators.insert(place, (key, _operator(row)))
+        places = {key: place for place, (key, _) in enumerate(operators)} if place < len(places) else places
+        places[key] = place
+
+
+def _united(each: list[Mapping[str, list[str]]]) -> tuple[dict[str, list[str]], bool]:
+    """Unite the sources of calls of several processes, and tell whether all have numbered them alike."""
+    united: dict[str, list[str]] = {}
+    agree = True
+    for sources in each:
+        for name, mine in sources.items():
+            known = united.setdefault(name, [])
+            agree = agree and known[: len(mine)] == mine[: len(known)]
+            known += [source for source in mine if source not in known]
+    return united, agree

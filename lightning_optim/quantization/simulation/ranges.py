@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -49,6 +49,7 @@ class Ranges:
         self._qparams: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
         self._clipped: tuple[Tensor, Tensor] | None = None
         self._ranged: set[str] = set()
+        self._is_ranged_known = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -100,11 +101,27 @@ class Ranges:
             counts = counts + widen_bins(past.unsqueeze(0), past_exponent.unsqueeze(0), exponent.unsqueeze(0))[0]
         self._counts[key] = (counts, exponent)
 
+    def reset(self, keys: Collection[str]) -> None:
+        """Forget what was seen of activations, which stand for something else from now on."""
+        known = [self._places[key] for key in keys if key in self._places]
+        self._batch = {key: ends for key, ends in self._batch.items() if key not in keys}
+        self._counts = {key: counts for key, counts in self._counts.items() if key not in keys}
+        if known:
+            self._state.reset(known)
+            self._qparams, self._clipped = {}, None
+            self._ranged -= set(keys)
+
+    def unite(self, keys: Iterable[str]) -> None:
+        """Let ranges cover all that is seen of activations which come about in several ways."""
+        self.register(tuple(keys))
+        self._state.unite([self._places[key] for key in keys])
+
     def register(self, keys: tuple[str, ...]) -> None:
         """Give activations a place in the flat message; the same keys in the same order on every process."""
         for key in keys:
             self._places.setdefault(key, len(self._places))
         self._state.grow(len(self._places))
+        self._is_ranged_known = False
 
     def message(self, device: torch.device | None = None) -> Tensor:
         """Return this batch's ranges as ``[-low, high]``, ``[2 * N]``, whose maximum over processes is their union.
@@ -134,7 +151,7 @@ class Ranges:
             low = -negated
             counts = self._histograms(low, high) if self._counts_values else None
             self._state.update(low, high, counts if counts is None or add is None else add(counts))
-            self._qparams, self._clipped = {}, None
+            self._qparams, self._clipped, self._is_ranged_known = {}, None, False
         self.discard()
 
     def _histograms(self, low: Tensor, high: Tensor) -> Tensor:
@@ -199,11 +216,11 @@ class Ranges:
         return places
 
     def _find_ranged(self) -> set[str]:
-        if len(self._ranged) < len(
-            self._places
-        ):  # a range never gets lost: an accelerator is asked until all are there
+        # A range never gets lost by itself: an accelerator is asked until all are there, and once a batch.
+        if not self._is_ranged_known and len(self._ranged) < len(self._places):
             seen = torch.isfinite(self._state.low).tolist()
             self._ranged = {key for key, place in self._places.items() if seen[place]}
+        self._is_ranged_known = True
         return self._ranged
 
     def _refresh(self, device: torch.device) -> None:
@@ -225,7 +242,7 @@ class Ranges:
         """Take over what ``state_dict`` returned."""
         self._places = {key: place for place, key in enumerate(state["keys"])}
         self._state.load_state_dict(dict(state["observer"]))
-        self._qparams, self._clipped, self._ranged = {}, None, set()
+        self._qparams, self._clipped, self._ranged, self._is_ranged_known = {}, None, set(), False
         self.discard()
 
 

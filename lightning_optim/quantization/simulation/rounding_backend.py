@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, final
 
 import torch
@@ -13,10 +13,9 @@ from typing_extensions import override
 from lightning_optim.quantization.fold import fold_batch_norm, uses_running_statistics
 from lightning_optim.quantization.functional import SMALLEST_SCALE, bias_floor, per_channel, round_bias
 from lightning_optim.quantization.quantizer.base import FixedScaleQuantizer, Quantizer, dynamic_qparams
-from lightning_optim.quantization.quantizer.learner import ActivationLearner, WeightLearner
+from lightning_optim.quantization.quantizer.learner import ActivationLearner, Start, WeightLearner
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulation.backend import Backend
-from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.surgery.torch_private import BatchNorm
 
 
@@ -61,6 +60,16 @@ class KnownRanges(Protocol):
         """Return scale and zero point of an activation, or ``None`` if it has no range yet."""
 
 
+class FirstValues(Protocol):
+    """First values of quantizers that learn some, as the simulation shows them."""
+
+    def lacks(self, key: str) -> bool:
+        """Whether there are none yet under a key."""
+
+    def find(self, key: str, values: Mapping[str, Start]) -> None:
+        """Take note of first values, by name."""
+
+
 @final
 class SimulationBackend(Backend):
     """Simulation backend: rounds weights and activations to the values of their integers.
@@ -76,9 +85,10 @@ class SimulationBackend(Backend):
         observes: Whether activations widen the batch's ranges.
         folds_all: Whether every batch norm is folded, even one that would use its batch's statistics.
         learned: Takes note of the first values of quantizers that learn some.
+        notice: Takes note of an activation that has no range, and stays as it is.
     """
 
-    def __init__(
+    def __init__(  # one keyword for each question
         self,
         ranges: KnownRanges,
         weight_quantizer_of: Callable[[str], Quantizer],
@@ -86,19 +96,22 @@ class SimulationBackend(Backend):
         *,
         observes: bool,
         folds_all: bool,
-        learned: LearnedValues | None = None,
+        learned: FirstValues | None = None,
+        notice: Callable[[str], object] | None = None,
     ) -> None:
         self._ranges, self._weights, self._activations = ranges, weight_quantizer_of, activation_quantizer_of
-        self._observes, self._folds_all, self._learned = observes, folds_all, learned
+        self._observes, self._folds_all, self._learned, self._notice = observes, folds_all, learned, notice
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
         ends = self._ranges.observe(key, tensor) if self._observes else None
         quantizer, qparams = self._activations(key), self._ranges.qparams(key, tensor.device)
         if qparams is None:
+            self.pass_unknown(key)
             return tensor
-        if isinstance(quantizer, ActivationLearner) and self._learned is not None:
-            self._learned.find(f"activation/{key}", quantizer.start(*qparams))
+        learned, name = self._learned, f"activation/{key}"
+        if isinstance(quantizer, ActivationLearner) and learned is not None and learned.lacks(name):
+            learned.find(name, quantizer.start(*qparams))
         dynamic = dynamic_qparams(quantizer, tensor)
         if dynamic is not None:
             return _fake(quantizer, tensor, *dynamic)
@@ -108,6 +121,11 @@ class SimulationBackend(Backend):
         )
         is_within = is_known and ends is not None and _covers(qparams, quantizer.scheme, ends)
         return _fake(quantizer, tensor, *qparams, is_within=is_within)
+
+    @override
+    def pass_unknown(self, key: str) -> None:
+        if self._notice is not None:
+            self._notice(key)
 
     @override
     def folds(self, norm: BatchNorm) -> bool:
@@ -129,11 +147,11 @@ class SimulationBackend(Backend):
         return _round(weight, quantizer, scale), bias
 
     def _weight_quantizer(self, key: str, weight: Tensor) -> Quantizer:
-        quantizer = self._weights(key)
-        if not isinstance(quantizer, WeightLearner) or self._learned is None:
+        quantizer, learned, name = self._weights(key), self._learned, f"weight/{key}"
+        if not isinstance(quantizer, WeightLearner) or learned is None or not learned.lacks(name):
             return quantizer
         values = quantizer.start(weight)  # of the weight itself: a batch norm that is folded in multiplies its scale
-        self._learned.find(f"weight/{key}", values)
+        learned.find(name, values)
         return quantizer.bind({name: start.value for name, start in values.items()})
 
     def _input_scale(self, key: str, device: torch.device) -> Tensor | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, final
 
 import torch
@@ -18,17 +20,34 @@ from lightning_optim.quantization.simulation.activation_quantizers import Activa
 from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
 from lightning_optim.quantization.simulation.deferred_activations import new_states
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
-from lightning_optim.quantization.simulation.module_path import CurrentModule, ModulePath, module_names
+from lightning_optim.quantization.simulation.missing_ranges import MissingRanges, notice_of, why_no_range
+from lightning_optim.quantization.simulation.module_path import ModulePath, module_names
+from lightning_optim.quantization.simulation.operator_names import OperatorNames
 from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.plan import Plan, Record
 from lightning_optim.quantization.simulation.ranges import Ranges
-from lightning_optim.quantization.simulation.rounding_backend import KnownRanges, SimulationBackend
+from lightning_optim.quantization.simulation.ranges_of_ranks import merge_alone
+from lightning_optim.quantization.simulation.rounding_backend import FirstValues, KnownRanges, SimulationBackend
 from lightning_optim.quantization.simulation.tensor_state import TensorStates
 from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.torch_private import pytree
 
 Forward = Callable[..., Any]
+Merge = Callable[[Ranges, Any, Callable[[list[Any]], None]], None]
+"""Ends a batch: folds its ranges in, and hands the news of all processes over."""
+
+
+@final
+class Watch(Enum):
+    """Watch that forward passes keep."""
+
+    NOTHING = "nothing"
+    """They take note of nothing, and round what is known."""
+    NEW = "new"
+    """They record operators that are new, and observe activations that have no range."""
+    ALL = "all"
+    """They observe every activation, too."""
 
 
 @final
@@ -36,7 +55,8 @@ class Simulator:
     """Simulator: runs a network with quantized weights and activations, and learns what that takes.
 
     The first batch that is observed runs in floating point and shows which operators there are; the second shows the
-    ranges of their activations; from the third on the network computes as its integer form would.
+    ranges of their activations; from the third on the network computes as its integer form would. An operator that a
+    later batch is the first to run goes the same way, in three batches of its own.
 
     Args:
         weight: Quantizer of weights.
@@ -47,11 +67,12 @@ class Simulator:
     Attributes:
         layers: Layers with quantizers of their own.
         activations: Quantizers of the activations.
-        plan: What the recorded batch told; ``None`` before.
+        plan: What the recorded batches told; ``None`` before the first.
         ranges: Ranges of the activations.
         learned: What the quantizers train.
         excluded: Names of the modules whose operators stay in floating point.
         example: Arguments of a recorded forward pass, on the CPU; an export needs some.
+        noticed: Activations that have no range, which passes that take note of nothing came across.
     """
 
     def __init__(
@@ -68,11 +89,12 @@ class Simulator:
         self.plan: Plan | None = None
         self.excluded: frozenset[str] = frozenset()
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._is_observing = False
+        self.noticed: list[str] = []
+        self._watch = Watch.NOTHING
         self._record: Record | None = None
+        self._histories: dict[str, int] = {}
         self._states: TensorStates | None = None
-        self._foldable: frozenset[str] = frozenset()
-        self._names: tuple[nn.Module, dict[int, str], dict[str, nn.Module]] | None = None
+        self._names: tuple[nn.Module, dict[int, list[str]], dict[str, nn.Module]] | None = None
 
     def place(self, excluded: frozenset[str], assigned: Mapping[str, str]) -> None:
         """Say which modules stay in floating point, and which have quantizers of their own; what is known stays.
@@ -85,17 +107,22 @@ class Simulator:
 
     @property
     def is_observing(self) -> bool:
-        """Whether a forward pass records operators, or widens ranges."""
-        return self._is_observing
+        """Whether a forward pass widens all ranges."""
+        return self._watch is Watch.ALL
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether a forward pass records what is new, and observes ranges that are missing."""
+        return self._watch is not Watch.NOTHING
 
     @contextmanager
-    def observing(self) -> Iterator[None]:
+    def observing(self, watch: Watch = Watch.ALL) -> Iterator[None]:
         """Let forward passes record operators, then widen ranges; ``finish_batch`` takes them in."""
-        was_observing, self._is_observing = self._is_observing, True
+        before, self._watch = self._watch, watch
         try:
             yield
         finally:
-            self._is_observing = was_observing
+            self._watch = before
 
     @property
     def quantizers(self) -> tuple[Quantizer, ...]:
@@ -112,7 +139,7 @@ class Simulator:
         """Whether a forward pass is the same torch functions on other tensors each time."""
         counts = self.is_observing and self.observer.needs is not ObserverInput.RANGE
         is_known = bool(self.learned.keys) or not any(isinstance(rule, Learner) for rule in self.quantizers)
-        return self.is_ready and is_known and not counts and all(map(self.ranges.has, self.ranges.keys))
+        return self.is_ready and is_known and not counts
 
     def weight_quantizer_of(self, key: str) -> Quantizer:
         """Return the quantizer of a layer's weight, by the key of the layer's operator."""
@@ -147,19 +174,40 @@ class Simulator:
             fold: Whether batch norms are folded in training too; evaluation always folds them.
             part: Plain name of the module whose forward it is, if the network is called in parts.
         """
-        if self.plan is None and self.is_observing:
-            return self._run_recorded(network, forward, args, kwargs, part)
-        if not (self.is_ready or self.is_observing):
+        if not (self.is_ready or self.is_growing):
             return forward(*args, **kwargs)
         self.learned.refresh()
-        is_first = network.training and torch.is_grad_enabled() and not self.learned.keys
-        backend = self.backend(self.ranges, self.learned if is_first and self.is_ready else None, fold=fold)
-        with self.placed(network, backend, part=part) as placement:
+        record = self._begin_record(network, args, kwargs, part) if self.is_growing else None
+        learns = self.is_ready and network.training and torch.is_grad_enabled()
+        backend = self.backend(self.ranges, self.learned if learns else None, fold=fold)
+        with self._noticing(), self.placed(network, backend, record, part) as placement:
+            output = forward(*args, **kwargs)
+        return placement.finish(output)
+
+    def run_in_float(
+        self,
+        network: nn.Module,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        watch: Callable[[str, Tensor], object],
+    ) -> Any:
+        """Run a network's own ``forward`` in floating point, and record operators that are new.
+
+        Args:
+            network: The network.
+            forward: Its forward method.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            watch: Takes the key of every activation that is to be rounded, and the tensor.
+        """
+        record = self._begin_record(network, args, kwargs, "")
+        with self.placed(network, FloatBackend(watch), record) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
 
     def backend(
-        self, ranges: KnownRanges, learned: LearnedValues | None = None, *, fold: bool = False
+        self, ranges: KnownRanges, learned: FirstValues | None = None, *, fold: bool = False
     ) -> SimulationBackend:
         """Return what simulates the network as it is now.
 
@@ -169,13 +217,30 @@ class Simulator:
             fold: Whether batch norms are folded in training too; evaluation always folds them.
         """
         return SimulationBackend(
-            ranges,
+            MissingRanges(self.ranges) if ranges is self.ranges and self._watch is Watch.NEW else ranges,
             self.weight_quantizer_of,
             self.activations.quantizer_of,
-            observes=self.is_observing,
+            observes=self.is_growing,
             folds_all=fold,
             learned=learned,
+            notice=None if self.is_growing else self._notice,
         )
+
+    def _notice(self, key: str) -> None:
+        if key not in self.noticed:
+            self.noticed.append(key)
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Warn at the end of what was noticed inside for the first time."""
+        count = len(self.noticed)
+        yield
+        if self.noticed[count:]:
+            warnings.warn(notice_of(self.noticed[count:]), stacklevel=2)
+
+    def why_no_range(self, key: str) -> str:
+        """Return why an activation has no range, and what to do."""
+        return why_no_range(key, self.plan or Plan(), self.ranges, self.noticed)
 
     @contextmanager
     def placed(
@@ -185,22 +250,41 @@ class Simulator:
         states = None
         if part:
             states = self._states = self._states or new_states()
+        names = self.names(record, part)
         with (
-            ModulePath(self._modules_of(network)[0], part) as path,
-            self.placed_at(network, path, backend, record, states) as placement,
+            ModulePath(self._modules_of(network)[0], names),
+            self.placed_at(network, names, backend, record, states) as placement,
         ):
             yield placement
+
+    def follow(self, histories: Mapping[str, int]) -> None:
+        """Take note of how activations come about in a pass that is compiled."""
+        if self.is_growing:
+            self._record = self._record or Record(self.plan or Plan(), self._histories)
+            for key, history in histories.items():
+                self._record.follow(key, history, "compiled ")
+
+    def names(self, record: Record | None = None, start: str = "") -> OperatorNames:
+        """Return the names of one forward pass.
+
+        Args:
+            record: Notes what is new, if given.
+            start: Name of the module that runs when the pass begins.
+        """
+        if record is not None:
+            return OperatorNames(record.sources, grows=True, start=start)
+        return OperatorNames({} if self.plan is None else dict(self.plan.sources), start=start)
 
     def placed_at(
         self,
         network: nn.Module,
-        path: CurrentModule,
+        names: OperatorNames,
         backend: Backend,
         record: Record | None = None,
         states: TensorStates | None = None,
     ) -> Placement:
-        """Return the placement, to be entered, for what runs in the module that ``path`` names."""
-        return Placement(backend, self.plan or Plan(), self.modules_of(network), self.excluded, path, record, states)
+        """Return the placement, to be entered, for what runs in the modules that ``names`` is told of."""
+        return Placement(backend, self.plan or Plan(), self.modules_of(network), self.excluded, names, record, states)
 
     def forget_tensors(self) -> None:
         """End a step of a network in parts, whose parts know what the others have put out."""
@@ -210,17 +294,28 @@ class Simulator:
         """Return a network's modules by plain name; its own name is empty."""
         return self._modules_of(network)[1]
 
-    def finish_batch(self, merge: Callable[[Ranges], None] | None = None) -> None:
-        """End a batch that was observed: draw the plan, or fold the ranges in.
+    def finish_batch(self, merge: Merge | None = None) -> None:
+        """End a batch that was observed: let the plan grow, and fold the ranges in.
 
         Args:
             merge: Folds in the ranges of all processes; without it, those of this process alone.
         """
-        if self._record is not None:
-            self.plan = self._record.plan(self._foldable)
-            self._record = None
-        elif self.plan is not None:
-            (merge or merge_alone)(self.ranges)
+        record, self._record = self._record, None
+        found = self.learned.found
+        is_new = bool(found) or (record is not None and not record.is_empty)
+        news = (None if record is None else record.state_dict(), self._foldable(), found) if is_new else None
+        (merge or merge_alone)(self.ranges, news, self._take_in)
+
+    def _take_in(self, news: list[tuple[dict[str, Any] | None, frozenset[str], Mapping[str, Any]]]) -> None:
+        """Take in what is new to some processes, in the order of their ranks."""
+        before = self.plan or Plan()
+        self.plan = before.grown(
+            [state for state, _, _ in news if state is not None], frozenset().union(*(names for _, names, _ in news))
+        )
+        self.ranges.reset(before.outdated(self.plan))
+        self.ranges.unite(sorted(self.plan.varied - before.varied))
+        for _, _, found in news:
+            self.learned.take_in(found)
 
     def discard_batch(self) -> None:
         """Forget what an unfinished batch showed."""
@@ -258,20 +353,18 @@ class Simulator:
         self.ranges.load_state_dict(state["ranges"])
         self.learned.load_state_dict(state["learned"])
 
-    def _run_recorded(
-        self, network: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], part: str
-    ) -> Any:
-        if self._record is None:
-            self._record = Record()
+    def _begin_record(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], part: str) -> Record:
         if self.example is None and not part:
             self.example = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().cpu().clone(), (args, kwargs))
-        _, modules = self._modules_of(network)
-        self._foldable = frozenset(name for name, module in modules.items() if is_foldable(module))
-        with self.placed(network, FloatBackend(), self._record, part) as placement:
-            output = forward(*args, **kwargs)
-        return placement.finish(output)
+        if self._record is None:
+            self._record = Record(self.plan or Plan(), self._histories)
+        return self._record
 
-    def _modules_of(self, network: nn.Module) -> tuple[dict[int, str], dict[str, nn.Module]]:
+    def _foldable(self) -> frozenset[str]:
+        modules = {} if self._names is None else self._names[2]
+        return frozenset(name for name, module in modules.items() if is_foldable(module))
+
+    def _modules_of(self, network: nn.Module) -> tuple[dict[int, list[str]], dict[str, nn.Module]]:
         if self._names is None or self._names[0] is not network:
             self._names = (network, module_names(network), named_modules(network))
         return self._names[1], self._names[2]
@@ -288,9 +381,3 @@ def _rebuild(
     simulator.load_state_dict(state)
     simulator.example = example
     return simulator
-
-
-def merge_alone(ranges: Ranges) -> None:
-    """Fold in the batch's ranges of this process alone."""
-    ranges.register(ranges.new_keys)
-    ranges.merge(ranges.message())

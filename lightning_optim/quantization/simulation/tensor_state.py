@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_optim.quantization.simulation.operator_names import Source
 from lightning_optim.surgery.torch_private import in_place_version
 
 
@@ -33,9 +34,10 @@ class TensorState:
     """State of one tensor.
 
     Args:
-        key: Names the activation quantizer that serves the tensor.
+        key: Names the activation quantizer that serves the tensor; empty if its first reader's does.
         origin: Names the operator that produced this very tensor.
         stage: How far the tensor is on its way to integers.
+        source: The call of a module that made the tensor, or fed what made it.
         quantized: The quantized tensor, once somebody has read it.
         version: How often the tensor had been changed in place by then.
     """
@@ -43,6 +45,7 @@ class TensorState:
     key: str
     origin: str
     stage: Stage = Stage.FLOAT
+    source: Source | None = None
     quantized: Tensor | None = None
     version: int = 0
 

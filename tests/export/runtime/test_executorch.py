@@ -77,7 +77,7 @@ def test_products_of_two_activations_are_named_as_floats(tmp_path):
     written = export_quantized(
         simulator, net, tmp_path / "model.pte", runtime=ExecuTorch(max_batch=8), acceptance=Acceptance(batches=[x])
     )
-    assert set(written.fallbacks) == {":matmul", ":matmul#2"}
+    assert set(written.fallbacks) == {":matmul[qkv]", ":matmul[qkv]#2"}
     assert written.kernels.floating["BatchMatrixMultiply"] == 2
     assert written.kernels.integer["FullyConnected"] == 2
     assert written.parity.top1_agreement >= 0.95

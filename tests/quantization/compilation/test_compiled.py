@@ -266,20 +266,51 @@ def test_more_shapes_than_graphs_are_simulated_in_python_and_two_networks_share_
         assert len(graphs) == 2
 
 
-def test_operators_that_the_recorded_pass_did_not_show_are_not_compiled():
+class Detour(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.more, self.takes_more = nn.Linear(12, 5), nn.Linear(5, 5), False
+
+    def forward(self, x):
+        x = self.layer(x.flatten(1)[:, :12])
+        return self.more(x) if self.takes_more else x
+
+
+def test_a_branch_that_comes_later_runs_uncompiled_until_its_ranges_are_known():
     torch.manual_seed(0)
-    network, simulator = ResidualNet(widths=(4, 8)).train(), simulator_of()
+    network, simulator = Detour().train(), simulator_of()
     compiler, graphs = counting()
     simulation, forward = CompiledSimulation(simulator, network, compiler), type(network).forward.__get__(network)
-    with simulator.observing():
-        for batch in batches(2):
-            simulation.run(forward, (batch,), {})
+    counts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for place, batch in enumerate(batches(8)):
+            network.takes_more = place >= 4
+            with simulator.observing():
+                simulation.run(forward, (batch,), {})
             simulator.finish_batch()
-    key = next(iter(simulator.plan.operators))
-    simulator.plan.operators[f"{key}#2"] = simulator.plan.operators[key]
-    with pytest.warns(UserWarning, match="differ from those of the recorded pass"):
-        simulation.run(forward, (batches(1)[0],), {})
-    assert not graphs
+            counts.append(len(graphs))
+    assert counts == [0, 0, 1, 1, 1, 1, 2, 2]
+    assert simulator.ranges.has("more:linear")
+
+
+def test_a_branch_that_evaluation_alone_takes_stays_in_floating_point_in_its_graph():
+    torch.manual_seed(0)
+    network, simulator = Detour().train(), simulator_of()
+    compiler, graphs = counting()
+    simulation, forward = CompiledSimulation(simulator, network, compiler), type(network).forward.__get__(network)
+    for batch in batches(3):
+        with simulator.observing():
+            simulation.run(forward, (batch,), {})
+        simulator.finish_batch()
+    network.eval()
+    network.takes_more, (batch,) = True, batches(1)
+    with torch.no_grad(), pytest.warns(UserWarning, match="the range of 'more:linear'"):
+        expected = simulation.run(forward, (batch,), {})
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert torch.equal(simulation.run(forward, (batch,), {}), expected)
+    assert len(graphs) == 2
 
 
 def test_learned_steps_get_the_same_gradients_from_a_compiled_graph():

@@ -3,15 +3,24 @@ import torch
 
 from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.deferred_activations import DeferredActivations
-from lightning_optim.quantization.simulation.plan import Record
+from lightning_optim.quantization.simulation.operators import Role
+from lightning_optim.quantization.simulation.plan import Operator, Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState
+
+PLAN = Plan(
+    recorded={key: Operator("", key, Role.OTHER) for key in ("conv", "relu", "linear", "add")},
+    readers={"conv": frozenset({"relu"}), "relu": frozenset({"linear", "add"})},
+)
 
 
 class HalvingBackend(Backend):
     """Quantizes by halving, and notes the quantizers that it is asked for."""
 
     def __init__(self):
-        self.keys = []
+        self.keys, self.unknown = [], []
+
+    def pass_unknown(self, key):
+        self.unknown.append(key)
 
     def activation(self, tensor, key):
         self.keys.append(key)
@@ -31,7 +40,7 @@ def backend():
 
 @pytest.fixture
 def activations(backend):
-    return DeferredActivations(backend)
+    return DeferredActivations(backend, PLAN)
 
 
 def with_stage(activations, stage, **settings):
@@ -91,12 +100,33 @@ def test_a_pending_tensor_is_found_inside_of_an_argument(activations):
 
 
 def test_every_reader_is_recorded_with_the_operator_that_produced_the_tensor(backend):
-    record = Record()
-    activations = DeferredActivations(backend, record)
+    record = Record(Plan())
+    activations = DeferredActivations(backend, Plan(), record)
     x = with_stage(activations, Stage.PENDING)
     activations.read(x, "linear", 0)
     activations.quantize_pending(x, "softmax")
     assert record.readers == {"relu": {"linear", "softmax"}}
+    assert not backend.keys  # what the plan does not know yet is read as it is
+
+
+def test_what_the_plan_does_not_know_is_read_as_it_is_and_named(activations, backend):
+    x = torch.ones(2)
+    assert activations.read(x, "conv#2", 0)[0] is x
+    y = torch.ones(2)
+    activations.states.set(y, TensorState("conv#2", "conv#2", Stage.PENDING))
+    assert activations.read(y, "add", 0)[0] is y
+    assert (backend.keys, backend.unknown) == ([], ["conv#2"])
+
+
+def test_what_a_relu_alone_read_is_not_rounded_with_its_range_for_another_reader(backend):
+    plan = Plan(
+        recorded={"conv": Operator("", "conv2d", Role.CONVOLUTION), "relu": Operator("", "relu", Role.RELU)},
+        readers={"conv": frozenset({"relu"}), "relu": frozenset({"output"})},
+    )
+    activations, x = DeferredActivations(backend, plan), torch.ones(2)
+    activations.states.set(x, TensorState("conv", "conv", Stage.PENDING))
+    assert activations.read(x, "add", 0)[0] is x
+    assert backend.unknown == ["conv"]
 
 
 def test_nobody_reads_what_waits_for_its_batch_norm(activations):

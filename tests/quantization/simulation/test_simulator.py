@@ -160,11 +160,11 @@ def test_functional_operators_are_seen_and_named_by_their_module():
     kinds = {key: row.computes for key, row in rows(simulator).items()}
     assert kinds == {
         "conv:conv2d": "integer",
-        "conv:conv2d#2": "integer",
-        ":relu": "integer",
-        ":cat": "integer",
-        ":adaptive_avg_pool2d": "integer",
-        ":matmul": "integer",
+        "conv#2:conv2d": "integer",
+        ":relu[conv#2]": "integer",
+        ":cat[conv#2]": "integer",
+        ":adaptive_avg_pool2d[conv#2]": "integer",
+        ":matmul[conv#2]": "integer",
     }
 
 
@@ -183,7 +183,7 @@ def test_what_an_integer_operator_puts_out_is_on_its_grid_even_for_a_float_reade
     scale, zero = simulator.ranges.qparams("conv:conv2d", torch.device("cpu"))
     rounded = (torch.clamp(torch.round(seen[0] / scale) + zero, 0, 255) - zero) * scale
     assert torch.allclose(out, F.gelu(rounded))
-    assert rows(simulator)[":gelu"].note == "no integer kernel"
+    assert rows(simulator)[":gelu[conv]"].note == "no integer kernel"
 
 
 def test_a_relu_beside_another_reader_gets_quantized_values():
@@ -300,15 +300,15 @@ def test_without_ranges_nothing_can_be_simulated():
 def test_a_bound_beside_another_reader_has_a_range_of_its_own():
     net = Net(lambda net, x: F.relu6(y := net.conv(x)) + y, conv=conv())
     simulator = learned(net, 20 * torch.randn(4, 3, 8, 8))
-    assert simulator.ranges.range_of(":relu6") == (0.0, 6.0)
+    assert simulator.ranges.range_of(":relu6[conv]") == (0.0, 6.0)
     assert simulator.ranges.range_of("conv:conv2d")[0] < 0.0
 
 
 def test_a_bound_on_both_sides_is_no_relu():
     net = Net(lambda net, x: net.conv(F.hardtanh(net.stem(x))), stem=conv(outputs=3), conv=conv())
     simulator = learned(net, 20 * torch.randn(4, 3, 8, 8))
-    assert rows(simulator)[":hardtanh"].note == "it does not begin at zero"
-    assert simulator.ranges.range_of(":hardtanh") == (-1.0, 1.0)
+    assert rows(simulator)[":hardtanh[stem]"].note == "it does not begin at zero"
+    assert simulator.ranges.range_of(":hardtanh[stem]") == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize("low", [torch.finfo(torch.float32).min, -1e4, -100.0, 0.0])
@@ -321,7 +321,7 @@ def test_a_mask_leaves_the_scores_as_they_are(low):
     x, keep = torch.randn(4, 6, 8), torch.ones(4, 1, 6, dtype=torch.bool)
     keep[:, :, 4:] = False
     simulator = learned(net, x, keep)
-    assert rows(simulator)[":add"].computes == "float"
+    assert rows(simulator)[":add[key]"].computes == "float"
     expected = net(x, keep)
     error = (simulator.forward_of(net)(x, keep) - expected).abs().max() / expected.abs().max()
     assert error < 0.1  # with the mask in the range, only an average would be left: 0.4
@@ -329,7 +329,7 @@ def test_a_mask_leaves_the_scores_as_they_are(low):
 
 def test_a_sum_that_others_read_beside_softmax_is_an_integer():
     net = Net(lambda net, x: (y := net.one(x) + net.two(x)).softmax(-1) + y, one=nn.Linear(4, 4), two=nn.Linear(4, 4))
-    assert rows(learned(net, torch.randn(8, 4)))[":add"].computes == "integer"
+    assert rows(learned(net, torch.randn(8, 4)))[":add[two]"].computes == "integer"
 
 
 def test_noise_that_is_drawn_in_training_alone_shifts_no_range():
@@ -342,7 +342,7 @@ def test_noise_that_is_drawn_in_training_alone_shifts_no_range():
     net = Net(block, conv=conv(outputs=3))
     x = torch.randn(4, 3, 8, 8)
     simulator = learned(net.train(), x)
-    low, high = simulator.ranges.range_of(":add")
+    low, high = simulator.ranges.range_of(":add[conv]")
     assert low < -1.0
     assert high > 1.0
     out = simulator.forward_of(net.eval())(x)
