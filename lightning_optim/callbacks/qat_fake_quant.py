@@ -26,6 +26,7 @@ from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import check_type, checked
 from lightning_optim.errors import ArtefactError
 from lightning_optim.export.fallbacks import Fallbacks
+from lightning_optim.export.onnx_file.open_shapes import Dynamic
 from lightning_optim.export.quantized import QuantizedExport
 from lightning_optim.export.quantized_network import QuantizedNetwork, describe_placement
 from lightning_optim.export.runtime.base import Runtime
@@ -270,6 +271,8 @@ class QATFakeQuant(TechniqueCallback):
         batches: Iterable[Any] = (),
         min_agreement: float = 0.99,
         max_error: float = 0.05,
+        dynamic: Dynamic | None = None,
+        batch: int | None = None,
     ) -> QuantizedExport:
         """Write the network as a file whose layers run as integer kernels; the live model stays as it is.
 
@@ -287,6 +290,10 @@ class QATFakeQuant(TechniqueCallback):
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
             min_agreement: Smallest share of samples with the same class, in ``[0, 1]``, for outputs that have classes.
             max_error: Largest relative error of every output, at least 0.
+            dynamic: Argument of the network's ``forward`` -> its dimensions that are open beside the batch, each with a
+                name, such as ``{"images": {2: "height", 3: "width"}}``; two other sizes are compared as well. Without
+                it, the file takes the example's sizes alone: ``dimensions`` of the result says what is open.
+            batch: The only batch that the file takes, for code that needs a number; ``None`` opens it.
 
         Raises:
             ExportError: If the network can't be exported, if nothing would be multiplied in integers or something stays
@@ -303,6 +310,8 @@ class QATFakeQuant(TechniqueCallback):
             batches=batches,
             min_agreement=min_agreement,
             max_error=max_error,
+            dynamic=dynamic,
+            batch=batch,
         )
 
     @staticmethod

@@ -20,6 +20,7 @@ from lightning_optim.export.fallbacks import (
     planned_share,
 )
 from lightning_optim.export.onnx_file.kernels import Kernels
+from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.export.output_comparison import OutputParity
 from lightning_optim.export.parity import Parity, as_inputs, check_parity
 from lightning_optim.export.runtime.base import Runner, Runtime
@@ -78,6 +79,8 @@ class QuantizedExport:
         integer_share: Share of the multiply-accumulates that runs in integers, in ``[0, 1]``.
         parity: How closely the runtime's outputs match the simulation's.
         latency_ms: CPU time of one sample in the runtime, on one thread.
+        dimensions: Open dimensions of every input of the file, in order, with their names; all others have the sizes of
+            the example inputs alone.
     """
 
     path: Path
@@ -88,6 +91,7 @@ class QuantizedExport:
     integer_share: float
     parity: Parity
     latency_ms: float
+    dimensions: tuple[Mapping[int, str], ...] = ()
 
 
 def export_quantized(
@@ -99,6 +103,7 @@ def export_quantized(
     *,
     runtime: Runtime | None = None,
     acceptance: Acceptance | None = None,
+    shapes: OpenShapes | None = None,
 ) -> QuantizedExport:
     """Write a network to a file for a runtime, and check that it runs in integers there and computes as simulated.
 
@@ -113,22 +118,24 @@ def export_quantized(
         kwargs: Example keyword inputs.
         runtime: The runtime; ``None`` is ONNX Runtime.
         acceptance: What the file must show.
+        shapes: Which dimensions of the inputs are open; ``None`` opens the batch alone.
 
     Raises:
         ExportError: If the simulator has no ranges, or a scheme that the runtime does not know; if the network can't be
             exported; if nothing is multiplied in integers, or something is computed in floating point that may not; or
             if an output of the runtime is further from the simulation's than accepted.
     """
-    runtime, acceptance = runtime or ONNXRuntime(), acceptance or Acceptance()
+    runtime, acceptance, shapes = runtime or ONNXRuntime(), acceptance or Acceptance(), shapes or OpenShapes()
     if not simulator.is_ready:
         raise ExportError("there are no activation ranges yet: train at least two batches within the window")
     runtime.check(simulator)
-    example = _example(simulator, args, kwargs)
+    example = next(shapes.batches_of(_example(simulator, args, kwargs)))
+    dimensions = shapes.dimensions_of(network, example)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.unchecked")
     try:
-        kernels = runtime.write(simulator, network, *example, part)
+        kernels = runtime.write(simulator, network, example, part, shapes)
         check_kernels(kernels, runtime, simulator, acceptance.fallbacks)
         fallbacks = find_fallbacks(simulator, runtime, kernels)
         measured = runtime.integer_share(
@@ -137,8 +144,8 @@ def export_quantized(
         share = planned_share(simulator, runtime) if measured is None else measured
         check_share(share, fallbacks, simulator, runtime)
         runner = runtime.load(part)
-        parity = _check_agreement(simulator, network, runner, example, acceptance)
-        latency_ms = 1e3 * time_call(call_of_one(runner, example))
+        parity = _check_agreement(simulator, network, runner, example, acceptance, shapes)
+        latency_ms = 1e3 * time_call(call_of_one(runner, example, shapes.batch)) / (shapes.batch or 1)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -151,6 +158,7 @@ def export_quantized(
         integer_share=share,
         parity=parity,
         latency_ms=latency_ms,
+        dimensions=tuple(dimensions),
     )
 
 
@@ -178,10 +186,15 @@ def _check_agreement(
     runner: Runner,
     example: tuple[tuple[Any, ...], dict[str, Any]],
     acceptance: Acceptance,
+    shapes: OpenShapes,
 ) -> Parity:
     simulated = simulator.forward_of(copy_model(network).cpu().float())
-    batches = [_on_cpu(batch) for batch in acceptance.batches] or [example]
-    given = [_in_order(batch, example[1]) for batch in batches]
+    batches = [_on_cpu(batch) for batch in acceptance.batches]
+    given = [_in_order(batch, example[1]) for batch in batches] or [Inputs(*example)]
+    given = [Inputs(*part) for each in given for part in shapes.batches_of((each.args, each.kwargs))]
+    given += [
+        Inputs(*other) for other in shapes.other_sizes(network, example, lambda other: Inputs(*other).call(simulated))
+    ]
     parity = check_parity(simulated, runner, given, tie=_TIE)
     failed = [fault for output in parity.outputs for fault in _faults(output, acceptance)]
     if failed:
@@ -216,9 +229,12 @@ def _in_order(batch: Any, example_kwargs: Mapping[str, Any]) -> Inputs:
     return Inputs((), {name: given[name] for name in example_kwargs})
 
 
-def call_of_one(runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[], object]:
-    """Return a function that runs a loaded file on the first sample of an example."""
+def call_of_one(
+    runner: Runner, example: tuple[tuple[Any, ...], dict[str, Any]], batch: int | None = None
+) -> Callable[[], object]:
+    """Return a function that runs a loaded file on the first sample of an example, or on the batch that it takes."""
     leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     size = len(leaves[0]) if leaves and leaves[0].dim() else 0
-    one = [leaf[:1].numpy() if leaf.dim() and len(leaf) == size else leaf.numpy() for leaf in leaves]
+    rows = batch or 1
+    one = [leaf[:rows].numpy() if leaf.dim() and len(leaf) == size else leaf.numpy() for leaf in leaves]
     return lambda: runner(*one)

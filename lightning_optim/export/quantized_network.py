@@ -11,6 +11,7 @@ from typing import Any, final
 from torch import nn
 
 from lightning_optim.export.fallbacks import Fallbacks
+from lightning_optim.export.onnx_file.open_shapes import Dynamic, OpenShapes
 from lightning_optim.export.quantized import Acceptance, QuantizedExport, export_quantized
 from lightning_optim.export.runtime.base import Runtime
 from lightning_optim.export.runtime.find import find_runtime
@@ -61,7 +62,7 @@ class QuantizedNetwork:
         """
         return self.simulator.forward_of(self.network)
 
-    def export(
+    def export(  # noqa: PLR0913  # one keyword for each question
         self,
         path: str | Path,
         args: Sequence[Any] = (),
@@ -72,6 +73,8 @@ class QuantizedNetwork:
         batches: Iterable[Any] = (),
         min_agreement: float = 0.99,
         max_error: float = 0.05,
+        dynamic: Dynamic | None = None,
+        batch: int | None = None,
     ) -> QuantizedExport:
         """Write the network as a file whose layers run as integer kernels.
 
@@ -88,6 +91,10 @@ class QuantizedNetwork:
                 positional input, or a mapping of keyword inputs; without any, the example inputs.
             min_agreement: Smallest share of samples with the same class, in ``[0, 1]``, for outputs that have classes.
             max_error: Largest relative error of every output, at least 0.
+            dynamic: Argument of the network's ``forward`` -> its dimensions that are open beside the batch, each with a
+                name, such as ``{"images": {2: "height", 3: "width"}}``; two other sizes are compared as well. Without
+                it, the file takes the example's sizes alone: ``dimensions`` of the result says what is open.
+            batch: The only batch that the file takes, for code that needs a number; ``None`` opens it.
 
         Raises:
             ExportError: If the network can't be exported, if nothing would be multiplied in integers or something stays
@@ -95,8 +102,16 @@ class QuantizedNetwork:
                 accepted.
         """
         acceptance = Acceptance(fallbacks=fallbacks, batches=batches, min_agreement=min_agreement, max_error=max_error)
+        shapes = OpenShapes(dynamic=dynamic or {}, batch=batch)
         return export_quantized(
-            self.simulator, self.network, path, args, kwargs, runtime=find_runtime(runtime), acceptance=acceptance
+            self.simulator,
+            self.network,
+            path,
+            args,
+            kwargs,
+            runtime=find_runtime(runtime),
+            acceptance=acceptance,
+            shapes=shapes,
         )
 
     @staticmethod

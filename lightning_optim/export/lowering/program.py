@@ -15,6 +15,7 @@ from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.lowering.deployed import DeployedNetwork
 from lightning_optim.export.lowering.dialect import ActivationConstants, Dialect
 from lightning_optim.export.onnx_file.capture import prepare_capture
+from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.torch_private import pytree, quantized_operators
@@ -77,8 +78,11 @@ def capture_program(
     with torch.no_grad():
         deployed(*args, **kwargs)
     try:
-        batch = torch.export.Dim("batch", min=1, max=max_batch) if max_batch > 1 else None
-        capture = prepare_capture(deployed, args, kwargs, batch=batch)
+        rows: list[dict[int, torch.export.Dim]] | None = None
+        if max_batch > 1:
+            batch = torch.export.Dim("batch", min=1, max=max_batch)
+            rows = [{0: batch} if named else {} for named in OpenShapes().dimensions_of(network, (args, dict(kwargs)))]
+        capture = prepare_capture(deployed, args, kwargs, open_dims=rows)
         with silence(), torch.no_grad():
             program: ExportedProgram = torch.export.export(
                 capture.model, capture.args, capture.kwargs, dynamic_shapes=capture.shapes, strict=False

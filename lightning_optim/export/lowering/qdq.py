@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from lightning_optim.export.lowering.deployed import DeployedNetwork
 from lightning_optim.export.lowering.dialect import Dialect
 from lightning_optim.export.lowering.operators import translations
 from lightning_optim.export.lowering.pack import pack_weights
-from lightning_optim.export.onnx_file.write import export_onnx
+from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
+from lightning_optim.export.onnx_file.write import write_onnx
 from lightning_optim.optional import require
 from lightning_optim.quantization.simulation.simulator import Simulator
 
@@ -24,10 +24,10 @@ from lightning_optim.quantization.simulation.simulator import Simulator
 def write_qdq(
     simulator: Simulator,
     network: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    example: Example,
     path: Path,
     dialect: Dialect,
+    shapes: OpenShapes,
     *,
     narrowest: int,
     rounds_inputs: bool = False,
@@ -40,10 +40,10 @@ def write_qdq(
     Args:
         simulator: Ranges and quantizers of the network.
         network: The trained network; it stays as it is.
-        args: Example positional inputs, on the CPU.
-        kwargs: Example keyword inputs.
+        example: Positional and keyword inputs, on the CPU.
         path: The file.
         dialect: The quantizing operators that the runtime reads.
+        shapes: Which dimensions are open.
         narrowest: Fewest bits that a weight may be stored in: 2, 4 or 8.
         rounds_inputs: Whether linear layers of packed weights may round their inputs to int8.
 
@@ -52,17 +52,17 @@ def write_qdq(
     """
     deployed = DeployedNetwork(network, simulator, dialect, narrowest)
     with torch.no_grad():
-        deployed(*args, **kwargs)
-    export_onnx(
+        deployed(*example[0], **example[1])
+    write_onnx(
         deployed,
-        args,
+        example,
         path,
-        kwargs=kwargs,
+        shapes.dimensions_of(network, example),
         translations=translations(rounds_inputs=rounds_inputs),
         name=type(network).__name__,
     )
     model = require("onnx").load(path)
-    _name_inputs(model, network, args)
+    _name_inputs(model, network, example[0])
     _store_constants(model)
     pack_weights(model, narrowest)
     write_atomic(path, model.SerializeToString(deterministic=True))

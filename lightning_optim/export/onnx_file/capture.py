@@ -36,7 +36,11 @@ class CaptureInputs:
 
 
 def prepare_capture(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, *, batch: torch.export.Dim | None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    *,
+    open_dims: Sequence[Mapping[int, torch.export.Dim]] | None,
 ) -> CaptureInputs:
     """Return a copy of a model, row-major and without gradients, with inputs of two samples or more.
 
@@ -44,19 +48,19 @@ def prepare_capture(
         model: The model; it stays as it is.
         args: Example positional inputs.
         kwargs: Example keyword inputs.
-        batch: The dynamic dimension 0 of every input tensor that is as long there as the first one; ``None`` fixes all.
+        open_dims: Dynamic dimensions of every input tensor, in order; ``None`` fixes all.
     """
     frozen = eval_copy(model).cpu()
     _set_row_major(frozen)
     given = (tuple(args), dict(kwargs or {}))
     inputs, named = pytree.tree_map_only(Tensor, lambda leaf: _row_major(leaf.detach().cpu()), given)
-    if batch is not None:
-        inputs, named = _at_least_two((inputs, named))
+    if open_dims is not None:
+        inputs, named = _at_least_two((inputs, named), open_dims)
     input_names = None
     if _collects_keywords(frozen, inputs, named):
         input_names = _names_by_position(inputs, named)
         frozen, inputs, named = _ByPosition(frozen, len(inputs), tuple(named)), (*inputs, *named.values()), {}
-    shapes = None if batch is None else _open_batch(frozen, inputs, named, batch)
+    shapes = None if open_dims is None else _shapes(frozen, inputs, named, open_dims)
     return CaptureInputs(frozen, inputs, named, shapes, input_names)
 
 
@@ -105,25 +109,22 @@ def _row_major(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _at_least_two(inputs: Any) -> Any:
-    """Double a batch of one: ``torch.export`` would fix a dimension of 1."""
-    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
-    if not leaves or len(leaves[0]) != 1:
-        return inputs
-    double = lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim and len(leaf) == 1 else leaf  # noqa: E731  # one use
+def _at_least_two(inputs: Any, open_dims: Sequence[Mapping[int, Any]]) -> Any:
+    """Double what is 1 long along a dynamic dimension: ``torch.export`` would fix it."""
+    dims = iter(open_dims)
+
+    def double(leaf: Tensor) -> Tensor:
+        for dim in next(dims):
+            leaf = torch.cat([leaf, leaf], dim) if leaf.shape[dim] == 1 else leaf
+        return leaf
+
     return pytree.tree_map_only(Tensor, double, inputs)
 
 
-def _open_batch(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: torch.export.Dim
+def _shapes(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], open_dims: Sequence[Mapping[int, Any]]
 ) -> dict[str, Any]:
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
-    size = len(leaves[0]) if leaves else 0
-
-    def shape_of(leaf: Any) -> dict[int, Any] | None:
-        if not isinstance(leaf, Tensor):
-            return None
-        return {0: batch} if leaf.ndim and len(leaf) == size else {}
-
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    return {name: pytree.tree_map(shape_of, value) for name, value in bound.items()}
+    dims = iter(open_dims)
+    in_order = pytree.tree_map(lambda leaf: dict(next(dims)) if isinstance(leaf, Tensor) else None, (args, kwargs))
+    bound = inspect.signature(model.forward).bind(*in_order[0], **in_order[1]).arguments
+    return dict(bound)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.onnx_file.capture import CaptureInputs, prepare_capture
+from lightning_optim.export.onnx_file.open_shapes import Dynamic, Example, OpenShapes, open_dims
 from lightning_optim.export.onnx_file.pooling import spell_out_pools
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
@@ -30,10 +31,9 @@ def export_onnx(
     path: str | Path,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    dynamic_batch: bool = True,
+    dynamic: Dynamic | None = None,
+    batch: int | None = None,
     opset: int = 21,
-    translations: Mapping[Any, Callable[..., Any]] | None = None,
-    name: str | None = None,
 ) -> Path:
     """Write a model to one ONNX file, without exporter metadata; equal weights give equal bytes.
 
@@ -44,17 +44,18 @@ def export_onnx(
         args: Example positional inputs; tensors have the batch as dimension 0.
         path: The file to write; an older one is replaced in one step.
         kwargs: Example keyword inputs.
-        dynamic_batch: Whether the batch is dynamic: dimension 0 of every input tensor that is as long there as the
-            first one. Otherwise the file takes the example's batch alone.
+        dynamic: Argument of the model's ``forward`` -> its dimensions that are open beside the batch, each with a
+            name, such as ``{"images": {2: "height", 3: "width"}}``.
+        batch: The only batch that the file takes; ``None`` opens it: dimension 0 of every input tensor that is as long
+            there as the first one.
         opset: ONNX operator set.
-        translations: Custom operator -> onnxscript function, for operators that ONNX does not know.
-        name: What errors call the model; without one, its class.
 
     Returns:
         ``path``.
 
     Raises:
-        ExportError: If the model cannot be captured or translated, or is larger than 2 GB.
+        ExportError: If the model cannot be captured or translated, or is larger than 2 GB, or if ``dynamic`` names what
+            there is not.
 
     Example:
         >>> import tempfile
@@ -63,12 +64,40 @@ def export_onnx(
         ...     path.stat().st_size < 300
         True
     """
+    shapes = OpenShapes(dynamic=dynamic or {}, batch=batch)
+    example = next(shapes.batches_of((tuple(args), dict(kwargs or {}))))
+    return write_onnx(model, example, path, shapes.dimensions_of(model, example), opset=opset)
+
+
+def write_onnx(
+    model: nn.Module,
+    example: Example,
+    path: str | Path,
+    dimensions: Sequence[Mapping[int, str]],
+    *,
+    opset: int = 21,
+    translations: Mapping[Any, Callable[..., Any]] | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write a model to one ONNX file, as ``export_onnx`` does.
+
+    Args:
+        model: Any module that ``torch.export`` can capture.
+        example: Its inputs.
+        path: The file to write.
+        dimensions: Open dimensions of each input tensor, in order, with their names.
+        opset: ONNX operator set.
+        translations: Custom operator -> onnxscript function, for operators that ONNX does not know.
+        name: What errors call the model; without one, its class.
+
+    Raises:
+        ExportError: If the model cannot be captured or translated, or is larger than 2 GB.
+    """
     require("onnx")
     require("onnxscript")
     name = name or type(model).__name__
     try:
-        batch = torch.export.Dim("batch") if dynamic_batch else None
-        proto = _translate(prepare_capture(model, args, kwargs, batch=batch), opset, translations)
+        proto = _translate(prepare_capture(model, *example, open_dims=open_dims(dimensions)), opset, translations)
     except Exception as error:  # an exporter raises whatever its many layers raise
         raise ExportError(f"{name} cannot be exported to ONNX: {cause_of(error)}") from error
     strip_model(proto)

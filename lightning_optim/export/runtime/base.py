@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.kernels import Kernels
+from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
 from lightning_optim.quantization.scheme import Scheme
 from lightning_optim.quantization.simulation.operators import WEIGHTED_ROLES, Role
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -40,16 +41,16 @@ class Runtime(ABC):
 
     @abstractmethod
     def write(
-        self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
+        self, simulator: Simulator, network: nn.Module, example: Example, path: Path, shapes: OpenShapes
     ) -> Kernels:
         """Write the network to ``path``, and return the kernels that the runtime runs for it.
 
         Args:
             simulator: Ranges and quantizers of the network.
             network: The trained network; it stays as it is.
-            args: Example positional inputs, on the CPU.
-            kwargs: Example keyword inputs.
+            example: Positional and keyword inputs, on the CPU.
             path: The file.
+            shapes: Which of their dimensions are open.
 
         Raises:
             ExportError: If the network can't be exported; the message names its class.

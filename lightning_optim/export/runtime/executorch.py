@@ -21,6 +21,7 @@ from lightning_optim.checked import checked
 from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.lowering.program import capture_program
 from lightning_optim.export.onnx_file.kernels import Kernels
+from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
 from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights
 from lightning_optim.optional import require
@@ -84,11 +85,16 @@ class ExecuTorch(Runtime):
 
     @override
     def write(
-        self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
+        self, simulator: Simulator, network: nn.Module, example: Example, path: Path, shapes: OpenShapes
     ) -> Kernels:
+        if shapes != OpenShapes():
+            raise ExportError(
+                "ExecuTorch plans memory for fixed sizes and takes any batch up to max_batch: leave out dynamic and "
+                "batch, or choose another runtime"
+            )
         exir = require("executorch.exir", _EXTRA)
         partitioner = require(f"{_XNNPACK}.partition.xnnpack_partitioner", _EXTRA)
-        program = capture_program(simulator, network, args, kwargs, self.max_batch)
+        program = capture_program(simulator, network, *example, self.max_batch)
         try:
             with silence():
                 lowered = exir.to_edge_transform_and_lower(

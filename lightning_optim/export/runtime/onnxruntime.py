@@ -16,6 +16,7 @@ from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
 from lightning_optim.export.onnx_file.kernel_macs import measure_macs
 from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
+from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
 from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights, has_unrounded_linear
 from lightning_optim.quantization.scheme import Scheme
@@ -67,15 +68,15 @@ class ONNXRuntime(Runtime):
 
     @override
     def write(
-        self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
+        self, simulator: Simulator, network: nn.Module, example: Example, path: Path, shapes: OpenShapes
     ) -> Kernels:
         write_qdq(
             simulator,
             network,
-            args,
-            kwargs,
+            example,
             path,
             AffineDialect(),
+            shapes,
             narrowest=2 if self.packed else 8,
             rounds_inputs=self.rounds_inputs,
         )

@@ -17,6 +17,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
 from lightning_optim.export.onnx_file.kernels import Kernels
+from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
 from lightning_optim.export.runtime.base import Runner, Runtime
 from lightning_optim.export.runtime.onnxruntime import check_affine
 from lightning_optim.optional import require
@@ -58,10 +59,10 @@ class OpenVINO(Runtime):
 
     @override
     def write(
-        self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
+        self, simulator: Simulator, network: nn.Module, example: Example, path: Path, shapes: OpenShapes
     ) -> Kernels:
         require("openvino", "openvino")
-        write_qdq(simulator, network, args, kwargs, path, AffineDialect(), narrowest=4 if self.packed else 8)
+        write_qdq(simulator, network, example, path, AffineDialect(), shapes, narrowest=4 if self.packed else 8)
         nodes = [node.get_rt_info() for node in _compiled(path).get_runtime_model().get_ordered_ops()]
         kinds = [(str(_value(info, "layerType")), str(_value(info, "runtimePrecision"))) for info in nodes]
         computing = [(kind, precision in _INTEGER) for kind, precision in kinds if kind not in _MOVES]

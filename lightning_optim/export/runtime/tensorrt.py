@@ -15,6 +15,7 @@ from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import SymmetricDialect
 from lightning_optim.export.lowering.qdq import write_qdq
 from lightning_optim.export.onnx_file.kernels import MOVES, Kernels
+from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
 from lightning_optim.export.onnx_file.session import Session, open_session
 from lightning_optim.export.runtime.base import Runner, Runtime, check_activations, check_weights
 from lightning_optim.optional import require
@@ -64,9 +65,9 @@ class TensorRT(Runtime):
 
     @override
     def write(
-        self, simulator: Simulator, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path
+        self, simulator: Simulator, network: nn.Module, example: Example, path: Path, shapes: OpenShapes
     ) -> Kernels:
-        write_qdq(simulator, network, args, kwargs, path, SymmetricDialect(), narrowest=8)
+        write_qdq(simulator, network, example, path, SymmetricDialect(), shapes, narrowest=8)
         return inspect_symmetric(path)
 
     @override

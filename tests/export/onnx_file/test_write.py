@@ -103,7 +103,7 @@ def test_nested_inputs_keywords_and_dict_outputs(tmp_path):
 
 
 def test_a_batch_of_one_opens_the_batch_where_it_is_not_baked_in(tmp_path):
-    path = export_onnx(nn.Linear(3, 2), (torch.rand(1, 3),), tmp_path / "closed.onnx", dynamic_batch=False)
+    path = export_onnx(nn.Linear(3, 2), (torch.rand(1, 3),), tmp_path / "closed.onnx", batch=1)
     assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     path = export_onnx(nn.Linear(3, 2), (torch.rand(1, 3),), tmp_path / "open.onnx")
     assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
