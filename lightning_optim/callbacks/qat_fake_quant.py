@@ -370,7 +370,9 @@ class QATFakeQuant(TechniqueCallback):
     def _end_observation(self, trainer: Trainer, *, may_be_idle: bool) -> None:
         was_simulating, was_planned = self.is_simulating, self._simulator.plan is not None
         device = trainer.strategy.root_device
-        self._simulator.finish_batch(lambda ranges, news, take_in: merge_ranges(ranges, device, news, take_in))
+        self._simulator.finish_batch(
+            lambda ranges, news, take_in: merge_ranges(ranges, device, news, take_in), waits=False
+        )
         self._calls.watch, self._is_trained = Watch.NOTHING, True
         if not was_planned and not may_be_idle:  # a step that returns None has perhaps called nothing
             self._calls.check_reached(self._network_of(None), self._simulator)

@@ -12,7 +12,7 @@ from lightning_optim.export.onnx_file.kernels import Kernels
 from lightning_optim.export.runtime.base import Runtime
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, Role
 from lightning_optim.quantization.simulation.placement import EXCLUDED
-from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, UNROUNDED, Operator
+from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, MASKED, UNROUNDED, Operator
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.table import say_share
 
@@ -150,7 +150,7 @@ def _unexpected(
 def _num_float(operator: Operator, role: Role) -> int:
     """How many kernels of a role an operator may leave in floating point: the user or ``_FLOAT_PARTS`` says so."""
     parts = _FLOAT_PARTS.get(operator.name, {}).get(role, 0)
-    is_chosen = operator.note in (EXCLUDED, BEFORE_SOFTMAX, UNROUNDED) and operator.role is role
+    is_chosen = operator.note in (EXCLUDED, BEFORE_SOFTMAX, MASKED, UNROUNDED) and operator.role is role
     return parts + (_MOST_LAYERS if operator.name in _RECURRENT else 1) * is_chosen
 
 

@@ -43,6 +43,7 @@ class CompiledSimulation:
     def __init__(self, simulator: Simulator, network: nn.Module, compiler: Compiler | None) -> None:
         self._simulator, self._network, self._compiler = simulator, network, compiler
         self._states: dict[tuple[bool, ...], _CompiledState | None] = {}  # None is simulated in Python
+        self._masked = frozenset[str]()  # sums that the graphs leave in floating point
         self._num_outputs: dict[bool, int] = {}  # in training or not
         odd = next((type(rule).__name__ for rule in simulator.quantizers if rule.scheme.has_level_per_sign), None)
         if compiler is not None and odd is not None:
@@ -62,6 +63,8 @@ class CompiledSimulation:
         outputs = self._num_outputs.get(self._network.training)
         if self._compiler is None or outputs is None or not (simulator.is_traceable and can_compile()):
             return self._run_in_python(forward, args, kwargs, fold=fold)
+        if simulator.plan is not None and simulator.plan.masked != self._masked:
+            self._masked, self._states = simulator.plan.masked, {}
         state = self._network.training, simulator.is_observing, simulator.is_growing, fold
         if state not in self._states:
             self._states[state] = _CompiledState(simulator, self._network, forward, self._compiler, fold=fold)

@@ -91,11 +91,12 @@ class Calibration:
         Raises:
             ValueError: If it holds NaN or infinities.
         """
-        broken = self._simulator.ranges.broken_keys
+        broken = self._simulator.ranges.broken
         if broken:
+            key, what = next(iter(broken.items()))
             raise ValueError(
-                f"batch {self._num_batches} gives NaN or infinities at {broken[0]!r}: calibrate on finite data, "
-                "with finite weights"
+                f"batch {self._num_batches} gives NaN or infinities at {key!r}, which holds {what}: calibrate on "
+                "finite data, with finite weights"
             )
         self._num_batches += 1
         self._simulator.finish_batch()

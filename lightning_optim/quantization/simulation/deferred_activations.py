@@ -66,7 +66,11 @@ class DeferredActivations:
             state = TensorState(f"{reader}<{place}", f"{reader}<{place}", source=source)
             self.states.set(tensor, state)
         self.note_reader(state, reader)
+        if self._record is not None:
+            self._record.use(state.key, reader)
         if state.stage is Stage.QUANTIZED or not self._is_placed(state, reader):
+            if self._record is not None and state.stage is not Stage.QUANTIZED:
+                self._record.look(state.key, tensor)
             return tensor, state.key
         # A copy made without gradients does not serve a reader that needs them, nor one of values that were changed.
         lacks_grad, version = torch.is_grad_enabled() and tensor.requires_grad, version_of(tensor)

@@ -19,7 +19,7 @@ from lightning_optim.quantization.simulation.integer_form import is_real, upper_
 from lightning_optim.quantization.simulation.operator_macs import operator_macs
 from lightning_optim.quantization.simulation.operator_names import OperatorNames, Source
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, NO_KERNEL, CalledOperator, Role, classify
-from lightning_optim.quantization.simulation.plan import BEFORE_SOFTMAX, Operator, Plan, Record
+from lightning_optim.quantization.simulation.plan import Operator, Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates
 from lightning_optim.surgery.torch_private import pytree
 
@@ -167,9 +167,8 @@ class Placement(TorchFunctionMode):
             return ""
         if self._names.call.path in self._excluded:
             return EXCLUDED
-        if self._plan.may_be_masked(call.key):
-            return BEFORE_SOFTMAX
-        return "" if self._backend.serves(call.key) else NO_KERNEL
+        masked = self._plan.why_masked(call.key)
+        return masked or ("" if self._backend.serves(call.key) else NO_KERNEL)
 
     def _weighted(self, call: FunctionCall) -> Tensor:
         x, input_key = self._activations.read(call.args[0], call.key, 0)

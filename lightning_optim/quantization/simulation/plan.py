@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, final
 
+from torch import Tensor
+
+from lightning_optim.quantization.functional import value_range
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, WEIGHTED_ROLES, Role
+from lightning_optim.quantization.simulation.sentinels import sentinel_bound
+from lightning_optim.surgery.torch_private import FakeTensor
 
 BEFORE_SOFTMAX = "what a softmax alone reads may be masked"
 """Why a sum is computed in floating point: beside the huge numbers of a mask, one scale rounds all others to zero."""
+
+MASKED = "it adds a mask's huge numbers"
+"""Why a sum, or a concatenation, that was seen to hold such numbers is computed in floating point."""
+
+_SUMS = frozenset({Role.ADD, Role.CONCATENATE, Role.POOL})
 
 UNROUNDED = "its activations are not quantized"
 """Why an operator computes in floating point beside quantized weights."""
@@ -54,6 +64,8 @@ class Record:
         varied: Keys of activations that have come about in another way.
         operators: Key -> operator, and the key of the one before it; in the order of the passes.
         readers: Key of an operator -> keys of those that read its output.
+        uses: Key of an activation -> keys of the operators that read it quantized.
+        sentinels: Keys of activations that hold sentinels.
         sources: Those of the plan and new ones, as ``OperatorNames`` takes them.
     """
 
@@ -62,6 +74,8 @@ class Record:
     varied: set[str] = field(default_factory=set)
     operators: dict[str, tuple[Operator, str]] = field(default_factory=dict)
     readers: dict[str, set[str]] = field(default_factory=dict)
+    uses: dict[str, set[str]] = field(default_factory=dict)
+    sentinels: set[str] = field(default_factory=set)
     sources: dict[str, list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +97,18 @@ class Record:
         if reader not in self.known.readers.get(origin, ()):
             self.readers.setdefault(origin, set()).add(reader)
 
+    def use(self, key: str, reader: str) -> None:
+        """Note that ``reader`` took an activation quantized."""
+        if reader not in self.known.uses.get(key, ()):
+            self.uses.setdefault(key, set()).add(reader)
+
+    def look(self, key: str, tensor: Tensor) -> None:
+        """Look for sentinels in an activation that is new."""
+        if isinstance(tensor, FakeTensor) or not tensor.numel():
+            return
+        if sentinel_bound(tensor, ends=value_range(tensor)) is not None:
+            self.sentinels.add(key)
+
     def follow(self, key: str, history: int, kind: str = "") -> None:
         """Note how an activation has come about, in a pass of some kind; those of two kinds are not compared."""
         if self.histories.setdefault(kind + key, history) != history and key not in self.known.varied:
@@ -91,13 +117,16 @@ class Record:
     @property
     def is_empty(self) -> bool:
         """Whether the plan knew everything."""
-        return not (self.operators or self.readers or self.varied or self.sources != self.known.sources)
+        is_known = self.sentinels <= self.known.sentinels and self.sources == self.known.sources
+        return is_known and not (self.operators or self.readers or self.varied)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is new, as primitives."""
         operators = [[key, after, *_row(operator)] for key, (operator, after) in self.operators.items()]
         readers = {key: sorted(readers) for key, readers in self.readers.items()}
-        return {"operators": operators, "readers": readers, "sources": self.sources, "varied": sorted(self.varied)}
+        uses = {key: sorted(readers) for key, readers in self.uses.items()}
+        found = {"sources": self.sources, "varied": sorted(self.varied), "sentinels": sorted(self.sentinels)}
+        return {"operators": operators, "readers": readers, "uses": uses, **found}
 
 
 def _row(operator: Operator) -> tuple[str, str, str, str, int]:
@@ -120,6 +149,8 @@ class Plan:
         foldable: Names of the modules that are batch norms with running statistics.
         sources: Those of modules that are called several times, as ``OperatorNames`` takes them.
         varied: Keys of activations that come about in several ways, since operators before them are skipped at times.
+        uses: Key of an activation -> keys of the operators that read it quantized.
+        sentinels: Keys of activations that hold sentinels.
 
     Example:
         >>> record = Record(Plan())
@@ -137,16 +168,24 @@ class Plan:
     foldable: frozenset[str] = frozenset()
     sources: Mapping[str, list[str]] = field(default_factory=dict)
     varied: frozenset[str] = frozenset()
+    uses: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    sentinels: frozenset[str] = frozenset()
 
     @cached_property
     def operators(self) -> dict[str, Operator]:
         """Key -> operator, in the order of the forward pass."""
+        notes = {key: self._why_masked(key, operator) for key, operator in self.recorded.items()}
         return {
-            key: replace(operator, note=BEFORE_SOFTMAX)
-            if operator.role is Role.ADD and operator.is_integer and self._goes_to_softmax(key)
-            else operator
+            key: replace(operator, note=notes[key]) if notes[key] else operator
             for key, operator in self.recorded.items()
         }
+
+    def _why_masked(self, key: str, operator: Operator) -> str:
+        if not operator.is_integer or operator.role not in _SUMS:
+            return ""
+        if operator.role is Role.ADD and self._goes_to_softmax(key):
+            return BEFORE_SOFTMAX
+        return MASKED if key in self.sentinels else ""
 
     @cached_property
     def norms(self) -> dict[str, str]:
@@ -187,9 +226,37 @@ class Plan:
             for reader, operator in readers.items()
         )
 
-    def may_be_masked(self, key: str) -> bool:
-        """Whether an operator's output goes to a softmax alone."""
-        return key in self.operators and self.operators[key].note == BEFORE_SOFTMAX
+    def why_masked(self, key: str) -> str:
+        """Return why a sum stays in floating point: its output goes to a softmax alone, or held sentinels."""
+        note = self.operators[key].note if key in self.operators else ""
+        return note if note in (BEFORE_SOFTMAX, MASKED) else ""
+
+    @cached_property
+    def masked(self) -> frozenset[str]:
+        """Keys of the operators that stay in floating point because they held sentinels."""
+        return frozenset(key for key, operator in self.operators.items() if operator.note == MASKED)
+
+    @cached_property
+    def sums(self) -> frozenset[str]:
+        """Keys of the operators in integers that stay in floating point once they hold sentinels."""
+        return frozenset(key for key, each in self.operators.items() if each.is_integer and each.role in _SUMS)
+
+    @cached_property
+    def summands(self) -> frozenset[str]:
+        """Keys of the activations that no integer operator puts out, and only sums read."""
+        integers, sums = {key for key, each in self.operators.items() if each.is_integer}, self.sums | self.masked
+        return frozenset(key for key, readers in self.uses.items() if key not in integers and readers <= sums)
+
+    def reached_sums(self, keys: Collection[str]) -> frozenset[str]:
+        """Return the sums that some activations reach through sums alone, those that put them out among them.
+
+        While these sums round to a range without sentinels, they clip those that they read, so that none can be seen
+        behind the first.
+        """
+        found = frozenset(keys)
+        while more := found.union(*(self.uses.get(key, frozenset()) & self.sums for key in found)) - found:
+            found |= more
+        return found & self.sums
 
     def grown(self, records: Iterable[Mapping[str, Any]], foldable: frozenset[str] | None = None) -> Plan:
         """Return the plan with what passes have shown, perhaps on several processes.
@@ -206,15 +273,18 @@ class Plan:
         sources, agree = _united([record["sources"] for record in records])
         varied = self.varied.union(*(record["varied"] for record in records))
         if not agree:
-            return Plan(self.recorded, self.readers, foldable, sources, varied)
+            return replace(self, foldable=foldable, sources=sources, varied=varied)
+        sentinels = self.sentinels.union(*(record["sentinels"] for record in records))
         operators, readers = [*self.recorded.items()], {key: {*known} for key, known in self.readers.items()}
+        uses = {key: {*known} for key, known in self.uses.items()}
         for record in records:
             _insert(operators, record["operators"])
             for key, more in record["readers"].items():
                 readers.setdefault(key, set()).update(more)
-        return Plan(
-            dict(operators), {key: frozenset(known) for key, known in readers.items()}, foldable, sources, varied
-        )
+            for key, more in record["uses"].items():
+                uses.setdefault(key, set()).update(more)
+        read, used = ({key: frozenset(known) for key, known in each.items()} for each in (readers, uses))
+        return Plan(dict(operators), read, foldable, sources, varied, used, sentinels)
 
     def outdated(self, grown: Plan) -> tuple[str, ...]:
         """Return whose output's range is another one, now that the plan has grown.
@@ -224,7 +294,8 @@ class Plan:
         """
         repeated = tuple(f"{name}{end}" for name in grown.sources.keys() - self.sources.keys() for end in ":.")
         read_apart = [key for key in self.readers if self._is_absorbed(key) and not grown._is_absorbed(key)]
-        return (*read_apart, *(key for key in self.recorded if repeated and key.startswith(repeated)))
+        masked = grown.masked - self.masked
+        return (*read_apart, *sorted(masked), *(key for key in self.recorded if repeated and key.startswith(repeated)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan as primitives."""
@@ -234,6 +305,8 @@ class Plan:
             "foldable": sorted(self.foldable),
             "sources": {name: [*sources] for name, sources in self.sources.items()},
             "varied": sorted(self.varied),
+            "uses": {key: sorted(readers) for key, readers in self.uses.items()},
+            "sentinels": sorted(self.sentinels),
         }
 
     @classmethod
@@ -241,7 +314,9 @@ class Plan:
         """Rebuild a plan from ``state_dict``."""
         operators = {key: _operator(row) for key, *row in state["operators"]}
         readers = {key: frozenset(readers) for key, readers in state["readers"].items()}
-        return cls(operators, readers, frozenset(state["foldable"]), state["sources"], frozenset(state["varied"]))
+        uses = {key: frozenset(readers) for key, readers in state["uses"].items()}
+        foldable, varied, sentinels = (frozenset(state[name]) for name in ("foldable", "varied", "sentinels"))
+        return cls(operators, readers, foldable, state["sources"], varied, uses, sentinels)
 
 
 def _insert(operators: list[tuple[str, Operator]], rows: Iterable[Sequence[Any]]) -> None:

@@ -13,6 +13,8 @@ from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.observer.functional import NUM_BINS, count_values, exponent_of, widen_bins
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.simulation.activation_quantizers import ActivationQuantizers
+from lightning_optim.quantization.simulation.range_watch import INFINITE, LEAST_GROWN, NAN, Finding, RangeWatch
+from lightning_optim.quantization.simulation.sentinels import sentinel_bound
 
 
 @final
@@ -22,9 +24,15 @@ class Ranges:
     Within a batch, ranges, and histograms if the observer needs them, are only collected. ``merge`` folds them in at
     its end: until then every process of a job quantizes alike.
 
+    A range that a batch makes useless is told by ``findings``: the values of an activation that is new are looked at,
+    later on its range is compared with that of the past.
+
     Args:
         quantizers: Turn a range into a scale and a zero point; one quantizer is that of all activations.
         observer: Turns what many batches show into one range.
+
+    Attributes:
+        watch: Compares batches with the past.
 
     Example:
         >>> from lightning_optim.quantization import Affine, MinMax
@@ -50,6 +58,9 @@ class Ranges:
         self._clipped: tuple[Tensor, Tensor] | None = None
         self._ranged: set[str] = set()
         self._is_ranged_known = False
+        self.watch = RangeWatch()
+        self._looked: set[str] = set()
+        self._apart: dict[str, Finding] = {}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -62,19 +73,48 @@ class Ranges:
         return tuple(sorted(self._batch.keys() - self._places.keys()))
 
     @property
-    def broken_keys(self) -> tuple[str, ...]:
-        """Activations that held NaN or infinities in this batch, in the order of the forward pass."""
-        return tuple(key for key, ends in self._batch.items() if not torch.stack(ends).isfinite().all())
+    def masked_keys(self) -> frozenset[str]:
+        """New activations of sums that hold sentinels in this batch."""
+        return frozenset(key for key, finding in self._apart.items() if finding.is_masked)
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Activations that held NaN, or infinities that no mask can have put there, in this batch -> which of them."""
+        marks = {key: float(_mark_of(*ends)) for key, ends in self._batch.items()}
+        return {
+            key: "NaN" if mark == NAN else "infinities"
+            for key, mark in marks.items()
+            if mark == NAN or (mark == INFINITE and key not in self.watch.sums)
+        }
+
+    def findings(self, *, waits: bool = True) -> list[Finding]:
+        """Return what was found since the last call.
+
+        Args:
+            waits: Whether an accelerator is waited for; otherwise, its last batch is told the next time.
+        """
+        apart, self._apart = [*self._apart.values()], {}
+        return apart + self.watch.take(waits=waits)
 
     def observe(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
         """Widen this batch's range of one activation by what a tensor holds, and return the tensor's own range."""
         if not tensor.numel():
             return None
         low, high = value_range(tensor)
+        if key not in self._looked:
+            self._look(key, tensor, low, high)
         self._widen(key, low, high)
         if self._counts_values:
             self._count(key, tensor)
         return low, high
+
+    def _look(self, key: str, tensor: Tensor, low: Tensor, high: Tensor) -> None:
+        """Look at the values of an activation that has no past to be compared with."""
+        is_masked = key in self.watch.sums and sentinel_bound(tensor, ends=(low, high)) is not None
+        if is_masked or sentinel_bound(tensor, LEAST_GROWN, ends=(low, high)) is not None:
+            mark = float(_mark_of(low, high))
+            if not mark or is_masked:
+                self._apart[key] = Finding(key, float(low), float(high), mark, is_masked)
 
     def _widen(self, key: str, low: Tensor, high: Tensor) -> None:
         seen = self._batch.get(key)
@@ -103,6 +143,7 @@ class Ranges:
 
     def reset(self, keys: Collection[str]) -> None:
         """Forget what was seen of activations, which stand for something else from now on."""
+        self._looked -= set(keys)
         known = [self._places[key] for key in keys if key in self._places]
         self._batch = {key: ends for key, ends in self._batch.items() if key not in keys}
         self._counts = {key: counts for key, counts in self._counts.items() if key not in keys}
@@ -124,9 +165,9 @@ class Ranges:
         self._is_ranged_known = False
 
     def message(self, device: torch.device | None = None) -> Tensor:
-        """Return this batch's ranges as ``[-low, high]``, ``[2 * N]``, whose maximum over processes is their union.
+        """Return this batch's ranges, ``[-low, high, mark]`` in ``[3 * N]``, whose maximum is the processes' union.
 
-        What was not seen, or holds NaN or infinities, is ``-inf``.
+        What was not seen, or holds NaN or infinities, is ``-inf``; the mark tells of the latter.
         """
         if device is None:
             device = next((low.device for low, _ in self._batch.values()), torch.device("cpu"))
@@ -135,8 +176,10 @@ class Ranges:
         nothing = torch.full((), torch.inf, device=device), torch.full((), -torch.inf, device=device)
         ends = zip(*(self._batch.get(key, nothing) for key in self._places), strict=True)
         low, high = (torch.stack([end.to(device) for end in each]) for each in ends)
+        was_seen = torch.tensor([key in self._batch for key in self._places]).to(device, non_blocking=True)
+        marks = torch.where(was_seen, _mark_of(low, high), 0.0)
         vector = torch.cat([-low, high])
-        return torch.where(vector.isfinite(), vector, nothing[1])
+        return torch.cat([torch.where(vector.isfinite(), vector, nothing[1]), marks])
 
     def merge(self, message: Tensor, add: Callable[[Tensor], Tensor] | None = None) -> None:
         """Fold in a batch, and forget it.
@@ -146,13 +189,17 @@ class Ranges:
             add: Sums a tensor over all processes; for histograms, which travel in one flat message of their own.
         """
         if self._places:
-            ends = message.view(2, -1)  # what lacks one end counts as unseen
-            negated, high = ends.masked_fill(ends.isinf().any(0), -torch.inf)
+            negated, high, marks = message.view(3, -1)
+            past = self._state.low.to(message.device), self._state.high.to(message.device)
+            is_masked = self.watch.judge(self.keys, (-negated, high, marks), past)
+            ends = torch.stack([negated, high])  # what lacks one end counts as unseen
+            negated, high = ends.masked_fill(ends.isinf().any(0) | is_masked, -torch.inf)
             low = -negated
             counts = self._histograms(low, high) if self._counts_values else None
             self._state.update(low, high, counts if counts is None or add is None else add(counts))
             self._qparams, self._clipped, self._is_ranged_known = {}, None, False
-        self.discard()
+        self._looked |= self._batch.keys()
+        self._batch, self._counts = {}, {}
 
     def _histograms(self, low: Tensor, high: Tensor) -> Tensor:
         """This batch's histograms, ``[N, B]``, over the spans of the ranges that all processes saw.
@@ -161,16 +208,17 @@ class Ranges:
         """
         zero = torch.zeros((), dtype=torch.long, device=low.device)
         counts, exponents = [], []
-        for key in self._places:
+        for place, key in enumerate(self._places):
             held, exponent = self._counts.get(key, (zero.expand(NUM_BINS), zero))
             is_finite = torch.stack(self._batch[key]).isfinite().all() if key in self._batch else zero
+            is_finite = is_finite & low[place].isfinite().to(is_finite.device)
             counts.append((held * is_finite).to(low.device))
             exponents.append(exponent.to(low.device))
         return widen_bins(torch.stack(counts), torch.stack(exponents), exponent_of(low, high))
 
     def discard(self) -> None:
         """Forget what this batch showed."""
-        self._batch, self._counts = {}, {}
+        self._batch, self._counts, self._apart = {}, {}, {}
 
     def has(self, key: str) -> bool:
         """Whether an activation has a range."""
@@ -242,8 +290,15 @@ class Ranges:
         """Take over what ``state_dict`` returned."""
         self._places = {key: place for place, key in enumerate(state["keys"])}
         self._state.load_state_dict(dict(state["observer"]))
+        self._looked = set(state["keys"])
         self._qparams, self._clipped, self._ranged, self._is_ranged_known = {}, None, set(), False
         self.discard()
+
+
+def _mark_of(low: Tensor, high: Tensor) -> Tensor:
+    """Mark a range: 0 if it is finite, else whether it holds infinities or NaN."""
+    is_nan, is_infinite = low.isnan() | high.isnan(), low.isinf() | high.isinf()
+    return torch.where(is_nan, NAN, torch.where(is_infinite, INFINITE, 0.0))
 
 
 def _check_signs(quantizer: Quantizer, ends: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -12,7 +12,9 @@ _GAP = 16.0  # an integer of 8 bits would leave 4 of them to all values below th
 _GAP_EXPONENT = 4  # log2 of the gap
 
 
-def sentinel_bound(x: Tensor, least: float = LEAST_SENTINEL) -> float | None:
+def sentinel_bound(
+    x: Tensor, least: float = LEAST_SENTINEL, *, ends: tuple[Tensor, Tensor] | None = None
+) -> float | None:
     """Return the magnitude from which on the values of a tensor stand apart from all others.
 
     Such values are at least ``least`` in magnitude, and no value of the tensor lies in the sixteenfold below them. So
@@ -21,6 +23,7 @@ def sentinel_bound(x: Tensor, least: float = LEAST_SENTINEL) -> float | None:
     Args:
         x: Values; any shape.
         least: Smallest magnitude that counts.
+        ends: The smallest and the largest value, where they are known: most tensors are told by these.
 
     Returns:
         The magnitude, infinity if infinities alone stand apart, or ``None`` if no value does. A tensor of nothing else
@@ -32,6 +35,8 @@ def sentinel_bound(x: Tensor, least: float = LEAST_SENTINEL) -> float | None:
         >>> sentinel_bound(torch.tensor([0.5, -torch.inf]))
         inf
     """
+    if ends is not None and all(abs(float(end)) < least for end in ends):
+        return None
     magnitudes = x.detach().abs().flatten()
     has_infinities = bool(magnitudes.isinf().any())
     finite = magnitudes[magnitudes.isfinite()].double()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from typing import Any, final
 
@@ -25,6 +26,7 @@ from lightning_optim.quantization.simulation.module_path import ModulePath, modu
 from lightning_optim.quantization.simulation.operator_names import OperatorNames
 from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.plan import Plan, Record
+from lightning_optim.quantization.simulation.range_watch import MASKED_NOW, messages
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_alone
 from lightning_optim.quantization.simulation.rounding_backend import FirstValues, KnownRanges, SimulationBackend
@@ -90,6 +92,7 @@ class Simulator:
         self.excluded: frozenset[str] = frozenset()
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.noticed: list[str] = []
+        self._told: set[str] = set()
         self._watch = Watch.NOTHING
         self._record: Record | None = None
         self._histories: dict[str, int] = {}
@@ -294,28 +297,59 @@ class Simulator:
         """Return a network's modules by plain name; its own name is empty."""
         return self._modules_of(network)[1]
 
-    def finish_batch(self, merge: Merge | None = None) -> None:
+    def finish_batch(self, merge: Merge | None = None, *, waits: bool = True) -> None:
         """End a batch that was observed: let the plan grow, and fold the ranges in.
+
+        A sum that is seen to hold sentinels stays in floating point from then on, with a warning.
 
         Args:
             merge: Folds in the ranges of all processes; without it, those of this process alone.
+            waits: Whether an accelerator is waited for; otherwise, what it finds is told one batch later.
         """
         record, self._record = self._record, None
+        if record is not None and self.plan is not None:
+            record.sentinels |= self.plan.reached_sums(self.ranges.masked_keys)
         found = self.learned.found
         is_new = bool(found) or (record is not None and not record.is_empty)
         news = (None if record is None else record.state_dict(), self._foldable(), found) if is_new else None
         (merge or merge_alone)(self.ranges, news, self._take_in)
+        self._take_findings(waits=waits)
 
     def _take_in(self, news: list[tuple[dict[str, Any] | None, frozenset[str], Mapping[str, Any]]]) -> None:
         """Take in what is new to some processes, in the order of their ranks."""
         before = self.plan or Plan()
-        self.plan = before.grown(
-            [state for state, _, _ in news if state is not None], frozenset().union(*(names for _, names, _ in news))
-        )
-        self.ranges.reset(before.outdated(self.plan))
-        self.ranges.unite(sorted(self.plan.varied - before.varied))
+        states = [state for state, _, _ in news if state is not None]
+        grown = before.grown(states, frozenset().union(*(names for _, names, _ in news)))
+        self._adopt(grown)
+        self.ranges.unite(sorted(grown.varied - before.varied))
         for _, _, found in news:
             self.learned.take_in(found)
+
+    def _adopt(self, plan: Plan) -> None:
+        """Go on with a plan that has grown."""
+        before, self.plan = self.plan or Plan(), plan
+        self.ranges.watch.sums = plan.sums | plan.summands
+        self.ranges.reset(before.outdated(plan))
+        self._tell(
+            {key: f"{key} {MASKED_NOW}" for key in sorted((plan.masked - before.masked) & before.recorded.keys())}
+        )
+
+    def _take_findings(self, *, waits: bool) -> None:
+        """Act on what was found in the ranges of all processes."""
+        findings, plan = self.ranges.findings(waits=waits), self.plan
+        if not findings or plan is None:
+            return
+        masked = plan.reached_sums({each.key for each in findings if each.is_masked})
+        if masked:
+            self._adopt(replace(plan, sentinels=plan.sentinels | masked))
+        self._tell(messages(findings, [*plan.operators]))
+
+    def _tell(self, said: Mapping[str, str]) -> None:
+        """Warn of what was not told yet."""
+        for subject, text in said.items():
+            if subject not in self._told:
+                warnings.warn(text, stacklevel=4)
+        self._told |= said.keys()
 
     def discard_batch(self) -> None:
         """Forget what an unfinished batch showed."""
@@ -342,6 +376,7 @@ class Simulator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plan and ranges, as primitives and tensors."""
+        self._take_findings(waits=True)
         plan = None if self.plan is None else self.plan.state_dict()
         own = {"excluded": sorted(self.excluded), "assigned": dict(self.layers.assigned)}
         return {"plan": plan, **own, "ranges": self.ranges.state_dict(), "learned": self.learned.state_dict()}
@@ -349,6 +384,7 @@ class Simulator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned."""
         self.plan = None if state["plan"] is None else Plan.from_state_dict(state["plan"])
+        self.ranges.watch.sums = frozenset() if self.plan is None else self.plan.sums | self.plan.summands
         self.place(frozenset(state["excluded"]), state["assigned"])
         self.ranges.load_state_dict(state["ranges"])
         self.learned.load_state_dict(state["learned"])

@@ -345,3 +345,34 @@ def test_histograms_are_counted_in_python_and_the_rest_is_compiled():
         warnings.simplefilter("error", UserWarning)
         train(network, CompiledSimulation(simulator, network, compiler).run, simulator)
     assert len(graphs) == 1  # the pass in evaluation, after the observer
+
+
+class Masked(nn.Module):
+    """Scores to which a bias and a mask are added, and a temperature behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.bias = nn.Linear(12, 12), nn.Linear(12, 5), nn.Parameter(torch.randn(12))
+
+    def forward(self, x, *, hidden):
+        scores = self.first(x) + (self.bias + torch.zeros(4, 12).masked_fill(hidden, -1e9))
+        return self.second((scores / 1.5).softmax(-1))
+
+
+def test_a_mask_that_comes_later_is_kept_in_float_by_a_compiled_network_too():
+    torch.manual_seed(0)
+    network, seen = Masked(), []
+    forward, x = type(network).forward.__get__(network), torch.randn(4, 12)
+    for compiler in (None, counting()[0]):
+        simulator = simulator_of()
+        simulation, outputs = CompiledSimulation(simulator, network, compiler), []
+        for step in range(8):
+            hidden = (torch.arange(12) > 8).expand(4, 12) & (step > 4)
+            with simulator.observing(), warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                outputs.append(simulation.run(forward, (x,), {"hidden": hidden}).detach())
+                simulator.finish_batch()
+            assert sum("holds a mask's huge numbers" in str(each.message) for each in told) == 2 * (step == 5)
+        assert simulator.plan.masked == {":add", ":add[first]"}
+        seen.append(outputs)
+    assert all(map(torch.equal, *seen))
