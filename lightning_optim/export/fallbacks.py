@@ -53,7 +53,7 @@ def find_fallbacks(simulator: Simulator, runtime: Runtime, kernels: Kernels) -> 
     notes = {key: each.note or runtime.lacks.get(each.role, "") for key, each in operators.items()}
     named = {key: note for key, note in notes.items() if note and _counts(operators[key])}
     left = _unexpected(kernels, runtime, operators)
-    why = "the runtime has no integer kernel where it stands"
+    why = "computed in floating point by the runtime"
     accounted = {role for key in named for role in (operators[key].role, *_FLOAT_PARTS.get(operators[key].name, ()))}
     for roles, names in runtime.promised.items():
         if not accounted & set(roles):

@@ -110,7 +110,8 @@ class IntegerGraph:
             return [self._quantize(inputs)]
         if node.op_type == "DequantizeLinear":
             return [_dequantize(node, inputs)]
-        if node.op_type == "Clip" and isinstance(inputs[0], Integers):  # activations of fewer bits than their type
+        if node.op_type == "Clip" and isinstance(inputs[0], Integers) and not _real(inputs[1]).is_floating_point():
+            # Activations of fewer bits than their type: the bounds are integers, and no values.
             low, high = (float(_real(bound)) for bound in inputs[1:])
             return [Integers(inputs[0].integers.clamp(low, high), inputs[0].qparams)]
         is_alone = self._readers[node.output[0]] == 1
@@ -168,7 +169,9 @@ class IntegerGraph:
     def _session(self, node: Any, feed: Mapping[str, Any]) -> Any:
         onnx, runtime = require("onnx"), require("onnxruntime")
         helper = onnx.helper
-        shapes = {name: [None] * array.ndim for name, array in feed.items()}
+        # Vectors of integers may be shapes and sizes, whose number an operator's own shape depends on.
+        is_open = {name: array.dtype != "int64" or array.ndim != 1 for name, array in feed.items()}
+        shapes = {name: [None] * array.ndim if is_open[name] else list(array.shape) for name, array in feed.items()}
         inputs = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shapes[name])
             for name, array in feed.items()

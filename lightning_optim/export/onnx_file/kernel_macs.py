@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -61,23 +61,39 @@ def measure_macs(path: str | Path, arrays: Sequence[Any]) -> KernelMACs:
         session = open_session(path, options)
         Session(session).run(*arrays)
         events = json.loads(Path(session.end_profiling()).read_text())
+    equations = _equations(path)
     found = {True: 0, False: 0}
     for event in events:
         if event["name"].endswith("_kernel_time"):
-            kind, macs = _kernel_macs(event["args"])
-            found[kind.startswith(INTEGER_KERNELS)] += macs
+            kind = event["args"]["op_name"]
+            found[kind.startswith(INTEGER_KERNELS)] += _kernel_macs(kind, event["args"], equations)
     return KernelMACs(integer=found[True], floating=found[False])
 
 
-def _kernel_macs(event: dict[str, Any]) -> tuple[str, int]:
-    kind = event["op_name"]
+def _equations(path: str | Path) -> Iterator[str]:
+    """Equations of a model's ``Einsum`` nodes: a profile does not hold them, but has the nodes in the same order."""
+    nodes = (node for node in require("onnx").load(path).graph.node if node.op_type == "Einsum")
+    return (str(node.attribute[0].s.decode()) for node in nodes)
+
+
+def _kernel_macs(kind: str, event: dict[str, Any], equations: Iterator[str]) -> int:
     inputs, outputs = (
         [shape for tensor in event[name] for shape in tensor.values()]
         for name in ("input_type_shape", "output_type_shape")
     )
+    if kind == "Einsum":
+        return _einsum(next(equations), inputs)
     count = _COUNTS.get(kind)
     operands = [shape for shape in inputs if shape and (len(shape) > 1 or kind in _VECTORS)]
-    return kind, count(operands, outputs[0]) if count is not None and outputs and len(operands) > 1 else 0
+    return count(operands, outputs[0]) if count is not None and outputs and len(operands) > 1 else 0
+
+
+def _einsum(equation: str, operands: list[_Shape]) -> int:
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, operands, strict=True):
+        sizes.update(zip(term, shape, strict=True))
+    return math.prod(sizes.values()) * (len(operands) - 1)
 
 
 def _convolution(operands: list[_Shape], output: _Shape) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -10,17 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_optim.quantization.simulation.contraction import contraction_of
 
-def opened(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
-    """Return what calls the parts of a composite function one by one; ``None`` if it is none, or writes to ``out``.
+
+def opened(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """Return what calls the parts of a composite function one by one; ``None`` if a call has no such parts.
 
     Example:
-        >>> opened(torch.addmm, {})(torch.ones(2), torch.ones(1, 3), torch.ones(3, 2))
+        >>> left, right = torch.ones(1, 3), torch.ones(3, 2)
+        >>> opened(torch.addmm, (torch.ones(2), left, right), {})(torch.ones(2), left, right)
         tensor([[4., 4.]])
-        >>> opened(torch.mm, {}) is None
+        >>> opened(torch.mm, (left, right), {}) is None
         True
     """
-    return None if "out" in kwargs else _OPENED.get(function)
+    find = _FOUND.get(function)
+    if find is None or "out" in kwargs:
+        return None
+    return find(args)
 
 
 def _add_product(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -35,6 +41,24 @@ def _add_product(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1,
     return torch.add(product, added if beta == 1 else added * beta)
 
 
+def _find_einsum(args: Sequence[Any]) -> Callable[..., Any] | None:
+    contraction = contraction_of(args)
+    return None if contraction is None else contraction.run
+
+
+def _find_attention(args: Sequence[Any]) -> Callable[..., Any] | None:
+    """Attention without an axis of heads gets one, which files need; with it, it stays a function of its own."""
+    return _attention_of_one_head if all(isinstance(each, Tensor) and each.dim() == 3 for each in args[:3]) else None
+
+
+def _attention_of_one_head(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **settings: Any
+) -> Tensor:
+    mask = attn_mask.unsqueeze(1) if attn_mask is not None and attn_mask.dim() == 3 else attn_mask
+    query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+    return functional.scaled_dot_product_attention(query, key, value, mask, *args, **settings).squeeze(1)
+
+
 def _without_dispatch(function: Callable[..., Any]) -> Callable[..., Any]:
     """Copy a function that torch has written in Python, so that it does not hand itself to a mode or a subclass."""
     assert isinstance(function, FunctionType)
@@ -44,7 +68,10 @@ def _without_dispatch(function: Callable[..., Any]) -> Callable[..., Any]:
     return copy
 
 
-_OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
-    functional.multi_head_attention_forward: _without_dispatch(functional.multi_head_attention_forward),
-    **dict.fromkeys((torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm), _add_product),
+_MULTI_HEAD = _without_dispatch(functional.multi_head_attention_forward)
+_FOUND: dict[Callable[..., Any], Callable[[Sequence[Any]], Callable[..., Any] | None]] = {
+    functional.multi_head_attention_forward: lambda _: _MULTI_HEAD,
+    functional.scaled_dot_product_attention: _find_attention,
+    torch.einsum: _find_einsum,
+    **dict.fromkeys((torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm), lambda _: _add_product),
 }

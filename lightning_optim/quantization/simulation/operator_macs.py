@@ -96,6 +96,11 @@ def _einsum(args: Sequence[Any], output: Tensor) -> int:
     return math.prod(sizes.values()) * (len(operands) - 1)
 
 
+def _tensordot(args: Sequence[Any], output: Tensor) -> int:
+    left, right = _tensors(args)[:2]
+    return output.numel() * math.isqrt(left.numel() * right.numel() // max(1, output.numel()))
+
+
 _KINDS: dict[_Count, str] = {
     _convolution: "conv1d conv2d conv3d",
     _transposed_convolution: "conv_transpose1d conv_transpose2d conv_transpose3d",
@@ -107,5 +112,6 @@ _KINDS: dict[_Count, str] = {
     _recurrent: "lstm gru rnn_tanh rnn_relu",
     _recurrent_cell: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
     _einsum: "einsum",
+    _tensordot: "tensordot",
 }
 _COUNTS = {name: count for count, names in _KINDS.items() for name in names.split()}

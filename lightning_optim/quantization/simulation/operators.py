@@ -45,7 +45,7 @@ _NAMES: dict[Role, str] = {
     Role.CONVOLUTION: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     Role.LINEAR: "linear",
     Role.MATMUL: (
-        "matmul bmm mm __matmul__ addmm baddbmm addbmm mv addmv einsum bilinear "
+        "matmul bmm mm __matmul__ addmm baddbmm addbmm mv addmv einsum tensordot bilinear "
         "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
     ),
     Role.ADD: "add add_ __add__ __radd__ __iadd__",

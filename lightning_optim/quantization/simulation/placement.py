@@ -19,7 +19,7 @@ from lightning_optim.quantization.simulation.integer_form import is_real, upper_
 from lightning_optim.quantization.simulation.operator_macs import operator_macs
 from lightning_optim.quantization.simulation.operator_names import OperatorNames, Source
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, NO_KERNEL, CalledOperator, Role, classify
-from lightning_optim.quantization.simulation.plan import Operator, Plan, Record
+from lightning_optim.quantization.simulation.plan import OVER_TOKENS, Operator, Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates
 from lightning_optim.surgery.torch_private import pytree
 
@@ -123,7 +123,7 @@ class Placement(TorchFunctionMode):
         kwargs = kwargs or {}
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
-        in_parts = opened(func, kwargs)
+        in_parts = opened(func, args, kwargs)
         if in_parts is not None:
             with self:
                 return in_parts(*args, **kwargs)
@@ -212,13 +212,18 @@ class Placement(TorchFunctionMode):
             or state.stage is Stage.QUANTIZED
             or self._plan.norms.get(state.origin) != self._names.call.path
         ):
-            return self._run_float(call, NO_KERNEL)
+            is_over_tokens = state is not None and call.args[0].dim() > 2 and self._is_linear(state.origin)
+            return self._run_float(call, OVER_TOKENS if is_over_tokens else NO_KERNEL)
         if state.stage is Stage.BEFORE_NORM:
             state.stage, state.origin, state.source = Stage.PENDING, call.key, call.source
             return call.args[0]
         out = call.run()
         self._states.set(out, call.state(Stage.PENDING, state.key))
         return out
+
+    def _is_linear(self, key: str) -> bool:
+        known = self._plan.operators.get(key) or (self._record and self._record.operators.get(key, (None,))[0])
+        return known is not None and known.role is Role.LINEAR
 
     def _relu(self, call: FunctionCall) -> Any:
         state, upper = self._states.get(call.args[0]), upper_bound(call.operator.name, call.args, call.kwargs)

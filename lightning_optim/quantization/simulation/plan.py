@@ -20,6 +20,9 @@ BEFORE_SOFTMAX = "what a softmax alone reads may be masked"
 MASKED = "it adds a mask's huge numbers"
 """Why a sum, or a concatenation, that was seen to hold such numbers is computed in floating point."""
 
+OVER_TOKENS = "it does not normalize the outputs of the layer before it"
+"""Why a batch norm behind a linear layer is not folded into it: of ``[B, T, C]``, it normalizes T."""
+
 _SUMS = frozenset({Role.ADD, Role.CONCATENATE, Role.POOL})
 
 UNROUNDED = "its activations are not quantized"
@@ -194,7 +197,9 @@ class Plan:
         for key, operator in self.recorded.items():
             reader = self._only_reader(key)
             is_layer = operator.role in WEIGHTED_ROLES and operator.is_integer
-            if is_layer and reader is not None and reader.role is Role.NORM and reader.path in self.foldable:
+            if not is_layer or reader is None or reader.note == OVER_TOKENS:
+                continue
+            if reader.role is Role.NORM and reader.path in self.foldable:
                 norms[key] = reader.path
         return norms
 

@@ -57,7 +57,7 @@ def integer_operators(simulator):
 def test_an_opened_attention_is_the_same_function(needs_weights, training):
     net, x = Attention(needs_weights, dropout=0.1).train(training), torch.randn(2, 5, 16)
     attention = net.attention
-    call = opened(F.multi_head_attention_forward, {})
+    call = opened(F.multi_head_attention_forward, (), {})
     given = (x, x, x, 16, 4, attention.in_proj_weight, attention.in_proj_bias, None, None, False, 0.1)
     given += (attention.out_proj.weight, attention.out_proj.bias, training)
     results = []
