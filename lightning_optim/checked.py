@@ -39,6 +39,7 @@ def checked(kind: type[T]) -> type[T]:
         Traceback (most recent call last):
         TypeError: Step: size must be a number, got the string 'high'
     """
+    _forget_first(kind)
     build: Any = kind.__init__
 
     @functools.wraps(build)
@@ -51,6 +52,20 @@ def checked(kind: type[T]) -> type[T]:
 
     setattr(kind, "__init__", __init__)  # noqa: B010  # the wrapper of the very same method
     return kind
+
+
+def _forget_first(kind: type) -> None:
+    """Let go of the class that ``dataclass(slots=True)`` was given, and in whose place it has built this one.
+
+    Methods go on to name the first class; ``__setattr__`` of a frozen one does. So it would live on, among the
+    subclasses of its base and under the same name, and a command line could not tell the two apart.
+    """
+    name = (kind.__module__, kind.__qualname__)
+    for function in filter(inspect.isfunction, vars(kind).values()):
+        for cell in function.__closure__ or ():
+            inner = cell.cell_contents
+            if isinstance(inner, type) and (inner.__module__, inner.__qualname__) == name:
+                cell.cell_contents = kind
 
 
 def check_type(what: str, value: Any, hint: Any) -> None:

@@ -1,7 +1,8 @@
 """Types of settings, where an object is built."""
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 from typing import Any, Literal, final
 
 import numpy as np
@@ -93,3 +94,19 @@ def test_nothing_is_taken_for_the_default_but_none():
     with pytest.raises(TypeError, match="criterion must be a Criterion or None, got the string ''"):
         PruningScheduler(schedule=Linear(end=0.5), criterion="")
     assert PruningScheduler(schedule=Linear(end=0.5), structure=Channel(), criterion=None).criterion is not None
+
+
+def test_a_setting_is_one_class_and_frozen_for_names_that_it_does_not_have_too():
+    class Family:
+        pass
+
+    @final
+    @checked
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Member(Family):
+        size: float = 1.0
+
+    gc.collect()
+    assert Family.__subclasses__() == [Member]
+    with pytest.raises(FrozenInstanceError, match="colour"):
+        Member().colour = "red"

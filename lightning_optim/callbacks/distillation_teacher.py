@@ -68,7 +68,7 @@ class DistillationTeacher(TechniqueCallback):
         self,
         *,
         teacher: Teacher | nn.Module,
-        losses: Mapping[str, Loss] | Loss | None = None,
+        losses: Loss | Mapping[str, Loss] | None = None,
         network: str | None = None,
         weight: LossWeight | Mapping[str, LossWeight] = 0.5,
         hard_weight: LossWeight = 0.5,

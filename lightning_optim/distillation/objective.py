@@ -39,7 +39,7 @@ class DistillationObjective:
 
     def __init__(
         self,
-        losses: Mapping[str, Loss] | Loss | None,
+        losses: Loss | Mapping[str, Loss] | None,
         weight: LossWeight | Mapping[str, LossWeight],
         hard_weight: LossWeight,
     ) -> None:
