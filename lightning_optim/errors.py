@@ -13,6 +13,10 @@ class TapError(LightningOptimError, RuntimeError):
     """A tap was set on a module, but no forward pass went through it."""
 
 
+class TeacherError(LightningOptimError, RuntimeError):
+    """Error of a teacher that does not take what the student's network is given."""
+
+
 class CaptureError(LightningOptimError, RuntimeError):
     """``torch.export`` cannot capture the model."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.quantization.simulation.sentinels import sentinel_bound
-from lightning_optim.surgery.torch_private import pytree
+from lightning_optim.surgery.containers import find_tensors
 
 
 @final
@@ -134,8 +134,7 @@ def named_tensors(output: Any) -> dict[str, Tensor]:
         >>> list(named_tensors({"logits": torch.ones(1), "hidden": (torch.ones(1), None)}))
         ["output['logits']", "output['hidden'][0]"]
     """
-    paths = pytree.tree_flatten_with_path(output)[0]
-    return {f"output{pytree.keystr(keys)}": leaf.cpu() for keys, leaf in paths if isinstance(leaf, Tensor)}
+    return {"output" + "".join(f"[{key!r}]" for key in path): tensor.cpu() for path, tensor in find_tensors(output)}
 
 
 def num_samples(outputs: Iterable[Tensor]) -> int:

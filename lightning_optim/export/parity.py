@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.output_comparison import OutputComparison, OutputParity, named_tensors, num_samples
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.inputs import Inputs
-from lightning_optim.surgery.torch_private import pytree
 
 
 @final
@@ -116,7 +116,7 @@ def _outputs(
     model_forward: Callable[..., Any], run: Callable[..., Any], inputs: Inputs
 ) -> list[tuple[str, Tensor, Tensor]]:
     trained = named_tensors(inputs.call(model_forward))
-    tensors = [leaf.cpu() for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, Tensor)]
+    tensors = [tensor.cpu() for tensor in tensors_of((inputs.args, inputs.kwargs))]
     exported = [torch.from_numpy(array) for array in run(*tensors)]
     shapes = [tuple(leaf.shape) for leaf in trained.values()], [tuple(leaf.shape) for leaf in exported]
     if shapes[0] != shapes[1]:

@@ -7,15 +7,15 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from lightning_optim.errors import ExportError
 from lightning_optim.export.onnx_file.session import Session, load_session
 from lightning_optim.export.output_comparison import OutputComparison, named_tensors, num_samples
 from lightning_optim.export.parity import Parity
+from lightning_optim.surgery.containers import map_tensors, tensors_of
 from lightning_optim.surgery.patch import Patches
-from lightning_optim.surgery.torch_private import pytree
 
 
 @final
@@ -76,12 +76,10 @@ class ExportedForward(Callback):
     def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._session is not None
         output = original(*args, **kwargs)
-        inputs = [
-            leaf.detach().cpu().numpy() for leaf in pytree.tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)
-        ]
+        inputs = [tensor.detach().cpu().numpy() for tensor in tensors_of((args, kwargs))]
         found = dict(zip(named_tensors(output), map(torch.from_numpy, self._session.run(*inputs)), strict=True))
         self._num_samples += num_samples(found.values())
         for name, trained in named_tensors(output).items():
             self._comparisons.setdefault(name, OutputComparison(name)).add(trained, found[name])
         tensors = iter(found.values())
-        return pytree.tree_map_only(Tensor, lambda leaf: next(tensors).to(leaf), output)
+        return map_tensors(lambda trained: next(tensors).to(trained), output)

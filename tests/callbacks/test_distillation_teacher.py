@@ -15,7 +15,7 @@ import lightning_optim
 from lightning_optim import DistillationTeacher, Window
 from lightning_optim.distillation import Checkpoint, ModuleTeacher, SoftTarget
 from lightning_optim.distillation.functional import soft_target_loss
-from lightning_optim.errors import ArtefactError, TapError, TargetError
+from lightning_optim.errors import ArtefactError, TapError, TargetError, TeacherError
 from lightning_optim.schedule import Linear
 from support import quiet
 
@@ -453,6 +453,65 @@ def test_example_input_does_not_change_training():
     fit(student, distil())
     fit(reference)
     assert_same_weights(student, reference)
+
+
+class Segments(LightningModule):
+    """A map of classes, ``[B, C, H, W]``."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv1d(1, 5, 3, padding=1)
+
+    def forward(self, x):
+        return self.net(x.unsqueeze(1)).unsqueeze(-1)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("has_example", [False, True])
+def test_maps_without_an_axis_of_classes_are_refused_before_any_weight_changes(has_example):
+    student, batches = Segments(), data()
+    if has_example:
+        student.example_input_array = torch.randn(8, 6)
+        batches = DataLoader(Absent())
+    before = copy.deepcopy(student)
+    message = r"of logits of shape \[8, 5, 6, 1\]: set class_dim=-1 if they are \[B, T, C\], or class_dim=1"
+    with pytest.raises(ValueError, match=message):
+        quiet(DistillationTeacher(teacher=Segments(), network=""), max_epochs=1).fit(student, batches)
+    assert_same_weights(student, before)
+    loss = SoftTarget(class_dim=1)
+    quiet(DistillationTeacher(teacher=Segments(), network="", losses=loss), max_epochs=1).fit(student, data())
+
+
+class Absent(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        raise AssertionError("data was read")
+
+    def __len__(self):
+        return 8
+
+
+def test_a_teacher_of_other_inputs_is_named():
+    student = Student()
+    before = copy.deepcopy(student)
+    with pytest.raises(TeacherError, match=r"^the teacher, a Linear, .* shape \[8, 6\]: RuntimeError: mat1") as caught:
+        fit(student, distil(nn.Linear(7, 5)))
+    assert "the teacher's" not in str(caught.value)
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, before.get_parameter(name))
+
+
+def test_a_teacher_that_runs_out_of_memory_says_so_itself():
+    class Large(nn.Module):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory"):
+        fit(Student(), distil(Large()))
 
 
 class Bypasses(Student):

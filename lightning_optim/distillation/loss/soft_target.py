@@ -25,8 +25,12 @@ class SoftTarget(Loss):
     Args:
         temperature: Softens both softmaxes, above 0. A student far smaller than its teacher wants a lower one.
         reduction: ``"mean"`` over valid positions, so that the weight does not depend on the batch size, or ``"sum"``.
-        class_dim: Axis of the classes; 1 for a map of ``[B, C, height, width]``.
-        output: Where the logits are in the networks' output: a key, an index, or ``None`` if they are the output.
+        class_dim: Axis of the classes: -1 for ``[B, T, C]``, 1 for ``[B, C, height, width]``. ``None`` is what shapes
+            tell: the second of two axes, or the one that ``mask`` lacks; of other logits, it must be given.
+        output: Where the logits are in the student's output: a key, an index, several joined by dots
+            (``"heads.0.logits"``), or ``None`` if they are the output.
+        teacher_output: Where they are in the teacher's output; ``None`` is where ``output`` says, or the teacher's
+            output itself if that is a tensor.
         mask: Keyword argument of the network's call that marks valid positions, such as ``"attention_mask"``.
 
     Raises:
@@ -40,8 +44,9 @@ class SoftTarget(Loss):
 
     temperature: float = 4.0
     reduction: Reduction = "mean"
-    class_dim: int = -1
+    class_dim: int | None = None
     output: str | int | None = None
+    teacher_output: str | int | None = None
     mask: str | None = None
 
     def __post_init__(self) -> None:
@@ -50,20 +55,28 @@ class SoftTarget(Loss):
 
     @override
     def __call__(self, student: ModuleCall, teacher: ModuleCall, context: Context) -> Tensor:
-        student_logits = select_output(student.output, self.output)
+        student_logits, teacher_logits = select_output(student.output, self.output), self._teacher_logits(teacher)
         if student_logits.ndim < 2:
             raise ValueError(
                 f"a soft-target loss needs logits with a class axis, got shape {list(student_logits.shape)}: "
                 "a single score per sample has no classes to soften"
             )
+        mask = self._mask(student)
         return soft_target_loss(
             student_logits,
-            select_output(teacher.output, self.output),
+            teacher_logits,
             self.temperature,
             reduction=self.reduction,
-            class_dim=self.class_dim,
-            mask=self._mask(student),
+            class_dim=_class_dim(student_logits, mask) if self.class_dim is None else self.class_dim,
+            mask=mask,
         )
+
+    def _teacher_logits(self, teacher: ModuleCall) -> Tensor:
+        if self.teacher_output is not None:
+            return select_output(teacher.output, self.teacher_output, network="teacher", setting="teacher_output")
+        if isinstance(teacher.output, Tensor):
+            return teacher.output
+        return select_output(teacher.output, self.output, network="teacher", setting="teacher_output")
 
     def _mask(self, student: ModuleCall) -> Tensor | None:
         if self.mask is None:
@@ -71,7 +84,22 @@ class SoftTarget(Loss):
         mask = student.kwargs.get(self.mask)
         if not isinstance(mask, Tensor):
             raise ValueError(
-                f"the network was called without a tensor {self.mask!r}; its keyword arguments were "
+                f"the student's network was called without a tensor {self.mask!r}; its keyword arguments were "
                 f"{sorted(student.kwargs) or 'none'}: set mask to one of them or to null"
             )
         return mask.to(torch.bool)
+
+
+def _class_dim(logits: Tensor, mask: Tensor | None) -> int:
+    """Axis of the classes, if the shape of the logits, or that of the mask, leaves no other."""
+    if logits.ndim == 2:
+        return -1
+    shape = list(logits.shape)
+    if mask is not None:
+        lacking = [dim for dim in range(1, logits.ndim) if [*shape[:dim], *shape[dim + 1 :]] == list(mask.shape)]
+        if len(lacking) == 1:
+            return lacking[0]
+    raise ValueError(
+        f"a soft-target loss needs to know the axis of the classes of logits of shape {shape}: set class_dim=-1 if "
+        "they are [B, T, C], or class_dim=1 if they are [B, C, H, W]"
+    )

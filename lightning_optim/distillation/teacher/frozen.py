@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim.distillation.teacher.base import Precision
+from lightning_optim.errors import TeacherError, cause_of
+from lightning_optim.surgery.containers import map_tensors, tensors_of
 from lightning_optim.surgery.tap import ModuleCall
-from lightning_optim.surgery.torch_private import pytree
 
 
 @final
@@ -37,23 +38,39 @@ class FrozenTeacher:
     def __call__(self, call: ModuleCall) -> ModuleCall:
         """Answer the inputs of ``call``, without gradient.
 
+        Raises:
+            TeacherError: If the teacher does not take these inputs.
+
         With a precision of its own, the teacher is kept out of autocast: autocast would convert frozen weights anew at
         each use, since it caches the conversion of those alone that need a gradient.
         """
         with torch.no_grad():
             if self._dtype is None:
-                return ModuleCall(call.args, call.kwargs, self.module(*call.args, **call.kwargs))
-            args, kwargs = pytree.tree_map(self._convert, (call.args, call.kwargs))
+                return self._answer(call.args, call.kwargs)
+            args, kwargs = map_tensors(self._convert, (call.args, call.kwargs))
             with torch.autocast(self._device_type(), enabled=False):
-                return ModuleCall(args, kwargs, self.module(*args, **kwargs))
+                return self._answer(args, kwargs)
+
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModuleCall:
+        try:
+            return ModuleCall(args, kwargs, self.module(*args, **kwargs))
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if "out of memory" in str(error):  # what looks for a batch size that fits must see it as it is
+                raise
+            shapes = [list(tensor.shape) for tensor in tensors_of((args, kwargs))]
+            raise TeacherError(
+                f"the teacher, a {type(self.module).__name__}, cannot answer what the student's network was given, "
+                f"tensors of shape {', '.join(map(str, shapes)) or 'none'}: {cause_of(error)}; distil from a teacher "
+                "that takes the student's inputs, or wrap it in a module that converts them"
+            ) from error
 
     def digest(self) -> tuple[float, ...]:
         """A few numbers that differ if the weights do."""
         tensors = [tensor.double() for tensor in self.module.state_dict().values() if tensor.numel()]
         return sum(float(tensor.sum()) for tensor in tensors), sum(float(tensor.abs().sum()) for tensor in tensors)
 
-    def _convert(self, value: Any) -> Any:
-        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    def _convert(self, value: Tensor) -> Tensor:
+        return value.to(self._dtype) if value.is_floating_point() else value
 
     def _device_type(self) -> str:
         tensor = next(iter(self.module.state_dict().values()), None)

@@ -22,6 +22,7 @@ from lightning_optim.quantization.simulation.backend import Backend
 from lightning_optim.quantization.simulation.operators import Role
 from lightning_optim.quantization.simulation.rounding_backend import weight_scale
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.containers import as_plain
 from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.torch_private import BatchNorm
 
@@ -242,4 +243,4 @@ class DeployedNetwork(nn.Module):
         with self._simulator.placed(self.network, self.backend) as placement:
             output = plain(*args, **kwargs)
         self.backend.end_pass()
-        return placement.finish(output)
+        return as_plain(placement.finish(output))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError, cause_of
@@ -20,6 +21,7 @@ from lightning_optim.export.onnx_file.open_shapes import Dynamic, Example, OpenS
 from lightning_optim.export.onnx_file.pooling import spell_out_pools
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
+from lightning_optim.surgery.containers import as_plain, find_tensors
 from lightning_optim.surgery.torch_private import pytree
 
 _LARGEST = 2**31 - 1  # protobuf's limit for one message, in bytes
@@ -109,7 +111,10 @@ def write_onnx(
 def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:
     model, args, kwargs, shapes = capture.model, capture.args, capture.kwargs, capture.shapes
     with silence(), torch.no_grad():
-        names = _output_names(model(*args, **kwargs))
+        output = model(*args, **kwargs)
+        if as_plain(output) is not output:
+            _return_plain(model)
+        names = _output_names(as_plain(output))
         # Captured here, not by torch.onnx: its fallbacks would fix the batch rather than fail.
         captured = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         spell_out_pools(captured)
@@ -130,14 +135,22 @@ def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Ca
 
 def _output_names(output: Any) -> list[str] | None:
     """Names from the output's structure, such as ``logits`` for ``{"logits": ...}``."""
-    paths = pytree.tree_flatten_with_path(output)[0]
-    if not all(isinstance(leaf, Tensor) for _, leaf in paths):
+    paths = [path for path, _ in find_tensors(output)]
+    if len(paths) < len(pytree.tree_leaves(output)):
         return None
-    names = []
-    for keys, _ in paths:
-        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in keys]
-        names.append("_".join(part if not part.isdigit() else f"output_{part}" for part in parts) or "output")
-    return names
+    parts = [[f"output_{key}" if str(key).isdigit() else str(key) for key in path] for path in paths]
+    return ["_".join(path) or "output" for path in parts]
+
+
+def _return_plain(model: nn.Module) -> None:
+    """Let a model return dictionaries in place of the containers that ``torch.export`` does not know."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return as_plain(forward(*args, **kwargs))
+
+    model.forward = plain
 
 
 @contextlib.contextmanager

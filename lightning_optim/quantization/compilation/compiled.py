@@ -13,13 +13,13 @@ from torch import Tensor, distributed, fx, nn
 from lightning_optim.quantization.compilation.trace import NotKnownYetError, trace
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.compilation import Compiler
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.torch_private import (
     backend_error,
     can_compile,
     compilation_errors,
     graphs_uncut_by_ddp,
     has_too_many_graphs,
-    pytree,
 )
 
 _MOST_GRAPHS = 64  # of one state of the simulation: every shape of a batch has its own
@@ -95,7 +95,7 @@ class CompiledSimulation:
     def _run_in_python(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], *, fold: bool) -> Any:
         """Simulate, and count the tensors that come back: a graph that has more keeps some of them."""
         output = self._simulator.run(self._network, forward, args, kwargs, fold=fold)
-        tensors = {id(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)}
+        tensors = set(map(id, tensors_of(output)))
         self._num_outputs[self._network.training] = len(tensors)
         return output
 

@@ -21,6 +21,7 @@ from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.simulation.calibration import run_calibration, run_hooked
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.quantization.simulation.weighted_layers import WeightedLayer, find_layers
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.inputs import call_network
 from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.select import Targets
@@ -261,8 +262,8 @@ def _against(network: nn.Module, batches: Sequence[Any], compare: Callable[[Tens
 
     def outputs(forward: Forward) -> list[Tensor]:
         with evaluating(network):
-            leaves = [leaf for batch in batches for leaf in pytree.tree_leaves(call_network(forward, batch))]
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+            tensors = [tensor for batch in batches for tensor in tensors_of(call_network(forward, batch))]
+        return [tensor for tensor in tensors if tensor.is_floating_point()]
 
     wanted = outputs(network)
 

@@ -9,9 +9,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.inputs import call_network
 from lightning_optim.surgery.modes import evaluating
-from lightning_optim.surgery.torch_private import pytree
 
 _TOLERANCE = 1e-4  # powers of two change no digit; kernels may still add up in another order
 _LARGEST_POWER = 4
@@ -50,18 +50,16 @@ class Rescale:
         device = next(network.parameters()).device
         factors = torch.ldexp(torch.ones(self.num_channels), powers).to(device)
         with evaluating(network):
-            before = pytree.tree_leaves(call_network(network, batch))
+            before = tensors_of(call_network(network, batch))
             self.apply(factors)
             try:
-                after = pytree.tree_leaves(call_network(network, batch))
+                after = tensors_of(call_network(network, batch))
             finally:
                 self.apply(1.0 / factors)
         return all(map(_is_same, before, after))
 
 
-def _is_same(before: Any, after: Any) -> bool:
-    if not isinstance(before, Tensor):
-        return True
+def _is_same(before: Tensor, after: Tensor) -> bool:
     if not before.is_floating_point():
         return torch.equal(before, after)
     return bool((before - after).abs().max() <= _TOLERANCE * before.abs().max())

@@ -21,6 +21,7 @@ from lightning_optim.quantization.simulation.operator_names import OperatorNames
 from lightning_optim.quantization.simulation.operators import INTEGER_ROLES, NO_KERNEL, CalledOperator, Role, classify
 from lightning_optim.quantization.simulation.plan import OVER_TOKENS, Operator, Plan, Record
 from lightning_optim.quantization.simulation.tensor_state import Stage, TensorState, TensorStates
+from lightning_optim.surgery.containers import map_tensors, tensors_of
 from lightning_optim.surgery.torch_private import pytree
 
 Function = Callable[..., Any]
@@ -112,9 +113,15 @@ class Placement(TorchFunctionMode):
 
     def finish(self, output: Any) -> Any:
         """Quantize what leaves the network; called outside of the mode, which would see its own operators."""
-        output = pytree.tree_map(lambda leaf: self._activations.quantize_pending(leaf, "output"), output)
-        self._overwriting.allow((output, self._overwriting.external_tensors))  # by the network's caller, an optimizer
+        if not self._plan.recorded:  # what can't be rounded later on is refused at once
+            map_tensors(lambda tensor: tensor.detach() if self._is_pending(tensor) else tensor, output)
+        output = map_tensors(lambda tensor: self._activations.quantize_pending(tensor, "output"), output)
+        self._overwriting.allow([*tensors_of(output), *self._overwriting.external_tensors])  # by whoever called it
         return output
+
+    def _is_pending(self, tensor: Tensor) -> bool:
+        state = self._states.get(tensor)
+        return state is not None and state.is_pending
 
     @override
     def __torch_function__(

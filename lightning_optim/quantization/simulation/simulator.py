@@ -31,9 +31,9 @@ from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_alone
 from lightning_optim.quantization.simulation.rounding_backend import FirstValues, KnownRanges, SimulationBackend
 from lightning_optim.quantization.simulation.tensor_state import TensorStates
+from lightning_optim.surgery.containers import map_tensors
 from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.select import named_modules
-from lightning_optim.surgery.torch_private import pytree
 
 Forward = Callable[..., Any]
 Merge = Callable[[Ranges, Any, Callable[[list[Any]], None]], None]
@@ -391,7 +391,7 @@ class Simulator:
 
     def _begin_record(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], part: str) -> Record:
         if self.example is None and not part:
-            self.example = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().cpu().clone(), (args, kwargs))
+            self.example = map_tensors(lambda tensor: tensor.detach().cpu().clone(), (args, kwargs))
         if self._record is None:
             self._record = Record(self.plan or Plan(), self._histories)
         return self._record

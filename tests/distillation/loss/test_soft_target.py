@@ -32,8 +32,9 @@ def test_settings_reach_the_formula():
     ],
 )
 def test_logits_are_found_in_the_output(wrap, output):
-    found = SoftTarget(output=output)(ModuleCall((), {}, wrap(STUDENT)), ModuleCall((), {}, wrap(TEACHER)), CONTEXT)
-    assert torch.equal(found, SoftTarget()(ModuleCall((), {}, STUDENT), ModuleCall((), {}, TEACHER), CONTEXT))
+    loss, plain = SoftTarget(output=output, class_dim=1), SoftTarget(class_dim=1)
+    found = loss(ModuleCall((), {}, wrap(STUDENT)), ModuleCall((), {}, wrap(TEACHER)), CONTEXT)
+    assert torch.equal(found, plain(ModuleCall((), {}, STUDENT), ModuleCall((), {}, TEACHER), CONTEXT))
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,65 @@ def test_scores_without_a_class_axis_are_refused():
 def test_bad_setting_is_refused_when_it_is_made(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         SoftTarget(**settings)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 5, 3), (2, 4, 5, 3, 6)])
+def test_beyond_two_axes_the_axis_of_the_classes_is_not_guessed(shape):
+    call = ModuleCall((), {}, torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"class_dim=-1 if they are \[B, T, C\], or class_dim=1") as caught:
+        SoftTarget()(call, call, CONTEXT)
+    assert str(list(shape)) in str(caught.value)
+
+
+@pytest.mark.parametrize(("mask_shape", "class_dim"), [((2, 3, 4), 1), ((2, 5, 3), 3), ((2, 5, 4), 2)])
+def test_a_mask_tells_the_axis_of_the_classes(mask_shape, class_dim):
+    student, teacher = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4)
+    calls = ModuleCall((), {"mask": torch.ones(mask_shape)}, student), ModuleCall((), {}, teacher)
+    expected = SoftTarget(class_dim=class_dim)(*calls, CONTEXT)
+    torch.testing.assert_close(SoftTarget(mask="mask")(*calls, CONTEXT), expected)
+
+
+def test_a_mask_that_fits_two_axes_tells_none():
+    call = ModuleCall((), {"mask": torch.ones(2, 5)}, torch.zeros(2, 5, 5))
+    with pytest.raises(ValueError, match="needs to know the axis of the classes"):
+        SoftTarget(mask="mask")(call, call, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "teacher_output"),
+    [(TEACHER, None), ({"logits": TEACHER}, None), ({"scores": TEACHER}, "scores"), ((None, [TEACHER]), "1.0")],
+)
+def test_the_teachers_logits_may_be_elsewhere(teacher, teacher_output):
+    loss = SoftTarget(output="logits", teacher_output=teacher_output, class_dim=1)
+    found = loss(ModuleCall((), {}, {"logits": STUDENT, "aux": None}), ModuleCall((), {}, teacher), CONTEXT)
+    assert torch.equal(found, soft_target_loss(STUDENT, TEACHER, 4.0, class_dim=1))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "settings", "message"),
+    [
+        (
+            {"logits": STUDENT},
+            TEACHER,
+            {},
+            "^student: .* a dict with keys .*; set output to one of its tensors: 'logits' of",
+        ),
+        (
+            STUDENT,
+            {"logits": TEACHER},
+            {},
+            "^teacher: .* a dict with keys .*; set teacher_output to one of its tensors",
+        ),
+        (
+            STUDENT,
+            {"logits": TEACHER},
+            {"teacher_output": "x"},
+            "^teacher: the loss needs a tensor at teacher_output='x'",
+        ),
+        (STUDENT, TEACHER, {"teacher_output": "x"}, "^teacher: .* returns a Tensor; set teacher_output to null"),
+        ({}, TEACHER, {}, "^student: .*; it holds no tensor"),
+    ],
+)
+def test_a_message_names_the_network_that_it_is_about(student, teacher, settings, message):
+    with pytest.raises(ValueError, match=message):
+        SoftTarget(class_dim=1, **settings)(ModuleCall((), {}, student), ModuleCall((), {}, teacher), CONTEXT)
