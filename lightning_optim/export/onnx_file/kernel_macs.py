@@ -32,9 +32,14 @@ class KernelMACs:
     floating: int
 
     @property
+    def total(self) -> int:
+        """All of them."""
+        return self.integer + self.floating
+
+    @property
     def integer_share(self) -> float:
         """Share of those in integers, in ``[0, 1]``; 1 if there are none at all."""
-        return self.integer / (self.integer + self.floating) if self.integer + self.floating else 1.0
+        return self.integer / self.total if self.total else 1.0
 
 
 def measure_macs(path: str | Path, arrays: Sequence[Any]) -> KernelMACs:

@@ -45,6 +45,31 @@ def test_layers_run_in_integers_and_answer_as_simulated(tmp_path, bits):
     assert written.kernels.integer["Convolution"] == 1
     assert written.kernels.integer["FullyConnected"] == 1
     assert written.parity.top1_agreement >= 0.95
+    assert written.integer_share == 1.0
+
+
+class Scores(nn.Module):
+    """A product of two activations, which OpenVINO computes in floating point, and a convolution in groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv1d(16, 16, 1, groups=4), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc((x @ x.transpose(1, 2)) * 0.1)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="needs openvino: pip install 'lightning-optim[openvino]'")
+@pytest.mark.filterwarnings("ignore:.* of the multiply-accumulates run in integers")
+def test_what_openvino_leaves_in_floating_point_is_no_share_of_the_integers(tmp_path):
+    torch.manual_seed(0)
+    net, batch = Scores(), torch.randn(8, 16, 16)
+    simulator = simulated(net, batch, Symmetric())
+    written = export_quantized(simulator, net, tmp_path / "model.onnx", runtime=OpenVINO())
+    conv, product, linear = 16 * 16 * 4, 16 * 16 * 16, 16 * 16 * 4
+    products = 0 if "MatMul" in written.kernels.floating else product
+    assert written.integer_share == pytest.approx((conv + products + linear) / (conv + product + linear))
 
 
 @pytest.mark.skipif(INSTALLED, reason="openvino is installed")
