@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_optim.export import calibrate, verify
+from lightning_optim.export import ONNXRuntime, calibrate, verify
+from lightning_optim.export.fallbacks import planned_share
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* of the multiply-accumulates run in integers")
 
@@ -100,6 +101,7 @@ def test_a_network_of_any_operators_runs_as_simulated(tmp_path, name):
     written = quantized.export(tmp_path / "model.onnx", batches=batches)
     assert written.parity.relative_error <= 0.03
     assert (written.integer_share < 1.0) == (name in IN_FLOAT)
+    assert planned_share(quantized.simulator, ONNXRuntime()) == pytest.approx(written.integer_share, abs=0.02)
     named = {key.rpartition(":")[2].removeprefix("float ").partition("[")[0] for key in written.fallbacks}
     assert named >= IN_FLOAT.get(name, set())
     assert sum(written.kernels.integer.values()) >= 2

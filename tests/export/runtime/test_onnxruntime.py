@@ -6,7 +6,16 @@ from torch.nn import functional as F
 
 from lightning_optim import Targets
 from lightning_optim.errors import ExportError
-from lightning_optim.export import Acceptance, ONNXRuntime, OpenVINO, TensorRT, export_quantized, load_session, verify
+from lightning_optim.export import (
+    Acceptance,
+    ONNXRuntime,
+    OpenVINO,
+    TensorRT,
+    calibrate,
+    export_quantized,
+    load_session,
+    verify,
+)
 from lightning_optim.quantization import Affine, DoReFa, LayerQuantizers, MinMax, Symmetric, Unquantized
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -150,6 +159,23 @@ def test_groups_that_have_no_kernel_are_refused(tmp_path, net, shape, weight, ac
     with pytest.raises(ExportError, match=why):
         export_quantized(simulator, net, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("first", "shape", "rule", "activation"),
+    [(nn.Conv1d(32, 8, 1), (8, 32, 4), grouped(4), None), (nn.Linear(32, 32), (8, 32), grouped(4, 8), Unquantized())],
+)
+@pytest.mark.filterwarnings("ignore:.* of the multiply-accumulates run in integers")
+def test_a_layer_whose_groups_have_no_kernel_is_left_out_as_the_refusal_says(tmp_path, first, shape, rule, activation):
+    net, x = nn.Sequential(first, nn.Flatten(), nn.Linear(32, 32), nn.Linear(32, 4)), torch.randn(shape)
+    layers = {
+        "first": LayerQuantizers(targets=Targets(include=["0"]), weight_quantizer=rule, activation_quantizer=activation)
+    }
+    with pytest.raises(ExportError, match=r"leave the layer out with targets\.exclude"):
+        calibrate(net.eval(), [x, x], layers=layers).export(tmp_path / "model.onnx")
+    left_out = calibrate(net, [x, x], targets=Targets(exclude=["0"]), layers=layers).export(tmp_path / "model.onnx")
+    assert 0.0 < left_out.integer_share < 1.0
+    assert left_out.fallbacks[next(iter(left_out.fallbacks))] == "left out by targets"
 
 
 @pytest.mark.parametrize("runtime", [OpenVINO(), TensorRT()])
