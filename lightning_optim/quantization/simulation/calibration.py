@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.errors import TargetError
+from lightning_optim.quantization.functional import value_range
 from lightning_optim.quantization.simulation.plan import Plan
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.inputs import Inputs, call_network
@@ -82,8 +83,11 @@ class Calibration:
         return self._simulator.run_in_float(self._network, forward, args, kwargs, self._observe)
 
     def _observe(self, key: str, tensor: Tensor) -> None:
+        ranges = self._simulator.ranges
         if key not in self._known:
-            self._simulator.ranges.observe(key, tensor)
+            ranges.observe(key, tensor)
+        elif key in ranges.watch.sums:
+            ranges.look(key, tensor, *value_range(tensor))
 
     def end_batch(self) -> None:
         """Take in what one batch showed.

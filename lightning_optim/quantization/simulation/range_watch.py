@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -22,11 +22,10 @@ GROWTH = 16.0
 LEAST_GROWN = 16.0
 """Smallest size that such a range has then."""
 
-MASKED_NOW = (
+_MASKED = (
     "holds a mask's huge numbers, beside which one scale would round all others to zero: it stays in floating point "
     "from this batch on"
 )
-"""What is told of a sum that is seen to hold sentinels."""
 
 
 @final
@@ -61,7 +60,7 @@ class Finding:
         )
 
 
-def messages(findings: Sequence[Finding], operators: Sequence[str]) -> dict[str, str]:
+def messages(findings: Sequence[Finding], operators: Iterable[str]) -> dict[str, str]:
     """Return what a batch's findings say, but for sums that hold sentinels: what it is about -> the message.
 
     What is not finite spreads to all that reads it, so the first of them speaks for the others.
@@ -70,6 +69,8 @@ def messages(findings: Sequence[Finding], operators: Sequence[str]) -> dict[str,
         findings: Findings.
         operators: Keys of all operators, in the order of the forward pass.
     """
+    if not findings:
+        return {}
     places = {key: place for place, key in enumerate(operators)}
     ordered = sorted(findings, key=lambda each: (places.get(each.key.partition("<")[0], -1), "<" not in each.key))
     said = {each.key: str(each) for each in ordered if not each.mark and not each.is_masked}
@@ -78,6 +79,11 @@ def messages(findings: Sequence[Finding], operators: Sequence[str]) -> dict[str,
         others = f" ({len(broken) - 1} others behind it hold such values too)" if len(broken) > 1 else ""
         said[f"{broken[0].key} {broken[0].mark}"] = f"{broken[0]}{others}"
     return said
+
+
+def masked_messages(sums: Iterable[str]) -> dict[str, str]:
+    """Return what is said of sums that are seen to hold sentinels: key -> the message."""
+    return {key: f"{key} {_MASKED}" for key in sorted(sums)}
 
 
 @dataclass(slots=True)

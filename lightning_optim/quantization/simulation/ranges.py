@@ -102,14 +102,14 @@ class Ranges:
             return None
         low, high = value_range(tensor)
         if key not in self._looked:
-            self._look(key, tensor, low, high)
+            self.look(key, tensor, low, high)
         self._widen(key, low, high)
         if self._counts_values:
             self._count(key, tensor)
         return low, high
 
-    def _look(self, key: str, tensor: Tensor, low: Tensor, high: Tensor) -> None:
-        """Look at the values of an activation that has no past to be compared with."""
+    def look(self, key: str, tensor: Tensor, low: Tensor, high: Tensor) -> None:
+        """Look at the values of an activation, of which the smallest and the largest are known."""
         is_masked = key in self.watch.sums and sentinel_bound(tensor, ends=(low, high)) is not None
         if is_masked or sentinel_bound(tensor, LEAST_GROWN, ends=(low, high)) is not None:
             mark = float(_mark_of(low, high))

@@ -86,6 +86,7 @@ class SimulationBackend(Backend):
         folds_all: Whether every batch norm is folded, even one that would use its batch's statistics.
         learned: Takes note of the first values of quantizers that learn some.
         notice: Takes note of an activation that has no range, and stays as it is.
+        look: Looks at every activation that has one.
     """
 
     def __init__(  # one keyword for each question
@@ -98,9 +99,11 @@ class SimulationBackend(Backend):
         folds_all: bool,
         learned: FirstValues | None = None,
         notice: Callable[[str], object] | None = None,
+        look: Callable[[str, Tensor], object] | None = None,
     ) -> None:
         self._ranges, self._weights, self._activations = ranges, weight_quantizer_of, activation_quantizer_of
-        self._observes, self._folds_all, self._learned, self._notice = observes, folds_all, learned, notice
+        self._observes, self._folds_all, self._learned = observes, folds_all, learned
+        self._notice, self._look = notice, look
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
@@ -109,6 +112,8 @@ class SimulationBackend(Backend):
         if qparams is None:
             self.pass_unknown(key)
             return tensor
+        if self._look is not None:
+            self._look(key, tensor)
         learned, name = self._learned, f"activation/{key}"
         if isinstance(quantizer, ActivationLearner) and learned is not None and learned.lacks(name):
             learned.find(name, quantizer.start(*qparams))

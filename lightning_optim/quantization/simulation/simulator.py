@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -21,12 +21,13 @@ from lightning_optim.quantization.simulation.activation_quantizers import Activa
 from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
 from lightning_optim.quantization.simulation.deferred_activations import new_states
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
-from lightning_optim.quantization.simulation.missing_ranges import MissingRanges, notice_of, why_no_range
+from lightning_optim.quantization.simulation.missing_ranges import MissingRanges, why_no_range
 from lightning_optim.quantization.simulation.module_path import ModulePath, module_names
+from lightning_optim.quantization.simulation.notices import Notices
 from lightning_optim.quantization.simulation.operator_names import OperatorNames
 from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.plan import Plan, Record
-from lightning_optim.quantization.simulation.range_watch import MASKED_NOW, messages
+from lightning_optim.quantization.simulation.range_watch import masked_messages, messages
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_alone
 from lightning_optim.quantization.simulation.rounding_backend import FirstValues, KnownRanges, SimulationBackend
@@ -74,7 +75,7 @@ class Simulator:
         learned: What the quantizers train.
         excluded: Names of the modules whose operators stay in floating point.
         example: Arguments of a recorded forward pass, on the CPU; an export needs some.
-        noticed: Activations that have no range, which passes that take note of nothing came across.
+        notices: What passes have come across, and was warned of.
     """
 
     def __init__(
@@ -91,8 +92,7 @@ class Simulator:
         self.plan: Plan | None = None
         self.excluded: frozenset[str] = frozenset()
         self.example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.noticed: list[str] = []
-        self._told: set[str] = set()
+        self.notices = Notices()
         self._watch = Watch.NOTHING
         self._record: Record | None = None
         self._histories: dict[str, int] = {}
@@ -117,6 +117,11 @@ class Simulator:
     def is_growing(self) -> bool:
         """Whether a forward pass records what is new, and observes ranges that are missing."""
         return self._watch is not Watch.NOTHING
+
+    @property
+    def noticed(self) -> list[str]:
+        """Activations that have no range, which passes that take note of nothing came across."""
+        return self.notices.missing
 
     @contextmanager
     def observing(self, watch: Watch = Watch.ALL) -> Iterator[None]:
@@ -183,7 +188,7 @@ class Simulator:
         record = self._begin_record(network, args, kwargs, part) if self.is_growing else None
         learns = self.is_ready and network.training and torch.is_grad_enabled()
         backend = self.backend(self.ranges, self.learned if learns else None, fold=fold)
-        with self._noticing(), self.placed(network, backend, record, part) as placement:
+        with self.notices.telling(), self.placed(network, backend, record, part) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
 
@@ -226,20 +231,9 @@ class Simulator:
             observes=self.is_growing,
             folds_all=fold,
             learned=learned,
-            notice=None if self.is_growing else self._notice,
+            notice=None if self.is_growing else self.notices.miss,
+            look=None if self.is_growing else partial(self.notices.look, self.ranges.watch.sums),
         )
-
-    def _notice(self, key: str) -> None:
-        if key not in self.noticed:
-            self.noticed.append(key)
-
-    @contextmanager
-    def _noticing(self) -> Iterator[None]:
-        """Warn at the end of what was noticed inside for the first time."""
-        count = len(self.noticed)
-        yield
-        if self.noticed[count:]:
-            warnings.warn(notice_of(self.noticed[count:]), stacklevel=2)
 
     def why_no_range(self, key: str) -> str:
         """Return why an activation has no range, and what to do."""
@@ -330,26 +324,15 @@ class Simulator:
         before, self.plan = self.plan or Plan(), plan
         self.ranges.watch.sums = plan.sums | plan.summands
         self.ranges.reset(before.outdated(plan))
-        self._tell(
-            {key: f"{key} {MASKED_NOW}" for key in sorted((plan.masked - before.masked) & before.recorded.keys())}
-        )
+        self.notices.tell(masked_messages((plan.masked - before.masked) & before.recorded.keys()))
 
     def _take_findings(self, *, waits: bool) -> None:
         """Act on what was found in the ranges of all processes."""
-        findings, plan = self.ranges.findings(waits=waits), self.plan
-        if not findings or plan is None:
-            return
+        findings, plan = self.ranges.findings(waits=waits), self.plan or Plan()
         masked = plan.reached_sums({each.key for each in findings if each.is_masked})
         if masked:
             self._adopt(replace(plan, sentinels=plan.sentinels | masked))
-        self._tell(messages(findings, [*plan.operators]))
-
-    def _tell(self, said: Mapping[str, str]) -> None:
-        """Warn of what was not told yet."""
-        for subject, text in said.items():
-            if subject not in self._told:
-                warnings.warn(text, stacklevel=4)
-        self._told |= said.keys()
+        self.notices.tell(messages(findings, plan.operators))
 
     def discard_batch(self) -> None:
         """Forget what an unfinished batch showed."""
@@ -410,9 +393,7 @@ class Simulator:
         return _rebuild, (settings, self.state_dict(), self.example)
 
 
-def _rebuild(
-    settings: tuple[Quantizer, Quantizer, Observer, Mapping[str, LayerQuantizers]], state: dict[str, Any], example: Any
-) -> Simulator:
+def _rebuild(settings: tuple[Any, ...], state: dict[str, Any], example: Any) -> Simulator:
     simulator = Simulator(*settings)
     simulator.load_state_dict(state)
     simulator.example = example

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_optim.export import calibrate
 from lightning_optim.quantization import Affine, MovingAverage, Symmetric
+from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.plan import MASKED
 from lightning_optim.quantization.simulation.simulator import Simulator
 
@@ -125,3 +126,24 @@ def test_one_value_in_the_range_of_a_layer_is_told():
     x[3, 1] = 3000.0
     with pytest.warns(UserWarning, match=r"one value takes nearly all of the range of :linear<0, \[.*, 3000\]"):
         calibrate(net, [x])
+
+
+def test_a_mask_that_evaluation_alone_meets_is_told_and_calibration_completes_it():
+    torch.manual_seed(0)
+    net = Attention("position bias", -1e9).eval()
+    masked, plain = batches()[0], batches()[0].clamp(min=1)
+    simulator = Simulator(Symmetric(), Affine(), MovingAverage())
+    run_calibration(simulator, net, [plain])
+    ranges = {key: simulator.ranges.range_of(key) for key in simulator.ranges.keys if "linear" in key}
+    with pytest.warns(
+        UserWarning, match=r":masked_fill holds a mask's huge numbers, .*Let calibrate\(\) see such a batch"
+    ):
+        simulator.forward_of(net)(masked)
+    with pytest.warns(UserWarning, match=":add holds a mask's huge numbers, beside which"):
+        run_calibration(simulator, net, [masked])
+    assert simulator.plan.masked == {":add"}
+    assert ranges == {key: simulator.ranges.range_of(key) for key in ranges}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = net(masked)
+        assert (simulator.forward_of(net)(masked) - expected).norm() < 0.1 * expected.norm()
