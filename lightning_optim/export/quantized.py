@@ -19,6 +19,7 @@ from lightning_optim.export.fallbacks import (
     find_fallbacks,
     planned_share,
 )
+from lightning_optim.export.first_difference import first_difference
 from lightning_optim.export.onnx_file.kernels import Kernels
 from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.export.output_comparison import OutputParity
@@ -144,7 +145,7 @@ def export_quantized(
         share = planned_share(simulator, runtime) if measured is None else measured
         check_share(share, fallbacks, simulator, runtime)
         runner = runtime.load(part)
-        parity = _check_agreement(simulator, network, runner, example, acceptance, shapes)
+        parity = _check_agreement(simulator, network, runner, example, acceptance, shapes, runtime)
         latency_ms = 1e3 * time_call(call_of_one(runner, example, shapes.batch)) / (shapes.batch or 1)
         part.replace(path)
     finally:
@@ -187,6 +188,7 @@ def _check_agreement(
     example: tuple[tuple[Any, ...], dict[str, Any]],
     acceptance: Acceptance,
     shapes: OpenShapes,
+    runtime: Runtime,
 ) -> Parity:
     simulated = simulator.forward_of(copy_model(network).cpu().float())
     batches = [_on_cpu(batch) for batch in acceptance.batches]
@@ -198,12 +200,22 @@ def _check_agreement(
     parity = check_parity(simulated, runner, given, tie=_TIE)
     failed = [fault for output in parity.outputs for fault in _faults(output, acceptance)]
     if failed:
+        where = _where(simulator, network, given[0], acceptance) if isinstance(runtime, ONNXRuntime) else ""
         raise ExportError(
             f"the runtime does not compute what was simulated on {parity.num_samples} samples: {'; '.join(failed)}. "
-            "Nothing was written. compare_layers() shows where the network loses most; leave such layers out with "
-            "targets.exclude, or give wider bounds as max_error and min_agreement"
+            f"{where}Nothing was written. compare_layers() shows where the network loses most; leave such layers out "
+            "with targets.exclude, or give wider bounds as max_error and min_agreement"
         )
     return parity
+
+
+def _where(simulator: Simulator, network: nn.Module, inputs: Inputs, acceptance: Acceptance) -> str:
+    """Say from which operator on the file differs, as far as that can be found out."""
+    try:
+        found = first_difference(simulator, network, (inputs.args, inputs.kwargs), acceptance.max_error)
+    except Exception:  # the refusal stands, be it found or not
+        return ""
+    return "" if found is None else f"It differs from {found[0]} on, by a relative error of {found[1]:.4g}. "
 
 
 def _faults(output: OutputParity, acceptance: Acceptance) -> Iterator[str]:

@@ -37,6 +37,9 @@ class ConstantBackend(Backend, nn.Module):
         simulator: Ranges and quantizers of the network.
         dialect: The quantizing operators that the runtime reads.
         narrowest: Fewest bits that a weight beside unquantized activations may be packed in: 2, 4 or 8.
+
+    Attributes:
+        tapped: Takes every rounded activation by key, unless it is ``None``.
     """
 
     def __init__(self, simulator: Simulator, dialect: Dialect, narrowest: int) -> None:
@@ -47,6 +50,7 @@ class ConstantBackend(Backend, nn.Module):
         self._numbers: dict[str, tuple[float, int]] = {}
         self._largest: dict[str, int] = {}
         self._met, self._is_made = set[str](), False
+        self.tapped: dict[str, Tensor] | None = None
 
     @override
     def serves(self, key: str) -> bool:
@@ -63,7 +67,10 @@ class ConstantBackend(Backend, nn.Module):
     def activation(self, tensor: Tensor, key: str) -> Tensor:
         if self._is_exact(key):
             return tensor
-        return self._dialect.activation(tensor, self._activation_constants(key))
+        rounded = self._dialect.activation(tensor, self._activation_constants(key))
+        if self.tapped is not None:
+            self.tapped.setdefault(key, rounded)
+        return rounded
 
     @override
     def moved(self, tensor: Tensor, key: str) -> Tensor:
