@@ -42,7 +42,8 @@ from lightning_optim.quantization.quantizer.symmetric import Symmetric
 from lightning_optim.quantization.settings import QuantizationSettings, checked_freeze, checked_layers, excluded_modules
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
-from lightning_optim.quantization.simulation.simulator import Simulator, Watch
+from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.watch import Watch
 from lightning_optim.surgery.select import Targets, find_network, named_modules
 from lightning_optim.surgery.torch_private import uncompiled
 from lightning_optim.window import Window

@@ -14,7 +14,7 @@ from lightning_optim.surgery.parts import StepRecorder, part_names
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import submodule
 from lightning_optim.surgery.tap import ModuleCall, Taps
-from lightning_optim.surgery.torch_private import is_call_compiled, is_compiled_wrapper
+from lightning_optim.surgery.torch_private import is_call_compiled, is_compiled_wrapper, is_recomputing
 
 
 @final
@@ -120,7 +120,7 @@ class NetworkCalls:
             output = self._recorder.run_whole(original, *args, **kwargs)
         else:
             output = original(*args, **kwargs)
-        if self._is_open:
+        if self._is_open and not is_recomputing():
             self._root_calls.append(ModuleCall(args, kwargs, output))
         return output
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_optim.surgery.select import named_modules, submodule
 from lightning_optim.surgery.synthetic import PRIMITIVES
 from lightning_optim.surgery.tap import ModuleCall
-from lightning_optim.surgery.torch_private import pytree, uncompiled
+from lightning_optim.surgery.torch_private import is_recomputing, pytree, uncompiled
 
 _UNTOLD = frozenset({Tensor.device.__get__, Tensor.dtype.__get__, Tensor.requires_grad.__get__})  # type: ignore[attr-defined]  # getset descriptors
 """Attributes of a tensor that say nothing of its shape or its values."""
@@ -78,12 +78,12 @@ class StepRecorder:
 
     def _begin(self, module: nn.Module, _: Any) -> None:
         name = self._names.get(id(module))
-        if name is not None:
+        if name is not None and not is_recomputing():
             self._running.append(name)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         name = self._names.get(id(module))
-        if name is None or not self._running:
+        if name is None or not self._running or is_recomputing():
             return
         self._running.pop()
         self.ran.add(name)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.errors import TapError
+from lightning_optim.surgery.torch_private import is_recomputing
 
 
 @final
@@ -51,8 +52,8 @@ class _Hook:
 class Taps:
     """Recorder of the calls of chosen modules, while it is open.
 
-    Recording is off until ``open`` and ends with ``take``: a recomputed forward in the backward pass
-    (activation checkpointing) is not seen twice.
+    Recording is off until ``open`` and ends with ``take``. A forward that runs once more in the backward (activation
+    checkpointing) is not seen twice.
 
     Example:
         >>> import torch
@@ -118,5 +119,5 @@ class Taps:
         self.close()
 
     def _record(self, name: str, call: ModuleCall) -> None:
-        if self._is_open:
+        if self._is_open and not is_recomputing():
             self._calls.setdefault(name, []).append(call)

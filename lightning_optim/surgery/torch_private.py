@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -157,6 +158,109 @@ def quantized_operators() -> Any:
     import torch.ao.quantization.fx._decomposed
 
     return torch.ops.quantized_decomposed
+
+
+# Activation checkpointing.
+
+Again = Callable[[Callable[..., Any], tuple[Any, ...], bool], Callable[..., Any]]
+"""Takes a function that is about to run checkpointed, its positional arguments, and whether these come back detached;
+returns what is to run in its place inside the backward."""
+
+
+def is_recomputing() -> bool:
+    """Whether this runs inside a backward: a forward does so if it was checkpointed, and runs for the second time."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+@contextmanager
+def checkpoints_followed(again: Again) -> Iterator[None]:
+    """Context in which ``again`` is asked what to run in the backward in place of a function that is checkpointed.
+
+    It holds for every checkpoint of torch: those that a network calls, and those of transformers'
+    ``gradient_checkpointing_enable``, of ``checkpoint_sequential`` and of FSDP's ``checkpoint_wrapper``.
+
+    Example:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> ran, x = [], torch.ones(2, requires_grad=True)
+        >>> with checkpoints_followed(lambda function, *_: lambda *args: ran.append("again") or function(*args)):
+        ...     y = checkpoint(torch.exp, x, use_reentrant=False)
+        >>> y.sum().backward()
+        >>> ran
+        ['again']
+    """
+    home: Any = torch.utils.checkpoint
+    reentrant, generator = home.CheckpointFunction, home._checkpoint_without_reentrant_generator
+    kinds = [parameter.kind for parameter in inspect.signature(generator).parameters.values()]
+    num_settings = kinds.index(inspect.Parameter.VAR_POSITIONAL) - 1  # the first is the function
+
+    def start(function: Callable[..., Any], *given: Any, **kwargs: Any) -> Any:
+        return _unseen(generator(again(function, given[num_settings:], False), *given, **kwargs))
+
+    with _checkpoints_replaced(_Reentrant(reentrant, again), start):
+        yield
+
+
+@contextmanager
+def checkpoints_ignored() -> Iterator[None]:
+    """Context in which a function that is checkpointed simply runs, so that a capture of it has its operators alone."""
+
+    def start(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    with _checkpoints_replaced(_Plain, start):
+        yield
+
+
+@contextmanager
+def _checkpoints_replaced(reentrant: Any, generator: Callable[..., Any]) -> Iterator[None]:
+    home: Any = torch.utils.checkpoint
+    before = home.CheckpointFunction, home._checkpoint_without_reentrant_generator
+    home.CheckpointFunction, home._checkpoint_without_reentrant_generator = reentrant, generator
+    try:
+        yield
+    finally:
+        home.CheckpointFunction, home._checkpoint_without_reentrant_generator = before
+
+
+def _unseen(steps: Iterator[None]) -> Iterator[None]:
+    """Take the steps before and after a function that is checkpointed; no mode sees how its inputs are kept."""
+    with without_torch_functions():
+        next(steps)
+    try:
+        yield
+    except BaseException as error:
+        steps.throw(error)  # type: ignore[attr-defined]  # of a generator
+        raise
+    with without_torch_functions():
+        next(steps, None)
+
+
+class _Plain:
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:  # torch's
+        return function(*args)
+
+
+class _Reentrant:  # no class of its own each time, which only the garbage collector would free
+    """Stand-in for the function of reentrant checkpoints."""
+
+    def __init__(self, original: Any, again: Again) -> None:
+        self._original, self._again = original, again
+
+    def apply(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:  # torch's
+        """Run a function for the first time."""
+        return self._original.apply(_FirstThen(function, self._again(function, args, True)), preserve, *args)
+
+
+class _FirstThen:
+    """Function that is one at its first call, and another one from then on."""
+
+    def __init__(self, first: Callable[..., Any], then: Callable[..., Any]) -> None:
+        self._next, self._then = first, then
+
+    def __call__(self, *args: Any) -> Any:
+        function, self._next = self._next, self._then
+        return function(*args)
 
 
 # Weights that are computed before each call.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 
 import lightning_optim
 from lightning_optim.surgery import torch_private
@@ -17,6 +18,8 @@ from lightning_optim.surgery.torch_private import (
     backend_error,
     backend_of,
     can_compile,
+    checkpoints_followed,
+    checkpoints_ignored,
     compilation_errors,
     compute_weight,
     frame_compiler,
@@ -26,6 +29,7 @@ from lightning_optim.surgery.torch_private import (
     in_place_version,
     is_call_compiled,
     is_compiled_wrapper,
+    is_recomputing,
     never_compiled,
     plain_call,
     quantized_operators,
@@ -61,6 +65,8 @@ OWNERS = {
     "_stance": lambda: torch._dynamo.eval_frame,
     "_version": lambda: torch.ones(1),
     "_C": lambda: torch,
+    "_current_graph_task_id": lambda: torch._C,
+    "_checkpoint_without_reentrant_generator": lambda: torch.utils.checkpoint,
     "_forward_cls": lambda: Twice.apply(torch.ones(1, requires_grad=True)).grad_fn,
     "_init_flat_weights": lambda: nn.LSTM(1, 1),
     "_schema": lambda: torch.ops.aten.add.Tensor,
@@ -278,3 +284,38 @@ def test_a_hook_computes_the_weight_before_the_next_call(make, key):
     assert found[0, 0] == 0.0
     torch.testing.assert_close(found, layer.weight)
     assert all(torch.equal(value, vectors[name]) for name, value in layer.named_buffers())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_checkpointed_is_followed_into_the_backward_and_no_further(reentrant):
+    seen, x = [], torch.ones(2, requires_grad=True)
+
+    def function(y):
+        seen.append(is_recomputing())
+        return y.exp().exp()
+
+    def again(function, args, detached):
+        assert args[0] is x
+        assert detached is reentrant
+        return lambda *args: seen.append("again") or function(*args)
+
+    with checkpoints_followed(again):
+        y = checkpoint(function, x, use_reentrant=reentrant)
+    checkpoint(torch.exp, x, use_reentrant=reentrant)
+    y.sum().backward()
+    assert seen == [False, "again", True]
+    assert torch.equal(x.grad, torch.ones(2).exp().exp() * torch.e)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_that_are_ignored_run_once(reentrant):
+    seen, x = [], torch.ones(2, requires_grad=True)
+
+    def function(y):
+        seen.append(torch.is_grad_enabled())
+        return y.exp()
+
+    with checkpoints_ignored():
+        checkpoint(function, x, use_reentrant=reentrant).sum().backward()
+    assert seen == [True]
+    assert not is_recomputing()

@@ -14,7 +14,8 @@ from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.callbacks.trainer.network_observer import NetworkObserver
 from lightning_optim.errors import TargetError
 from lightning_optim.quantization.compilation.compiled import CompiledSimulation
-from lightning_optim.quantization.simulation.simulator import Simulator, Watch
+from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.watch import Watch
 from lightning_optim.surgery.compilation import find_compilation
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import submodule

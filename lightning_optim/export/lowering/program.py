@@ -18,7 +18,7 @@ from lightning_optim.export.onnx_file.capture import prepare_capture
 from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.quantization.simulation.simulator import Simulator
-from lightning_optim.surgery.torch_private import pytree, quantized_operators
+from lightning_optim.surgery.torch_private import checkpoints_ignored, pytree, quantized_operators
 
 _ATEN, _DECOMPOSED = torch.ops.aten, quantized_operators()
 _QUANTIZE = _DECOMPOSED.quantize_per_tensor.default
@@ -83,7 +83,7 @@ def capture_program(
             batch = torch.export.Dim("batch", min=1, max=max_batch)
             rows = [{0: batch} if named else {} for named in OpenShapes().dimensions_of(network, (args, dict(kwargs)))]
         capture = prepare_capture(deployed, args, kwargs, open_dims=rows)
-        with silence(), torch.no_grad():
+        with silence(), torch.no_grad(), checkpoints_ignored():
             program: ExportedProgram = torch.export.export(
                 capture.model, capture.args, capture.kwargs, dynamic_shapes=capture.shapes, strict=False
             ).run_decompositions({})

@@ -22,7 +22,7 @@ from lightning_optim.export.onnx_file.pooling import spell_out_pools
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
 from lightning_optim.surgery.containers import as_plain, find_tensors
-from lightning_optim.surgery.torch_private import pytree
+from lightning_optim.surgery.torch_private import checkpoints_ignored, pytree
 
 _LARGEST = 2**31 - 1  # protobuf's limit for one message, in bytes
 
@@ -110,7 +110,7 @@ def write_onnx(
 
 def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:
     model, args, kwargs, shapes = capture.model, capture.args, capture.kwargs, capture.shapes
-    with silence(), torch.no_grad():
+    with silence(), torch.no_grad(), checkpoints_ignored():
         output = model(*args, **kwargs)
         if as_plain(output) is not output:
             _return_plain(model)

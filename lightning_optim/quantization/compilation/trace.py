@@ -125,6 +125,9 @@ class _Scales:
             low, high = torch.minimum(low, self.seen[key][0]), torch.maximum(high, self.seen[key][1])
         self.seen[key] = low.float(), high.float()
 
+    def measure(self, key: str, tensor: Tensor) -> None:
+        """Return no numbers."""
+
     def qparams(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Scale and zero point of an activation, or ``None`` if evaluation met it first."""
         if self._simulator.is_growing and key not in self._places:
@@ -150,6 +153,10 @@ class _NoFirstValues:
         if self._learned.lacks(key):
             raise NotKnownYetError(f"{key} has no values yet")
         return False
+
+    def is_untrained(self, key: str) -> bool:
+        """Whether values are not trained yet."""
+        return self._learned.is_untrained(key)
 
     def find(self, key: str, values: Mapping[str, Start]) -> None:
         """Never called."""

@@ -28,11 +28,12 @@ def input_keeper(rounded: Tensor) -> Node | None:
     return node if issubclass(function_of(node), KeepsInput) else None
 
 
-def allow_overwriting(keeper: Node) -> None:
+def allow_overwriting(keeper: Node, values: Tensor | None = None) -> None:
     """Let the input of a rounding be changed in place before the backward, at the price of a copy.
 
     Args:
         keeper: What ``input_keeper`` returned; the input has not been changed yet.
+        values: The input; ``None`` asks the node for it, which a checkpoint would compute anew for that.
 
     Example:
         >>> x = torch.tensor([0.3, 9.0], requires_grad=True)
@@ -45,7 +46,8 @@ def allow_overwriting(keeper: Node) -> None:
         [2.0, 0.0]
     """
     with contextlib.suppress(RuntimeError):  # the backward has run already, and freed it
-        keeper.copied = KeepsInput.input_of(keeper).clone()  # type: ignore[attr-defined]  # nodes take attributes
+        values = KeepsInput.input_of(keeper) if values is None else values.detach()
+        keeper.copied = values.clone()  # type: ignore[attr-defined]  # nodes take attributes
 
 
 class _FakeQuantize(KeepsInput):

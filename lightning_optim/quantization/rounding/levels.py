@@ -130,8 +130,9 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        if ctx.saved_tensors:
-            gradient = gradient * ctx.saved_tensors[0]
+        saved = ctx.saved_tensors  # read once: a checkpoint computes them anew
+        if saved:
+            gradient = gradient * saved[0]
         return gradient, None, None, None
 
 

@@ -37,6 +37,10 @@ class Backend(ABC):
     def pass_unknown(self, key: str) -> None:  # noqa: B027  # most backends have nothing to say
         """Take note that an activation stays as it is, since the plan does not know its operator."""
 
+    def repeated(self) -> Backend:
+        """Return what computes the same once more, and takes note of nothing."""
+        return self
+
     @abstractmethod
     def folds(self, norm: BatchNorm) -> bool:
         """Whether a batch norm is folded in this pass; if not, it runs by itself."""

@@ -77,7 +77,9 @@ class DeferredActivations:
         if state.quantized is None or state.version != version or (lacks_grad and not state.quantized.requires_grad):
             if self._record is not None:
                 self._record.follow(state.key, 0 if state.source is None else state.source.history)
-            quantized = self._backend.activation(tensor, state.key)
+            is_same = state.quantized is not None and state.version == version
+            backend = self._backend.repeated() if is_same else self._backend  # what was seen does not count twice
+            quantized = backend.activation(tensor, state.key)
             if quantized is tensor:
                 state.stage = Stage.QUANTIZED
                 return tensor, state.key

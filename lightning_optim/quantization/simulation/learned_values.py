@@ -95,6 +95,20 @@ class LearnedValues:
         """Whether values are neither trained nor found yet."""
         return key not in self._parts and key not in self._found
 
+    def is_untrained(self, key: str) -> bool:
+        """Whether values are not trained yet."""
+        return key not in self._parts
+
+    @contextmanager
+    def read_once_more(self) -> Iterator[None]:
+        """Read the values anew for what runs inside, which is to have a graph of its own."""
+        parts = self._parts
+        self.refresh()
+        try:
+            yield
+        finally:
+            self._parts = parts
+
     def find(self, key: str, values: Mapping[str, Start]) -> None:
         """Take note of first values, by name."""
         self._found.setdefault(key, values)

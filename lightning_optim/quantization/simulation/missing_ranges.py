@@ -29,6 +29,10 @@ class MissingRanges:
         """Widen this batch's range of an activation that has none yet, and return the tensor's own."""
         return None if self._ranges.has(key) else self._ranges.observe(key, tensor)
 
+    def measure(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what ``observe`` would return."""
+        return None if self._ranges.has(key) else self._ranges.measure(key, tensor)
+
     def qparams(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Return scale and zero point of an activation as scalars on a device, or ``None`` if it has no range yet."""
         return self._ranges.qparams(key, device)

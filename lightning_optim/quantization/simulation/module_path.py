@@ -8,8 +8,9 @@ from typing import Any, final
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.simulation.operator_names import OperatorNames
-from lightning_optim.surgery.select import plain_name
+from lightning_optim.surgery.select import named_modules, plain_name
 
 
 def identity_of(module: nn.Module) -> int:
@@ -23,6 +24,33 @@ def module_names(network: nn.Module) -> dict[int, list[str]]:
     for name, module in network.named_modules(remove_duplicate=False):
         names.setdefault(identity_of(module), []).append(plain_name(name))
     return names
+
+
+@final
+class NetworkModules:
+    """Modules of the network that was asked for last."""
+
+    def __init__(self) -> None:
+        self._known: tuple[nn.Module, dict[int, list[str]], dict[str, nn.Module]] | None = None
+
+    def names_of(self, network: nn.Module) -> Mapping[int, Sequence[str]]:
+        """Return the identity of each module -> its plain names."""
+        return self._find(network)[0]
+
+    def of(self, network: nn.Module) -> Mapping[str, nn.Module]:
+        """Return plain name -> module."""
+        return self._find(network)[1]
+
+    @property
+    def foldable(self) -> frozenset[str]:
+        """Plain names of the batch norms with running statistics."""
+        modules = {} if self._known is None else self._known[2]
+        return frozenset(name for name, module in modules.items() if is_foldable(module))
+
+    def _find(self, network: nn.Module) -> tuple[dict[int, list[str]], dict[str, nn.Module]]:
+        if self._known is None or self._known[0] is not network:
+            self._known = (network, module_names(network), named_modules(network))
+        return self._known[1], self._known[2]
 
 
 def name_below(names: Sequence[str], caller: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple, final
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias, final
+
+Counted: TypeAlias = tuple[dict[str, int], dict[str, str]]
 
 
 @final
@@ -33,6 +36,14 @@ class ModuleCall:
         self._counts[what] = times = self._counts.get(what, 0) + 1
         return times
 
+    def counted(self) -> Counted:
+        """Return what has been counted, and which sources the first calls of children had."""
+        return dict(self._counts), dict(self.first_sources)
+
+    def count_on(self, counted: Counted) -> None:
+        """Go on from what was counted then."""
+        self._counts, self.first_sources = dict(counted[0]), dict(counted[1])
+
     @property
     def name_in_parent(self) -> str:
         """Name of the module, seen from the module that calls it."""
@@ -47,6 +58,19 @@ class ModuleCall:
         while child is not None and child.parent is not self:
             child = child.parent
         return child
+
+
+@final
+class Point(NamedTuple):
+    """Point of a forward pass.
+
+    Args:
+        calls: Calls that run, the innermost one last.
+        counted: What they had counted.
+    """
+
+    calls: list[ModuleCall]
+    counted: dict[ModuleCall, Counted]
 
 
 @final
@@ -99,6 +123,25 @@ class OperatorNames:
     def call(self) -> ModuleCall:
         """Innermost call that runs."""
         return self._calls[-1]
+
+    def point(self) -> Point:
+        """Return where the pass is, so that a part of it can run once more."""
+        return Point([*self._calls], {call: call.counted() for call in self._calls})
+
+    @contextmanager
+    def at(self, point: Point) -> Iterator[None]:
+        """Go back to a point of the pass, for what runs inside."""
+        now = self.point()
+        self._go_to(point)
+        try:
+            yield
+        finally:
+            self._go_to(now)
+
+    def _go_to(self, point: Point) -> None:
+        self._calls = [*point.calls]
+        for call, counted in point.counted.items():
+            call.count_on(counted)
 
     def begin(self, name: str, path: str) -> None:
         """Enter a call of a module.

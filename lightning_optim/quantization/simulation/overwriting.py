@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, final
 
 import torch
@@ -20,7 +21,7 @@ class Overwriting:
     change it calls ``allow`` before, which lets the backward take a copy.
 
     Attributes:
-        saved_by_backward: Address of a tensor's memory -> the nodes of the backward that need it.
+        saved_by_backward: Address of a tensor's memory -> the nodes of the backward that need it, and the tensor.
         external_tensors: Tensors that others hold: parameters, and what the network was given.
 
     Example:
@@ -37,14 +38,14 @@ class Overwriting:
     """
 
     def __init__(self) -> None:
-        self.saved_by_backward: dict[int, list[Node]] = {}
+        self.saved_by_backward: dict[int, list[tuple[Node, weakref.ref[Tensor]]]] = {}
         self.external_tensors: list[Tensor] = []
 
     def note(self, tensor: Tensor, rounded: Tensor) -> None:
         """Take note of a tensor that was rounded, if the backward of the rounding needs it."""
         keeper = input_keeper(rounded)
         if keeper is not None:
-            self.saved_by_backward.setdefault(_address(tensor), []).append(keeper)
+            self.saved_by_backward.setdefault(_address(tensor), []).append((keeper, weakref.ref(tensor)))
 
     def allow(self, values: Any) -> None:
         """Let tensors be changed in place.
@@ -54,8 +55,8 @@ class Overwriting:
         """
         for leaf in pytree.tree_leaves(values) if self.saved_by_backward else ():
             is_plain = isinstance(leaf, Tensor) and holds_values(leaf) and leaf.layout is torch.strided
-            for keeper in self.saved_by_backward.pop(_address(leaf), ()) if is_plain else ():
-                allow_overwriting(keeper)
+            for keeper, tensor in self.saved_by_backward.pop(_address(leaf), ()) if is_plain else ():
+                allow_overwriting(keeper, tensor())
 
 
 def _address(tensor: Tensor) -> int:

@@ -111,6 +111,11 @@ class Placement(TorchFunctionMode):
         self._activations = DeferredActivations(backend, plan, record, states)
         self._states, self._overwriting = self._activations.states, self._activations.overwriting
 
+    @property
+    def states(self) -> TensorStates:
+        """States of the tensors."""
+        return self._states
+
     def finish(self, output: Any) -> Any:
         """Quantize what leaves the network; called outside of the mode, which would see its own operators."""
         if not self._plan.recorded:  # what can't be rounded later on is refused at once

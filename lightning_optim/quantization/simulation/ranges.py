@@ -96,6 +96,10 @@ class Ranges:
         apart, self._apart = [*self._apart.values()], {}
         return apart + self.watch.take(waits=waits)
 
+    def measure(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the range of a tensor, if it holds any value."""
+        return value_range(tensor) if tensor.numel() else None
+
     def observe(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
         """Widen this batch's range of one activation by what a tensor holds, and return the tensor's own range."""
         if not tensor.numel():

@@ -39,8 +39,9 @@ def weight_scale(weight: Tensor, quantizer: Quantizer, floor: Tensor | None, nor
 
 def norm_factor(norm: BatchNorm, weight: Tensor) -> Tensor:
     """Return what a folded batch norm multiplies every output channel by, ``[O]``, without gradient."""
-    factor, _ = fold_batch_norm(weight.new_ones(weight.shape[0], 1), None, norm)
-    return factor.detach().flatten()
+    assert norm.running_var is not None
+    factor = torch.rsqrt(norm.running_var + norm.eps)
+    return (factor if norm.weight is None else factor * norm.weight.detach()).to(weight.dtype)
 
 
 def _covers(qparams: tuple[Tensor, Tensor], scheme: Scheme, ends: tuple[Tensor, Tensor]) -> bool:
@@ -52,6 +53,9 @@ def _covers(qparams: tuple[Tensor, Tensor], scheme: Scheme, ends: tuple[Tensor, 
 
 class KnownRanges(Protocol):
     """Ranges of activations, as the simulation asks for them."""
+
+    def measure(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what ``observe`` would return, and take in nothing."""
 
     def observe(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
         """Take in what an activation holds, and return its range if that is known at once."""
@@ -66,8 +70,35 @@ class FirstValues(Protocol):
     def lacks(self, key: str) -> bool:
         """Whether there are none yet under a key."""
 
+    def is_untrained(self, key: str) -> bool:
+        """Whether there are none under a key that are trained."""
+
     def find(self, key: str, values: Mapping[str, Start]) -> None:
         """Take note of first values, by name."""
+
+
+@final
+class _Measured:
+    """Ranges of a pass that runs once more: they are what they were, and take in nothing."""
+
+    def __init__(self, ranges: KnownRanges) -> None:
+        self.measure, self.qparams = ranges.measure, ranges.qparams
+
+    def observe(self, key: str, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what the first pass was told."""
+        return self.measure(key, tensor)
+
+
+@final
+class _Found:
+    """First values in a pass that runs once more: they are found already, and not trained yet."""
+
+    def __init__(self, found: FirstValues) -> None:
+        self.lacks = found.is_untrained
+        self.is_untrained = found.is_untrained
+
+    def find(self, key: str, values: Mapping[str, Start]) -> None:
+        """Take note of nothing."""
 
 
 @final
@@ -104,11 +135,13 @@ class SimulationBackend(Backend):
         self._ranges, self._weights, self._activations = ranges, weight_quantizer_of, activation_quantizer_of
         self._observes, self._folds_all, self._learned = observes, folds_all, learned
         self._notice, self._look = notice, look
+        self._factors, self._is_first = dict[str, Tensor](), True
+        self._first_qparams: dict[str, tuple[Tensor, Tensor] | None] = {}
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
         ends = self._ranges.observe(key, tensor) if self._observes else None
-        quantizer, qparams = self._activations(key), self._ranges.qparams(key, tensor.device)
+        quantizer, qparams = self._activations(key), self._qparams(key, tensor.device)
         if qparams is None:
             self.pass_unknown(key)
             return tensor
@@ -128,6 +161,19 @@ class SimulationBackend(Backend):
         return _fake(quantizer, tensor, *qparams, is_within=is_within)
 
     @override
+    def repeated(self) -> SimulationBackend:
+        again = SimulationBackend(
+            _Measured(self._ranges),
+            self._weights,
+            self._activations,
+            observes=self._observes,
+            folds_all=self._folds_all,
+            learned=None if self._learned is None else _Found(self._learned),
+        )
+        again._factors, again._first_qparams, again._is_first = self._factors, self._first_qparams, False
+        return again
+
+    @override
     def pass_unknown(self, key: str) -> None:
         if self._notice is not None:
             self._notice(key)
@@ -142,7 +188,7 @@ class SimulationBackend(Backend):
     ) -> tuple[Tensor, Tensor | None]:
         quantizer, input_scale = self._weight_quantizer(key, weight), self._input_scale(input_key, weight.device)
         if norm is not None and not self.folds(norm):
-            return _round_unfolded(weight, quantizer, norm), bias
+            return _round_unfolded(weight, quantizer, lambda: self._factor(key, weight, norm)), bias
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)
         floor = None if bias is None or input_scale is None else bias_floor(bias, input_scale)
@@ -150,6 +196,12 @@ class SimulationBackend(Backend):
         if bias is not None and input_scale is not None and scale.dim() < 2:  # groups have no common accumulator
             bias = round_bias(bias, input_scale * scale)
         return _round(weight, quantizer, scale), bias
+
+    def _factor(self, key: str, weight: Tensor, norm: BatchNorm) -> Tensor:
+        """Return what a batch norm multiplies by; its statistics change when it runs, before a part runs once more."""
+        if self._is_first or key not in self._factors:
+            self._factors[key] = norm_factor(norm, weight)
+        return self._factors[key]
 
     def _weight_quantizer(self, key: str, weight: Tensor) -> Quantizer:
         quantizer, learned, name = self._weights(key), self._learned, f"weight/{key}"
@@ -163,8 +215,16 @@ class SimulationBackend(Backend):
         scheme = self._activations(key).scheme
         if scheme.is_exact or scheme.granularity == "token":
             return None  # there is none, or each row has its own
-        qparams = self._ranges.qparams(key, device)
+        qparams = self._qparams(key, device)
         return None if qparams is None else qparams[0].detach()
+
+    def _qparams(self, key: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Return scale and zero point; those of the first run, though ranges were merged since, unless learned."""
+        if isinstance(self._activations(key), ActivationLearner):
+            return self._ranges.qparams(key, device)  # with a graph of its own
+        if self._is_first or key not in self._first_qparams:
+            self._first_qparams[key] = self._ranges.qparams(key, device)
+        return self._first_qparams[key]
 
 
 def _round(weight: Tensor, quantizer: Quantizer, scale: Tensor) -> Tensor:
@@ -183,15 +243,15 @@ def _fake(
     return quantizer.fake(x, scale, zero_point, is_within=is_within)
 
 
-def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm: BatchNorm) -> Tensor:
+def _round_unfolded(weight: Tensor, quantizer: Quantizer, norm_factor: Callable[[], Tensor]) -> Tensor:
     if quantizer.scheme.granularity != "tensor" or isinstance(quantizer, FixedScaleQuantizer):
         if quantizer.scheme.is_sign_symmetric:
             return _round(weight, quantizer, weight_scale(weight, quantizer, None))
         # A rule that tells the signs apart sees them as they will be once the norm is folded in.
-        sign = per_channel(torch.where(norm_factor(norm, weight) < 0, -1.0, 1.0), weight)
+        sign = per_channel(torch.where(norm_factor() < 0, -1.0, 1.0), weight)
         turned = weight * sign
         return _round(turned, quantizer, weight_scale(turned, quantizer, None)) * sign
-    factor = norm_factor(norm, weight)
+    factor = norm_factor()
     factor = per_channel(torch.where(factor == 0, torch.ones_like(factor), factor), weight)
     scaled = weight * factor
     return _round(scaled, quantizer, weight_scale(scaled, quantizer, None)) / factor

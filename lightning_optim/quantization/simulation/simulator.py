@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from enum import Enum
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from lightning_optim.quantization.fold import is_foldable
 from lightning_optim.quantization.layers import AssignedLayers, LayerQuantizers
 from lightning_optim.quantization.observer.base import Observer, ObserverInput
 from lightning_optim.quantization.quantizer.base import Quantizer
 from lightning_optim.quantization.quantizer.learner import Learner, WeightLearner
 from lightning_optim.quantization.simulation.activation_quantizers import ActivationQuantizers
 from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
+from lightning_optim.quantization.simulation.checkpointed import CheckpointedPass
 from lightning_optim.quantization.simulation.deferred_activations import new_states
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.quantization.simulation.missing_ranges import MissingRanges, why_no_range
-from lightning_optim.quantization.simulation.module_path import ModulePath, module_names
+from lightning_optim.quantization.simulation.module_path import NetworkModules
 from lightning_optim.quantization.simulation.notices import Notices
 from lightning_optim.quantization.simulation.operator_names import OperatorNames
 from lightning_optim.quantization.simulation.placement import Placement
@@ -32,25 +31,14 @@ from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_alone
 from lightning_optim.quantization.simulation.rounding_backend import FirstValues, KnownRanges, SimulationBackend
 from lightning_optim.quantization.simulation.tensor_state import TensorStates
+from lightning_optim.quantization.simulation.watch import Watch
 from lightning_optim.surgery.containers import map_tensors
 from lightning_optim.surgery.copies import eval_copy
-from lightning_optim.surgery.select import named_modules
+from lightning_optim.surgery.torch_private import is_recomputing
 
 Forward = Callable[..., Any]
 Merge = Callable[[Ranges, Any, Callable[[list[Any]], None]], None]
 """Ends a batch: folds its ranges in, and hands the news of all processes over."""
-
-
-@final
-class Watch(Enum):
-    """Watch that forward passes keep."""
-
-    NOTHING = "nothing"
-    """They take note of nothing, and round what is known."""
-    NEW = "new"
-    """They record operators that are new, and observe activations that have no range."""
-    ALL = "all"
-    """They observe every activation, too."""
 
 
 @final
@@ -97,7 +85,7 @@ class Simulator:
         self._record: Record | None = None
         self._histories: dict[str, int] = {}
         self._states: TensorStates | None = None
-        self._names: tuple[nn.Module, dict[int, list[str]], dict[str, nn.Module]] | None = None
+        self._modules = NetworkModules()
 
     def place(self, excluded: frozenset[str], assigned: Mapping[str, str]) -> None:
         """Say which modules stay in floating point, and which have quantizers of their own; what is known stays.
@@ -185,9 +173,11 @@ class Simulator:
         if not (self.is_ready or self.is_growing):
             return forward(*args, **kwargs)
         self.learned.refresh()
-        record = self._begin_record(network, args, kwargs, part) if self.is_growing else None
-        learns = self.is_ready and network.training and torch.is_grad_enabled()
+        is_first = not is_recomputing()
+        record = self._begin_record(network, args, kwargs, part) if self.is_growing and is_first else None
+        learns = self.is_ready and network.training
         backend = self.backend(self.ranges, self.learned if learns else None, fold=fold)
+        backend = backend if is_first else backend.repeated()
         with self.notices.telling(), self.placed(network, backend, record, part) as placement:
             output = forward(*args, **kwargs)
         return placement.finish(output)
@@ -248,10 +238,9 @@ class Simulator:
         if part:
             states = self._states = self._states or new_states()
         names = self.names(record, part)
-        with (
-            ModulePath(self._modules_of(network)[0], names),
-            self.placed_at(network, names, backend, record, states) as placement,
-        ):
+        place = partial(self.placed_at, network, names)
+        run = CheckpointedPass(self._modules.names_of(network), names, place, self.learned)
+        with run.entered(backend, record, states) as placement:
             yield placement
 
     def follow(self, histories: Mapping[str, int]) -> None:
@@ -289,7 +278,7 @@ class Simulator:
 
     def modules_of(self, network: nn.Module) -> Mapping[str, nn.Module]:
         """Return a network's modules by plain name; its own name is empty."""
-        return self._modules_of(network)[1]
+        return self._modules.of(network)
 
     def finish_batch(self, merge: Merge | None = None, *, waits: bool = True) -> None:
         """End a batch that was observed: let the plan grow, and fold the ranges in.
@@ -305,7 +294,7 @@ class Simulator:
             record.sentinels |= self.plan.reached_sums(self.ranges.masked_keys)
         found = self.learned.found
         is_new = bool(found) or (record is not None and not record.is_empty)
-        news = (None if record is None else record.state_dict(), self._foldable(), found) if is_new else None
+        news = (None if record is None else record.state_dict(), self._modules.foldable, found) if is_new else None
         (merge or merge_alone)(self.ranges, news, self._take_in)
         self._take_findings(waits=waits)
 
@@ -378,15 +367,6 @@ class Simulator:
         if self._record is None:
             self._record = Record(self.plan or Plan(), self._histories)
         return self._record
-
-    def _foldable(self) -> frozenset[str]:
-        modules = {} if self._names is None else self._names[2]
-        return frozenset(name for name, module in modules.items() if is_foldable(module))
-
-    def _modules_of(self, network: nn.Module) -> tuple[dict[int, list[str]], dict[str, nn.Module]]:
-        if self._names is None or self._names[0] is not network:
-            self._names = (network, module_names(network), named_modules(network))
-        return self._names[1], self._names[2]
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = (self.weight_quantizer, self.activations.quantizer, self.observer, self.layers.layers)

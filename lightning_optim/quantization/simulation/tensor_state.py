@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class TensorStates:
     """
 
     def __init__(self, *, rewrapped: bool) -> None:
-        self._rewrapped = rewrapped
+        self.rewrapped = rewrapped
         self._states: dict[int, tuple[weakref.ref[Tensor], TensorState]] = {}
         self._places: dict[tuple[int, torch.Size], TensorState] = {}
         self._kept: list[Tensor] = []
@@ -76,7 +77,7 @@ class TensorStates:
     def set(self, tensor: Tensor, state: TensorState) -> None:
         """Note the state of a tensor; an older one is dropped."""
         identity = id(tensor)
-        if self._rewrapped and torch.is_grad_enabled():
+        if self.rewrapped and torch.is_grad_enabled():
             self._kept.append(tensor)
             self._states[identity] = (weakref.ref(tensor), state)
             place = _place(tensor)
@@ -84,6 +85,10 @@ class TensorStates:
                 self._places[place] = state
             return
         self._states[identity] = (weakref.ref(tensor, lambda _: self._states.pop(identity, None)), state)
+
+    def all(self) -> list[tuple[weakref.ref[Tensor], TensorState]]:
+        """Return every tensor that has a state."""
+        return [*self._states.values()]
 
     def get(self, tensor: Tensor) -> TensorState | None:
         """Return the state of a tensor, or ``None``."""
@@ -94,6 +99,36 @@ class TensorStates:
             return None
         place = _place(tensor)
         return None if place is None else self._places.get(place)
+
+
+@final
+class SavedStates:
+    """States of the tensors that are there before a part of a pass runs, for its second run.
+
+    Args:
+        states: Their states.
+        args: Arguments of the part.
+        is_detached: Whether they come back detached, so that their quantized copies don't serve them.
+    """
+
+    def __init__(self, states: TensorStates, args: Sequence[Any], *, is_detached: bool) -> None:
+        self._of_args = [states.get(arg) if isinstance(arg, Tensor) else None for arg in args]
+        self._of_args = [None if state is None else replace(state) for state in self._of_args]
+        self._others = [(ref, replace(state)) for ref, state in states.all()]
+        self._is_detached, self._rewrapped = is_detached, states.rewrapped
+
+    def restored(self, args: Sequence[Any]) -> TensorStates:
+        """Return the states as they were then.
+
+        Args:
+            args: Arguments of the second run; the tensors among them may be other objects.
+        """
+        states = TensorStates(rewrapped=self._rewrapped)
+        alive = ((ref(), state) for ref, state in self._others)
+        for tensor, state in [*alive, *zip(args, self._of_args, strict=False)]:
+            if tensor is not None and state is not None:
+                states.set(tensor, replace(state, quantized=None) if self._is_detached else replace(state))
+        return states
 
 
 def version_of(tensor: Tensor) -> int:

@@ -5,7 +5,8 @@ from torch import nn
 from lightning_optim.quantization import Affine, MinMax, Symmetric
 from lightning_optim.quantization.simulation.missing_ranges import MissingRanges, notice_of
 from lightning_optim.quantization.simulation.ranges import Ranges
-from lightning_optim.quantization.simulation.simulator import Simulator, Watch
+from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.quantization.simulation.watch import Watch
 
 
 class Branching(nn.Module):
