@@ -13,6 +13,8 @@ from torch import Tensor
 from lightning_optim.quantization.simulation.sentinels import sentinel_bound
 from lightning_optim.surgery.containers import find_tensors
 
+_SMALLEST = 1e-6  # difference from an output of zeros that the order of sums may make
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,9 @@ class OutputComparison:
             return 1.0 - self._num_equal / self._num_values
         if not self._noise:
             return 0.0
-        if math.isinf(self._noise) or not self._signal:
+        if not self._signal:
+            return 0.0 if self._largest <= _SMALLEST else math.inf
+        if math.isinf(self._noise):
             return math.inf
         return math.sqrt(self._noise / self._signal)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,7 +221,9 @@ def _where(simulator: Simulator, network: nn.Module, inputs: Inputs, acceptance:
 
 def _faults(output: OutputParity, acceptance: Acceptance) -> Iterator[str]:
     """Say in what an output is not as close as it must be."""
-    if not output.relative_error <= acceptance.max_error:
+    if math.isnan(output.relative_error):
+        yield f"{output.name} holds NaN (at {list(output.worst)}), on one side or both"
+    elif not output.relative_error <= acceptance.max_error:
         yield (
             f"{output.name} has a relative error of {output.relative_error:.4g}, max_error is {acceptance.max_error} "
             f"(at most {output.max_abs_error:.4g} off, at {list(output.worst)})"

@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.select import named_modules, submodule
 from lightning_optim.surgery.synthetic import PRIMITIVES
 from lightning_optim.surgery.tap import ModuleCall
@@ -89,11 +90,11 @@ class StepRecorder:
         self.ran.add(name)
         if not self._running:
             self.calls.append((name, ModuleCall(args, kwargs, output)))
-            self._outputs |= {id(leaf) for leaf in pytree.tree_leaves(output)}
+            self._outputs |= _identities(output)
 
     def _read(self, values: Any) -> None:
         if not self._running:
-            self.read_outside |= self._outputs & {id(leaf) for leaf in pytree.tree_leaves(values)}
+            self.read_outside |= self._outputs & _identities(values)
 
 
 @final
@@ -212,7 +213,7 @@ def plan_parts(network: nn.Module, step: StepRecorder) -> tuple[PartsPlan, tuple
     for place, (name, call) in enumerate(calls):
         leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
         parts.append(Part(name, spec, tuple(map(source, leaves))))
-        made |= {id(leaf): (place, index) for index, leaf in enumerate(pytree.tree_leaves(call.output))}
+        made |= {id(leaf): (place, index) for index, leaf in enumerate(tensors_of(call.output))}
     visible = tuple(place for place in made.values() if place not in linked)
     return PartsPlan(tuple(parts), visible), tuple(tensor for _, tensor in inputs.values())
 
@@ -226,11 +227,11 @@ def _worth_keeping(network: nn.Module, step: StepRecorder) -> list[tuple[str, Mo
     """Calls of parts with parameters, and those that lead to one; of those from outside the first."""
     kept: list[tuple[str, ModuleCall]] = []
     wanted: set[int] = set()
-    made = {id(leaf) for _, call in step.calls for leaf in pytree.tree_leaves(call.output)} - step.read_outside
-    reads = [made & {id(leaf) for leaf in pytree.tree_leaves((call.args, call.kwargs))} for _, call in step.calls]
+    made = set[int]().union(*(_identities(call.output) for _, call in step.calls)) - step.read_outside
+    reads = [made & _identities((call.args, call.kwargs)) for _, call in step.calls]
     starts = {name: place for place, (name, _) in reversed([*enumerate(step.calls)]) if not reads[place]}
     for place, (name, call) in reversed([*enumerate(step.calls)]):
-        leads_on = bool(wanted & {id(leaf) for leaf in pytree.tree_leaves(call.output)})
+        leads_on = bool(wanted & _identities(call.output))
         has_parameters = any(True for _ in submodule(network, name).parameters())
         if leads_on or (has_parameters and (reads[place] or place == starts[name])):
             kept.append((name, call))
@@ -242,7 +243,12 @@ def _read_by_others(step: StepRecorder, kept: Sequence[tuple[str, ModuleCall]]) 
     """Identities of what parts read that are left out, such as a loss."""
     known = {id(call) for _, call in kept}
     others = [call for _, call in step.calls if id(call) not in known]
-    return {id(leaf) for call in others for leaf in pytree.tree_leaves((call.args, call.kwargs))}
+    return _identities([(call.args, call.kwargs) for call in others])
+
+
+def _identities(value: Any) -> set[int]:
+    """Identities of the tensors in what a part takes or returns."""
+    return set(map(id, tensors_of(value)))
 
 
 @final
@@ -285,5 +291,5 @@ class PartsNetwork(nn.Module):
         for part in self._plan.parts:
             leaves = [value(source) for source in part.sources]
             args, kwargs = pytree.tree_unflatten(leaves, part.spec)
-            outputs.append(pytree.tree_leaves(self.get_submodule(part.name)(*args, **kwargs)))
+            outputs.append(tensors_of(self.get_submodule(part.name)(*args, **kwargs)))
         return tuple(outputs[call][leaf] for call, leaf in self._plan.visible)

@@ -80,6 +80,7 @@ def test_nan_and_a_signal_of_zero_do_not_pass():
     assert math.isnan(compared([1.0, math.nan], [1.0, math.nan]).relative_error)
     assert math.isnan(compared([1.0, 1.0], [1.0, math.nan]).max_abs_error)
     assert compared([0.0, 0.0], [0.0, 1.0]).relative_error == math.inf
+    assert compared([0.0, 0.0], [0.0, 1e-8]).relative_error == 0.0
     assert compared([0.0, 0.0], [0.0, 0.0]).relative_error == 0.0
 
 

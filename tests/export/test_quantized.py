@@ -385,7 +385,7 @@ def test_every_output_that_is_not_as_simulated_is_refused_by_name(network, outpu
     forward_of = simulator.forward_of
     simulator.forward_of = lambda twin: lambda image: change(forward_of(twin)(image))
     accept = Acceptance(batches=batches, fallbacks=("AveragePool",))
-    with pytest.raises(ExportError, match=f"on 64 samples: {output} has a relative error of"):
+    with pytest.raises(ExportError, match=f"on 64 samples: {output} (has a relative error of|holds NaN)"):
         export_quantized(simulator, net, tmp_path / "model.onnx", acceptance=accept)
     assert not [*tmp_path.iterdir()]
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -52,6 +53,21 @@ def test_what_the_step_reads_itself_ends_there_and_begins_anew(step):
     assert [part.name for part in plan.parts] == ["encoder", "decoder"]
     assert [tuple(tensor.shape) for tensor in inputs] == [(2, 4), (2, 3)]
     assert [out.shape[1] for out in PartsNetwork(module, plan)(*inputs)] == [3, 4]
+
+
+@dataclass
+class Hidden:
+    values: torch.Tensor
+    note: str = ""
+
+
+def test_an_output_in_a_dataclass_leads_on_as_a_tensor_does():
+    module = net()
+    module.encoder.register_forward_hook(lambda part, args, output: Hidden(output, "note"))
+    plan, inputs, out = planned(module, lambda m: m.decoder(m.encoder(x).values))
+    assert [part.name for part in plan.parts] == ["encoder", "decoder"]
+    assert inputs == (x,)
+    assert torch.equal(PartsNetwork(module, plan)(x)[0], out)
 
 
 def test_of_equal_calls_the_first_counts_and_a_loss_is_no_part():
