@@ -15,6 +15,7 @@ from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.lowering.deployed import DeployedNetwork
 from lightning_optim.export.lowering.dialect import ActivationConstants, Dialect
 from lightning_optim.export.onnx_file.capture import prepare_capture
+from lightning_optim.export.onnx_file.lengths import open_lengths
 from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -83,7 +84,7 @@ def capture_program(
             batch = torch.export.Dim("batch", min=1, max=max_batch)
             rows = [{0: batch} if named else {} for named in OpenShapes().dimensions_of(network, (args, dict(kwargs)))]
         capture = prepare_capture(deployed, args, kwargs, open_dims=rows)
-        with silence(), torch.no_grad(), checkpoints_ignored():
+        with silence(), torch.no_grad(), checkpoints_ignored(), open_lengths():
             program: ExportedProgram = torch.export.export(
                 capture.model, capture.args, capture.kwargs, dynamic_shapes=capture.shapes, strict=False
             ).run_decompositions({})

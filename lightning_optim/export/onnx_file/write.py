@@ -17,6 +17,7 @@ from torch import nn
 from lightning_optim.atomic import write_atomic
 from lightning_optim.errors import ExportError, cause_of
 from lightning_optim.export.onnx_file.capture import CaptureInputs, prepare_capture
+from lightning_optim.export.onnx_file.lengths import open_lengths
 from lightning_optim.export.onnx_file.open_shapes import Dynamic, Example, OpenShapes, open_dims
 from lightning_optim.export.onnx_file.pooling import spell_out_pools
 from lightning_optim.export.onnx_file.strip import strip_model
@@ -110,7 +111,7 @@ def write_onnx(
 
 def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:
     model, args, kwargs, shapes = capture.model, capture.args, capture.kwargs, capture.shapes
-    with silence(), torch.no_grad(), checkpoints_ignored():
+    with silence(), torch.no_grad(), checkpoints_ignored(), open_lengths():
         output = model(*args, **kwargs)
         if as_plain(output) is not output:
             _return_plain(model)
