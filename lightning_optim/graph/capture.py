@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,16 +11,19 @@ from typing import Any, final
 
 import torch
 import torch.fx.config as tracing
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_optim.errors import CaptureError, reason_of
 from lightning_optim.graph.shape_model import ShapeModel
 from lightning_optim.surgery.attention import free_heads, plain_attentions
 from lightning_optim.surgery.compilation import without_compilation
+from lightning_optim.surgery.containers import as_plain, tensors_of
 from lightning_optim.surgery.copies import eval_view
 from lightning_optim.surgery.masked_norm import drop_masked_norms
 from lightning_optim.surgery.select import plain_name
-from lightning_optim.surgery.torch_private import checkpoints_ignored
+from lightning_optim.surgery.torch_private import checkpoints_ignored, number_parts, pytree
+
+_KNOWN = (Tensor, bool, int, float, str)
 
 
 @final
@@ -60,7 +64,7 @@ def capture_network(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
         drop_masked_norms(shadow)  # what has rules are the layers as they are written
         for attention in plain_attentions(shadow):
             free_heads(attention)  # as it would be after a cut
-        with _quiet(), torch.enable_grad(), checkpoints_ignored():
+        with _quiet(), _plain_outputs(shadow), torch.enable_grad(), checkpoints_ignored():
             program = torch.export.export(shadow, args, dict(kwargs or {}), strict=False)
     except Exception as error:
         reason = reason_of(error)
@@ -69,6 +73,31 @@ def capture_network(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
             "name a part of it that can be exported as the network, or choose a technique that needs no graph"
         ) from error
     return Captured(program, _integer_attributes(shadow), ShapeModel(shadow, args, dict(kwargs or {})))
+
+
+@contextmanager
+def _plain_outputs(model: nn.Module) -> Iterator[None]:
+    """Let a model return its tensors in containers that the exporter knows, and leave out what holds none.
+
+    An object in which no tensor is seen, such as a cache of keys and values, is the model's own affair.
+    """
+    forward, own = model.forward, vars(model).get("forward")
+
+    @functools.wraps(forward)  # a function, whose code the exporter asks for
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        outputs = as_plain(forward(*args, **kwargs))
+        if not tensors_of(outputs):
+            return outputs  # which the exporter refuses by its name
+        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _KNOWN) else None, outputs)
+
+    number_parts()
+    vars(model)["forward"] = opened
+    try:
+        yield
+    finally:
+        del vars(model)["forward"]
+        if own is not None:
+            vars(model)["forward"] = own
 
 
 @contextmanager

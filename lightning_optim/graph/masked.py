@@ -14,6 +14,7 @@ from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.graph.labels import Axes, Axis
 from lightning_optim.graph.operators import OperatorKind, kind_of, operator_name
 from lightning_optim.graph.propagate import Propagation
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.torch_private import pytree
 
 
@@ -64,7 +65,7 @@ def run_masked(
             values.append(next(inputs))
     with torch.no_grad():
         outputs = _MaskedInterpreter(propagation, removed).run(*values)
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return tensors_of(outputs)
 
 
 def removed_labels(propagation: Propagation, choices: Iterable[tuple[Group, Tensor]]) -> Callable[[Axis], Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_optim.errors import reason_of
 from lightning_optim.graph.norm_shapes import NormShapes
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.torch_private import FakeTensorMode, pytree
@@ -134,7 +135,7 @@ class ShapeModel:
         args, kwargs = batch
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self._mode, NormShapes():
             outputs = model(*args, **kwargs)
-        return [tuple(leaf.shape) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        return [tuple(leaf.shape) for leaf in tensors_of(outputs)]
 
 
 def _innermost(error: BaseException, model: nn.Module) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.modes import evaluating
-from lightning_optim.surgery.torch_private import pytree
 
 
 def output_layers(
@@ -42,7 +42,7 @@ def output_layers(
     finally:
         for hook in hooks:
             hook.remove()
-    stores = {_storage(leaf) for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)}
+    stores = {_storage(tensor) for tensor in tensors_of(returned)}
     return {name for name, output in order if _storage(output) in stores} | {name for name, _ in order[-1:]}
 
 

@@ -40,6 +40,24 @@ __all__ = [  # what stands here under torch's own name, or without its underscor
     "pytree",
 ]
 
+# Containers.
+
+
+def number_parts() -> None:
+    """Number the parts of containers that were registered without names for them: the exporter asks for names."""
+    for kind, node in [*pytree.SUPPORTED_NODES.items()]:
+        if node.flatten_with_keys_fn is None:
+            pytree.SUPPORTED_NODES[kind] = node._replace(flatten_with_keys_fn=_numbered(node.flatten_fn))
+
+
+def _numbered(flatten: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def flatten_with_keys(value: Any) -> Any:
+        parts, context = flatten(value)
+        return [(pytree.SequenceKey(place), part) for place, part in enumerate(parts)], context
+
+    return flatten_with_keys
+
+
 # torch.compile.
 
 COMPILED_CHILD = "_orig_mod"

@@ -1,11 +1,15 @@
 """Capturing leaves the model alone."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import CaptureError
-from lightning_optim.graph import capture_network
+from lightning_optim.graph import capture_network, couple
+from lightning_optim.pruning import shrink_channels
 
 
 def test_the_model_keeps_its_mode_and_its_statistics():
@@ -32,3 +36,55 @@ def test_what_cannot_be_captured_is_named():
 
     with pytest.raises(CaptureError, match="cannot capture Branch"):
         capture_network(Branch(), (torch.randn(2),))
+
+
+class Cache:
+    """What a model keeps for its next call; nobody else looks into it."""
+
+    def __init__(self, hidden):
+        self.layers = [hidden]
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    cache: Cache | None = None
+
+
+class Request:
+    """A container that its owner has registered, without names for its parts."""
+
+    def __init__(self, x, mask=None):
+        self.x, self.mask = x, mask
+
+
+pytree.register_pytree_node(Request, lambda value: ([value.x, value.mask], None), lambda parts, _: Request(*parts))
+
+
+class Server(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.encode, self.decode, self.answer = nn.Linear(3, 8), nn.Linear(8, 2), answer
+
+    def forward(self, request):
+        hidden = torch.relu(self.encode(request.x))
+        return self.answer(self.decode(hidden), Cache(hidden))
+
+
+@pytest.mark.parametrize("answer", [Answer, lambda logits, cache: (logits, cache)], ids=["dataclass", "tuple"])
+def test_containers_of_ones_own_go_in_and_out_and_an_object_without_tensors_is_left_out(answer):
+    net, request = Server(answer).eval(), Request(torch.randn(2, 3))
+    coupling = couple(capture_network(net, (request,)))
+    (group,) = coupling.groups
+    assert group.size == 8
+    keep = torch.tensor([0, 2, 5])
+    assert shrink_channels(net, coupling, [(group, keep)], (request,)).refused == {}
+    assert net.encode.out_features == net.decode.in_features == 3
+    outputs = net(request)
+    assert isinstance(outputs, type(answer(None, None)))
+    assert isinstance(outputs.cache if answer is Answer else outputs[1], Cache)
+
+
+def test_a_network_whose_outputs_nobody_sees_is_refused_with_their_kind():
+    with pytest.raises(CaptureError, match="Cache"):
+        capture_network(Server(lambda logits, cache: Cache(logits)), (Request(torch.randn(2, 3)),))

@@ -12,10 +12,10 @@ from lightning_optim.errors import reason_of
 from lightning_optim.graph.branches import Branch
 from lightning_optim.pruning.shrink.trial import difference, disturb
 from lightning_optim.surgery.bypass import tells_its_shape
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.cut import CutPlan, apply_cut
 from lightning_optim.surgery.select import submodule
-from lightning_optim.surgery.torch_private import pytree
 
 _Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -145,4 +145,4 @@ def _run(model: nn.Module, batch: _Batch) -> list[Tensor]:
     args, kwargs = batch
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         outputs = model(*args, **kwargs)
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return tensors_of(outputs)

@@ -12,9 +12,9 @@ from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.graph.masked import masked_tensors, removed_labels, run_masked
 from lightning_optim.graph.masked_norms import MaskedNorms
 from lightning_optim.pruning.shrink.trial import Choice, difference, disturb
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.masked_norm import MaskedNorm, mask_norms
-from lightning_optim.surgery.torch_private import pytree
 
 
 def plan_masking(
@@ -94,5 +94,5 @@ def _is_exact(
             outputs = masked(*args, **kwargs)
     except Exception:  # whatever a layer raises that is called as it was not when it was captured
         return False
-    found = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    found = tensors_of(outputs)
     return difference(found, run_masked(base, coupling, choices, args, kwargs)) <= tolerance

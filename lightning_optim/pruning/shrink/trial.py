@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lightning_optim.errors import reason_of
 from lightning_optim.graph.coupling import Coupling, Group, keep_channels
 from lightning_optim.graph.masked import run_masked
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.copies import eval_copy, eval_view
 from lightning_optim.surgery.cut import apply_cut
-from lightning_optim.surgery.torch_private import pytree
 
 PARAMETERS = 2_000_000_000
 """Parameters that a search may run through, some minutes; a number and no time, so that every run finds the same."""
@@ -100,7 +100,7 @@ class Trial:
         apply_cut(cut, keep_channels(choices))
         with torch.no_grad():
             outputs = cut(*self._args, **self._kwargs)
-        shrunk = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        shrunk = tensors_of(outputs)
         return difference(shrunk, masked)
 
 
