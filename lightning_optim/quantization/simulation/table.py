@@ -91,11 +91,11 @@ def placement_table(plan: Plan, ranges: Ranges, bits_of: BitsOf | None = None) -
     """Return the placement as a table of plain text, and the share of the multiply-accumulates (MACs) in integers."""
     rows = placement_rows(plan, ranges, bits_of)
     total = sum(row.macs for row in rows)
-    lines = [("operator", "kind", "computes", "MACs", "bits", "range", "note")]
+    lines = [("operator", "kind", "computes", "bits", "range", "MACs", "note")]
     for row in rows:
         span = "" if row.low is None or row.high is None else f"[{row.low:.4g}, {row.high:.4g}]"
         macs = say_share(row.macs / total) if row.macs else ""
-        lines.append((row.key, row.kind, row.computes, macs, row.bits, span, row.note))
+        lines.append((row.key, row.kind, row.computes, row.bits, span, macs, row.note))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*table, *([f"MACs in integers: {say_share(integer_share(rows))}"] if total else [])])
