@@ -51,6 +51,8 @@ class SimulatedCalls:
             self._observer.watch(pl_module, network)
         if not self.parts:
             self._attach_whole(pl_module, network, simulator)
+        if self.parts:
+            self._patches.wrap(pl_module, "training_step", partial(_follow_parts, simulator))
         for part in self.parts or ():
             wrapper = partial(self._simulate_part, simulator, network, part)
             self._patches.wrap(uncompiled(submodule(network, part)), "forward", wrapper)
@@ -116,3 +118,8 @@ class SimulatedCalls:
         fresh = SimulatedCalls()
         fresh.parts = self.parts
         return vars(fresh)
+
+
+def _follow_parts(simulator: Simulator, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with simulator.parts_followed():
+        return original(*args, **kwargs)

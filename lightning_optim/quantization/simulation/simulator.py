@@ -30,11 +30,11 @@ from lightning_optim.quantization.simulation.range_watch import masked_messages,
 from lightning_optim.quantization.simulation.ranges import Ranges
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_alone
 from lightning_optim.quantization.simulation.rounding_backend import FirstValues, KnownRanges, SimulationBackend
-from lightning_optim.quantization.simulation.tensor_state import TensorStates
+from lightning_optim.quantization.simulation.tensor_state import SavedStates, TensorStates
 from lightning_optim.quantization.simulation.watch import Watch
 from lightning_optim.surgery.containers import map_tensors
 from lightning_optim.surgery.copies import eval_copy
-from lightning_optim.surgery.torch_private import is_recomputing
+from lightning_optim.surgery.torch_private import checkpoints_followed, is_recomputing
 
 Forward = Callable[..., Any]
 Merge = Callable[[Ranges, Any, Callable[[list[Any]], None]], None]
@@ -271,6 +271,25 @@ class Simulator:
     ) -> Placement:
         """Return the placement, to be entered, for what runs in the modules that ``names`` is told of."""
         return Placement(backend, self.plan or Plan(), self.modules_of(network), self.excluded, names, record, states)
+
+    @contextmanager
+    def parts_followed(self) -> Iterator[None]:
+        """Let parts that a step checkpoints find, in the backward, what the others had put out when they ran first."""
+
+        def again(function: Forward, args: tuple[Any, ...], is_detached: bool) -> Forward:  # torch's
+            saved = SavedStates(self._states or new_states(), args, is_detached=is_detached)
+
+            def repeated(*inputs: Any, **kwargs: Any) -> Any:
+                now, self._states = self._states, saved.restored(inputs)
+                try:
+                    return function(*inputs, **kwargs)
+                finally:
+                    self._states = now
+
+            return repeated
+
+        with checkpoints_followed(again):
+            yield
 
     def forget_tensors(self) -> None:
         """End a step of a network in parts, whose parts know what the others have put out."""
