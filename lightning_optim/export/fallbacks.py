@@ -58,6 +58,10 @@ def find_fallbacks(simulator: Simulator, runtime: Runtime, kernels: Kernels) -> 
     for roles, names in runtime.promised.items():
         if not accounted & set(roles):
             named |= {f"{left[name]} {name}": why for name in names if name in left}
+        if not any(name in kernels.floating for name in names):  # the runtime found integers where the plan has none
+            named = {
+                key: note for key, note in named.items() if key not in operators or operators[key].role not in roles
+            }
     return named
 
 

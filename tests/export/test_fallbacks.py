@@ -38,13 +38,20 @@ class Upsampling(nn.Module):
         return self.head(self.up(self.conv(x).relu()))
 
 
+class Mean(nn.Module):
+    """The mean over the last axis, which normalizations take too: not of integers."""
+
+    def forward(self, x):
+        return x.mean(-1)
+
+
 class Line(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.pool, self.fc = nn.Conv1d(3, 16, 5), nn.AdaptiveAvgPool1d(1), nn.Linear(16, 5)
+        self.conv, self.pool, self.fc = nn.Conv1d(3, 16, 5), Mean(), nn.Linear(16, 5)
 
     def forward(self, x):
-        return self.fc(self.pool(self.conv(x.flatten(2)).relu()).squeeze(-1))
+        return self.fc(self.pool(self.conv(x.flatten(2)).relu()))
 
 
 class Volume(nn.Module):
@@ -70,8 +77,8 @@ NETWORKS = {kind.__name__: kind for kind in (HardSwish, Upsampling, Line, Volume
 NAMED = {
     "HardSwish": {":float add[conv]"},
     "Upsampling": {"up:float conv_transpose2d"},
-    "Line": {"pool:float adaptive_avg_pool1d"},
-    "Volume": {"pool:float avg_pool3d", ":float adaptive_avg_pool3d[pool]"},
+    "Line": {"pool:float mean"},
+    "Volume": set(),  # the plan has no integers for windows of a volume, the runtime has
     "Recurrent": {"layer:float lstm"},
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.* of the multiply-accumulates run in integers")
@@ -109,7 +116,7 @@ def share_of_operators(net, quantized):
     return integer_share(rows)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if NAMED[name]])
 def test_advice_of_a_refusal_helps(tmp_path, name):
     quantized = calibrate(NETWORKS[name](), batches())
     with pytest.raises(ExportError, match="would run in floating point") as refusal:

@@ -114,3 +114,20 @@ def test_integers_of_a_clip_between_values_are_emulated(tmp_path):
     net(batch)
     written = calibrate(net.eval(), [batch]).export(tmp_path / "model.onnx")
     assert verify(written.path, [batch]).exact_fraction == 1.0
+
+
+@pytest.mark.parametrize(
+    ("first", "pool", "shape"),
+    [
+        (nn.Conv1d(3, 8, 3), nn.AdaptiveAvgPool1d(1), (8, 3, 20)),
+        (nn.Conv3d(3, 8, 3), nn.AdaptiveAvgPool3d((1, 1, 1)), (4, 3, 5, 6, 7)),
+    ],
+)
+def test_an_average_over_a_line_or_a_volume_is_an_integer_kernel(tmp_path, first, pool, shape):
+    torch.manual_seed(0)
+    net, batch = Between(nn.Sequential(first, nn.ReLU()), lambda m, x: m["pool"](x), pool=pool), torch.randn(shape)
+    net(batch)
+    written = calibrate(net.eval(), [batch]).export(tmp_path / "model.onnx", fallbacks="refused")
+    assert written.kernels.integer["QLinearGlobalAveragePool"] == 1
+    assert not written.kernels.floating
+    assert verify(written.path, [batch]).exact_fraction == 1.0

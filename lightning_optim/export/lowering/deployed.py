@@ -135,11 +135,14 @@ class ConstantBackend(Backend, nn.Module):
             out: Tensor = function(tensor, *args, **kwargs)
             return out
         keeps = name != "mean" or (args[1] if len(args) > 1 else kwargs.get("keepdim", False))
-        tokens = tensor.dim() == 3
-        pooled = self._dialect.average(tensor.transpose(1, 2).unsqueeze(-1) if tokens else tensor)
+        tokens, sides = name == "mean" and tensor.dim() == 3, tensor.dim() - 2
+        image = tensor.transpose(1, 2) if tokens else tensor
+        pooled = self._dialect.average(image.unsqueeze(-1) if sides == 1 else image.flatten(3) if sides == 3 else image)
         if not keeps:
             return pooled.flatten(1)
-        return pooled.flatten(1).unsqueeze(1) if tokens else pooled
+        if tokens:
+            return pooled.flatten(1).unsqueeze(1)
+        return pooled.squeeze(-1) if sides == 1 else pooled.unsqueeze(-1) if sides == 3 else pooled
 
     def _make_constants(
         self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None

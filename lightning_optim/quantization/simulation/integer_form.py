@@ -110,19 +110,18 @@ def _has_equal_windows(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
         return False
     if name == "mean":
         return _is_global_mean(args, kwargs)
-    if args[0].dim() != 4 or not name.endswith("2d"):
-        return False
-    if name == "adaptive_avg_pool2d":
+    if name.startswith("adaptive"):
         size = args[1] if len(args) > 1 else kwargs["output_size"]
-        return size in (1, (1, 1), [1, 1])
-    return True
+        has_batch = args[0].dim() == int(name[-2]) + 2
+        return has_batch and all(each == 1 for each in (size if isinstance(size, (tuple, list)) else (size,)))
+    return name == "avg_pool2d" and args[0].dim() == 4
 
 
 def _is_global_mean(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call of ``mean`` averages an image over height and width, or ``[B, T, C]`` over its tokens."""
+    """Whether a call of ``mean`` averages an image or a volume over its sides, or ``[B, T, C]`` over its tokens."""
     axes = args[1] if len(args) > 1 else kwargs.get("dim")
     dims = args[0].dim()
-    if kwargs.get("dtype") is not None or dims not in (3, 4):
+    if kwargs.get("dtype") is not None or dims not in (3, 4, 5):
         return False
     averaged = {axis % dims for axis in (axes if isinstance(axes, (tuple, list)) else [axes]) if axis is not None}
-    return averaged == ({1} if dims == 3 else {2, 3})
+    return averaged == ({1} if dims == 3 else {*range(2, dims)})
