@@ -10,10 +10,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
+from lightning_optim.callbacks.pruning.untreated import untreated_layers
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.errors import TargetError
 from lightning_optim.surgery.parametrized import pruned_weight
-from lightning_optim.surgery.select import Targets
+from lightning_optim.surgery.select import Targets, submodule
 
 
 @final
@@ -122,18 +123,22 @@ def targeted_layers(pl_module: LightningModule, targets: Targets, network: str) 
             weights.add(id(weight))
             layers[name[len(prefix) :]] = module
     if not layers:
-        raise TargetError(_refusal(chosen, network))
+        raise TargetError(_refusal(pl_module, chosen, network))
     return layers
 
 
-def _refusal(chosen: dict[str, nn.Module], network: str) -> str:
+def _refusal(pl_module: LightningModule, chosen: dict[str, nn.Module], network: str) -> str:
     if network in chosen:
         holder = network.rpartition(".")[0]
         return (
             f"network={network!r} is a single {type(chosen[network]).__name__}: set network={holder!r}, which holds "
             f"it, and targets.include=[{network!r}]"
         )
-    return f"all {len(chosen)} targeted layers are tied or outside {network!r}: {', '.join(list(chosen)[:5])}"
+    text = f"all {len(chosen)} targeted layers are tied or outside {network!r}: {', '.join(list(chosen)[:5])}"
+    kinds = sorted({type(layer).__name__ for layer in untreated_layers(submodule(pl_module, network)).values()})
+    return (
+        f"{text}; of its other layers ({', '.join(kinds)}) none is a convolution or a linear layer" if kinds else text
+    )
 
 
 def _is_trained(layer: nn.Module) -> bool:

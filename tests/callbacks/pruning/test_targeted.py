@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_optim import PruningScheduler, Targets, Window
+from lightning_optim.callbacks.pruning.targeted import targeted_layers
 from lightning_optim.errors import TargetError
 from lightning_optim.pruning import (
     SNIP,
@@ -154,3 +155,23 @@ def test_layers_that_are_frozen_again_stay_pruned_and_resume_bit_equal(criterion
         resumed, callback = make()
         fit(resumed, callback, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         assert same(resumed.state_dict(), module.state_dict()), epoch
+
+
+def test_a_network_without_layers_of_ones_own_says_what_else_it_has():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 3))
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.scale, self.head = nn.Embedding(5, 3), Scale(), nn.Linear(3, 5, bias=False)
+            self.head.weight = self.table.weight
+
+    module = LightningModule()
+    module.net = Tied()
+    with pytest.raises(
+        TargetError, match=r"net\.head; of its other layers \(Scale\) none is a convolution"
+    ):
+        targeted_layers(module, Targets(), "net")
