@@ -21,7 +21,7 @@ from lightning_optim.surgery.containers import as_plain, tensors_of
 from lightning_optim.surgery.copies import eval_view
 from lightning_optim.surgery.masked_norm import drop_masked_norms
 from lightning_optim.surgery.select import plain_name
-from lightning_optim.surgery.torch_private import checkpoints_ignored, number_parts, pytree
+from lightning_optim.surgery.torch_private import causal_masks_unrecognized, checkpoints_ignored, number_parts, pytree
 
 _KNOWN = (Tensor, bool, int, float, str)
 
@@ -64,7 +64,7 @@ def capture_network(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
         drop_masked_norms(shadow)  # what has rules are the layers as they are written
         for attention in plain_attentions(shadow):
             free_heads(attention)  # as it would be after a cut
-        with _quiet(), _plain_outputs(shadow), torch.enable_grad(), checkpoints_ignored():
+        with _quiet(), _plain_outputs(shadow), torch.enable_grad(), checkpoints_ignored(), causal_masks_unrecognized():
             program = torch.export.export(shadow, args, dict(kwargs or {}), strict=False)
     except Exception as error:
         reason = reason_of(error)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import Node
+from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as Convolution
@@ -56,6 +57,23 @@ def _numbered(flatten: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return [(pytree.SequenceKey(place), part) for place, part in enumerate(parts)], context
 
     return flatten_with_keys
+
+
+# Attention.
+
+
+@contextmanager
+def causal_masks_unrecognized() -> Iterator[None]:
+    """Let PyTorch's transformer layers apply a mask without reading whether it is the causal one.
+
+    They read it for a faster kernel alone; what depends on a tensor's values cannot be captured as a graph.
+    """
+    detect = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
 
 
 # torch.compile.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from lightning_optim.errors import CaptureError
@@ -88,3 +89,19 @@ def test_containers_of_ones_own_go_in_and_out_and_an_object_without_tensors_is_l
 def test_a_network_whose_outputs_nobody_sees_is_refused_with_their_kind():
     with pytest.raises(CaptureError, match="Cache"):
         capture_network(Server(lambda logits, cache: Cache(logits)), (Request(torch.randn(2, 3)),))
+
+
+def test_a_transformer_of_torchs_under_a_causal_mask_is_captured_and_computes_the_same():
+    class Translator(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+
+        def forward(self, x):
+            return self.layers(x, x, tgt_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))
+
+    net, x, detect = Translator().eval(), torch.randn(2, 5, 8), transformer._detect_is_causal_mask
+    captured = capture_network(net, (x,))
+    torch.testing.assert_close(captured.program.module()(x), net(x))
+    assert 16 in {group.size for group in couple(captured).groups}
+    assert transformer._detect_is_causal_mask is detect
