@@ -171,7 +171,5 @@ def test_a_network_without_layers_of_ones_own_says_what_else_it_has():
 
     module = LightningModule()
     module.net = Tied()
-    with pytest.raises(
-        TargetError, match=r"net\.head; of its other layers \(Scale\) none is a convolution"
-    ):
+    with pytest.raises(TargetError, match=r"net\.head; of its other layers \(Scale\) none is a convolution"):
         targeted_layers(module, Targets(), "net")
