@@ -37,8 +37,8 @@ def quiet() -> None:
     torch.set_num_threads(1)
 
 
-def quiet_trainer(callbacks: Sequence[Callback], **settings: Any) -> Trainer:
-    """Return a Trainer on one CPU that writes nothing anywhere."""
+def quiet_trainer(callbacks: Sequence[Callback], *, saves: bool = False, **settings: Any) -> Trainer:
+    """Return a Trainer on one CPU that writes nothing anywhere, unless a callback saves checkpoints."""
     # Lightning imports torchvision, which ``random_models`` must be the first to do.
     from lightning.pytorch import Trainer
 
@@ -47,7 +47,7 @@ def quiet_trainer(callbacks: Sequence[Callback], **settings: Any) -> Trainer:
         devices=1,
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=saves,
         enable_progress_bar=False,
         enable_model_summary=False,
         **settings,

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
-from benchmarks.pruning_until import measure_until
+from benchmarks.pruning_landing import measure_until
 from lightning_optim import PruningScheduler, Window
 from lightning_optim.cost import Eager, Engine, Latency, Prices, Subject
 from lightning_optim.demo import ResidualNet

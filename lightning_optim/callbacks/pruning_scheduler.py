@@ -20,7 +20,7 @@ from lightning_optim.callbacks.pruning.network import PrunedNetwork
 from lightning_optim.callbacks.pruning.prices import price
 from lightning_optim.callbacks.pruning.regrower import Regrower
 from lightning_optim.callbacks.pruning.rewinder import Rewinder
-from lightning_optim.callbacks.pruning.schedule_checks import check_schedule, closes_within_fit
+from lightning_optim.callbacks.pruning.schedule_checks import check_schedule
 from lightning_optim.callbacks.pruning.step_messages import StepMessages
 from lightning_optim.callbacks.pruning.targeted import TargetedLayers, targeted_layers
 from lightning_optim.callbacks.pruning.untreated import name_untreated, untreated_layers
@@ -65,9 +65,10 @@ class PruningScheduler(TechniqueCallback):
         allocation: How the sparsity is spread over layers; uniformly by default. Under a budget, the schedule's value
             is the share of the cost to remove.
         targets: Layers to prune, by names relative to the LightningModule; convolutions and linears by default.
-        window: When, in jumps of ``every``; by default twenty jumps over the first three quarters of the fit.
-        until: A metric of validation that may fall only so far: then training goes back to the last good state, and
-            tries less. One sparsity is tried between two validations, and the schedule's last when the window closes.
+        window: When, in jumps of ``every``; by default twenty jumps over the first three quarters of the fit, with
+            ``until`` over its first half.
+        until: A metric of validation that may fall only so far: then training goes back, and tries less until the fit
+            ends. One sparsity is tried between two validations, and the schedule's last when the window closes.
         rewind: What is put back to its state at an early step, after each pruning step.
         regrow: Which weights come back, at each jump of the window after the first; single weights only.
         network: Name of the network in the LightningModule; ``None`` finds it, ``""`` is the module itself.
@@ -103,7 +104,7 @@ class PruningScheduler(TechniqueCallback):
         self.structure = structure or Weight()
         self.schedule = schedule
         self.targets = targets or Targets()
-        self.window = window or Window(end=0.75, every=0.0375)
+        self.window = window or (Window(end=0.75, every=0.0375) if until is None else Window(end=0.5, every=0.025))
         self.until, self.rewind, self.regrow = until, rewind, regrow
         self.network = network
         check_schedule(schedule, self.structure)
@@ -116,7 +117,7 @@ class PruningScheduler(TechniqueCallback):
     def _start_afresh(self) -> None:
         self._pruned = PrunedNetwork(Pruner(self.criterion, self.structure, self.allocation))
         self._messages = StepMessages(self.name, type(self.structure).__name__)
-        self._guard = MetricGuard(self.until, self.structure.shrink, self.schedule, self._pruned)
+        self._guard = MetricGuard(self.until, self.structure.shrink, self.schedule, self.window, self._pruned)
         self._rewinder = Rewinder(self.rewind)
         self._regrower = Regrower(self.regrow)
         self._regrower.check(self.structure, self.window)
@@ -189,23 +190,22 @@ class PruningScheduler(TechniqueCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._conflicts.check_targets(trainer, pl_module)  # by now every callback knows its network
         self._progress.check(trainer)
-        if (restored := self._restored) is not None:
-            self._monitors.restore(was_waiting=restored["monitors_wait"])
+        if self._restored is not None:
+            self._monitors.restore(was_waiting=self._restored["monitors_wait"])
             self._take_up(trainer, pl_module)
         is_reached = self._guard.is_stopped if self._guard.is_on else self._reached == self.schedule(1.0)
         self._monitors.begin(trainer, is_reached=is_reached)
-        if restored is not None:
-            self._guard.catch_up(trainer)
-        self._guard.check(trainer)
         self._rewinder.check(trainer, self.window, self.schedule)
         warn_of_early_end(trainer, self.window, self.schedule, self.structure)
         self._pruned.watch(trainer)
+        self._guard.start(trainer, self._progress.read(trainer))
 
     # Each step.
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._take_up(trainer, pl_module)
+        self._guard.begin_batch(trainer)
         if self._targeted.has_changed(trainer):
             self._watch_layers(trainer, pl_module)
         if self._progress.enters_step(trainer):  # not while gradients are being accumulated
@@ -373,7 +373,7 @@ class PruningScheduler(TechniqueCallback):
             return
         self._restored = None
         self._pruned.load_state_dict(pl_module, state)
-        self._guard.load_state_dict(state["guard"])
+        self._guard.load_state_dict(trainer, pl_module, state["guard"])
         self._rewinder.load_state_dict(state["rewinder"])
         self._regrower.load_state_dict(state["regrower"])
         self._evidence.load_state_dict(state["evidence"], trainer)
@@ -383,7 +383,7 @@ class PruningScheduler(TechniqueCallback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_up(trainer, pl_module)
-        self._guard.finish(trainer, pl_module, is_last=closes_within_fit(trainer, self.window))
+        self._guard.finish(trainer, pl_module)
         if is_cut_short(trainer):
             self.stopped(trainer)
 
@@ -396,4 +396,5 @@ class PruningScheduler(TechniqueCallback):
     def release(self) -> None:
         self._pruned.release()
         self._evidence.remove()
+        self._guard.release()
         self._monitors.release()

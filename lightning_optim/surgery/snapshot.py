@@ -35,6 +35,11 @@ class Snapshot:
     def __bool__(self) -> bool:
         return bool(self._modules)
 
+    @property
+    def modules(self) -> Sequence[Mapping[str, Tensor]]:
+        """What is remembered of the model and of each copy: name -> tensor."""
+        return self._modules
+
     def forget(self) -> None:
         """Forget everything."""
         self._modules, self._moments = [], []
@@ -70,6 +75,27 @@ class Snapshot:
                 optimizer.state.pop(parameter, None)
                 if name in states:
                     optimizer.state[parameter] = _copied(states[name], parameter)
+
+    @torch.no_grad()
+    def put_back_masked(
+        self, root: nn.Module, keep: Mapping[str, Tensor], prefix: str, copies: Iterable[nn.Module] = ()
+    ) -> None:
+        """Let what is masked be as it was, and with it the buffers of the network: masked channels fill none.
+
+        Args:
+            root: The model that was remembered.
+            keep: Tensor of the network -> ``True`` where it is not masked.
+            prefix: Where the network lies in the model, itself empty or ending in a dot.
+            copies: Averaged copies, in the same order.
+        """
+        for module, held in zip((root, *copies), self._modules, strict=False):
+            parameters = {plain_name(name): parameter for name, parameter in module.named_parameters()}
+            for name, mask in keep.items():
+                parameter = parameters[f"{prefix}{name}"]
+                parameter.copy_(torch.where(mask.to(parameter.device), parameter, held[f"{prefix}{name}"]))
+            for name, buffer in module.named_buffers():
+                if plain_name(name).startswith(prefix):
+                    buffer.copy_(held[plain_name(name)])
 
     def cut(self, plan: CutPlan, prefix: str) -> None:
         """Follow a cut of the model: ``plan`` names tensors below ``prefix``, itself empty or ending in a dot."""

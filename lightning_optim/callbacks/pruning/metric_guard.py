@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_optim.callbacks.pruning.last_good import LastGoodState
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
+from lightning_optim.callbacks.pruning.schedule_checks import closes_within_fit
+from lightning_optim.callbacks.trainer.cooldown import Cooldown
 from lightning_optim.callbacks.trainer.lightning_private import is_validation_due
-from lightning_optim.callbacks.trainer.reshape import averaged_copies
+from lightning_optim.callbacks.trainer.validations import validations_left
 from lightning_optim.pruning.structure.base import Shrink
 from lightning_optim.pruning.until.metric_drop import MetricDrop, Verdict
 from lightning_optim.pruning.until.search import SparsitySearch
 from lightning_optim.schedule.base import Schedule
-from lightning_optim.surgery.snapshot import Snapshot
+from lightning_optim.window import Window
+
+# A metric that has risen so many times the allowed drop was not measured on a trained model.
+_UNTRAINED = 10.0
 
 
 @final
@@ -29,16 +36,20 @@ class MetricGuard:
         setting: Metric and allowed drop; ``None`` judges nothing.
         shrink: When the structure removes channels.
         schedule: The sparsity that is asked for.
+        window: When; if it ends with the fit, so does the search.
         pruned: The live network; its state says which sparsity is reached.
     """
 
-    def __init__(self, setting: MetricDrop | None, shrink: Shrink, schedule: Schedule, pruned: PrunedNetwork) -> None:
-        self._setting, self._shrink, self._schedule, self._pruned = setting, shrink, schedule, pruned
+    def __init__(
+        self, setting: MetricDrop | None, shrink: Shrink, schedule: Schedule, window: Window, pruned: PrunedNetwork
+    ) -> None:
+        self._setting, self._shrink, self._schedule, self._window = setting, shrink, schedule, window
+        self._pruned = pruned
         self._watch = setting.start() if setting is not None else None
         self._search = SparsitySearch(schedule, 1.0 if setting is None else setting.tolerance)
-        self._snapshot = Snapshot()
-        self._saved: dict[str, Any] = {}
-        self._has_judged = False
+        self._cooldown = Cooldown(0.0 if setting is None else setting.cooldown)
+        self._good = LastGoodState(pruned)
+        self._has_judged, self._has_warned = False, False
         self._is_stopped = False
 
     @property
@@ -57,47 +68,53 @@ class MetricGuard:
             return self._schedule(progress)
         if self._is_stopped or not self._watch.is_ready:
             return self._reached
-        return self._search.next_sparsity(progress, self._reached)
+        return self._search.next_sparsity(progress, self._reached, self._watch.share)
 
     def note_step(self, sparsity: float) -> None:
         """Note a pruning step."""
         self._search.note_step(sparsity)
 
-    def check(self, trainer: Trainer) -> None:
-        """Refuse a fit without validation.
+    def start(self, trainer: Trainer, progress: float | None) -> None:
+        """Begin a fit: the model is validated if pruning begins with it, and the metric is not known yet.
+
+        A resumed model is validated too if its checkpoint was written between a batch and the validation that follows
+        it. Lightning leaves that validation out; an uninterrupted fit was judged by it.
+
+        Args:
+            trainer: The trainer of this rank.
+            progress: Progress through the window.
 
         Raises:
             ValueError: If nothing would ever be judged.
         """
-        if self._setting is not None and not trainer.enable_validation:
+        if self._watch is None:
+            return
+        if not trainer.enable_validation:
             raise ValueError(
-                f"until needs {self._setting.monitor!r} from validation, but this fit has none: give validation data, "
+                f"until needs {self._monitor!r} from validation, but this fit has none: give validation data, "
                 "a validation_step that logs it, and limit_val_batches above 0"
             )
+        self._cooldown.attach(trainer)
+        if trainer.fit_loop.epoch_loop.restarted_on_train_batch_end and is_validation_due(trainer):
+            _validate(trainer)
+        elif not self._watch.is_ready and progress is not None:
+            _validate(trainer)
+            self._has_judged = False  # of what is pruned, nothing is
 
-    def catch_up(self, trainer: Trainer) -> None:
-        """Validate a resumed model, if its checkpoint was written between a batch and the validation that follows it.
-
-        Lightning leaves that validation out; an uninterrupted fit was judged by it.
-        """
-        loop = trainer.fit_loop.epoch_loop
-        if self._watch is None or not loop.restarted_on_train_batch_end:
+    def begin_batch(self, trainer: Trainer) -> None:
+        """Note that the network is trained on."""
+        if self._watch is None:
             return
-        if is_validation_due(trainer):
-            trainer.validating = True
-            loop.val_loop.restarting = False
-            loop.val_loop.run()
-            trainer.training = True
-
-    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the present state as good."""
-        self._snapshot.take(pl_module, trainer.optimizers, averaged_copies(trainer))
-        self._saved = self._pruned.state_dict()
+        self._good.note_training()
+        if self._is_stopped:
+            self._cooldown.stop()
+        else:
+            self._cooldown.note_batch(trainer)
 
     def save_unpruned(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the model before its first pruning step, if no validation came before it."""
-        if self.is_on and not self._snapshot:
-            self.save(trainer, pl_module)
+        if self.is_on and not self._good:
+            self._good.save(trainer, pl_module)
 
     def judge(self, trainer: Trainer, pl_module: LightningModule, progress: float) -> bool:
         """Judge the validation that has just ended, and go back if it is not good enough; a collective call.
@@ -119,27 +136,40 @@ class MetricGuard:
         reached = self._reached or 0.0
         if not reached and not self._search.has_failed:
             self._watch.note(value)
-            self.save(trainer, pl_module)
+            self._good.save(trainer, pl_module)
             return False
-        verdict = self._watch.judge(value)
-        self._search.judge(verdict, progress, reached, self._good or 0.0)
+        left = validations_left(trainer) if closes_within_fit(trainer, self._window) else math.inf
+        verdict = self._watch.judge(value, left)
+        good = self._good.reached or 0.0
+        self._search.judge(verdict, progress, reached, good)
         if verdict is Verdict.REST:
             return False
+        if verdict is Verdict.GOOD:
+            self._warn_if_untrained(value)
+            good = reached
+        ends = left <= 1 and not self._search.follows_schedule
+        self._is_stopped = self._is_stopped or ends or self._search.is_over(progress, good)
         if verdict is Verdict.BACK:
-            rank_zero_info(f"{self._monitor} fell to {value:g} at sparsity {reached:g}: back to {self._good or 0:g}")
-            self._go_back(trainer, pl_module)
-        self._is_stopped = self._is_stopped or self._search.is_over(progress, self._reached or 0.0)
+            self._go_back(trainer, pl_module, value)
         if verdict is Verdict.GOOD or self._is_stopped:
             self._keep(trainer, pl_module)
         return verdict is Verdict.BACK
 
-    def finish(self, trainer: Trainer, pl_module: LightningModule, *, is_last: bool) -> None:
+    def _go_back(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
+        assert self._watch is not None
+        reached, good = self._reached or 0.0, self._good.reached or 0.0
+        gives_back = self._watch.is_close and not self._is_stopped
+        how = "what was pruned since comes back" if gives_back else f"back to {good:g}"
+        rank_zero_info(f"{self._monitor} is {value:g} at sparsity {reached:g}, where {good:g} was good: {how}")
+        if gives_back:
+            self._good.give_back(trainer, pl_module)
+        else:
+            self._good.go_back(trainer, pl_module)
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a fit: go back from a state that no validation found good.
 
-        Args:
-            trainer: The trainer of this rank.
-            pl_module: Its module.
-            is_last: Whether the window ends with this fit: then a resumed fit tries nothing more.
+        If the window ends with this fit, a resumed one tries nothing more.
 
         Raises:
             ValueError: If no validation came at all.
@@ -151,33 +181,34 @@ class MetricGuard:
                 f"until needs {self._monitor!r} from validation, but the fit ended before the first one; "
                 "validate more often (val_check_interval, check_val_every_n_epoch) or train longer"
             )
-        if self._search.is_resting or (self._reached or 0.0) != (self._good or 0.0):
-            self._go_back(trainer, pl_module)
-        if is_last and not self._is_stopped:
+        if self._search.is_resting or (self._reached or 0.0) != (self._good.reached or 0.0):
+            self._good.go_back(trainer, pl_module)
+        if closes_within_fit(trainer, self._window):
             self._is_stopped = True
             self._keep(trainer, pl_module)
 
-    def _go_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.zero_grad(set_to_none=True)
-        self._snapshot.put_back(pl_module, trainer.optimizers, averaged_copies(trainer))
-        self._pruned.load_state_dict(pl_module, self._saved)
-        self._pruned.watch(trainer)
+    def release(self) -> None:
+        """Give the optimizers their learning rates back."""
+        self._cooldown.release()
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._shrink == "update" or self._is_stopped:
             self._pruned.cut_due(trainer, pl_module)
-        self.save(trainer, pl_module)
+        self._good.save(trainer, pl_module)
+
+    def _warn_if_untrained(self, value: float) -> None:
+        assert self._watch is not None
+        if self._watch.rise(value) > _UNTRAINED * self._watch.allowed > 0.0 and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"{self._monitor} is {value:g}, far better than before pruning: was the model still to be trained? A "
+                "drop from there hardly shows; let window.begin come after its training, or give until.reference"
+            )
 
     @property
     def _reached(self) -> float | None:
         """The sparsity of the live network."""
         return self._pruned.state.reached
-
-    @property
-    def _good(self) -> float | None:
-        """The sparsity of the last good state."""
-        reached: float | None = self._saved["reached"]
-        return reached
 
     @property
     def _monitor(self) -> str:
@@ -204,18 +235,25 @@ class MetricGuard:
         return {
             "watch": self._watch.state_dict(),
             "search": self._search.state_dict(),
-            "snapshot": self._snapshot.state_dict(),
-            "saved": dict(self._saved),
+            "good": self._good.state_dict(),
             "has_judged": self._has_judged,
             "is_stopped": self._is_stopped,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, trainer: Trainer, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``; one of a fit without a metric changes nothing."""
         if self._watch is None or not state:
             return
         self._watch.load_state_dict(state["watch"])
         self._search.load_state_dict(state["search"])
-        self._snapshot.load_state_dict(state["snapshot"])
-        self._saved = dict(state["saved"])
+        self._good.load_state_dict(trainer, pl_module, state["good"])
         self._has_judged, self._is_stopped = state["has_judged"], state["is_stopped"]
+
+
+def _validate(trainer: Trainer) -> None:
+    """Run the fit's validation, at its start."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    trainer.validating = True
+    loop.restarting = False
+    loop.run()
+    trainer.training = True

@@ -14,10 +14,11 @@ _SAME = 1e-6
 
 @final
 class SparsitySearch:
-    """Search of a sparsity: along a schedule until one is too much, then by bisection of good and bad.
+    """Search of a sparsity: along a schedule until one is too much, then between good and bad.
 
     One sparsity is tried after each validation, not more, except for the schedule's last, which comes when it is due.
-    While fine-tuning is given time the schedule stands still, and then goes on from there.
+    While fine-tuning is given time the schedule stands still, and then goes on from there. Once one was too much, the
+    search goes on for as long as the fit does.
 
     Args:
         schedule: Sparsity over progress.
@@ -47,21 +48,28 @@ class SparsitySearch:
         return self._bad is not None
 
     @property
+    def follows_schedule(self) -> bool:
+        """Whether the schedule is followed as it stands: nothing was too much, and nothing was waited for."""
+        return self._bad is None and not self._lag and not self.is_resting
+
+    @property
     def is_resting(self) -> bool:
         """Whether fine-tuning is given time."""
         return self._rests_since is not None
 
-    def next_sparsity(self, progress: float, reached: float | None) -> float | None:
+    def next_sparsity(self, progress: float, reached: float | None, share: float = 0.5) -> float | None:
         """The sparsity that the network shall have now.
 
         Args:
             progress: Of the window, in ``[0, 1]``.
             reached: The sparsity that there is; ``None`` before the first pruning step.
+            share: Of the way from good to bad, how much is tried, in ``(0, 1)``.
         """
         is_closing = self._bad is None and self._own(progress) >= 1.0  # the window's end waits for no validation
-        if self.is_resting or (self._is_open and not is_closing) or (self.has_failed and progress >= 1.0):
+        if self.is_resting or (self._is_open and not is_closing):
             return reached
-        aim = self._schedule(self._own(progress)) if self._bad is None else ((reached or 0.0) + self._bad) / 2.0
+        good = reached or 0.0
+        aim = self._schedule(self._own(progress)) if self._bad is None else good + share * (self._bad - good)
         return reached if reached is not None and abs(aim - reached) < _SAME else aim
 
     def note_step(self, sparsity: float) -> None:
@@ -83,7 +91,7 @@ class SparsitySearch:
     def is_over(self, progress: float, good: float) -> bool:
         """Whether nothing more will be tried after the sparsity ``good``."""
         if self._bad is not None:
-            return progress >= 1.0 or self._bad - good <= self._tolerance + _SAME
+            return self._bad - good <= self._tolerance + _SAME
         if progress >= 1.0:
             return self.next_sparsity(progress, good) == good
         to_come = [self._own(progress), *(step / 100 for step in range(101) if step / 100 > self._own(progress))]

@@ -9,7 +9,7 @@ GOOD, REST, BACK = Verdict.GOOD, Verdict.REST, Verdict.BACK
 
 
 def watch(**keywords):
-    started = MetricDrop(**{"monitor": "val/score", "max_drop": 0.02} | keywords).start()
+    started = MetricDrop(**{"monitor": "val/score", "max_drop": 0.02, "patience": 0} | keywords).start()
     started.note(0.9)
     return started
 
@@ -42,6 +42,46 @@ def test_patience_forgives_so_many_validations_in_a_row():
     ]
 
 
+def test_without_a_patience_it_waits_as_long_as_every_validation_halves_what_is_missing():
+    # 0.88 is the limit: 0.08, 0.03 and 0.01 are missing, then 0.006.
+    assert verdicts(watch(patience=None), [0.8, 0.85, 0.87, 0.874]) == [REST, REST, REST, BACK]
+    assert verdicts(watch(patience=None), [0.8, 0.85, 0.87, 0.88]) == [REST, REST, REST, GOOD]
+    assert verdicts(watch(patience=None), [0.8, 0.8]) == [REST, BACK]
+
+
+@pytest.mark.parametrize(("left", "waits"), [(2, 1), (5, 2), (8, 4), (math.inf, 7)])
+def test_without_a_patience_it_waits_for_half_of_the_validations_that_were_left_at_most(left, waits):
+    started, halving = watch(patience=None), [0.88 - 0.8 / 2.1**k for k in range(8)]
+    said = [started.judge(value, left - k) for k, value in enumerate(halving)]
+    assert said[: waits + 1] == [REST] * waits + [BACK if waits < 7 else REST]
+
+
+def test_without_a_patience_the_verdict_falls_one_validation_before_the_last():
+    assert watch(patience=None).judge(0.87, 1) is BACK
+    assert watch(patience=1).judge(0.87, 1) is REST
+
+
+def test_how_far_to_go_next_is_read_off_a_straight_line():
+    started = watch(max_drop=0.1)
+    assert started.share == 0.5
+    started.judge(0.85), started.judge(0.78)  # drops of 0.05 and 0.12, of which 0.1 is allowed
+    assert started.share == pytest.approx(5 / 7)
+    started.judge(0.1)
+    assert started.share == 0.5
+    started.judge(math.nan)
+    assert started.share == 0.5
+    started.judge(0.799)
+    assert started.share == 0.9
+
+
+def test_it_is_close_if_no_more_was_missing_than_is_allowed():
+    started = watch(max_drop=0.1)
+    started.judge(0.71)
+    assert started.is_close
+    started.judge(0.69)
+    assert not started.is_close
+
+
 def test_what_is_no_number_is_not_good():
     assert verdicts(watch(), [math.nan]) == [BACK]
     assert verdicts(watch(mode="min"), [math.nan]) == [BACK]
@@ -55,7 +95,7 @@ def test_a_given_reference_stands():
 
 
 def test_the_last_validation_before_pruning_is_the_reference():
-    started = MetricDrop(monitor="val/score", max_drop=0.02).start()
+    started = MetricDrop(monitor="val/score", max_drop=0.02, patience=0).start()
     assert not started.is_ready
     started.note(0.3)
     started.note(0.9)
@@ -88,6 +128,8 @@ def test_a_reference_must_be_a_number(bad):
         ({"tolerance": 0.0}, "tolerance"),
         ({"tolerance": 1.1}, "tolerance"),
         ({"tolerance": math.nan}, "tolerance"),
+        ({"cooldown": -0.1}, "cooldown"),
+        ({"cooldown": 1.1}, "cooldown"),
     ],
 )
 def test_values_out_of_range_are_refused(keywords, word):

@@ -41,6 +41,7 @@ def test_nothing_is_tried_before_the_last_step_is_judged():
     search.note_step(0.2)
     assert search.next_sparsity(0.5, 0.2) == 0.2
     search.judge(GOOD, 0.5, 0.2, 0.0)
+    assert search.follows_schedule
     assert search.next_sparsity(0.5, 0.2) == 0.4
 
 
@@ -50,8 +51,8 @@ def test_the_schedules_end_comes_with_the_windows_judged_or_not():
     assert search.next_sparsity(0.99, 0.2) == 0.2
     assert search.next_sparsity(1.0, 0.2) == 0.8
     search.note_step(0.8)
-    search.judge(BACK, 1.0, 0.8, 0.0)  # then the window is closed
-    assert search.next_sparsity(1.0, 0.0) == 0.0
+    search.judge(BACK, 1.0, 0.8, 0.0)
+    assert search.next_sparsity(1.0, 0.0) == 0.4
 
 
 def test_a_rest_holds_the_schedule_back_for_as_long_as_it_lasts():
@@ -60,6 +61,7 @@ def test_a_rest_holds_the_schedule_back_for_as_long_as_it_lasts():
     for progress in (0.3, 0.4, 0.5):
         search.judge(REST, progress, 0.3, 0.0)
         assert search.is_resting
+        assert not search.follows_schedule
         assert search.next_sparsity(progress, 0.3) == 0.3
     search.judge(GOOD, 0.6, 0.3, 0.0)
     assert search.next_sparsity(0.6, 0.3) == 0.3
@@ -77,13 +79,20 @@ def test_a_fall_long_after_the_last_step_bounds_nothing():
     assert search.next_sparsity(0.5, 0.2) == 0.4
 
 
-def test_less_is_tried_while_the_window_is_open_alone():
+def test_less_is_tried_after_the_window_too():
     search = SparsitySearch(Linear(end=0.8), 0.01)
     search.note_step(0.8)
     search.judge(BACK, 1.0, 0.8, 0.6)
-    assert search.next_sparsity(1.0, 0.6) == 0.6
-    assert search.is_over(1.0, 0.6)
-    assert not search.is_over(0.99, 0.6)
+    assert search.next_sparsity(1.0, 0.6) == pytest.approx(0.7)
+    assert not search.is_over(1.0, 0.6)
+    assert search.is_over(1.0, 0.79)
+
+
+def test_more_than_half_the_way_is_tried_where_little_was_missing():
+    search = SparsitySearch(Linear(end=0.8), 0.01)
+    search.note_step(0.8)
+    search.judge(BACK, 0.5, 0.8, 0.0)
+    assert search.next_sparsity(0.5, 0.0, share=0.75) == pytest.approx(0.6)
 
 
 def test_a_schedule_that_falls_again_is_not_over_at_its_last_value():
