@@ -38,8 +38,9 @@ class MetricDrop:
     3. A step that does not recover is too much. Training goes back to the last good state; if no more was missing than
        the allowed drop, only what was pruned since comes back, with its former values, and all else stays as trained.
        Then a sparsity between good and bad is tried: halfway, or further by how little was missing.
-    4. This ends when good and bad are close, and at the latest one validation before the fit does. A fit never ends in
-       a state that was found too bad.
+    4. This ends when good and bad are close, and at the latest one validation before the fit does. What is then close
+       to the allowed drop is trained until the last validation, as the learning rate falls to its end. A fit never ends
+       in a state that was found too bad.
 
     A high learning rate keeps a metric below what the same network has once the rate has fallen. So that this does not
     count as an effect of pruning, the rate falls to zero in the last batches before each validation, and then returns.
@@ -175,7 +176,9 @@ class MetricWatch:
             return self._strikes <= self._setting.patience
         if self._strikes == 1:
             self._most = max((left + 1.0) / 2.0, 2.0)
-        return left > 1.0 and self._strikes < self._most and missing <= self._missing / 2.0
+        if left < 2.0:  # nothing else could be tried in time: the last validation says whether it recovers
+            return left >= 1.0 and missing <= self._setting.max_drop
+        return self._strikes < self._most and missing <= self._missing / 2.0
 
     def _forget_strikes(self) -> None:
         self._strikes, self._missing, self._most = 0, math.inf, math.inf

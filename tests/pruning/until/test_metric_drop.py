@@ -56,8 +56,10 @@ def test_without_a_patience_it_waits_for_half_of_the_validations_that_were_left_
     assert said[: waits + 1] == [REST] * waits + [BACK if waits < 7 else REST]
 
 
-def test_without_a_patience_the_verdict_falls_one_validation_before_the_last():
-    assert watch(patience=None).judge(0.87, 1) is BACK
+def test_without_a_patience_what_is_close_waits_for_the_last_validation_and_all_else_falls_before_it():
+    assert watch(patience=None).judge(0.87, 1) is REST
+    assert watch(patience=None).judge(0.85, 1) is BACK
+    assert watch(patience=None).judge(0.87, 0) is BACK
     assert watch(patience=1).judge(0.87, 1) is REST
 
 
