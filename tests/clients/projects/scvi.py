@@ -1,0 +1,25 @@
+"""scvi-tools: models that train a plan of lightning.pytorch, whose child ``module`` is the network."""
+
+from __future__ import annotations
+
+import scvi
+from lightning.pytorch import Callback
+
+from clients.client import Client
+
+DOOR = "file"
+
+
+def scvi_model(callbacks: list[Callback]) -> None:
+    """Train as the project's quick start shows."""
+    data = scvi.data.synthetic_iid(batch_size=64, n_genes=40)
+    scvi.model.SCVI.setup_anndata(data, batch_key="batch")
+    model = scvi.model.SCVI(data, n_hidden=32, n_latent=8)
+    model.train(
+        max_epochs=4, accelerator="cpu", batch_size=32, callbacks=callbacks, logger=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+
+
+LOSS = {"_target_": "clients.regression.MeanSquare"}
+CLIENTS = {"SCVI": Client(train=scvi_model, width="module.decoder.px_decoder.fc_layers.Layer 0.0", loss=LOSS)}
