@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from clients.client import Client
 
 DOOR = "file"
-VOCABULARY = 24
+VOCABULARY = 29
 
 
 def fit(model: LightningModule, data: Any, callbacks: list[Callback]) -> None:

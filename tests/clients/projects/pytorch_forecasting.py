@@ -33,7 +33,7 @@ def fit(model: type, data: TimeSeriesDataSet, callbacks: list[Callback], **setti
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     built = model.from_dataset(data, learning_rate=0.01, log_interval=0, **settings)
-    trainer.fit(built, train_dataloaders=data.to_dataloader(train=True, batch_size=16, num_workers=0))
+    trainer.fit(built, train_dataloaders=data.to_dataloader(train=True, batch_size=12, num_workers=0))
 
 
 def tft(callbacks: list[Callback]) -> None:
