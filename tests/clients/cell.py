@@ -83,7 +83,8 @@ def outcome(callback: str, client: Client, watch: Watch, alone: Watch, door: Any
     except Exception as error:
         if watch.products is not None and len(watch.losses) < len(alone.losses):
             watch.products.__exit__(None, None, None)
-        when = f"after {len(watch.losses)} steps: " if watch.losses else ""
+        steps = len(watch.losses)
+        when = f"after {steps} step{'s' if steps > 1 else ''}: " if steps else ""
         text = " ".join(str(error).split()) or type(error).__name__
         if is_refusal(error):
             return Cell(callback, "refused", when + text)

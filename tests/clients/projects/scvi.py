@@ -22,4 +22,8 @@ def scvi_model(callbacks: list[Callback]) -> None:
 
 
 LOSS = {"_target_": "clients.regression.MeanSquare"}
-CLIENTS = {"SCVI": Client(train=scvi_model, width="module.decoder.px_decoder.fc_layers.Layer 0.0", loss=LOSS)}
+COUNTS = {"_target_": "torch.ones", "size": [2, 40]}
+CODES = {"_target_": "torch.zeros", "size": [2, 1]}
+EXAMPLE = {"search": {"example": [{"X": COUNTS, "batch": CODES, "labels": CODES}]}}
+LAYER = "module.decoder.px_decoder.fc_layers.Layer 0.0"
+CLIENTS = {"SCVI": Client(train=scvi_model, width=LAYER, loss=LOSS, extra=EXAMPLE)}
