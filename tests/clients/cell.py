@@ -45,6 +45,7 @@ def cells_of(client: Client, door: str, folder: Path) -> Iterator[Cell]:
     """Train a client once alone, once as a teacher, and once with each callback."""
     teacher, alone = train(client, seed=1), train(client, seed=0)
     assert teacher.module is not None
+    assert train(client, seed=0).losses == alone.losses, "a client that no seed repeats cannot be compared with itself"
     torch.save({"state_dict": teacher.module.state_dict()}, folder / "teacher.ckpt")
     for callback, node in configurations(client, str(folder / "teacher.ckpt")).items():
         watch = Watch(client.width, reads_products=callback == "quantization")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import scvi
+import torch
 from lightning.pytorch import Callback
 
 from clients.client import Client
@@ -12,6 +13,7 @@ DOOR = "file"
 
 def scvi_model(callbacks: list[Callback]) -> None:
     """Train as the project's quick start shows."""
+    scvi.settings.seed = torch.initial_seed()
     data = scvi.data.synthetic_iid(batch_size=64, n_genes=40)
     scvi.model.SCVI.setup_anndata(data, batch_key="batch")
     model = scvi.model.SCVI(data, n_hidden=32, n_latent=8)
