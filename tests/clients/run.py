@@ -58,7 +58,7 @@ def environment(project: str, folder: Path, keep: str) -> Iterator[Path]:
         yield place / "bin" / "python"
     finally:
         if made and keep == "no":
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)  # one that could not be installed is gone already
 
 
 def install(place: Path, packages: list[str]) -> None:
