@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.cost.timing import time_call
 
 
@@ -28,6 +29,7 @@ class Engine(ABC):
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eager(Engine):
     """Eager PyTorch: the network is called as it is."""

@@ -8,6 +8,7 @@ from typing import final
 from torch import fx, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.cost.axis_widths import AxisWidths, is_tensor
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.count import count_macs
@@ -17,6 +18,7 @@ from lightning_optim.surgery.inputs import Inputs
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MACs(Cost):
     """MACs: multiply-accumulates of one forward pass over the example; FLOPs are twice as many.

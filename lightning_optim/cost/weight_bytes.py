@@ -9,6 +9,7 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.cost.axis_widths import AxisWidths
 from lightning_optim.cost.base import Cost, Subject
 from lightning_optim.cost.prices import Prices, Product
@@ -17,6 +18,7 @@ from lightning_optim.surgery.select import plain_name
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBytes(Cost):
     """Weight size: bytes of all parameters and buffers in their data types; a shared one counts once."""

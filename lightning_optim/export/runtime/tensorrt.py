@@ -11,6 +11,7 @@ from typing import Any, ClassVar, final
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import SymmetricDialect
 from lightning_optim.export.lowering.qdq import write_qdq
@@ -29,6 +30,7 @@ _READS_ONE = frozenset({"AveragePool", "GlobalAveragePool"})
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRT(Runtime):
     """TensorRT: an ONNX file with symmetric int8 activations and weights, and floating-point biases.

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.functional import share_out
 from lightning_optim.pruning.functional import drop_lowest
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErdosRenyi(Allocation):
     """Erdos-Renyi-Kernel allocation (ERK): density in proportion to the sum of a layer's sides over their product.

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.allocation.functional import lamp, sum_over_ranks
 from lightning_optim.pruning.functional import drop_lowest
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LAMP(Allocation):
     """LAMP: drops what matters least beside what would stay of its layer (Lee et al., 2021; arXiv:2010.07611).

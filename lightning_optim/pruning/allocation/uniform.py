@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, distributed
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.allocation.base import Allocation
 from lightning_optim.pruning.functional import drop_lowest
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniform(Allocation):
     """Uniform allocation: drops the same fraction of every pool.

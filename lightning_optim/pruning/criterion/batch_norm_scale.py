@@ -8,12 +8,14 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need
 from lightning_optim.surgery.shard import local
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchNormScale(Criterion):
     """Batch-norm scale criterion: ``|gamma|``, the scale of the batch norm that reads the layer's output.

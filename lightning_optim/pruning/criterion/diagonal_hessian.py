@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import squared_gradient
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
@@ -16,6 +17,7 @@ _FISHER = Statistic(name="squared gradient", of=Evidence.GRADIENT, term=squared_
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiagonalHessian(Criterion):
     """Diagonal-Hessian criterion: ``h * w ** 2 / 2``, the rise of the loss, to second order, were the weight zero.

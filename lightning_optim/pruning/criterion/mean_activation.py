@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
 
@@ -16,6 +17,7 @@ _ACTIVITY = Statistic(name="mean absolute activation", of=Evidence.OUTPUT, term=
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanActivation(Criterion):
     """Mean-activation criterion: ``(1 / N) * sum_i |a_i|``, ``a_i`` a neuron's activation on sample ``i``.

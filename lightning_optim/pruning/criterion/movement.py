@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import negative_product
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
@@ -16,6 +17,7 @@ _MOVEMENT = Statistic(name="movement", of=Evidence.GRADIENT, term=negative_produ
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Movement(Criterion):
     """Movement criterion: ``-sum_t g_t * w_t`` over all optimizer steps ``t`` so far; what shrinks is to go.

@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.pruning.criterion.base import Criterion
 from lightning_optim.pruning.criterion.functional import negative_product
 from lightning_optim.pruning.evidence import Evidence, LayerEvidence, Need, Statistic
@@ -16,6 +17,7 @@ _SENSITIVITY = Statistic(name="sensitivity of connections", of=Evidence.GRADIENT
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SNIP(Criterion):
     """SNIP criterion: ``|dL / dc|``, ``c`` a factor of one before the weight; the magnitude of the mean of ``g * w``.

@@ -9,6 +9,7 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.functional import spare_best, with_those_that_stay
@@ -16,6 +17,7 @@ from lightning_optim.surgery.parametrized import bias_names, layer_name
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neuron(Structure):
     """Neuron structure: all that makes one output of a layer, a linear row or a convolution's filter, and its bias.

@@ -9,12 +9,14 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.graph.coupling import Coupling
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.functional import spread
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight(Structure):
     """Unstructured pruning: each weight alone; the highest accuracy per zero, and no speed on dense hardware."""

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.observer.base import Observer
 from lightning_optim.quantization.observer.running_range import RunningRange
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MinMax(Observer):
     """Keep the smallest and the largest value of all batches. One outlier widens the range for good.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.post_training.base import PostTraining
 from lightning_optim.quantization.simulation.calibration import run_hooked
 from lightning_optim.quantization.simulation.simulator import Simulator
@@ -19,6 +20,7 @@ from lightning_optim.surgery.torch_private import without_torch_functions
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BiasCorrection(PostTraining):
     """Subtract from each bias the mean by which rounding moves its output channel.

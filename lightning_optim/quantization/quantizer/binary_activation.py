@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.functional import SMALLEST_SCALE, symmetric_scale
 from lightning_optim.quantization.quantizer.base import DynamicQuantizer
 from lightning_optim.quantization.rounding.levels import binarize
@@ -16,6 +17,7 @@ from lightning_optim.quantization.scheme import Scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinaryActivation(DynamicQuantizer):
     """Activations -1 and 1 times their mean magnitude (XNOR-Net; Rastegari et al., 2016; arXiv:1603.05279, 3.2).

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.quantization.quantizer.base import ActivationQuantizer
 from lightning_optim.quantization.scheme import Scheme
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unquantized(ActivationQuantizer):
     """Activations that stay in floating point beside quantized weights, as in GPTQ (Frantar et al., arXiv:2210.17323).

@@ -8,12 +8,14 @@ from typing import Any, final
 
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.search.decision import Candidate, Decision, sample_candidate
 from lightning_optim.search.strategy.base import SearchState, Strategy
 from lightning_optim.search.strategy.memory import Memory
 
 
 @final
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomSearch(Strategy):
     """Random search: uniform draws without repeats (Li and Talwalkar, 2019; arXiv:1902.07638).
