@@ -134,8 +134,9 @@ def test_weights_are_pruned_by_short_names_once_the_package_is_imported(fit):
 
 def families(kind):
     for inner in kind.__subclasses__():
-        yield inner
-        yield from families(inner)
+        if inner.__module__.startswith("lightning_optim."):  # tests have families of their own
+            yield inner
+            yield from families(inner)
 
 
 PACKAGES = ("cost", "distillation", "export", "nas", "pruning", "quantization", "schedule", "search")
