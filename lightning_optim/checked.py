@@ -58,14 +58,19 @@ def _forget_first(kind: type) -> None:
     """Let go of the class that ``dataclass(slots=True)`` was given, and in whose place it has built this one.
 
     Methods go on to name the first class; ``__setattr__`` of a frozen one does. So it would live on, among the
-    subclasses of its base and under the same name, and a command line could not tell the two apart.
+    subclasses of its base and under the same name, and a command line could not tell the two apart. Until its memory is
+    collected it stays there all the same, so its name is taken from it.
     """
     name = (kind.__module__, kind.__qualname__)
+    firsts: list[type] = [each for base in kind.__bases__ if base is not object for each in base.__subclasses__()]
     for function in filter(inspect.isfunction, vars(kind).values()):
         for cell in function.__closure__ or ():
             inner = cell.cell_contents
             if isinstance(inner, type) and (inner.__module__, inner.__qualname__) == name:
                 cell.cell_contents = kind
+    for first in firsts:
+        if first is not kind and (first.__module__, first.__qualname__) == name:
+            first.__name__ = first.__qualname__ = f"_First{kind.__name__}"
 
 
 def check_type(what: str, value: Any, hint: Any) -> None:
