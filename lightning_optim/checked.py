@@ -62,14 +62,14 @@ def _forget_first(kind: type) -> None:
     collected it stays there all the same, so its name is taken from it.
     """
     name = (kind.__module__, kind.__qualname__)
-    firsts: list[type] = [each for base in kind.__bases__ if base is not object for each in base.__subclasses__()]
     for function in filter(inspect.isfunction, vars(kind).values()):
         for cell in function.__closure__ or ():
             inner = cell.cell_contents
             if isinstance(inner, type) and (inner.__module__, inner.__qualname__) == name:
                 cell.cell_contents = kind
-    for first in firsts:
-        if first is not kind and (first.__module__, first.__qualname__) == name:
+    siblings: set[type] = set().union(*(base.__subclasses__() for base in kind.__bases__ if base is not object))
+    for first in siblings - {kind}:
+        if (first.__module__, first.__qualname__) == name:
             first.__name__ = first.__qualname__ = f"_First{kind.__name__}"
 
 
