@@ -165,7 +165,7 @@ def test_masked_network_trains_and_ends_as_the_cut_one(net):
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("shrink", ["end", "update"])
+@pytest.mark.parametrize("shrink", ["end", pytest.param("update", marks=pytest.mark.slow)])
 def test_what_is_removed_at_the_end_was_masked_alike(net, shrink):
     ends = {}
     for mode in ("never", shrink):
@@ -182,14 +182,21 @@ STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize("until", [None, MetricDrop(monitor="quality", max_drop=1.0)], ids=["plain", "until"])
-@pytest.mark.parametrize(
-    ("net", "structure", "shrink"),
-    [
-        *[(net, Channel, shrink) for net in NETS for shrink in ("never", "end", "update")],
-        *[("encoder", kind, shrink) for kind, modes in STRUCTURES.values() if kind is not Channel for shrink in modes],
-    ],
-)
+UNTIL = MetricDrop(monitor="quality", max_drop=1.0)
+
+
+def moments():
+    """Every norm is masked until the end by default; the other modes, and with a metric, those of two nets."""
+    for kind, modes in STRUCTURES.values():
+        for net in NETS if kind is Channel else ["encoder"]:
+            for shrink in modes:
+                for until in (None, UNTIL):
+                    is_default = net in ("layer_norm", "shared") or (shrink == "end" and until is None)
+                    said = f"{net}-{kind.__name__}-{shrink}-{'plain' if until is None else 'until'}"
+                    yield pytest.param(net, kind, shrink, until, id=said, marks=[] if is_default else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("net", "structure", "shrink", "until"), list(moments()))
 def test_what_is_validated_is_what_the_file_of_that_moment_holds(net, structure, shrink, until, tmp_path):
     module, keep = Module(NETS[net], 0.02), Keep()
     saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
