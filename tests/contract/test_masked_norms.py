@@ -203,7 +203,7 @@ def test_what_is_validated_is_what_the_file_of_that_moment_holds(net, structure,
     pruning = PruningScheduler(schedule=Linear(end=0.6), structure=structure(shrink=shrink), until=until)
     fit(module, pruning, keep, saves, num_sanity_val_steps=0)
     assert pruning.sparsity >= 0.3
-    for epoch, seen in enumerate(keep.seen):
+    for epoch, seen in enumerate(keep.seen[-4:]):  # with a metric there is one more, before the first epoch
         loaded = load_pruned(Module(NETS[net], 0.02), tmp_path / f"epoch={epoch}.ckpt")
         torch.testing.assert_close(outputs(loaded), seen, rtol=1e-4, atol=1e-5)
 
