@@ -17,11 +17,10 @@ from lightning_optim.export.onnx_file.open_shapes import Example
 from lightning_optim.export.onnx_file.session import load_session
 from lightning_optim.export.onnx_file.write import write_onnx
 from lightning_optim.export.output_comparison import OutputComparison
-from lightning_optim.quantization.simulation.backend import Backend
+from lightning_optim.quantization.simulation.backend import Backend, WrappedBackend
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.copies import eval_copy
-from lightning_optim.surgery.torch_private import BatchNorm
 
 
 @torch.no_grad()
@@ -53,28 +52,18 @@ def first_difference(
 
 
 @final
-class _TappedBackend(Backend):
+class _TappedBackend(WrappedBackend):
     """Backend that simulates, and keeps what it rounds."""
 
     def __init__(self, inner: Backend) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.tapped: dict[str, Tensor] = {}
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
-        rounded = self._inner.activation(tensor, key)
+        rounded = super().activation(tensor, key)
         self.tapped.setdefault(key, rounded.clone())
         return rounded
-
-    @override
-    def folds(self, norm: BatchNorm) -> bool:
-        return self._inner.folds(norm)
-
-    @override
-    def weight(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return self._inner.weight(weight, bias, key, input_key, norm)
 
 
 @final

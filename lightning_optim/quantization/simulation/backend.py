@@ -87,3 +87,54 @@ class FloatBackend(Backend):
     @override
     def folds(self, norm: BatchNorm) -> bool:
         return False
+
+
+class WrappedBackend(Backend):
+    """Backend around another one, which does everything that a subclass does not do itself.
+
+    Args:
+        inner: The other one.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+
+    @override
+    def serves(self, key: str) -> bool:
+        return self.inner.serves(key)
+
+    @override
+    def activation(self, tensor: Tensor, key: str) -> Tensor:
+        return self.inner.activation(tensor, key)
+
+    @override
+    def moved(self, tensor: Tensor, key: str) -> Tensor:
+        return self.inner.moved(tensor, key)
+
+    @override
+    def weight(
+        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.inner.weight(weight, bias, key, input_key, norm)
+
+    @override
+    def pass_unknown(self, key: str) -> None:
+        self.inner.pass_unknown(key)
+
+    @override
+    def folds(self, norm: BatchNorm) -> bool:
+        return self.inner.folds(norm)
+
+    @override
+    def linear(self, inputs: tuple[Tensor, Tensor, Tensor | None], key: str, input_key: str) -> Tensor:
+        return self.inner.linear(inputs, key, input_key)
+
+    @override
+    def clip(self, tensor: Tensor, key: str, upper: float) -> Tensor:
+        return self.inner.clip(tensor, key, upper)
+
+    @override
+    def pool(
+        self, function: Callable[..., Any], tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        return self.inner.pool(function, tensor, args, kwargs)

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_optim.quantization.simulation.backend import Backend, FloatBackend
+from lightning_optim.quantization.simulation.backend import Backend, FloatBackend, WrappedBackend
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.inputs import call_network
 from lightning_optim.surgery.modes import evaluating
-from lightning_optim.surgery.torch_private import BatchNorm
 
 
 @final
@@ -92,7 +91,7 @@ class _Floats:
 
 
 @final
-class _ComparedBackend(Backend):
+class _ComparedBackend(WrappedBackend):
     """Comparing backend: simulates, and compares what each operator puts out with its output in floating point.
 
     Args:
@@ -103,12 +102,13 @@ class _ComparedBackend(Backend):
     """
 
     def __init__(self, inner: Backend, floats: _Floats, found: dict[str, _Noise], *, corrects: bool) -> None:
-        self._inner, self._floats, self._found, self._corrects = inner, floats, found, corrects
+        super().__init__(inner)
+        self._floats, self._found, self._corrects = floats, found, corrects
         self._reads: Counter[str] = Counter()
 
     @override
     def activation(self, tensor: Tensor, key: str) -> Tensor:
-        rounded = self._inner.activation(tensor, key)
+        rounded = super().activation(tensor, key)
         floats, place = self._floats.values.get(key, []), self._reads[key]
         self._reads[key] += 1
         if place >= len(floats):
@@ -117,16 +117,6 @@ class _ComparedBackend(Backend):
         # What no integer operator puts out is rounded for its reader: that is part of the reader's own error.
         is_output = "<" not in key
         return floats[place] if self._corrects and is_output else rounded
-
-    @override
-    def folds(self, norm: BatchNorm) -> bool:
-        return self._inner.folds(norm)
-
-    @override
-    def weight(
-        self, weight: Tensor, bias: Tensor | None, key: str, input_key: str, norm: BatchNorm | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return self._inner.weight(weight, bias, key, input_key, norm)
 
 
 @torch.no_grad()
