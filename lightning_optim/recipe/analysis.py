@@ -91,16 +91,7 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
         tell(next(done), total)
         return found
 
-    example = FirstCall()
-    example.watch(live)
-    try:
-        base = measure()
-    finally:
-        example.release()
-    if not example:
-        raise ArtefactError("the validation loop never called the network: set network to the part that it calls")
-    # Validation runs in inference mode, and its tensors can't enter a graph.
-    inputs = pytree.tree_map_only(Tensor, torch.clone, (example.args, example.kwargs))
+    base, inputs = _first_run(live, measure)
     coupling = couple(capture_network(live, *inputs))
     weights = {f"{layer}.weight": live.get_parameter(f"{layer}.weight").detach() for layer in layers}
     pools = _pools(coupling, weights)
@@ -116,6 +107,20 @@ def analyze_network(  # noqa: PLR0913  # one keyword for each question that is a
     )
     analysis = _describe(live, coupling, pools, weights, found, inputs)
     return replace(analysis, bits=_bits(live, Inputs(*inputs), quantizers, measure, mode)) if quantizers else analysis
+
+
+def _first_run(live: nn.Module, measure: Callable[[], float]) -> tuple[float, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The metric of the network as it is, and what its validation first calls it with."""
+    example = FirstCall()
+    example.watch(live)
+    try:
+        base = measure()
+    finally:
+        example.release()
+    if not example:
+        raise ArtefactError("the validation loop never called the network: set network to the part that it calls")
+    # Validation runs in inference mode, and its tensors can't enter a graph.
+    return base, pytree.tree_map_only(Tensor, torch.clone, (example.args, example.kwargs))
 
 
 def _bits(

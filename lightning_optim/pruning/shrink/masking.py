@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_optim.errors import reason_of
 from lightning_optim.graph.coupling import Coupling, Group
 from lightning_optim.graph.masked import masked_tensors, removed_labels, run_masked
 from lightning_optim.graph.masked_norms import MaskedNorms
@@ -58,11 +59,12 @@ def plan_masking(
         found = MaskedNorms(model, coupling, left)
         if not found.competing:
             return {}, refused
-        if _is_exact(model, coupling, left, found.norms, (args, dict(kwargs or {})), tolerance):
+        fault = _fault(model, coupling, left, found.norms, (args, dict(kwargs or {})), tolerance)
+        if fault is None:
             return found.norms, refused
         for group, (operator, layer) in _to_leave(found).items():
             where = f"in {layer!r}" if layer else "in the network's own forward"
-            refused[group.name] = f"{operator} {where} takes a statistic over them, which no mask leaves out"
+            refused[group.name] = f"{operator} {where} takes a statistic over them, which no mask leaves out: {fault}"
         left = [(group, kept) for group, kept in left if group.name not in refused]
 
 
@@ -74,14 +76,15 @@ def _to_leave(found: MaskedNorms) -> dict[Group, tuple[str, str]]:
     return elsewhere or {group: places[0] for group, places in found.competing.items()}
 
 
-def _is_exact(
+def _fault(
     model: nn.Module,
     coupling: Coupling,
     choices: Sequence[Choice],
     norms: Mapping[str, MaskedNorm],
     batch: tuple[tuple[Any, ...], dict[str, Any]],
     tolerance: float,
-) -> bool:
+) -> str | None:
+    """In what the masked model is not the one of which the channels are gone; ``None`` if it is."""
     base, (args, kwargs) = disturb(eval_copy(model)), batch
     masked = eval_copy(base)
     tensors = masked_tensors(base, coupling.propagation, removed_labels(coupling.propagation, choices))
@@ -92,7 +95,8 @@ def _is_exact(
             for name in coupling.propagation.tensors.keys() & held.keys():
                 held[name].copy_(tensors[name])
             outputs = masked(*args, **kwargs)
-    except Exception:  # whatever a layer raises that is called as it was not when it was captured
-        return False
+    except Exception as error:  # whatever a layer raises that is called as it was not when it was captured
+        return reason_of(error)
     found = tensors_of(outputs)
-    return difference(found, run_masked(base, coupling, choices, args, kwargs)) <= tolerance
+    apart = difference(found, run_masked(base, coupling, choices, args, kwargs))
+    return None if apart <= tolerance else f"outputs masked and without them differ by {apart:.1e}"
