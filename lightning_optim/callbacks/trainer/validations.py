@@ -20,6 +20,24 @@ def share_before_validation(trainer: Trainer) -> float:
     return 1.0 if math.isinf(every) else (every - done) / every
 
 
+def why_unforeseen(trainer: Trainer) -> str | None:
+    """Say why it is not known in any epoch of this fit when the next validation comes; ``None`` where it is."""
+    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if every is None:
+        return "validation comes by wall time (val_check_interval)"
+    if math.isinf(timetable_of(trainer).length if epochs is not None else every):
+        return "the data have no length"
+    return None
+
+
+def longest_stretch(trainer: Trainer) -> float:
+    """Return how many batches lie at most between two validations, where that is known."""
+    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    length = timetable_of(trainer).length
+    assert every is not None, "asked where validation comes by wall time"
+    return every if epochs is None or every < length else epochs * length
+
+
 def validations_left(trainer: Trainer) -> float:
     """Return how many validations are still to come after the last batch; ``inf`` where that is not known."""
     now, clock = timetable_of(trainer), clock_of(trainer)
@@ -41,12 +59,10 @@ def validations_left(trainer: Trainer) -> float:
 def _stretch(trainer: Trainer) -> tuple[float, float]:
     """Batches from one validation to the next, and how many of them are done."""
     now, every, epochs = timetable_of(trainer), trainer.val_check_batch, trainer.check_val_every_n_epoch
-    if every is None or (epochs is None and math.isinf(every)):
+    if every is None or why_unforeseen(trainer) is not None:
         return math.inf, 0.0
     if epochs is None:
         return every, now.batch % every
-    if math.isinf(now.length):
-        return math.inf, 0.0
     if every >= now.length:
         return epochs * now.length, (now.epoch % epochs) * now.length + now.done
     in_stretch = now.done % every

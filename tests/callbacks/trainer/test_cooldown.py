@@ -1,9 +1,11 @@
 import copy
+import warnings
+from datetime import timedelta
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_optim.callbacks.trainer.cooldown import Cooldown
 from support import quiet
@@ -58,9 +60,16 @@ class Cooled(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def fit(module, cooled, **settings):
+class Endless(IterableDataset):
+    """Four batches, as many as nobody knows beforehand."""
+
+    def __iter__(self):
+        return iter(torch.arange(4))
+
+
+def fit(module, cooled, data=None, **settings):
     trainer = quiet(cooled, **{"max_epochs": 2, "num_sanity_val_steps": 0} | settings)
-    trainer.fit(module, DataLoader(torch.arange(4)), DataLoader(torch.arange(1)))
+    trainer.fit(module, DataLoader(torch.arange(4) if data is None else data), DataLoader(torch.arange(1)))
     return [
         before - after for before, after in zip(module.places, [*module.places[1:], module.weight.item()], strict=True)
     ]
@@ -89,3 +98,34 @@ def test_a_step_that_fails_leaves_the_users_rate():
     with pytest.raises(RuntimeError, match="stop"):
         fit(Net(fails_at=3), cooled)
     assert (cooled.held, cooled.rates[-1]) == (0.25, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "data", "settings", "why"),
+    [
+        (0.5, Endless(), {}, "the data have no length; validate after a number of batches"),
+        (0.5, None, {"val_check_interval": timedelta(hours=1), "check_val_every_n_epoch": None}, "by wall time"),
+        (0.25, None, {}, "only 4 batches lie between two validations; validate less often, or raise it"),
+    ],
+)
+def test_a_fit_in_which_the_rate_can_never_fall_says_so_once(share, data, settings, why):
+    with pytest.warns(UserWarning, match=f"cooldown={share:g} has no effect here.*{why}") as told:
+        assert fit(Net(), Cooled(share), data, **settings) == pytest.approx(8 * [1.0])
+    assert sum("cooldown" in str(each.message) for each in told) == 1
+
+
+@pytest.mark.parametrize(
+    ("share", "data", "settings"),
+    [
+        (0.0, Endless(), {}),
+        (0.5, Endless(), {"val_check_interval": 4, "check_val_every_n_epoch": None}),
+        (0.5, Endless(), {"limit_train_batches": 4}),
+        (0.25, None, {"check_val_every_n_epoch": 2}),
+    ],
+)
+def test_a_fit_in_which_it_falls_or_is_left_alone_says_nothing(share, data, settings):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        moves = fit(Net(), Cooled(share), data, **settings)
+    assert not any("cooldown" in str(each.message) for each in told)
+    assert (min(moves) < 1.0) == bool(share)
