@@ -15,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lightning_optim.atomic import write_atomic
+from lightning_optim.checked import check_type
 from lightning_optim.cli.build import ConfigError, build, build_callbacks, build_data, build_module
 from lightning_optim.export.fallbacks import Fallbacks, check_fallbacks
 from lightning_optim.export.onnx_file.integer_speed import measure_integer_speed
+from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.recipe.progress import Heartbeat
 from lightning_optim.recipe.rehearsal import rehearse
 from lightning_optim.recipe.run import Recipe, is_first_process
@@ -54,7 +56,7 @@ def compress(config: DictConfig, folder: Path) -> float:
     if not is_first_process():
         return finished[-1].result.test_accuracy
     with Heartbeat("timing every stage's file", console):
-        report = summarize(finished, folder, seconds=config.latency_seconds, deployment=deployment)
+        report = summarize(finished, folder, config.latency_seconds, deployment, recipe.batch)
     print_table(report, console)
     model = folder / ("model.onnx" if (folder / "model.onnx").is_file() else report.deployed.file)
     console.print(f"page: {folder / 'report.html'}   figures: {folder / 'report.json'}", highlight=False)
@@ -109,6 +111,7 @@ def _recipe(config: DictConfig, folder: Path, console: Console) -> Recipe:
         network=config.network,
         metrics=build(config.metrics),
         fallbacks=_fallbacks(config.recipe),
+        **_shapes(config.recipe),
         console=console,
     )
 
@@ -121,6 +124,24 @@ def _fallbacks(config: DictConfig) -> Fallbacks:
     except ValueError as error:
         raise ConfigError(f"recipe.{error}") from error
     return fallbacks
+
+
+def _shapes(config: DictConfig) -> dict[str, Any]:
+    given = OmegaConf.to_container(config, resolve=False)
+    dynamic, batch = given.get("dynamic") or {}, given.get("batch")  # type: ignore[union-attr]  # a mapping
+    try:
+        check_type("dynamic", dynamic, Mapping[str, Mapping[Any, str]])
+        check_type("batch", batch, int | None)
+        # Hydra's +recipe.dynamic.images.2=height gives the dimension as a string.
+        numbers = {name: {_whole(dim): word for dim, word in dims.items()} for name, dims in dynamic.items()}
+        OpenShapes(dynamic=numbers, batch=batch)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"recipe.{error}") from error
+    return {"dynamic": numbers, "batch": batch}
+
+
+def _whole(dim: Any) -> Any:
+    return int(dim) if isinstance(dim, str) and dim.isdecimal() else dim
 
 
 def _stage(name: str, config: DictConfig, trainer: DictConfig) -> Stage:

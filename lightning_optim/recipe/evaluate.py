@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -13,17 +13,22 @@ from torch import nn
 
 from lightning_optim.checked import checked
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
-from lightning_optim.errors import ArtefactError
+from lightning_optim.errors import ArtefactError, ExportError
 from lightning_optim.export.fallbacks import Fallbacks
+from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
 from lightning_optim.export.onnx_file.write import export_onnx
+from lightning_optim.export.parity import check_parity
 from lightning_optim.export.quantized import QuantizedExport
 from lightning_optim.recipe.artefact import save_inputs
 from lightning_optim.recipe.exported_forward import ExportedForward
 from lightning_optim.recipe.stage import ExportingCallback
 from lightning_optim.report.result import StageResult
 from lightning_optim.surgery.example import FirstCall
+from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.select import find_network
 from lightning_optim.surgery.torch_private import pytree
+
+_MAX_ERROR = 1e-3  # of one computation in two orders of its sums
 
 
 @final
@@ -49,19 +54,39 @@ class StageWriter:
     Args:
         callbacks: Callbacks of the stage; the first that is an ``ExportingCallback`` writes the file.
         fallbacks: Whether what has no integer kernel may stay in floating point there.
+        shapes: Which dimensions of the file's inputs are open.
     """
 
     callbacks: Sequence[Callback]
     fallbacks: Fallbacks = "named"
+    shapes: OpenShapes = field(default_factory=OpenShapes)
 
-    def write(self, path: Path, module: LightningModule, live: nn.Module, example: FirstCall) -> float | None:
-        """Write the file, and return the share of its multiply-accumulates in integers, if a callback tells it."""
+    def write(self, path: Path, module: LightningModule, live: nn.Module, example: Example) -> float | None:
+        """Write the file, and return the share of its multiply-accumulates in integers, if a callback tells it.
+
+        Raises:
+            ExportError: If the network cannot be exported, or not with these shapes.
+        """
+        (args, kwargs), dynamic, batch = example, self.shapes.dynamic, self.shapes.batch
         exporter = next((callback for callback in self.callbacks if isinstance(callback, ExportingCallback)), None)
         if exporter is None:
-            export_onnx(live, example.args, path, kwargs=example.kwargs)
+            export_onnx(live, args, path, kwargs=kwargs, dynamic=dynamic, batch=batch)
+            self._check_other_sizes(path, live, example)
             return None
-        written = exporter.export(path, module, example.args, example.kwargs, self.fallbacks)
+        written = exporter.export(path, module, args, kwargs, self.fallbacks, dynamic=dynamic, batch=batch)
         return written.integer_share if isinstance(written, QuantizedExport) else None
+
+    def _check_other_sizes(self, path: Path, live: nn.Module, example: Example) -> None:
+        """Refuse a file that does not compute the network at other sizes of its open dimensions."""
+        with evaluating(live):
+            sizes = self.shapes.other_sizes(live, example, lambda other: live(*other[0], **other[1]))
+            others = [part for other in sizes for part in self.shapes.batches_of(other)]
+            error = check_parity(live, path, others).relative_error if others else 0.0
+        if not error <= _MAX_ERROR:
+            raise ExportError(
+                f"the file computes the network at the sizes of the data, and at others with a relative error of "
+                f"{error:.3g}: its code has taken a size for a number; leave recipe.dynamic out, or mend the code"
+            )
 
 
 def evaluate(
@@ -92,11 +117,11 @@ def evaluate(
         ExportError: If the network cannot be exported.
     """
     live = find_network(module, network)[1]
-    example = _example(make_trainer, module, data, live)
+    example = next(writer.shapes.batches_of(first_call(make_trainer, module, data, live)))
     integer_share = writer.write(path, module, live, example)
-    inputs = [leaf for leaf in pytree.tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, torch.Tensor)]
+    inputs = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
     save_inputs(path.with_name("inputs.safetensors"), inputs)
-    exported = ExportedForward(live, path)
+    exported = ExportedForward(live, path, writer.shapes)
     trainer = make_trainer([exported])
     validation = metric_of(
         trainer.validate(module, datamodule=data, verbose=False), metrics.validation, "metrics.validation"
@@ -105,7 +130,7 @@ def evaluate(
     tested = make_trainer([exported]).test(module, datamodule=data, verbose=False)
     test = metric_of(tested, metrics.test, "metrics.test")
     parity = exported.parity
-    one = pytree.tree_map(_one_row, (example.args, example.kwargs))
+    one = pytree.tree_map(_one_row, example)
     return StageResult(
         name=name,
         validation_accuracy=validation,
@@ -119,12 +144,17 @@ def evaluate(
     )
 
 
-def _example(
+def first_call(
     make_trainer: Callable[[list[Callback]], Trainer],
     module: LightningModule,
     data: LightningDataModule,
     live: nn.Module,
-) -> FirstCall:
+) -> Example:
+    """Return what the validation loop calls the network with first, for two rows.
+
+    Raises:
+        ArtefactError: If it never calls the network.
+    """
     example = FirstCall()
     example.watch(live)
     try:
@@ -133,7 +163,8 @@ def _example(
         example.release()
     if not example:
         raise ArtefactError("the validation loop never called the network: set network to the part that it calls")
-    return example
+    on_cpu: Example = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, (example.args, example.kwargs))
+    return on_cpu
 
 
 def _one_row(leaf: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,8 +12,9 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_optim.export.fallbacks import check_fallbacks
+from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.recipe.determinism import seed_everything
-from lightning_optim.recipe.evaluate import metric_of
+from lightning_optim.recipe.evaluate import StageWriter, first_call, metric_of
 from lightning_optim.recipe.order import check_order
 from lightning_optim.recipe.run import Recipe
 from lightning_optim.recipe.stage import Stage, check_stages
@@ -39,6 +42,8 @@ def rehearse(recipe: Recipe) -> None:
     for stage in stages:
         _rehearse_fit(stage, recipe)
     _rehearse_metrics(stages[0], recipe)
+    if recipe.shapes != OpenShapes():
+        _rehearse_shapes(stages[0], recipe)
 
 
 def _rehearse_fit(stage: Stage, recipe: Recipe) -> None:
@@ -64,6 +69,19 @@ def _rehearse_metrics(stage: Stage, recipe: Recipe) -> None:
     metric_of(validated, recipe.metrics.validation, "metrics.validation")
     tested = trainer.test(module, datamodule=recipe.data, verbose=False)
     metric_of(tested, recipe.metrics.test, "metrics.test")
+
+
+def _rehearse_shapes(stage: Stage, recipe: Recipe) -> None:
+    """Write the file of an untrained network: code that takes a size for a number is found before it is trained."""
+    module = recipe.make_module()
+    live = find_network(module, recipe.network)[1]
+
+    def make_trainer(extra: list[Callback]) -> Trainer:
+        return stage.make_trainer(callbacks=extra, limit_val_batches=1, **_QUIET)
+
+    example = next(recipe.shapes.batches_of(first_call(make_trainer, module, recipe.data, live)))
+    with TemporaryDirectory() as folder:
+        StageWriter(callbacks=(), shapes=recipe.shapes).write(Path(folder) / "model.onnx", module, live, example)
 
 
 def _untrained(recipe: Recipe) -> nn.Module:

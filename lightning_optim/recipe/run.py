@@ -19,6 +19,7 @@ from lightning_optim.atomic import write_atomic
 from lightning_optim.cost.pace import process_pace
 from lightning_optim.errors import ArtefactError, OrderError
 from lightning_optim.export.fallbacks import Fallbacks, check_fallbacks
+from lightning_optim.export.onnx_file.open_shapes import Dynamic, OpenShapes
 from lightning_optim.recipe.artefact import check_checkpoint, load_cut, load_weights, save_cut, save_weights, write_json
 from lightning_optim.recipe.determinism import EpochSeed, seed_everything
 from lightning_optim.recipe.evaluate import Metrics, StageWriter, evaluate
@@ -59,7 +60,13 @@ class Recipe:
         metrics: Names under which the module logs its accuracies.
         fallbacks: Whether what has no integer kernel may stay in floating point in the file of a stage for integers:
             ``"named"``, ``"refused"`` or a sequence of kernels, as for ``QATFakeQuant.export``.
+        dynamic: Argument of the network's ``forward`` -> its dimensions that are open in every file beside the batch,
+            each with a name, as for ``QATFakeQuant.export``.
+        batch: The only batch that the files take; ``None`` opens it.
         console: Where progress is shown.
+
+    Raises:
+        ValueError: If ``dynamic`` names a dimension that cannot be open, or ``batch`` is below 1.
     """
 
     stages: Sequence[Stage]
@@ -70,7 +77,13 @@ class Recipe:
     network: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
     fallbacks: Fallbacks = "named"
+    dynamic: Dynamic | None = None
+    batch: int | None = None
     console: Console = field(default_factory=Console)
+    shapes: OpenShapes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.shapes = OpenShapes(dynamic=self.dynamic or {}, batch=self.batch)
 
     def run(self) -> list[Finished]:
         """Walk through the stages; those that are finished in ``folder`` are not done again.
@@ -113,7 +126,8 @@ class Recipe:
         display.measuring(stage.name)
         digest = self._keep(folder, module, callbacks)
         make_trainer = lambda extra: stage.make_trainer(callbacks=[*callbacks, *extra], **_QUIET)  # noqa: E731  # one use
-        path, writer = folder / "model.onnx", StageWriter(callbacks=callbacks, fallbacks=self.fallbacks)
+        writer = StageWriter(callbacks=callbacks, fallbacks=self.fallbacks, shapes=self.shapes)
+        path = folder / "model.onnx"
         result = evaluate(
             stage.name, make_trainer, module, self.data, writer, path, metrics=self.metrics, network=self.network
         )

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_optim.errors import OrderError
 from lightning_optim.export.fallbacks import Fallbacks
+from lightning_optim.export.onnx_file.open_shapes import Dynamic
 from lightning_optim.recipe.order import Kind
 
 Artefacts = Callable[[str], nn.Module]
@@ -33,7 +34,16 @@ class ExportingCallback(Protocol):
     """Callback that writes a stage's network in a form of its own, such as integer kernels."""
 
     def export(
-        self, path: Path, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], fallbacks: Fallbacks, /
+        self,
+        path: Path,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        fallbacks: Fallbacks,
+        /,
+        *,
+        dynamic: Dynamic | None,
+        batch: int | None,
     ) -> object:
         """Write the network to ``path``.
 
@@ -43,6 +53,8 @@ class ExportingCallback(Protocol):
             args: Example positional inputs of the network.
             kwargs: Example keyword inputs.
             fallbacks: Whether what has no integer kernel may stay in floating point.
+            dynamic: Argument of the network's ``forward`` -> its dimensions that are open beside the batch.
+            batch: The only batch that the file takes; ``None`` opens it.
         """
         ...
 

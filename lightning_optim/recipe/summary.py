@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_optim.atomic import write_atomic
+from lightning_optim.cost.turns import Timing
 from lightning_optim.export.onnx_file.integer_speed import measure_integer_speed
 from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
-from lightning_optim.export.onnx_file.session import time_models
+from lightning_optim.export.onnx_file.session import load_session, time_models
 from lightning_optim.recipe.artefact import load_inputs
 from lightning_optim.recipe.run import Finished
 from lightning_optim.report.deployment import Deployment
@@ -21,7 +22,11 @@ _BATCHES = (1, 32)
 
 
 def summarize(
-    finished: Sequence[Finished], folder: Path, seconds: float, deployment: Deployment | None = None
+    finished: Sequence[Finished],
+    folder: Path,
+    seconds: float,
+    deployment: Deployment | None = None,
+    batch: int | None = None,
 ) -> Report:
     """Measure latencies, write ``report.json`` and ``report.html`` into ``folder``, and the chosen file if it exports.
 
@@ -31,14 +36,15 @@ def summarize(
         seconds: Time to spend on each batch size, over all stages.
         deployment: Chooses the file that becomes ``model.onnx``, if a stage of the run exports; ``None`` is the
             default.
+        batch: The only batch that the files take, which is timed then; ``None`` times 1 and 32.
     """
     deployment = deployment or Deployment()
     trained = [done for done in finished if done.kind != "export"]
     paths = {done.result.name: done.folder / "model.onnx" for done in trained}
     example = [tensor.numpy() for tensor in load_inputs(trained[0].folder / "inputs.safetensors")]
-    timings = time_models(paths, example, _BATCHES, seconds=seconds)
+    timings = time_models(paths, example, _BATCHES if batch is None else (batch,), seconds=seconds)
     stages = [
-        replace(done.result, latency_ms_b1=timings[name][1].cpu_ms, latency_ms_b32=timings[name][32].cpu_ms)
+        replace(done.result, latency_ms_b1=_cpu_ms(timings[name], 1), latency_ms_b32=_cpu_ms(timings[name], 32))
         for done, name in zip(trained, paths, strict=True)
     ]
     model = deployment.chosen(stages, timings)
@@ -46,7 +52,7 @@ def summarize(
     if len(trained) < len(finished):
         _publish(paths[model], folder / "model.onnx")
         remarks += _choice(model, stages[-1].name, deployment.aim)
-    kernels = inspect_kernels(paths[model])
+    kernels, inputs = inspect_kernels(paths[model]), load_session(paths[model]).input_shapes
     deployed = next(stage for stage in stages if stage.name == model)
     measured = {"top1_agreement": deployed.agreement, "relative_error": deployed.relative_error}
     parity = {name: value for name, value in measured.items() if value is not None}
@@ -54,7 +60,7 @@ def summarize(
         stages=stages,
         parity=parity | {"integer_kernel_fraction": kernels.integer_fraction},
         versions=collect_versions(),
-        notes=[*MEASURED, _kernel_note(kernels), *_share_notes(stages), *_integer_notes(trained)],
+        notes=[*MEASURED, _input_note(inputs), _kernel_note(kernels), *_share_notes(stages), *_integer_notes(trained)],
         artefacts=_artefacts(finished, folder, model),
         timings=timings,
         best=deployment.best(stages, timings),
@@ -85,6 +91,15 @@ def _share_notes(stages: Sequence[StageResult]) -> list[str]:
 
 def _integer_notes(trained: Sequence[Finished]) -> list[str]:
     return [str(measure_integer_speed())] if any(done.kind == "qat" for done in trained) else []
+
+
+def _cpu_ms(timings: Mapping[int, Timing], batch: int) -> float | None:
+    return timings[batch].cpu_ms if batch in timings else None
+
+
+def _input_note(inputs: Mapping[str, Sequence[int | str]]) -> str:
+    listed = "; ".join(f"{name} [{', '.join(map(str, sizes))}]" for name, sizes in inputs.items())
+    return f"Inputs of the deployed model: {listed}. A size that is a name is open, and a number the only one it takes."
 
 
 def _kernel_note(kernels: Kernels) -> str:

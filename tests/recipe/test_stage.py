@@ -31,7 +31,7 @@ def test_what_each_callback_can_do(callback, cuts, exports):
 class Exporter(Callback):
     """A callback of no class that the package knows."""
 
-    def export(self, path, model, args, kwargs, fallbacks):
+    def export(self, path, model, args, kwargs, fallbacks, *, dynamic, batch):
         self.written, self.fallbacks = path, fallbacks
         export_onnx(model.net, args, path, kwargs=kwargs)
 

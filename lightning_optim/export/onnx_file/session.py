@@ -25,6 +25,9 @@ class Session:
         self._session = session
         self.input_names: tuple[str, ...] = tuple(value.name for value in session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(value.name for value in session.get_outputs())
+        self.input_shapes: dict[str, tuple[int | str, ...]] = {
+            value.name: tuple(value.shape) for value in session.get_inputs()
+        }
 
     def run(self, *arrays: Any) -> list[Array]:
         """Run one batch.
