@@ -4,6 +4,7 @@ By default each leaf fits, resumes and is refused once; every law runs over one 
 ``# law: all``, and over all of them with ``-m slow``.
 """
 
+import copy
 import functools
 import json
 import warnings
@@ -202,8 +203,7 @@ class Case:
     def make(self, *extra: str):
         """Build a fresh callback; seeded, so that modules inside it are the same each time."""
         overrides = [f"+callbacks={self.callback}", *self.overrides, *extra]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            node = compose(overrides=[text.replace("{folder}", str(self.folder)) for text in overrides]).callbacks
+        node = composed(*(text.replace("{folder}", str(self.folder)) for text in overrides))
         with torch.random.fork_rng():
             torch.manual_seed(3)
             return build(node[self.callback])
@@ -222,6 +222,13 @@ class Case:
         return sum(int(weights[n].count_nonzero()) for n in names if n in weights) / sum(
             plain[n].numel() for n in names
         )
+
+
+@functools.cache
+def composed(*overrides: str):
+    """The callbacks that a command line describes; read once, since that takes as long as a fit."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(overrides=[*overrides]).callbacks
 
 
 def slots() -> dict[str, list[tuple[str, str, str]]]:
@@ -384,6 +391,14 @@ def make_trainer(*callbacks, **settings):
     return Trainer(**plain | {"callbacks": list(callbacks)} | settings)
 
 
+@functools.cache
+def plain_fit(case: Case):
+    """A fit of a case and nothing else, for laws to compare with: made once, and changed by none of them."""
+    module, callback = case.module(), case.make()
+    trainer = Kit.fit(module, callback)
+    return module, copy.deepcopy(Kit.state(trainer, callback))
+
+
 class Kit:
     """The parts of this file that laws need, since test files do not import each other."""
 
@@ -394,6 +409,7 @@ class Kit:
     leaves = staticmethod(leaves)
     slots = staticmethod(slots)
     cases = staticmethod(cases)
+    plain_fit = staticmethod(plain_fit)
 
     @staticmethod
     def fit(module, *callbacks, ckpt_path=None, **settings):

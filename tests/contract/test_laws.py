@@ -47,16 +47,14 @@ def test_training_step_may_return_what_lightning_allows(case, kit, returns):
     module.returns = returns
     kit.fit(module, callback)
     if returns == "dict":
-        reference, other = case.module(), case.make()
-        kit.fit(reference, other)
+        reference, _ = kit.plain_fit(case)
         kit.same(dict(reference.state_dict()), dict(module.state_dict()))
 
 
 def test_manual_optimization_ends_as_automatic(case, kit):
     module, callback = case.module(kind=kit.ManualModule), case.make()
     kit.fit(module, callback)
-    reference, other = case.module(), case.make()
-    kit.fit(reference, other)
+    reference, _ = kit.plain_fit(case)
     kit.same(dict(reference.state_dict()), dict(module.state_dict()))
 
 
@@ -69,8 +67,7 @@ def test_compiled_network_trains_as_the_plain_one_or_is_refused(case, kit):
             kit.fit(module, callback)
         return
     kit.fit(module, callback)
-    reference, other = case.module(), case.make()
-    kit.fit(reference, other)
+    reference, _ = kit.plain_fit(case)
     found = {key.replace("_orig_mod.", ""): value for key, value in module.state_dict().items()}
     for key, value in reference.state_dict().items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
@@ -93,8 +90,7 @@ def test_one_instance_serves_two_fits(case, kit):
     kit.fit(case.module(), callback)
     module = case.module()
     kit.fit(module, callback)
-    reference = case.module()
-    kit.fit(reference, case.make())
+    reference, _ = kit.plain_fit(case)
     kit.same(dict(reference.state_dict()), dict(module.state_dict()))
 
 
@@ -122,11 +118,11 @@ def test_exception_leaves_no_patch_and_no_hook(case, kit):
     module = case.module()
     with pytest.raises(RuntimeError, match="stopped here"):
         kit.fit(module, case.make(), Stop())
-    assert kit.traces(module) == at_rest(case, kit)
-    module = case.module()
-    kit.fit(module, case.make())
-    left = kit.traces(module)  # a shrink may have taken modules out
-    assert left == {name: found for name, found in at_rest(case, kit).items() if name in left}
+    expected = at_rest(case, kit)
+    assert kit.traces(module) == expected
+    ended, _ = kit.plain_fit(case)
+    left = kit.traces(ended)  # a shrink may have taken modules out
+    assert left == {name: found for name, found in expected.items() if name in left}
 
 
 def test_copy_made_during_the_fit_is_independent_and_usable(case, kit):

@@ -20,14 +20,10 @@ class FindsInBetween(LearningRateFinder):
             self.lr_find(trainer, pl_module)
 
 
-def ends(case, kit, folder, *others, order=1):
-    module, callback = case.module(), case.make()
-    trainer = kit.fit(module, *[callback, *others][::order], default_root_dir=folder)
-    return kit.state(trainer, callback)
-
-
 @pytest.mark.parametrize("order", [1, -1], ids=["after", "before"])
 @pytest.mark.parametrize("epoch", [-1, 1], ids=["start", "middle"])
 def test_a_learning_rate_finder_changes_nothing(case, kit, tmp_path, epoch, order):
-    expected = ends(case, kit, tmp_path)
-    kit.same(expected, ends(case, kit, tmp_path, FindsInBetween({epoch}), order=order))
+    callback = case.make()
+    trainer = kit.fit(case.module(), *[callback, FindsInBetween({epoch})][::order], default_root_dir=tmp_path)
+    _, expected = kit.plain_fit(case)
+    kit.same(expected, kit.state(trainer, callback))

@@ -1,5 +1,7 @@
 """Activation checkpointing changes nothing: forwards that run once more in the backward count for nothing."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,7 @@ def plain(state):
     return [plain(each) for each in state] if isinstance(state, (list, tuple)) else state
 
 
+@functools.cache  # what nothing was recomputed in is compared with more than once
 def end(case, kit, kind, reentrant, *, whole):
     module, callback = case.module(kind=checkpointing(kind, reentrant, whole=whole)), case.make()
     trainer = kit.fit(module, callback)

@@ -1,6 +1,7 @@
 """A run that was cut short and goes on ends where an uninterrupted one does."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -9,15 +10,27 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_optim.surgery.shrunk_checkpoint import MARK
 
 
+@pytest.fixture(scope="session")
+def saved_fits(tmp_path_factory):
+    """A fit of each case that saves at every step; made once, since its files are read and never written to."""
+
+    @functools.cache
+    def fit(case, kit):
+        folder = tmp_path_factory.mktemp("saved")
+        saver = ModelCheckpoint(
+            folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False
+        )
+        ends = ModelCheckpoint(folder / "ends", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        module, callback = case.module(), case.make()
+        trainer = kit.fit(module, callback, saver, ends, enable_checkpointing=True)
+        return folder, copy.deepcopy(kit.state(trainer, callback))
+
+    return fit
+
+
 @pytest.fixture
-def uninterrupted(case, kit, tmp_path):
-    saver = ModelCheckpoint(
-        tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False
-    )
-    ends = ModelCheckpoint(tmp_path / "ends", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-    module, callback = case.module(), case.make()
-    trainer = kit.fit(module, callback, saver, ends, enable_checkpointing=True)
-    return tmp_path, copy.deepcopy(kit.state(trainer, callback))
+def uninterrupted(case, kit, saved_fits):
+    return saved_fits(case, kit)
 
 
 def resume(case, kit, folder, name, expected):
