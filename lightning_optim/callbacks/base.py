@@ -75,7 +75,18 @@ class TechniqueCallback(Callback, ABC):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
             self.stopped(trainer)
+        elif isinstance(exception, (RuntimeError, ValueError)):
+            self.failed(pl_module, str(exception))
         self.release()
+        self._loading.undo()
+
+    def failed(self, pl_module: LightningModule, error: str) -> None:  # as below
+        """Say what may have made a stage fail; nothing by default.
+
+        Args:
+            pl_module: The module.
+            error: The text of the error.
+        """
         self._loading.undo()
 
     def stopped(self, trainer: Trainer) -> None:  # a hook, not every technique has something to say

@@ -102,11 +102,9 @@ class PruningScheduler(TechniqueCallback):
         super().__init__(name=name)
         self.criterion = criterion or Magnitude()
         self.structure = structure or Weight()
-        self.schedule = schedule
-        self.targets = targets or Targets()
+        self.schedule, self.targets = schedule, targets or Targets()
         self.window = window or (Window(end=0.75, every=0.0375) if until is None else Window(end=0.5, every=0.025))
-        self.until, self.rewind, self.regrow = until, rewind, regrow
-        self.network = network
+        self.until, self.rewind, self.regrow, self.network = until, rewind, regrow, network
         check_schedule(schedule, self.structure)
         self.allocation = allocation or Uniform()
         self._monitors = SuspendedMonitors()
@@ -145,17 +143,15 @@ class PruningScheduler(TechniqueCallback):
     @property
     def cut(self) -> dict[str, Any]:
         """What was physically kept: tensor of the network -> its cuts ``[dim, kept positions, original size]``."""
-        state = self._pruned.state.state_dict() if self._restored is None else self._restored
-        return dict(state["cut"])
+        return dict((self._pruned.state.state_dict() if self._restored is None else self._restored)["cut"])
 
     def follow(self, copy: nn.Module) -> None:
         """Mask and cut a copy of the network with it, such as a momentum encoder; to be called before each fit.
 
         Args:
             copy: A module with the network's names and shapes. Averaged copies of Lightning's callbacks follow anyway.
+                What is rewound is rewound in it as well if the LightningModule holds it.
         """
-        if self.rewind is not None:
-            raise ValueError("rewind goes back to shapes that a followed copy no longer has; leave one of the two out")
         self._pruned.reshaper.follow(copy)
 
     # Setting up: nothing is changed before everything is checked.
@@ -168,7 +164,9 @@ class PruningScheduler(TechniqueCallback):
         if stage == "fit" and any(setting is not None for setting in (self.until, self.rewind, self.regrow)):
             reshaper.check_whole(trainer, "until, rewind and regrow")
         if self._owner is not None and self._owner is not pl_module:
+            copies = reshaper.newly_followed()
             self._start_afresh()  # the state is that of another model
+            self._pruned.reshaper.follow(*copies)
         self._owner = pl_module
         self._pruned.key = self.state_key
         self._pruned.reshaper.attach(trainer, pl_module, self.state_key, self.network, lambda: self.cut)
@@ -225,7 +223,7 @@ class PruningScheduler(TechniqueCallback):
         if progress is None:
             return
         aim = self._guard.next_sparsity(progress)
-        if aim is not None and self._is_due(aim) and self._is_ready(trainer):
+        if aim is not None and self._is_due(trainer, aim):
             if self._has_newcomers:
                 self._monitors.suspend(trainer)
             try:
@@ -278,10 +276,9 @@ class PruningScheduler(TechniqueCallback):
         joined = self._evidence.layers.keys() - set(self._pruned.state.decided)
         return bool(joined) and bool(self._reached) and not self._guard.is_on
 
-    def _is_due(self, aim: float) -> bool:
-        return (aim != self._reached or self._has_newcomers) and not self._targeted.is_waiting
-
-    def _is_ready(self, trainer: Trainer) -> bool:
+    def _is_due(self, trainer: Trainer, aim: float) -> bool:
+        if self._targeted.is_waiting or (aim == self._reached and not self._has_newcomers):
+            return False
         return self._pruned.calls.are_known and self._evidence.is_ready(trainer.current_epoch)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
@@ -313,8 +310,7 @@ class PruningScheduler(TechniqueCallback):
             self._conflicts.check_coupling(trainer, pl_module, coupling, parameters)
         seen = self._evidence.prunable(trainer, parameters, coupling, pruned.state.refused)
         if not seen and not self._reached:
-            count = len(self._evidence.layers)
-            raise TargetError(f"none of the {count} targeted layers can lose channels; target others")
+            raise TargetError(f"none of {len(self._evidence.layers)} targeted layers can lose channels; target others")
         group = shard_group([parameters[name] for name in seen])
         if coupling is not None and pruned.state.prices is None and pruned.pruner.cost is not None:
             targets = {name: parameters[name] for name in weight_names(self.layers(pl_module))}
@@ -391,6 +387,10 @@ class PruningScheduler(TechniqueCallback):
     def stopped(self, trainer: Trainer) -> None:
         if not self._guard.is_on:
             warn_of_what_is_missing(self.target_sparsity, self.schedule(1.0))
+
+    @override
+    def failed(self, pl_module: LightningModule, error: str) -> None:
+        self._pruned.explain(pl_module, error)
 
     @override
     def release(self) -> None:

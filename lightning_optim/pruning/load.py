@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from lightning_optim.errors import ArtefactError, CaptureError, LightningOptimError, reason_of
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Group, couple, keep_channels
+from lightning_optim.pruning.masks import unpack
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import apply_cut, taken_out
 from lightning_optim.surgery.masked_norm import MaskedNorm, mask_norms
 from lightning_optim.surgery.resize import resize, sizes_of
-from lightning_optim.surgery.select import named_modules, submodule
+from lightning_optim.surgery.select import named_modules, plain_name, submodule
 from lightning_optim.surgery.shrunk_checkpoint import cuts_in, norms_in
 from lightning_optim.surgery.weights import check_shapes, fit_names, load_fitted, read_plain, weights_in
 
@@ -68,11 +69,13 @@ def load_pruned(
     try:
         for one in cuts:  # modules that were taken out have no names in the file
             gone = {name: one[name] for name in taken_out(one)}
-            if gone:
-                resize(_cut_network(loaded, gone, {}, path), gone)
+            for network in _bypassed_networks(loaded, gone, weights, path) if gone else ():
+                resize(network, gone)
         weights = fit_names(weights, loaded, path, advice="give the module that was saved")
         for one in cuts:
-            resize(_cut_network(loaded, one, weights, path), one)
+            left = {name: cuts for name, cuts in one.items() if name not in taken_out(one)}
+            for network in _cut_networks(loaded, left, weights, path).values() if left else ():
+                resize(network, left)
         if not cuts and example is not None:
             _shape_after(loaded, weights, example)
     except ArtefactError:
@@ -83,8 +86,10 @@ def load_pruned(
     advice = "give the module that was saved" if is_known else "give cut or example, if channels were removed"
     check_shapes(weights, loaded, path, advice=advice)
     load_fitted(weights, loaded)
-    for norms in norms_in(content).values():
-        mask_norms(_norms_network(loaded, norms, path), norms)
+    for key, norms in norms_in(content).items():
+        masks = {name: unpack(held["bits"], held["shape"]) for name, held in content["callbacks"][key]["masks"].items()}
+        for network in _norms_networks(loaded, norms, masks, path):
+            mask_norms(network, norms)
     return loaded
 
 
@@ -98,31 +103,56 @@ def _read_cut(path: Path) -> Cut:
     return content
 
 
-def _cut_network(model: nn.Module, cut: Cut, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """The module whose names the record has, and whose weights in the file have the record's sizes.
+def _cut_networks(model: nn.Module, cut: Cut, weights: Mapping[str, Tensor], path: Path) -> dict[str, nn.Module]:
+    """Modules whose names the record has, and whose weights in the file have the record's sizes, by what leads there.
 
-    Of several such modules it is the first that is not cut yet: the record of each network finds its own.
+    A network's copies were cut with it. Of two networks of one shape, each was cut by a record of its own: what is cut
+    already stays.
     """
-    found = []
+    found = {}
     for prefix in ("", *named_modules(model)):
         network = submodule(model, prefix)
         dot = f"{prefix}." if prefix else ""
         if all(_fits(network, name, cuts, weights.get(dot + name)) for name, cuts in cut.items()):
-            found.append(network)
+            found[dot] = network
     if not found:
         raise ArtefactError(
             f"the cut recorded in {path} is of another model than {type(model).__name__}, or of other weights"
         )
-    return next((network for network in found if _is_whole(network, cut)), found[0])
+    return {dot: network for dot, network in found.items() if _is_whole(network, cut)} or dict([*found.items()][:1])
 
 
-def _norms_network(model: nn.Module, norms: Mapping[str, MaskedNorm], path: Path) -> nn.Module:
-    """The module below which there are all layers whose norms were masked, with tensors of the same sizes."""
-    for prefix in ("", *named_modules(model)):
-        network = submodule(model, prefix)
-        if all(_fits_norm(network, name, norm) for name, norm in norms.items()):
-            return network
-    raise ArtefactError(f"the masks recorded in {path} are of another model than {type(model).__name__}")
+def _bypassed_networks(model: nn.Module, gone: Cut, weights: Mapping[str, Tensor], path: Path) -> list[nn.Module]:
+    """Modules that hold what was taken out, by the names that the file lacks; the first, where it tells nothing."""
+    found = _cut_networks(model, gone, {}, path)
+    lacking = [
+        network
+        for dot, network in found.items()
+        if any(name.startswith(dot) for name in weights)
+        and not any(name.startswith(tuple(f"{dot}{module}." for module in gone)) for name in weights)
+    ]
+    return lacking or [*found.values()][:1]
+
+
+def _norms_networks(
+    model: nn.Module, norms: Mapping[str, MaskedNorm], masks: Mapping[str, Tensor], path: Path
+) -> list[nn.Module]:
+    """Modules below which there are all layers whose norms were masked, and zeros wherever a mask has put them."""
+    networks = [submodule(model, prefix) for prefix in ("", *named_modules(model))]
+    found = [each for each in networks if all(_fits_norm(each, name, norm) for name, norm in norms.items())]
+    if not found:
+        raise ArtefactError(f"the masks recorded in {path} are of another model than {type(model).__name__}")
+    return [network for network in found if _is_masked(network, masks)] or found[:1]
+
+
+def _is_masked(network: nn.Module, masks: Mapping[str, Tensor]) -> bool:
+    parameters = {plain_name(name): parameter for name, parameter in network.named_parameters(remove_duplicate=False)}
+    return all(
+        name in parameters
+        and parameters[name].shape == keep.shape
+        and not parameters[name][~keep.to(parameters[name].device)].any()
+        for name, keep in masks.items()
+    )
 
 
 def _fits_norm(network: nn.Module, name: str, norm: MaskedNorm) -> bool:

@@ -97,10 +97,9 @@ class Snapshot:
                 if plain_name(name).startswith(prefix):
                     buffer.copy_(held[plain_name(name)])
 
-    def cut(self, plan: CutPlan, prefix: str) -> None:
-        """Follow a cut of the model: ``plan`` names tensors below ``prefix``, itself empty or ending in a dot."""
-        for name, cuts in plan.items():
-            full = f"{prefix}{name}"
+    def cut(self, plan: CutPlan, *prefixes: str) -> None:
+        """Follow a cut of the model: ``plan`` names tensors below each prefix, itself empty or ending in a dot."""
+        for full, cuts in ((f"{prefix}{name}", cuts) for prefix in prefixes for name, cuts in plan.items()):
             for held in self._modules:
                 if full not in held:
                     continue

@@ -299,12 +299,12 @@ class PruningEvidence:
             if statistic.resets_at_step:
                 running_sum.reset()
 
-    def cut(self, plan: CutPlan, prefix: str = "") -> None:
+    def cut(self, plan: CutPlan, *prefixes: str) -> None:
         """Follow a cut of the network: ``plan`` names its tensors; activations are gathered afresh.
 
         Args:
             plan: What is kept of the network's tensors.
-            prefix: The network's place in the LightningModule; names here are those of the network.
+            prefixes: Where that and its copies lie in the LightningModule; names here are those of the network.
         """
         gone = tuple(f"{name}." for name in taken_out(plan))
         if gone:  # no input reaches their layers

@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
+from lightning_optim.callbacks.pruning.full_size import warn_of_full_size
 from lightning_optim.callbacks.pruning.network_calls import NetworkCalls
 from lightning_optim.callbacks.pruning.ranks import of_rank_zero, summed
 from lightning_optim.callbacks.trainer.reshape import Reshaper
@@ -39,8 +40,8 @@ from lightning_optim.surgery.torch_private import uncompiled
 class Follower(Protocol):
     """Holder of tensors that have the network's shapes, and must be cut with them."""
 
-    def cut(self, plan: CutPlan, prefix: str) -> None:
-        """Follow a cut: ``plan`` names tensors of the network, which lies below ``prefix`` in its LightningModule."""
+    def cut(self, plan: CutPlan, *prefixes: str) -> None:
+        """Follow a cut: ``plan`` names tensors that lie below each of the prefixes in the LightningModule."""
 
 
 @final
@@ -275,7 +276,7 @@ class PrunedNetwork:
         self._mask_norms(trainer, {})
         sizes = self.reshaper.cut(trainer, pl_module, self.name, self.state.due)
         for follower in self.followers:
-            follower.cut(self.state.due, f"{self.name}." if self.name else "")
+            follower.cut(self.state.due, *self.reshaper.prefixes(pl_module, self.name))
         self.state = self.state.after_cut(sizes)
         self._masks.follow(self.parameters(pl_module))
         self.watch(trainer)
@@ -350,6 +351,10 @@ class PrunedNetwork:
         with whole_norms(self.live(trainer.lightning_module)):
             yield
         self._mask_norms(trainer, self.state.norms)
+
+    def explain(self, pl_module: LightningModule, error: str) -> None:
+        """Say what may have made a fit fail over a size: what the module still holds at full size."""
+        warn_of_full_size(pl_module, self.name, self.state.cut, error)
 
     # State.
 

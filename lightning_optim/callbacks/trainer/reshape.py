@@ -16,7 +16,7 @@ from lightning_optim.surgery.masked_norm import mask_norms
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.rebind import check_cut, check_optimizer, rebind_module, rebind_optimizer
 from lightning_optim.surgery.resize import resize, sizes_of
-from lightning_optim.surgery.select import find_network, plain_name, submodule
+from lightning_optim.surgery.select import find_network, named_modules, plain_name, submodule
 from lightning_optim.surgery.shrunk_checkpoint import cuts_in, mark_shrunk, norms_in
 from lightning_optim.surgery.torch_private import uncompiled
 
@@ -28,19 +28,40 @@ class Reshaper:
     def __init__(self) -> None:
         self._patches = Patches()
         self._copies: list[nn.Module] = []
+        self._num_attached = 0
 
-    def follow(self, copy: nn.Module) -> None:
-        """Keep a copy of the network, which the user holds, in the network's shape."""
-        if not any(copy is known for known in self._copies):
-            self._copies.append(copy)
+    def follow(self, *copies: nn.Module) -> None:
+        """Keep copies of the network, which the user holds, in the network's shape.
+
+        Raises:
+            TypeError: If one is no module.
+        """
+        for copy in copies:
+            if not isinstance(copy, nn.Module):
+                raise TypeError(
+                    f"follow needs a module with the network's names, got {type(copy).__name__}: keep the copy as "
+                    "copy.deepcopy(network), whose parameters() are the tensors, and give that"
+                )
+            if not any(copy is known for known in self._copies):
+                self._copies.append(copy)
+
+    def newly_followed(self) -> list[nn.Module]:
+        """The copies that no stage of a trainer has seen yet."""
+        return self._copies[self._num_attached :]
 
     def check_copies(self, network: nn.Module) -> None:
         """Refuse copies that are none, before anything has changed.
 
         Raises:
-            TargetError: If a tensor of the network is not in a copy, or has another shape there.
+            TargetError: If a tensor of the network is not in a copy, or has another shape there, or is the very same.
         """
+        own = {id(parameter) for parameter in network.parameters()}
         for copy in self._copies:
+            if any(id(parameter) in own for parameter in copy.parameters()):
+                raise TargetError(
+                    f"{type(copy).__name__}, given to follow, holds weights of the network itself, which need no "
+                    "following; give a copy with weights of its own (copy.deepcopy), or leave it out"
+                )
             held = {plain_name(name): value.shape for name, value in copy.state_dict().items()}
             for name, value in network.state_dict().items():
                 if held.get(plain_name(name)) != value.shape:
@@ -55,6 +76,12 @@ class Reshaper:
         for average in averaged_copies(trainer):
             yield submodule(average, network_name)
         yield from self._copies
+
+    def prefixes(self, pl_module: LightningModule, network_name: str) -> list[str]:
+        """Where the network and the copies of it lie in the LightningModule: empty, or ending in a dot."""
+        places = {id(module): name for name, module in named_modules(pl_module).items()}
+        names = [network_name, *(places[id(copy)] for copy in self._copies if id(copy) in places)]
+        return [f"{name}." if name else "" for name in names]
 
     @staticmethod
     def check_strategy(trainer: Trainer, *, shrinks: bool) -> None:
@@ -130,6 +157,7 @@ class Reshaper:
             original(checkpoint)
             mark_shrunk(checkpoint, state_key, cut())
 
+        self._num_attached = len(self._copies)
         self._patches.undo()
         self._patches.wrap(pl_module, "on_save_checkpoint", on_save_checkpoint)
         self._patches.wrap(pl_module, "on_load_checkpoint", on_load_checkpoint)
