@@ -40,6 +40,7 @@ class Readers:
         """Watch the next forward pass, if none has been seen yet."""
         self._writers, self._readers = dict(writers), dict(readers)
         if not self.is_known:
+            self._taps.remove()
             self._taps.attach({**writers, **readers})
 
     def open(self) -> None:
@@ -55,17 +56,17 @@ class Readers:
         """Conclude from what was seen since ``open``, once.
 
         Raises:
-            TapError: If a module was not called.
+            TapError: If a writer was not called; readers need not be.
         """
         if not self._taps.is_attached:
             return
-        calls = self._taps.take()
+        calls = self._taps.take(may_be_silent=self._readers)
         # The calls hold every tensor, so that no two have the same identity.
         written = {id(call.output): name for name in self._writers for call in calls[name]}
         read = {
             name: next(iter((*call.args, *call.kwargs.values())), None)
             for name in self._readers
-            for call in calls[name]
+            for call in calls.get(name, ())
         }
         self._found = {
             written[id(value)]: name

@@ -160,13 +160,16 @@ class PruningEvidence:
         """Add what was seen in the batch.
 
         Raises:
-            TapError: If a watched layer was not called.
+            TapError: If a targeted layer was not called; others, as copies of the network, need not be.
         """
-        self._norms.take()
-        if self._taps.is_attached:
-            for name, calls in self._taps.take().items():
-                for call in calls:
-                    self._measure(name, call)
+        try:
+            self._norms.take()
+            seen = self._taps.take(may_be_silent=self._watched.keys() - self._layers.keys())
+        except TapError as error:
+            raise TapError(f"{type(self._criterion).__name__!r}: {error} Or leave it out in targets.exclude") from None
+        for name, calls in seen.items():
+            for call in calls:
+                self._measure(name, call)
 
     def _measure(self, name: str, call: ModuleCall) -> None:
         layer = self._watched[name]

@@ -95,8 +95,9 @@ class _BudgetAllocation(Allocation):
         if least > self._limit(sparsity):
             raise ValueError(
                 f"a budget of {1.0 - sparsity:.3g} of the original {self.prices.unit} is below the floor of "
-                f"{least / self.prices.full:.3g}, the cost of the layers that are no targets and of the least channels "
-                "that each group keeps; lower the schedule's end, target more layers, or lower allocation.min_kept"
+                f"{least / self.prices.full:.3g}, the cost of the layers that are frozen or no targets and of the "
+                "least channels that each group keeps; lower the schedule's end, train and target more layers, or "
+                "lower allocation.min_kept"
             )
 
     def _limit(self, sparsity: float) -> float:
