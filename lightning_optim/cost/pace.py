@@ -33,6 +33,11 @@ class Pace:
         self._loop: Callable[[], object] = lambda: sum(range(8000))
         self._product: Callable[[], object] = lambda: [matrix @ matrix for _ in range(4)]
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a moment to which others are held."""
+        return math.isfinite(self._least)
+
     def read(self) -> float:
         """Measure the ratio; takes about a millisecond."""
         reading = _seconds(self._loop) / _seconds(self._product)

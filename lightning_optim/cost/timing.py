@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from lightning_optim.cost.pace import process_pace
+
 _SAMPLE_SECONDS = 5e-4  # a sample is long against the clock's own cost
 _REFERENCE_SIZE = 96
+_BLOCK = 4  # samples from one reading of the pace to the next
+_PATIENCE = 3  # times the samples that are asked for, to wait for so many calm ones
 
 
 def time_call(call: Callable[[], object], rounds: int = 11) -> float:
@@ -23,9 +28,12 @@ def time_call(call: Callable[[], object], rounds: int = 11) -> float:
     and an untimed call before each sample brings back what it has thrown out of the caches. Calls timed in calm and in
     busy moments stay comparable.
 
+    Work that shares the core itself slows the two by other shares (``Pace``). Samples of such moments are left out, for
+    up to three times as many samples; where there are still too few, all of them count, and a warning says so.
+
     Args:
         call: Function that is timed; each call must do the same work.
-        rounds: Samples, at least 3.
+        rounds: Samples, at least 3; up to three more are taken.
 
     Raises:
         ValueError: If ``rounds`` is below 3.
@@ -37,16 +45,38 @@ def time_call(call: Callable[[], object], rounds: int = 11) -> float:
     """
     if rounds < 3:
         raise ValueError(f"rounds must be at least 3, got {rounds}")
-    reference = _reference()
     with undisturbed():
-        repeats = [_repeats(function) for function in (call, reference)]
-        before, multiples = _sample(reference, repeats[1]), []
-        for _ in range(rounds):
+        calm, taken = _multiples(call, rounds)
+        if len(calm) < rounds:
+            warnings.warn(
+                "a latency may be too long: other work shared the processor's core for as long as it was measured; "
+                "measure again on an idle machine",
+                stacklevel=2,
+            )
+        return _quartile(calm if len(calm) >= rounds else taken) * _reference_seconds()
+
+
+def _multiples(call: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
+    """Samples of a call as multiples of the reference: those of calm moments, and all that were taken."""
+    reference, pace = _reference(), process_pace()
+    repeats = [_repeats(function) for function in (call, reference)]
+    if not pace.is_known:
+        pace.remember()
+    calm: list[float] = []
+    taken: list[float] = []
+    was_calm = pace.is_calm(pace.read())
+    while len(calm) < rounds and len(taken) < _PATIENCE * rounds:
+        before, block = _sample(reference, repeats[1]), []
+        for _ in range(_BLOCK):
             sample = _sample(call, repeats[0])
             after = _sample(reference, repeats[1])
-            multiples.append(2.0 * sample / (before + after))
+            block.append(2.0 * sample / (before + after))
             before = after
-        return _quartile(multiples) * _reference_seconds()
+        is_calm = pace.is_calm(pace.read())
+        taken += block
+        calm += block if was_calm and is_calm else []
+        was_calm = is_calm
+    return calm, taken
 
 
 def _reference() -> Callable[[], object]:
