@@ -319,11 +319,20 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)  # before what is slow is left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave a law over most leaves to ``-m slow``, unless it is marked to run over every leaf."""
+    """Leave a law over most leaves to ``-m slow``, unless it is marked to run over every leaf.
+
+    What is ``crossed`` meets the leaves in other pairs of settings, and runs over each callback as it comes.
+    """
     for item in items:
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-        if isinstance(case, Case) and not (stands_for_its_family(case) or item.get_closest_marker("every_leaf")):
+        if isinstance(case, Case) and not runs_by_default(item, case):
             item.add_marker(pytest.mark.slow)
+
+
+def runs_by_default(item: pytest.Item, case: Case) -> bool:
+    if item.get_closest_marker("every_leaf"):
+        return True
+    return stands_for_its_family(case) and not (item.get_closest_marker("crossed") and case.leaf != "default")
 
 
 def write_teachers(folder: Path) -> None:
