@@ -5,6 +5,7 @@ On a terminal they move; in a file or a pipe they leave a line every few seconds
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from types import TracebackType
@@ -15,12 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typing_extensions import override
 
-from lightning_optim.callbacks.trainer.messages import SECONDS, Pace
+from lightning_optim.callbacks.trainer.messages import MESSAGES, SECONDS, Pace
 
 
 @final
 class RecipeProgress:
-    """Live display of stages and epochs; silent on all ranks but one."""
+    """Live display of stages and epochs, with what the callbacks say about their steps; silent on all ranks but one."""
 
     def __init__(self, num_stages: int, console: Console, *, is_shown: bool) -> None:
         self._progress = Progress(
@@ -33,20 +34,24 @@ class RecipeProgress:
             disable=not is_shown,
         )
         self._lines = _Lines(console, is_shown=is_shown)
+        self._messages = _Messages(console, is_shown=is_shown)
         self._stages = self._progress.add_task("stages", total=num_stages, note="")
         self._epochs = self._progress.add_task("epochs", total=None, note="", visible=False)
 
     def __enter__(self) -> RecipeProgress:
         self._progress.start()
+        self._messages.attach()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._messages.release()
         self._progress.stop()
 
     def begin(self, stage: str) -> None:
         """Show that a stage begins."""
+        self._messages.stage = stage
         self._progress.update(self._stages, note=stage)
         self._lines.say(f"{stage}: begins")
 
@@ -69,6 +74,32 @@ class RecipeProgress:
             self._epochs, description=f"  {stage}", completed=int(done), total=total, note=note, visible=True
         )
         self._lines.say(f"{stage}: {done:.1f} of {total} epochs  {note}")
+
+
+@final
+class _Messages(logging.Handler):
+    """Lines that the callbacks log, each behind the name of its stage, whatever level Lightning's own have."""
+
+    def __init__(self, console: Console, *, is_shown: bool) -> None:
+        super().__init__()
+        self.stage = ""
+        self._console, self._is_shown = console, is_shown
+        self._before = (MESSAGES.level, MESSAGES.propagate)
+
+    def attach(self) -> None:
+        self._before = (MESSAGES.level, MESSAGES.propagate)
+        if self._is_shown:
+            MESSAGES.addHandler(self)
+            MESSAGES.setLevel(logging.INFO)
+            MESSAGES.propagate = False  # each line once
+
+    def release(self) -> None:
+        MESSAGES.removeHandler(self)
+        MESSAGES.level, MESSAGES.propagate = self._before
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(f"{self.stage}: {record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
 
 
 @final

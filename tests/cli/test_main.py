@@ -125,6 +125,9 @@ def test_a_projects_own_module_and_data_are_compressed_and_analyzed_from_its_fol
     answer = call("model=custom", "data=custom", *OWN, "+model.width=16", "+recipe.stages.qat.settings.lr=1e-4", *words)
     assert answer.code == 0, answer.err
     assert (project / "run" / "model.onnx").is_file()
+    steps = [line for line in answer.out.splitlines() if line.startswith("prune: PruningScheduler: channel: ")]
+    assert " of 16 gone (" in steps[0]  # one line a step, from the first to the last
+    assert " in this step (" in steps[-1]
     assert call("run=run").code == 0
     analyzed = ("analyze", *OWN, "+model.width=16", "weights=run/stages/0-base", "sparsities=[0.5]", "bits=[]")
     answer = call(*analyzed, "hydra.run.dir=analysis")

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optim.callbacks.pruning.last_good import LastGoodState
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
 from lightning_optim.callbacks.pruning.schedule_checks import closes_within_fit
 from lightning_optim.callbacks.trainer.cooldown import Cooldown
 from lightning_optim.callbacks.trainer.lightning_private import is_validation_due
+from lightning_optim.callbacks.trainer.messages import tell
 from lightning_optim.callbacks.trainer.validations import validations_left
 from lightning_optim.pruning.structure.base import Shrink
 from lightning_optim.pruning.until.metric_drop import MetricDrop, Verdict
@@ -160,7 +161,7 @@ class MetricGuard:
         reached, good = self._reached or 0.0, self._good.reached or 0.0
         gives_back = self._watch.is_close and not self._is_stopped
         how = "what was pruned since comes back" if gives_back else f"back to {good:g}"
-        rank_zero_info(f"{self._monitor} is {value:g} at sparsity {reached:g}, where {good:g} was good: {how}")
+        tell(trainer, f"{self._monitor} is {value:g} at sparsity {reached:g}, where {good:g} was good: {how}")
         if gives_back:
             self._good.give_back(trainer, pl_module)
         else:

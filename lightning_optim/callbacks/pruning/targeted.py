@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import final
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.pruning.untreated import untreated_layers
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
+from lightning_optim.callbacks.trainer.messages import tell
 from lightning_optim.errors import TargetError
 from lightning_optim.surgery.parametrized import pruned_weight
 from lightning_optim.surgery.select import Targets, submodule
@@ -48,7 +49,7 @@ class TargetedLayers:
         trained = {name: self._layers[name] for name in (*pruned, *now) if name in self._layers}
         newcomers = trained.keys() - self._names
         if self._names and newcomers:
-            rank_zero_info(f"{_some(newcomers)} trained from now on, and pruned with the others")
+            tell(pl_module.trainer, f"{_some(newcomers)} trained from now on, and pruned with the others")
         self._names |= trained.keys()
         return trained
 
