@@ -34,8 +34,8 @@ def recur(call: OperatorCall) -> Result:
             read = outputs
         _tie_layer(call, units, read, [axis for axes in parameters[number : number + each] for axis in axes])
     _tie_states(call, units)
-    states = [*fixed(len(inputs) - 1), units]
-    return [[*fixed(len(inputs) - 1), outputs], *([*states] for _ in call.outputs[1:])]
+    # Ranks are the graph's: torch 2.9 notes the states of an LSTM with an axis too many.
+    return [[*fixed(len(shape) - 1), last] for shape, last in zip(call.outputs, (outputs, units, units), strict=False)]
 
 
 def _tie_layer(call: OperatorCall, units: Axis | None, read: Axis | None, axes: list[Axis | None]) -> None:
