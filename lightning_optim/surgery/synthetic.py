@@ -61,8 +61,10 @@ def fillings(description: Description) -> Iterator[Filling]:
 
 def batch_of(arguments: Any) -> int:
     """Length of the first dimension of the first tensor; 0 if there is none."""
-    leaves = pytree.tree_leaves(arguments)
-    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0), 0)
+    for leaf in pytree.tree_leaves(arguments):  # a loop can be compiled by torch 2.8 too
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return leaf.shape[0]
+    return 0
 
 
 def describe(value: Any, *, batch: int, rows: int, device: str = "cpu", name: str = "the value") -> Description:

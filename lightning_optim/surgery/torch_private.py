@@ -84,6 +84,9 @@ COMPILED_CHILD = "_orig_mod"
 COMPILED_CALL = "_compiled_call_impl"
 """Attribute in which ``nn.Module.compile`` leaves the compiled call; ``None`` in a module that is not compiled."""
 
+ISOLATES_GRAPHS = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+"""Whether ``torch.compile`` can keep a network's graphs apart from those of its class, as from torch 2.13 on."""
+
 
 def is_compiled_wrapper(module: nn.Module) -> bool:
     """Whether a module is the wrapper that ``torch.compile`` has put around another one."""
@@ -116,7 +119,10 @@ def frame_compiler(module: nn.Module) -> Any:
 
 def backend_of(frame_compiler: Callable[..., Any]) -> Callable[..., Any]:
     """Backend of ``torch.compile`` inside a callback that compiles frames."""
-    backend: Callable[..., Any] = torch._dynamo.eval_frame.innermost_backend(frame_compiler)
+    backend = frame_compiler
+    for name in ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable"):  # the latter up to torch 2.8
+        while (inner := getattr(backend, name, None)) is not None:
+            backend = inner
     return backend
 
 
@@ -187,6 +193,12 @@ def arguments_of(operator: OpOverload) -> list[Any]:
 def schema_name(operator: OpOverload) -> str:
     """Name in the schema of an operator, such as ``"aten::add"``."""
     return operator._schema.name
+
+
+def drop_guards(program: torch.export.ExportedProgram) -> None:
+    """Forget which sizes a captured program checks when it runs: torch 2.9 cannot decompose one that checks them."""
+    if "_guards_code" in vars(program):  # from torch 2.9 on
+        program._guards_code = []
 
 
 def quantized_operators() -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential, set_checkpoint_early_stop
 
 from lightning_optim.quantization import (
     Affine,
@@ -93,6 +93,11 @@ def several(net, x):
     return one + other
 
 
+def checkpoint_whole(function, *args):
+    with set_checkpoint_early_stop(enable=False):
+        return checkpoint(function, *args, use_reentrant=False)
+
+
 FUNCTIONS = (residual, pending, nested, normalized, in_place, skipping, several)
 SETTINGS = {
     "int8": (Symmetric(), Affine(), MovingAverage()),
@@ -101,7 +106,7 @@ SETTINGS = {
 }
 RUNS = {
     "saved": partial(checkpoint, use_reentrant=False),
-    "saved whole": partial(checkpoint, use_reentrant=False, early_stop=False),
+    "saved whole": checkpoint_whole,
     "reentrant": partial(checkpoint, use_reentrant=True),
 }
 
