@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
@@ -15,6 +16,11 @@ from lightning_optim.graph.branches import residual_branches
 from lightning_optim.quantization import Affine, MinMax, MovingAverage, Symmetric
 from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.simulator import Simulator
+from lightning_optim.surgery.torch_private import ISOLATES_GRAPHS
+
+needs_graphs_of_its_own = pytest.mark.skipif(
+    not ISOLATES_GRAPHS, reason=f"torch.compile keeps no graphs apart (torch 2.13 does, this is {torch.__version__})"
+)
 
 
 def quiet(*callbacks, **settings):

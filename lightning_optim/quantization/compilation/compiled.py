@@ -15,6 +15,7 @@ from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.compilation import Compiler
 from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.torch_private import (
+    ISOLATES_GRAPHS,
     backend_error,
     can_compile,
     compilation_errors,
@@ -49,6 +50,11 @@ class CompiledSimulation:
         if compiler is not None and odd is not None:
             self._compiler = None
             self._warn(f"{odd} cannot be part of a graph")
+        elif compiler is not None and not ISOLATES_GRAPHS:
+            self._compiler = None
+            self._warn(
+                f"graphs of its own need torch 2.13 or newer, and this is torch {torch.__version__}; update torch"
+            )
 
     def run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], *, fold: bool = False) -> Any:
         """Run the network's own ``forward``, simulated as far as the simulator knows it.

@@ -22,6 +22,9 @@ from lightning_optim.quantization import (
 )
 from lightning_optim.quantization.compilation.compiled import CompiledSimulation
 from lightning_optim.quantization.simulation.simulator import Simulator
+from support import needs_graphs_of_its_own
+
+pytestmark = needs_graphs_of_its_own
 
 
 @pytest.fixture(autouse=True)
