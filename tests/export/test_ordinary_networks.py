@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_optim.errors import ExportError
 from lightning_optim.export import ONNXRuntime, calibrate, verify
 from lightning_optim.export.fallbacks import planned_share
 
@@ -91,7 +92,15 @@ IN_FLOAT = {  # names of the operators whose products have no integer kernel
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+older = torch.__version__ < "2.13"
+MARKS = {
+    "adaptive maximum": pytest.mark.skipif(
+        older, reason=f"torch {torch.__version__} does not write adaptive_max_pool2d to ONNX, torch 2.13 does"
+    )
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in NETWORKS])
 def test_a_network_of_any_operators_runs_as_simulated(tmp_path, name):
     torch.manual_seed(0)
     net, shape = NETWORKS[name]()
@@ -105,6 +114,14 @@ def test_a_network_of_any_operators_runs_as_simulated(tmp_path, name):
     named = {key.rpartition(":")[2].removeprefix("float ").partition("[")[0] for key in written.fallbacks}
     assert named >= IN_FLOAT.get(name, set())
     assert sum(written.kernels.integer.values()) >= 2
+
+
+@pytest.mark.skipif(not older, reason="torch 2.13 writes it")
+def test_an_operator_that_an_older_torch_does_not_write_is_refused_with_the_torch_that_does(tmp_path):
+    net, shape = NETWORKS["adaptive maximum"]()
+    net(torch.randn(shape))
+    with pytest.raises(ExportError, match=rf"adaptive_max_pool2d.* torch 2.13 .*{torch.__version__[:3]}.*update torch"):
+        calibrate(net.eval(), [torch.randn(shape)]).export(tmp_path / "model.onnx")
 
 
 def test_integers_of_a_clip_between_values_are_emulated(tmp_path):

@@ -19,7 +19,7 @@ from lightning_optim.export.onnx_file.lengths import open_lengths
 from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.export.onnx_file.write import silence
 from lightning_optim.quantization.simulation.simulator import Simulator
-from lightning_optim.surgery.torch_private import checkpoints_ignored, pytree, quantized_operators
+from lightning_optim.surgery.torch_private import checkpoints_ignored, drop_guards, pytree, quantized_operators
 
 _ATEN, _DECOMPOSED = torch.ops.aten, quantized_operators()
 _QUANTIZE = _DECOMPOSED.quantize_per_tensor.default
@@ -87,7 +87,9 @@ def capture_program(
         with silence(), torch.no_grad(), checkpoints_ignored(), open_lengths():
             program: ExportedProgram = torch.export.export(
                 capture.model, capture.args, capture.kwargs, dynamic_shapes=capture.shapes, strict=False
-            ).run_decompositions({})
+            )
+            drop_guards(program)
+            program = program.run_decompositions({})
     except Exception as error:  # an exporter raises whatever its many layers raise
         raise ExportError(f"{type(network).__name__} cannot be captured: {cause_of(error)}") from error
     for rewrite in (

@@ -23,7 +23,7 @@ from lightning_optim.export.onnx_file.pooling import spell_out_pools
 from lightning_optim.export.onnx_file.strip import strip_model
 from lightning_optim.optional import require
 from lightning_optim.surgery.containers import as_plain, find_tensors
-from lightning_optim.surgery.torch_private import checkpoints_ignored, pytree
+from lightning_optim.surgery.torch_private import checkpoints_ignored, drop_guards, pytree
 
 _LARGEST = 2**31 - 1  # protobuf's limit for one message, in bytes
 
@@ -102,7 +102,10 @@ def write_onnx(
     try:
         proto = _translate(prepare_capture(model, *example, open_dims=open_dims(dimensions)), opset, translations)
     except Exception as error:  # an exporter raises whatever its many layers raise
-        raise ExportError(f"{name} cannot be exported to ONNX: {cause_of(error)}") from error
+        reason = cause_of(error)
+        if "No ONNX function" in reason and torch.__version__ < "2.13":  # such as adaptive_max_pool2d in torch 2.9
+            reason += f"; torch 2.13 writes more operators than this torch {torch.__version__}: update torch"
+        raise ExportError(f"{name} cannot be exported to ONNX: {reason}") from error
     strip_model(proto)
     if proto.ByteSize() > _LARGEST:
         raise ExportError(f"{name} takes {proto.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2 GB")
@@ -118,6 +121,7 @@ def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Ca
         names = _output_names(as_plain(output))
         # Captured here, not by torch.onnx: its fallbacks would fix the batch rather than fail.
         captured = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        drop_guards(captured)
         spell_out_pools(captured)
         program = torch.onnx.export(
             captured,
