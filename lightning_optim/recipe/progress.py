@@ -40,13 +40,13 @@ class RecipeProgress:
 
     def __enter__(self) -> RecipeProgress:
         self._progress.start()
-        self._messages.attach()
+        self._messages.connect()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._messages.release()
+        self._messages.disconnect()
         self._progress.stop()
 
     def begin(self, stage: str) -> None:
@@ -86,14 +86,14 @@ class _Messages(logging.Handler):
         self._console, self._is_shown = console, is_shown
         self._before = (MESSAGES.level, MESSAGES.propagate)
 
-    def attach(self) -> None:
+    def connect(self) -> None:
         self._before = (MESSAGES.level, MESSAGES.propagate)
         if self._is_shown:
             MESSAGES.addHandler(self)
             MESSAGES.setLevel(logging.INFO)
             MESSAGES.propagate = False  # each line once
 
-    def release(self) -> None:
+    def disconnect(self) -> None:
         MESSAGES.removeHandler(self)
         MESSAGES.level, MESSAGES.propagate = self._before
 
