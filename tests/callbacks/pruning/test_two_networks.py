@@ -1,5 +1,7 @@
 """Two networks in one LightningModule, each with callbacks of its own: they live together and resume together."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,9 +60,21 @@ def nothing(name):
     return None
 
 
-@pytest.mark.parametrize("beside", [nothing, quantization, distillation])
-@pytest.mark.parametrize("first", [None, Channel(), Channel(shrink="end")], ids=["weight", "update", "end"])
-@pytest.mark.parametrize("second", [None, Channel()], ids=["weight", "update"])
+FIRST = {"weight": None, "update": Channel(), "end": Channel(shrink="end")}
+SECOND = {"weight": None, "update": Channel()}
+BESIDE = [nothing, quantization, distillation]
+
+
+def sides():
+    """What happens to two networks: each pair of structures with one callback beside them; the rest is slow."""
+    found = itertools.product(enumerate(FIRST), enumerate(SECOND), enumerate(BESIDE))
+    for (one, first), (two, second), (three, beside) in found:
+        marks = [] if three == (one + two) % len(BESIDE) else pytest.mark.slow
+        said = f"{first}-{second}-{beside.__name__}"
+        yield pytest.param(FIRST[first], SECOND[second], beside, id=said, marks=marks)
+
+
+@pytest.mark.parametrize(("first", "second", "beside"), list(sides()))
 def test_two_networks_are_pruned_side_by_side_and_resume_bit_equal(first, second, beside, tmp_path):
     def callbacks():
         both = pruning("a", first), pruning("b", second, end=0.25), beside("a"), beside("b")
