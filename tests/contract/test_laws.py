@@ -9,12 +9,13 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
+TOGETHER = {"accumulate_grad_batches": 2, "precision": "bf16-mixed", "gradient_clip_val": 0.1}
 SETTINGS = {
     "plain": {},
-    "accumulation": {"accumulate_grad_batches": 2},
-    "bf16-mixed": {"precision": "bf16-mixed"},
-    "clipping": {"gradient_clip_val": 0.1},
+    "together": TOGETHER,
+    **{key: {key: value} for key, value in TOGETHER.items()},
 }
+MARKS = {"plain": pytest.mark.every_leaf, "together": []}  # what each does alone is met by each callback
 
 
 def prunes(case):
@@ -23,7 +24,7 @@ def prunes(case):
 
 @pytest.mark.parametrize(
     "settings",
-    [pytest.param(each, id=key, marks=[pytest.mark.every_leaf] * (key == "plain")) for key, each in SETTINGS.items()],
+    [pytest.param(each, id=key, marks=MARKS.get(key, pytest.mark.crossed)) for key, each in SETTINGS.items()],
 )
 def test_trains_under_the_trainers_settings(case, kit, settings):
     module, callback = case.module(), case.make()
