@@ -99,7 +99,10 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("where", STOPS)
+# A stop between two cuts is slow: pruning is also stopped where it is measured, and killed in the command line's tests.
+@pytest.mark.parametrize(
+    "where", [pytest.param(key, marks=[pytest.mark.slow] * (key == "between two cuts")) for key in STOPS]
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(whole, tmp_path, where):
     folder, finished = whole
     with pytest.raises(StoppedError):
