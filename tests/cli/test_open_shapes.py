@@ -74,7 +74,10 @@ def outputs(path, *shape):
     return session.run(None, {"images": np.zeros(shape, np.float32)})[0].shape
 
 
-@pytest.mark.parametrize("words", [[OPEN], ["+recipe.dynamic.images.2=height", "+recipe.dynamic.images.3=width"]])
+DOTTED = ["+recipe.dynamic.images.2=height", "+recipe.dynamic.images.3=width"]
+
+
+@pytest.mark.parametrize("words", [[OPEN], pytest.param(DOTTED, marks=pytest.mark.slow)], ids=["mapping", "dotted"])
 def test_every_file_of_a_run_takes_other_sizes_and_the_report_says_so(call, project, words):
     answer = call(*RUN, *words)
     assert answer.code == 0, answer.err
@@ -106,6 +109,7 @@ def test_the_batch_alone_is_open_by_default_and_one_batch_alone_can_be_taken(cal
     [
         (["recipe.dynamic={image: {2: height}}"], ["dynamic names 'image'", "['images']"]),
         (["recipe.dynamic={images: {4: height}}"], ["dimension 4", "[2, 1, 8, 8]"]),
+        (["+recipe.dynamic.images.4=height"], ["dimension 4", "[2, 1, 8, 8]"]),
         (["recipe.dynamic={images: {0: rows}}"], ["recipe.dynamic['images'] must name dimensions from 1 on", "got 0"]),
         (["recipe.dynamic={images: {2: 7}}"], ["recipe.dynamic", "7"]),
         (["recipe.dynamic=height"], ["recipe.dynamic must be a mapping", "'height'"]),
