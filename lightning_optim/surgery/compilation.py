@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import nn
 
 from lightning_optim.surgery.torch_private import (
@@ -52,6 +53,20 @@ def without_compilation(model: nn.Module) -> nn.Module:
             if child is not None and is_compiled_wrapper(child):
                 module._modules[name] = uncompiled(child)
     return uncompiled(model)
+
+
+def compile_anew(root: nn.Module, compiler_of_root: Callable[..., Any] | None = None) -> None:
+    """Forget what ``torch.compile`` has compiled, if anything of a model is compiled; the next call compiles anew.
+
+    What was compiled before the model was changed is of no use any more, and yet counts for the limit of
+    recompilations (``torch._dynamo.config.recompile_limit``), beyond which everything silently runs uncompiled.
+
+    Args:
+        root: The model.
+        compiler_of_root: As for ``find_compilation``.
+    """
+    if compiler_of_root is not None or any(is_compiled_wrapper(m) or is_call_compiled(m) for m in root.modules()):
+        torch.compiler.reset()
 
 
 def find_compilation(

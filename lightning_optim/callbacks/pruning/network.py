@@ -17,6 +17,7 @@ from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.pruning.full_size import warn_of_full_size
 from lightning_optim.callbacks.pruning.network_calls import NetworkCalls
 from lightning_optim.callbacks.pruning.ranks import of_rank_zero, summed
+from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.callbacks.trainer.reshape import Reshaper
 from lightning_optim.errors import CaptureError, ShrinkError, reason_of
 from lightning_optim.graph.capture import capture_network
@@ -27,6 +28,7 @@ from lightning_optim.pruning.shrink.branches import plan_bypass
 from lightning_optim.pruning.shrink.channels import Choice, shrink_channels
 from lightning_optim.pruning.shrink.masking import plan_masking
 from lightning_optim.pruning.state import PruningState
+from lightning_optim.surgery.compilation import compile_anew
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.masked_norm import MaskedNorm, mask_norms, whole_norms
@@ -71,6 +73,7 @@ class PrunedNetwork:
         self.followers: list[Follower] = []
         self._masks = Masks()
         self._is_uncapturable = False
+        self._compiled: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})  # for which norms, and for which cut
         self._hooks: list[RemovableHandle] = []
 
     def live(self, pl_module: LightningModule) -> nn.Module:
@@ -335,6 +338,10 @@ class PrunedNetwork:
     def watch(self, trainer: Trainer) -> None:
         """Mask again after each step of each optimizer, and let layers leave masked channels out."""
         self._mask_norms(trainer, self.state.norms)
+        shape = (self.state.norms, self.state.cut)
+        if any(new is not old and (new or old) for new, old in zip(shape, self._compiled, strict=True)):
+            compile_anew(trainer.lightning_module, compiler_of(trainer.lightning_module))
+        self._compiled = shape
         for hook in self._hooks:
             hook.remove()
         self._hooks = [
