@@ -99,7 +99,8 @@ def test_the_batch_alone_is_open_by_default_and_one_batch_alone_can_be_taken(cal
     assert [each["agreement"] for each in report["stages"]] == [1.0, 1.0]  # of all rows, 4 at a time
     assert set(report["timings"]["qat"]) == {"4"}
     assert outputs(project / "run" / "model.onnx", 4, 1, 8, 8) == (4, 2)
-    assert call(*RUN[:-2], "hydra.run.dir=other", "recipe.stages.base.trainer.max_epochs=1").code == 0
+    short = ("recipe.order=[base,export]", "hydra.run.dir=other", "recipe.stages.base.trainer.max_epochs=1")
+    assert call(*RUN[:-2], *short).code == 0
     notes = json.loads((project / "other" / "report.json").read_text())["notes"]
     assert any("images [batch, 1, 8, 8]" in note for note in notes)
 
