@@ -3,8 +3,9 @@
     python -m benchmarks.versions [--only 3.11:2.9.1 3.13:2.13.0] [--interpreter 3.10=/path/to/python] [--out FILE]
 
 For each pair an environment is made, with what ``constraints.txt`` says of all else, the test command of the README is
-run in it, and it is removed: one environment at a time, since one with CUDA takes 5.5 GB. A pair is measured once; with
-``--out`` what is done is kept, and a further call goes on. The table's rows stand in README. ``failed`` names the tests
+run in it, and it is removed: one environment at a time, since one with CUDA takes 5.5 GB. An environment that is there
+already (``--environment``) is used and stays. A pair is measured once; with ``--out`` what is done is kept, with the
+commit, and a further call goes on. The table's rows stand in README. ``failed`` names the tests
 in the file of ``--out``.
 """
 
@@ -50,21 +51,26 @@ def constraints(torch: str) -> str:
     return "\n".join([*(line for line in lines if not line.startswith("torch==")), f"torch=={torch}"]) + "\n"
 
 
-def measure(python: str, torch: str, folder: Path, workers: int) -> dict[str, Any]:
-    """Run the suite in a new environment below ``folder``."""
+def make_environment(python: str, torch: str, folder: Path) -> str:
+    """Make an environment below ``folder``, with everything that the tests need; return its Python."""
     environment, pins = folder / "venv", folder / "constraints.txt"
     pins.write_text(constraints(torch))
-    report = folder / "tests.xml"
     _run([python, "-m", "venv", str(environment)])
     own = str(environment / "bin" / "python")
     _run([own, "-m", "pip", "install", "-q", "-c", str(pins), f"torch=={torch}", *requirements()])
     _run([own, "-m", "pip", "install", "-q", "--no-deps", "-e", str(ROOT)])
+    return own
+
+
+def measure(python: str, report: Path, workers: int) -> dict[str, Any]:
+    """Run the suite with the Python of an environment."""
     began = time.perf_counter()
-    command = [own, "-m", "pytest", "-q", f"-n{workers}", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command = [python, "-m", "pytest", "-q", f"-n{workers}", "-p", "no:cacheprovider", f"--junitxml={report}"]
     subprocess.run(
         command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    return {**_counted(report), "seconds": round(time.perf_counter() - began)}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=False, capture_output=True, text=True)
+    return {**_counted(report), "seconds": round(time.perf_counter() - began), "commit": commit.stdout.strip()}
 
 
 def _run(command: list[str]) -> None:
@@ -116,10 +122,12 @@ def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("--only", nargs="+", default=PAIRS, help="pairs PYTHON:TORCH")
     parser.add_argument("--interpreter", nargs="+", default=[], help="VERSION=PATH")
+    parser.add_argument("--environment", nargs="+", default=[], help="PAIR=PATH of a Python that has all it needs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="JSON file of what is done")
     options = parser.parse_args()
     given = dict(each.split("=", 1) for each in options.interpreter)
+    environments = dict(each.split("=", 1) for each in options.environment)
     done: dict[str, Any] = json.loads(options.out.read_text()) if options.out and options.out.is_file() else {}
     console = Console()
     for pair in options.only:
@@ -127,9 +135,11 @@ def main() -> None:
             python, torch = pair.split(":")
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    if shutil.disk_usage(folder).free < FREE:
+                    own = environments.get(pair)
+                    if own is None and shutil.disk_usage(folder).free < FREE:
                         raise RuntimeError(f"less than {FREE / 1e9:.0f} GB free")
-                    done[pair] = measure(interpreter(python, given), torch, Path(folder), options.workers)
+                    own = own or make_environment(interpreter(python, given), torch, Path(folder))
+                    done[pair] = measure(own, Path(folder) / "tests.xml", options.workers)
                 except RuntimeError as error:
                     done[pair] = {"reason": str(error)}
             if options.out:
