@@ -44,7 +44,7 @@ from lightning_optim.search.decision import check_candidate
 from lightning_optim.search.strategy.base import Strategy
 from lightning_optim.search.strategy.evolution import Evolution
 from lightning_optim.surgery.patch import Patches
-from lightning_optim.surgery.select import find_network
+from lightning_optim.surgery.select import check_initialized, find_network
 from lightning_optim.surgery.shard import local
 
 
@@ -244,6 +244,7 @@ class NASSupernet(TechniqueCallback):
         """
         if self._supernet is None or self._supernet.site.root is not pl_module:
             name, network = find_network(pl_module, self.network)
+            check_initialized(network, name)
             if any(local(parameter) is not parameter for parameter in network.parameters()):
                 raise ValueError("the network is sharded already; build its layers in __init__, and shard them later")
             inputs = network_inputs(pl_module, network, self.example)

@@ -116,8 +116,7 @@ class PruningScheduler(TechniqueCallback):
         self._pruned = PrunedNetwork(Pruner(self.criterion, self.structure, self.allocation))
         self._messages = StepMessages(self.name, type(self.structure).__name__)
         self._guard = MetricGuard(self.until, self.structure.shrink, self.schedule, self.window, self._pruned)
-        self._rewinder = Rewinder(self.rewind)
-        self._regrower = Regrower(self.regrow)
+        self._rewinder, self._regrower = Rewinder(self.rewind), Regrower(self.regrow)
         self._regrower.check(self.structure, self.window)
         self._progress = FitProgress(self.window)
         self._targeted = TargetedLayers(self.targets)
@@ -212,8 +211,8 @@ class PruningScheduler(TechniqueCallback):
 
     def _watch_layers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune what is trained now; what was pruned, too, where scores need no gradients."""
-        pruned = () if self._evidence.needs_gradients else self._pruned.state.decided
-        layers = self._targeted.trained(pl_module, self._pruned.name, pruned)
+        decided, keeps_frozen = self._pruned.state.decided, not self._evidence.needs_gradients
+        layers = self._targeted.trained(pl_module, self._pruned.name, decided, keeps_frozen=keeps_frozen)
         self._evidence.attach(trainer, self._pruned.live(pl_module), layers)
         self._pruned.watch(trainer)
 
@@ -251,6 +250,7 @@ class PruningScheduler(TechniqueCallback):
             self._evidence.take()
         if outputs or not pl_module.automatic_optimization:
             self._pruned.calls.check_reached(self._pruned.name, lambda: self.layers(pl_module))
+            self._pruned.hold(pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -44,7 +44,7 @@ from lightning_optim.quantization.simulation.calibration import run_calibration
 from lightning_optim.quantization.simulation.ranges_of_ranks import merge_ranges
 from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.quantization.simulation.watch import Watch
-from lightning_optim.surgery.select import Targets, find_network, named_modules
+from lightning_optim.surgery.select import Targets, check_initialized, find_network, named_modules
 from lightning_optim.surgery.torch_private import uncompiled
 from lightning_optim.window import Window
 
@@ -339,6 +339,7 @@ class QATFakeQuant(TechniqueCallback):
     def _attach(self, pl_module: LightningModule) -> None:
         name, network = find_network(pl_module, self.network, needs_forward=False)
         network = uncompiled(network)
+        check_initialized(network, name)
         excluded = excluded_modules(pl_module, name, network, self.targets)
         assigned = assign_layers(pl_module, network, self.layers)
         self._check_plan(network)

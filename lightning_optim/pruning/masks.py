@@ -53,6 +53,14 @@ class Masks:
         left = {name: held for name, held in self._parameters.items() if parameters.get(name) is held}
         self._parameters, self._masks = left, {name: self._masks[name] for name in left}
 
+    def rebind(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Mask the parameters that have taken the place of others, under the same name and of the same shape."""
+        for name, held in self._parameters.items():
+            now = parameters.get(name, held)
+            if now is not held and local(now.detach()).shape == self._masks[name].shape:
+                self.set(name, now, self._masks[name])
+                local(now.detach()).mul_(self._masks[name])
+
     def clear(self) -> None:
         """Forget every mask; the weights stay as they are."""
         self._parameters, self._masks = {}, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +11,7 @@ from typing import final
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_optim.checked import checked
@@ -100,7 +102,32 @@ def _has_forward(root: nn.Module) -> bool:
 def _is_container_or_layer(child: nn.Module) -> bool:
     """Whether a module is never called, as ``nn.ModuleList``, or is one layer of torch's, whose name would be empty."""
     is_layer = type(child).__module__.startswith("torch.nn.") and not any(True for _ in child.children())
-    return type(child).forward is nn.Module.forward or is_layer
+    forward = inspect.getattr_static(type(child), "forward")  # a scripted module's can be read of an instance alone
+    return forward is nn.Module.forward or is_layer
+
+
+def check_initialized(network: nn.Module, name: str) -> None:
+    """Refuse a network some of whose weights get their shapes in the first forward pass alone.
+
+    Args:
+        network: The network.
+        name: Where it is, for the message.
+
+    Raises:
+        TargetError: Naming the first such layer.
+
+    Example:
+        >>> check_initialized(nn.LazyLinear(2), "net.0")
+        Traceback (most recent call last):
+        lightning_optim.errors.TargetError: 'net.0' (LazyLinear) has no weights yet: run the module once on a batch ...
+    """
+    for inner, module in {"": network, **named_modules(network)}.items():
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(isinstance(tensor, UninitializedParameter | UninitializedBuffer) for tensor in own):
+            raise TargetError(
+                f"{f'{name}.{inner}'.strip('.')!r} ({type(module).__name__}) has no weights yet: run the module once "
+                "on a batch before the fit"
+            )
 
 
 @final

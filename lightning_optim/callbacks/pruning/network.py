@@ -19,6 +19,7 @@ from lightning_optim.callbacks.pruning.network_calls import NetworkCalls
 from lightning_optim.callbacks.pruning.ranks import of_rank_zero, summed
 from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.callbacks.trainer.reshape import Reshaper
+from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind
 from lightning_optim.errors import CaptureError, ShrinkError, reason_of
 from lightning_optim.graph.capture import capture_network
 from lightning_optim.graph.coupling import Coupling, Group, couple
@@ -335,8 +336,15 @@ class PrunedNetwork:
         for twin in self.reshaper.twins(trainer, self.name):
             self._masks.apply_to_copy(twin)
 
+    def hold(self, pl_module: LightningModule) -> None:
+        """Hold masked weights at zero where the training step may have moved them by an optimizer of its own."""
+        if not pl_module.automatic_optimization:
+            self._masks.apply()
+
     def watch(self, trainer: Trainer) -> None:
         """Mask again after each step of each optimizer, and let layers leave masked channels out."""
+        if strategy_kind(trainer) is not StrategyKind.SHARDED:
+            self._masks.rebind(self.parameters(trainer.lightning_module))
         self._mask_norms(trainer, self.state.norms)
         shape = (self.state.norms, self.state.cut)
         if any(new is not old and (new or old) for new, old in zip(shape, self._compiled, strict=True)):

@@ -13,9 +13,10 @@ from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.pruning.untreated import untreated_layers
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.callbacks.trainer.messages import tell
+from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind
 from lightning_optim.errors import TargetError
-from lightning_optim.surgery.parametrized import pruned_weight
-from lightning_optim.surgery.select import Targets, submodule
+from lightning_optim.surgery.parametrized import pruned_weight, weight_name
+from lightning_optim.surgery.select import Targets, check_initialized, submodule
 
 
 @final
@@ -31,9 +32,12 @@ class TargetedLayers:
         self._layers: dict[str, nn.Module] = {}
         self._seen: tuple[object, ...] = ()
         self._names: set[str] = set()
+        self._weights: dict[str, str | None] = {}
         self._is_waiting = False
 
-    def trained(self, pl_module: LightningModule, network: str, pruned: Sequence[str] = ()) -> dict[str, nn.Module]:
+    def trained(
+        self, pl_module: LightningModule, network: str, pruned: Sequence[str] = (), *, keeps_frozen: bool = True
+    ) -> dict[str, nn.Module]:
         """Return the layers that are trained, by their name in the network.
 
         Newcomers come last, so that what is coupled keeps its name.
@@ -41,23 +45,42 @@ class TargetedLayers:
         Args:
             pl_module: The LightningModule.
             network: Plain name of the network in it.
-            pruned: Names of layers that were pruned already, in order; they count though they are frozen now.
+            pruned: Names of layers that were pruned already, in order.
+            keeps_frozen: Whether these count though they are frozen now.
+
+        Raises:
+            TargetError: If one that was pruned has its weight under another name now.
         """
+        check_initialized(submodule(pl_module, network), network)
         self._layers = targeted_layers(pl_module, self._targets, network)
+        self._check_names(pruned)
         self._is_waiting = False
         now = [name for name, layer in self._layers.items() if _is_trained(layer)]
-        trained = {name: self._layers[name] for name in (*pruned, *now) if name in self._layers}
+        kept = pruned if keeps_frozen else ()
+        trained = {name: self._layers[name] for name in (*kept, *now) if name in self._layers}
         newcomers = trained.keys() - self._names
         if self._names and newcomers:
             tell(pl_module.trainer, f"{_some(newcomers)} trained from now on, and pruned with the others")
         self._names |= trained.keys()
         return trained
 
+    def _check_names(self, pruned: Sequence[str]) -> None:
+        before = self._weights
+        self._weights = {name: weight_name(name, layer) for name, layer in self._layers.items()}
+        moved = [name for name in pruned if name in before and self._weights.get(name, before[name]) != before[name]]
+        if moved:
+            raise TargetError(
+                f"{_some(moved)} parametrized otherwise than when weights were pruned there: register or remove a "
+                "parametrization before pruning begins, or once the fit is over"
+            )
+
     def has_changed(self, trainer: Trainer) -> bool:
-        """Whether other layers are trained, or optimizers have other parameters, than when it was asked last."""
+        """Whether other layers or weights are trained, or optimizers have other parameters, than when asked last."""
         groups = [len(group["params"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        flags = [_is_trained(layer) for layer in self._layers.values()]
-        before, self._seen = self._seen, (*groups, *flags)
+        is_sharded = strategy_kind(trainer) is StrategyKind.SHARDED  # another object stands for a gathered weight
+        layers = self._layers.values()
+        weights = [] if is_sharded else [(weight_name("", layer), id(pruned_weight(layer))) for layer in layers]
+        before, self._seen = self._seen, (*groups, *weights, *map(_is_trained, layers))
         return before != self._seen
 
     @property

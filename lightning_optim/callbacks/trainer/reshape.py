@@ -117,8 +117,17 @@ class Reshaper:
         """Refuse optimizers whose state could not follow a cut of a network, at the beginning of a fit.
 
         Raises:
-            ShrinkError: Naming the optimizer.
+            ShrinkError: Naming the optimizer, or if it is none of the trainer's that trains the network.
         """
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        owned = {id(parameter) for group in groups for parameter in group["params"]}
+        trained = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+        if not trainer.lightning_module.automatic_optimization and trained and not trained & owned:
+            raise ShrinkError(
+                "no optimizer of the trainer trains the network: one that the training step keeps to itself would go "
+                "on with the weights as they were before a cut; return it from configure_optimizers, or mask with "
+                "structure.shrink='never'"
+            )
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer, network.parameters())
 
