@@ -142,7 +142,7 @@ class MetricGuard:
         left = validations_left(trainer) if closes_within_fit(trainer, self._window) else math.inf
         verdict = self._watch.judge(value, left)
         good = self._good.reached or 0.0
-        self._search.judge(verdict, progress, reached, good)
+        self._search.judge(verdict, progress, reached, good, self._watch.pace)
         if verdict is Verdict.REST:
             return False
         if verdict is Verdict.GOOD:

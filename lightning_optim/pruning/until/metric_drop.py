@@ -16,6 +16,9 @@ _ROUNDING = 1e-6
 # Of the way from good to bad, what is tried next: half of it, or more where little was missing.
 _LEAST, _MOST = 0.5, 0.9
 
+# The slowest pace at which a schedule is followed.
+_SLOWEST = 0.5
+
 
 class Verdict(Enum):
     """Verdict of one validation on the model as it is."""
@@ -32,7 +35,8 @@ class MetricDrop:
     """Metric-drop rule: the sparsity grows until a metric falls too far below its value before pruning.
 
     1. The sparsity follows the schedule, one step between two validations. A step after which the metric lies within
-       the allowed drop is good: its state is kept as the last good one.
+       the allowed drop is good: its state is kept as the last good one. The less of that drop is left, the shorter is
+       the next step, down to half of the schedule's.
     2. A step after which the metric lies below is given time: nothing more goes as long as each validation at least
        halves what is missing, in at most half of the validations that were left.
     3. A step that does not recover is too much. Training goes back to the last good state; if no more was missing than
@@ -124,6 +128,12 @@ class MetricWatch:
         span = self._bad - self._good
         straight = (self._setting.max_drop - self._good) / span if 0.0 < span < math.inf else _LEAST
         return min(max(straight, _LEAST), _MOST)
+
+    @property
+    def pace(self) -> float:
+        """How fast to go on from what was good: by how much of the allowed drop is left, at least at half the speed."""
+        allowed = self._setting.max_drop
+        return min(max(1.0 - self._good / allowed, _SLOWEST), 1.0) if allowed else 1.0
 
     @property
     def allowed(self) -> float:

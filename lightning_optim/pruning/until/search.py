@@ -17,7 +17,8 @@ class SparsitySearch:
     """Search of a sparsity: along a schedule until one is too much, then between good and bad.
 
     One sparsity is tried after each validation, not more, except for the schedule's last, which comes when it is due.
-    While fine-tuning is given time the schedule stands still, and then goes on from there. Once one was too much, the
+    While fine-tuning is given time the schedule stands still; as a metric nears the limit, it is followed more slowly.
+    What is left of it when its window ends comes after the validations that follow. Once one sparsity was too much, the
     search goes on for as long as the fit does.
 
     Args:
@@ -38,8 +39,10 @@ class SparsitySearch:
     def __init__(self, schedule: Schedule, tolerance: float) -> None:
         self._schedule, self._tolerance = schedule, tolerance
         self._bad: float | None = None
-        self._lag = 0.0  # progress that went by while the schedule stood still
-        self._rests_since: float | None = None
+        self._lag = 0.0  # progress by which the schedule is behind
+        self._judged_at = 0.0
+        self._stretch = 0.0  # progress from one validation to the next
+        self._is_resting = False
         self._is_open = False  # tried, and not yet judged
 
     @property
@@ -49,13 +52,13 @@ class SparsitySearch:
 
     @property
     def follows_schedule(self) -> bool:
-        """Whether the schedule is followed as it stands: nothing was too much, and nothing was waited for."""
-        return self._bad is None and not self._lag and not self.is_resting
+        """Whether the schedule is followed as it stands: nothing was too much, nor came later."""
+        return self._bad is None and abs(self._lag) < _SAME and not self.is_resting
 
     @property
     def is_resting(self) -> bool:
         """Whether fine-tuning is given time."""
-        return self._rests_since is not None
+        return self._is_resting
 
     def next_sparsity(self, progress: float, reached: float | None, share: float = 0.5) -> float | None:
         """The sparsity that the network shall have now.
@@ -76,40 +79,51 @@ class SparsitySearch:
         """Note a pruning step; the next one must wait for a validation."""
         self._is_open = sparsity > 0.0
 
-    def judge(self, verdict: Verdict, progress: float, reached: float, good: float) -> None:
-        """Note what a validation said of the sparsity ``reached``, and the last one that was ``good`` before it."""
-        self._is_open = False
+    def judge(self, verdict: Verdict, progress: float, reached: float, good: float, pace: float = 1.0) -> None:
+        """Note what a validation said of the sparsity ``reached``.
+
+        Args:
+            verdict: What it said.
+            progress: Of the window.
+            reached: The sparsity that was judged.
+            good: The last one that was good before.
+            pace: How fast the schedule goes on from one that is good, in ``(0, 1]`` of its own speed.
+        """
+        self._is_open, self._is_resting = False, verdict is Verdict.REST
+        went_by, self._judged_at = progress - self._judged_at, progress
+        self._stretch = max(self._stretch, went_by)
         if verdict is Verdict.REST:
-            self._rests_since = progress if self._rests_since is None else self._rests_since
-            return
-        if self._rests_since is not None:
-            self._lag += max(progress - self._rests_since, 0.0)
-            self._rests_since = None
-        if verdict is Verdict.BACK and reached != good:  # else it is not the last step that was too much
+            self._lag += went_by
+        elif verdict is Verdict.GOOD:
+            self._lag = max(self._lag + went_by - pace * self._stretch, 0.0)
+        elif reached != good:  # else it is not the last step that was too much
             self._bad = reached
 
     def is_over(self, progress: float, good: float) -> bool:
         """Whether nothing more will be tried after the sparsity ``good``."""
         if self._bad is not None:
             return self._bad - good <= self._tolerance + _SAME
-        if progress >= 1.0:
+        if self._own(progress) >= 1.0:
             return self.next_sparsity(progress, good) == good
         to_come = [self._own(progress), *(step / 100 for step in range(101) if step / 100 > self._own(progress))]
         return all(self._schedule(later) == good for later in to_come)
 
     def _own(self, progress: float) -> float:
-        return max(progress - self._lag, 0.0)
+        return min(max(progress - self._lag, 0.0), 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """What was too much, and how far the schedule has come."""
         return {
             "bad": self._bad,
             "lag": self._lag,
-            "rests_since": self._rests_since,
+            "judged_at": self._judged_at,
+            "stretch": self._stretch,
+            "is_resting": self._is_resting,
             "is_open": self._is_open,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``."""
         self._bad, self._lag = state["bad"], state["lag"]
-        self._rests_since, self._is_open = state["rests_since"], state["is_open"]
+        self._judged_at, self._stretch = state["judged_at"], state["stretch"]
+        self._is_resting, self._is_open = state["is_resting"], state["is_open"]

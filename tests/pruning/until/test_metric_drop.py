@@ -63,6 +63,18 @@ def test_without_a_patience_what_is_close_waits_for_the_last_validation_and_all_
     assert watch(patience=1).judge(0.87, 1) is REST
 
 
+def test_the_pace_is_what_is_left_of_the_allowed_drop_and_half_at_least():
+    started = watch(max_drop=0.1)
+    paces = []
+    for value in (0.95, 0.9, 0.88, 0.82, 0.8):
+        assert started.judge(value) is GOOD
+        paces.append(started.pace)
+    assert paces == pytest.approx([1.0, 1.0, 0.8, 0.5, 0.5])
+    strict = watch(max_drop=0.0)
+    assert strict.judge(0.9) is GOOD
+    assert strict.pace == 1.0
+
+
 def test_how_far_to_go_next_is_read_off_a_straight_line():
     started = watch(max_drop=0.1)
     assert started.share == 0.5

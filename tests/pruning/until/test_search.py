@@ -67,7 +67,37 @@ def test_a_rest_holds_the_schedule_back_for_as_long_as_it_lasts():
     assert search.next_sparsity(0.6, 0.3) == 0.3
     assert search.next_sparsity(0.7, 0.3) == pytest.approx(0.4)
     assert search.next_sparsity(1.0, 0.3) == pytest.approx(0.7)
-    assert search.is_over(1.0, search.next_sparsity(1.0, 0.3))
+
+
+def test_what_is_left_of_the_schedule_comes_after_its_window_a_step_for_each_validation():
+    search = SparsitySearch(Linear(end=1.0), 0.01)
+    search.note_step(0.4)
+    search.judge(REST, 0.4, 0.4, 0.0)
+    search.judge(GOOD, 0.8, 0.4, 0.0)
+    tried = [0.4]
+    while not search.is_over(1.0, tried[-1]):
+        tried.append(search.next_sparsity(1.0, tried[-1]))
+        search.note_step(tried[-1])
+        search.judge(GOOD, 1.0, tried[-1], tried[-2])
+    assert tried == pytest.approx([0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize("pace", [0.5, 0.75, 1.0])
+def test_the_schedule_is_followed_at_the_pace_that_is_given(pace):
+    search, reached, tried = SparsitySearch(Linear(end=1.0), 0.01), 0.0, []
+    for progress in (0.1, 0.2, 0.3, 0.4):
+        search.judge(GOOD, progress, reached, reached, pace)
+        reached = search.next_sparsity(progress, reached)
+        search.note_step(reached)
+        tried.append(reached)
+    assert tried == pytest.approx([pace * step / 10 for step in (1, 2, 3, 4)])
+
+
+def test_no_pace_makes_up_for_stretches_of_unequal_length():
+    search = SparsitySearch(Linear(end=1.0), 0.01)
+    search.judge(GOOD, 0.4, 0.0, 0.0)
+    search.judge(GOOD, 0.5, 0.0, 0.0)
+    assert search.next_sparsity(0.5, 0.0) == pytest.approx(0.5)
 
 
 def test_a_fall_long_after_the_last_step_bounds_nothing():
