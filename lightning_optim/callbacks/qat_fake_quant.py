@@ -21,7 +21,7 @@ from lightning_optim.callbacks.quantization.learned_values import checked_rate, 
 from lightning_optim.callbacks.quantization.simulated_calls import SimulatedCalls
 from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.monitors import SuspendedMonitors
-from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
+from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of, scale_of_step
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import check_type, checked
 from lightning_optim.errors import ArtefactError
@@ -179,7 +179,8 @@ class QATFakeQuant(TechniqueCallback):
         elif self._calls.watch is not Watch.NOTHING:
             self._end_observation(trainer, may_be_idle=pl_module.automatic_optimization and not outputs)
         self._simulator.forget_tensors()
-        train_values(trainer, self._simulator.learned, self.learning_rate, self._loss_scale)
+        scale = scale_of_step(trainer, self._loss_scale)
+        train_values(trainer, self._simulator.learned, self.learning_rate, scale)
         self._loss_scale = None
 
     @override

@@ -49,8 +49,11 @@ class OwnParameters:
         self._loss_scale = loss_scale_of(trainer)
 
     def end_batch(self, trainer: Trainer) -> None:
-        """Take one step if the user's optimizer did, unless a gradient is not finite, and forget the gradients."""
-        loss_scale, self._loss_scale = self._loss_scale, None
+        """Take one step if the user's optimizer did, unless a gradient is not finite, and forget the gradients.
+
+        Where the training step keeps its optimizer to itself, each batch is a step.
+        """
+        loss_scale, self._loss_scale = scale_of_step(trainer, self._loss_scale), None
         if loss_scale is None:
             return
         found = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.tensors]
@@ -89,6 +92,27 @@ class OwnParameters:
                 tensor.copy_(value)
                 tensor.grad = None if gradient is None else gradient.clone().to(tensor.device)
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+
+
+def scale_of_step(trainer: Trainer, noted: float | None) -> float | None:
+    """Return what the loss of a batch with a step was multiplied by; ``None`` for a batch without one.
+
+    Args:
+        trainer: The trainer.
+        noted: ``loss_scale_of`` it in ``on_before_optimizer_step``, if that came. Where the training step keeps its
+            optimizer to itself it never comes, and each batch is a step.
+    """
+    module = trainer.lightning_module
+    if noted is not None or module.automatic_optimization or _has_optimizer(trainer):
+        return noted
+    return loss_scale_of(trainer)
+
+
+def _has_optimizer(trainer: Trainer) -> bool:
+    """Whether a trainer knows an optimizer of its module."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    owned = {id(parameter) for group in groups for parameter in group["params"]}
+    return any(id(parameter) in owned for parameter in trainer.lightning_module.parameters())
 
 
 def loss_scale_of(trainer: Trainer) -> float:

@@ -67,6 +67,29 @@ def test_gradients_of_accumulated_batches_count_once():
     assert callback.b.tolist() == [1.25]
 
 
+class OwnOptimizer(Net):
+    """Steps an optimizer that the trainer does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        self.own = torch.optim.SGD(self.parameters(), 0.1)
+
+    def training_step(self, batch, batch_idx):
+        self.own.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.own.step()
+
+
+def test_where_the_trainer_has_no_optimizer_each_batch_is_a_step():
+    callback = TwoOwn()
+    quiet(callback, max_epochs=1).fit(OwnOptimizer(), torch.ones(2, 1, 2))
+    assert callback.a.item() == 0.25  # as above
+    assert callback.b.tolist() == [0.5]
+
+
 def test_they_stay_out_of_the_module():
     assert set(fit(TwoOwn(), 1).state_dict()) == set(Net().state_dict())
 
@@ -74,6 +97,7 @@ def test_they_stay_out_of_the_module():
 def scaled(scale):
     scaler = SimpleNamespace(get_scale=lambda: scale)
     return SimpleNamespace(
+        lightning_module=Net(),
         precision_plugin=SimpleNamespace(scaler=scaler),
         strategy=SimpleNamespace(reduce=lambda gradient, reduce_op: gradient),
     )
