@@ -214,6 +214,12 @@ Again = Callable[[Callable[..., Any], tuple[Any, ...], bool], Callable[..., Any]
 """Takes a function that is about to run checkpointed, its positional arguments, and whether these come back detached;
 returns what is to run in its place inside the backward."""
 
+_GENERATOR = next(
+    name
+    for name in ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+    if name in vars(torch.utils.checkpoint)  # the former from torch 2.14 on
+)
+
 
 def is_recomputing() -> bool:
     """Whether this runs inside a backward: a forward does so if it was checkpointed, and runs for the second time."""
@@ -237,12 +243,14 @@ def checkpoints_followed(again: Again) -> Iterator[None]:
         ['again']
     """
     home: Any = torch.utils.checkpoint
-    reentrant, generator = home.CheckpointFunction, home._checkpoint_without_reentrant_generator
+    reentrant, generator = home.CheckpointFunction, vars(home)[_GENERATOR]
     kinds = [parameter.kind for parameter in inspect.signature(generator).parameters.values()]
-    num_settings = kinds.index(inspect.Parameter.VAR_POSITIONAL) - 1  # the first is the function
+    is_spread = inspect.Parameter.VAR_POSITIONAL in kinds  # from torch 2.14 on, a tuple
+    num_settings = kinds.index(inspect.Parameter.VAR_POSITIONAL) - 1 if is_spread else 0  # the first is the function
 
     def start(function: Callable[..., Any], *given: Any, **kwargs: Any) -> Any:
-        return _unseen(generator(again(function, given[num_settings:], False), *given, **kwargs))
+        args = given[num_settings:] if is_spread else given[0]
+        return _unseen(generator(again(function, args, False), *given, **kwargs))
 
     with _checkpoints_replaced(_Reentrant(reentrant, again), start):
         yield
@@ -262,12 +270,13 @@ def checkpoints_ignored() -> Iterator[None]:
 @contextmanager
 def _checkpoints_replaced(reentrant: Any, generator: Callable[..., Any]) -> Iterator[None]:
     home: Any = torch.utils.checkpoint
-    before = home.CheckpointFunction, home._checkpoint_without_reentrant_generator
-    home.CheckpointFunction, home._checkpoint_without_reentrant_generator = reentrant, generator
+    names = ("CheckpointFunction", _GENERATOR)
+    before = {name: vars(home)[name] for name in names}
+    vars(home).update(zip(names, (reentrant, generator), strict=True))
     try:
         yield
     finally:
-        home.CheckpointFunction, home._checkpoint_without_reentrant_generator = before
+        vars(home).update(before)
 
 
 def _unseen(steps: Iterator[None]) -> Iterator[None]:

@@ -83,7 +83,12 @@ OWNERS = {
     "_decomposed": lambda: quantized_operators() and torch.ao.quantization.fx,
 }
 
-OF_SOME_VERSIONS = {"_guards_code", "_torchdynamo_orig_backend", "_torchdynamo_orig_callable"}
+OF_SOME_VERSIONS = {
+    "_checkpoint_without_reentrant_generator_impl",
+    "_guards_code",
+    "_torchdynamo_orig_backend",
+    "_torchdynamo_orig_callable",
+}
 
 
 def is_private(name):
