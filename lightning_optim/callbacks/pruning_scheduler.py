@@ -176,7 +176,7 @@ class PruningScheduler(TechniqueCallback):
         layers = self._targeted.trained(pl_module, self._pruned.name)
         how = (self.schedule, self.criterion, self.structure, self.allocation, self.targets, self.window)
         check_ranks_agree(trainer, (*how, self.until, self.rewind, self.regrow), "pruning")
-        self._regrower.check_layers(self.layers(pl_module))
+        self._regrower.check_layers(trainer, self.layers(pl_module))
         if self.structure.shrink != "never":
             self._pruned.reshaper.check_optimizers(trainer, network)
         name_untreated(untreated_layers(network, couples=self.structure.needs_coupling), self._pruned.name)

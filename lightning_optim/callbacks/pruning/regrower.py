@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_optim.callbacks.pruning.network import PrunedNetwork
+from lightning_optim.callbacks.trainer.own_parameters import has_optimizer
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.pruning.regrow.base import Regrowth, decayed
 from lightning_optim.pruning.regrow.functional import exchange
@@ -55,12 +56,17 @@ class Regrower:
                 f"begin={window.begin:g} and end={end:g}; let it be smaller"
             )
 
-    def check_layers(self, layers: Mapping[str, nn.Module]) -> None:
-        """Refuse layers whose rows go by their length, where single weights are to come back.
+    def check_layers(self, trainer: Trainer, layers: Mapping[str, nn.Module]) -> None:
+        """Refuse layers whose rows go by their length, or that no optimizer of the trainer steps.
 
         Raises:
-            ValueError: Naming one.
+            ValueError: Naming one that goes by its length, or if there is no such optimizer.
         """
+        if self._setting is not None and not has_optimizer(trainer):
+            raise ValueError(
+                "regrow acts before the steps of the trainer's optimizers, but none of these trains the network: "
+                "return the one that the training step keeps to itself from configure_optimizers"
+            )
         normed = [name for name, layer in layers.items() if self._setting is not None and is_weight_normed(layer)]
         if normed:
             raise ValueError(

@@ -102,14 +102,13 @@ def scale_of_step(trainer: Trainer, noted: float | None) -> float | None:
         noted: ``loss_scale_of`` it in ``on_before_optimizer_step``, if that came. Where the training step keeps its
             optimizer to itself it never comes, and each batch is a step.
     """
-    module = trainer.lightning_module
-    if noted is not None or module.automatic_optimization or _has_optimizer(trainer):
-        return noted
-    return loss_scale_of(trainer)
+    return noted if noted is not None or has_optimizer(trainer) else loss_scale_of(trainer)
 
 
-def _has_optimizer(trainer: Trainer) -> bool:
-    """Whether a trainer knows an optimizer of its module."""
+def has_optimizer(trainer: Trainer) -> bool:
+    """Whether a trainer knows an optimizer of its module; under manual optimization a step may keep one to itself."""
+    if trainer.lightning_module.automatic_optimization:
+        return True
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     owned = {id(parameter) for group in groups for parameter in group["params"]}
     return any(id(parameter) in owned for parameter in trainer.lightning_module.parameters())

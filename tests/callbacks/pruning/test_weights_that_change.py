@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import NASSupernet, PruningScheduler, QATFakeQuant, Targets, Window
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.nas import ElasticWidth, Selection
-from lightning_optim.pruning import Channel, Weight
+from lightning_optim.pruning import Channel, RandomRegrowth, Weight
 from lightning_optim.schedule import Linear
 from support import quiet
 
@@ -68,6 +68,9 @@ def test_masks_hold_under_an_optimizer_that_the_trainer_does_not_know_and_no_cha
     assert callback.sparsity == zeros(module) == 0.5
     with pytest.raises(ShrinkError, match=r"no optimizer of the trainer trains the network.*configure_optimizers"):
         fit(OwnOptimizer(), structure=Channel())
+    regrowing = PruningScheduler(schedule=Linear(end=0.5), regrow=RandomRegrowth(), window=Window(end=0.5, every=0.1))
+    with pytest.raises(ValueError, match="regrow acts before the steps of the trainer's optimizers, but none"):
+        fit(OwnOptimizer(), regrowing)
 
 
 class Replacing(Net):
