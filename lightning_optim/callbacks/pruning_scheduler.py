@@ -250,7 +250,8 @@ class PruningScheduler(TechniqueCallback):
             self._evidence.take()
         if outputs or not pl_module.automatic_optimization:
             self._pruned.calls.check_reached(self._pruned.name, lambda: self.layers(pl_module))
-            self._pruned.hold(pl_module)
+        if not pl_module.automatic_optimization:
+            self._pruned.hold()  # after the steps of an optimizer that the trainer does not know
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -328,8 +329,6 @@ class PruningScheduler(TechniqueCallback):
         for noun, value in (shares | counted).items():
             pl_module.log(self.metric("pruning", noun), value, rank_zero_only=True)
 
-    # The layers, and the evidence about them.
-
     def layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Return the targeted layers by their name in the network, frozen ones too; see ``targeted_layers``."""
         return targeted_layers(pl_module, self.targets, self._pruned.name)
@@ -379,6 +378,7 @@ class PruningScheduler(TechniqueCallback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_up(trainer, pl_module)
+        self._pruned.hold()
         self._guard.finish(trainer, pl_module)
         if is_cut_short(trainer):
             self.stopped(trainer)

@@ -336,10 +336,9 @@ class PrunedNetwork:
         for twin in self.reshaper.twins(trainer, self.name):
             self._masks.apply_to_copy(twin)
 
-    def hold(self, pl_module: LightningModule) -> None:
-        """Hold masked weights at zero where the training step may have moved them by an optimizer of its own."""
-        if not pl_module.automatic_optimization:
-            self._masks.apply()
+    def hold(self) -> None:
+        """Hold masked weights at zero that something else than an optimizer of the trainer may have moved."""
+        self._masks.apply()
 
     def watch(self, trainer: Trainer) -> None:
         """Mask again after each step of each optimizer, and let layers leave masked channels out."""

@@ -76,7 +76,7 @@ class TargetedLayers:
 
     def has_changed(self, trainer: Trainer) -> bool:
         """Whether other layers or weights are trained, or optimizers have other parameters, than when asked last."""
-        groups = [len(group["params"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        groups = [(id(each), len(group["params"])) for each in trainer.optimizers for group in each.param_groups]
         is_sharded = strategy_kind(trainer) is StrategyKind.SHARDED  # another object stands for a gathered weight
         layers = self._layers.values()
         weights = [] if is_sharded else [(weight_name("", layer), id(pruned_weight(layer))) for layer in layers]

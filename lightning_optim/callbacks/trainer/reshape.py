@@ -16,7 +16,7 @@ from lightning_optim.surgery.masked_norm import mask_norms
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.rebind import check_cut, check_optimizer, rebind_module, rebind_optimizer
 from lightning_optim.surgery.resize import resize, sizes_of
-from lightning_optim.surgery.select import find_network, named_modules, plain_name, submodule
+from lightning_optim.surgery.select import find_network, named_modules, plain_name, submodule, unwrapped
 from lightning_optim.surgery.shrunk_checkpoint import cuts_in, mark_shrunk, norms_in
 from lightning_optim.surgery.torch_private import uncompiled
 
@@ -42,8 +42,9 @@ class Reshaper:
                     f"follow needs a module with the network's names, got {type(copy).__name__}: keep the copy as "
                     "copy.deepcopy(network), whose parameters() are the tensors, and give that"
                 )
-            if not any(copy is known for known in self._copies):
-                self._copies.append(copy)
+            inner = unwrapped(copy)  # of torch's AveragedModel
+            if not any(inner is known for known in self._copies):
+                self._copies.append(inner)
 
     def newly_followed(self) -> list[nn.Module]:
         """The copies that no stage of a trainer has seen yet."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import PruningScheduler, Window
@@ -110,6 +111,27 @@ def test_rewinding_takes_the_copy_along(structure):
     is_left = after.slow[6].weight.ne(0).any(1)
     assert torch.equal(early[is_left], late[is_left])
     assert not torch.equal(before.slow[6].bias[: len(late)], late)
+
+
+class Averaged(Momentum):
+    """Averages its network by torch's own class."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow = AveragedModel(self.net)
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.net(batch[0]), torch.ones(32, 5))
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.slow.update_parameters(self.net)
+
+
+def test_an_averaged_model_of_torch_follows():
+    module = Averaged()
+    quiet(scheduler(module, Channel()), max_epochs=8).fit(module, loader())
+    assert [p.shape for p in module.slow.module.parameters()] == [p.shape for p in module.net.parameters()]
+    assert module.slow.module[0].out_features == 16
 
 
 def test_a_scheduler_that_prunes_another_module_next_follows_that_ones_copy():

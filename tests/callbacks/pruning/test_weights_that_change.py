@@ -88,6 +88,29 @@ def test_masks_follow_a_weight_that_is_replaced():
     assert callback.sparsity == zeros(module) == 0.5
 
 
+class NewHead(Net):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 3:
+            self.net[2] = nn.Linear(32, 4)
+            self.trainer.optimizers = [torch.optim.SGD(self.parameters(), 0.1)]
+
+
+class Shifted(Net):
+    """Moves weights where no optimizer steps."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.001)
+
+
+@pytest.mark.parametrize("make", [NewHead, Shifted])
+def test_a_fit_ends_with_the_zeros_that_it_reports(make):
+    module = make()
+    callback = fit(module)
+    assert callback.sparsity == zeros(module) == 0.5
+
+
 class Square(nn.Module):
     def forward(self, weight):
         return weight * weight.abs()
