@@ -8,24 +8,28 @@ from typing import Any, final
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
+from lightning_optim.callbacks.distillation.learned import LearnedParts
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
 from lightning_optim.callbacks.trainer.lightning_private import transfer_batch
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import checked
-from lightning_optim.distillation.loss.base import Context, Loss
+from lightning_optim.distillation.loss.base import Loss
 from lightning_optim.distillation.objective import DistillationObjective, LossWeight
+from lightning_optim.distillation.observation import FeatureTaps, Recording
+from lightning_optim.distillation.place import Side
 from lightning_optim.distillation.teacher.base import Teacher
 from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.module import ModuleTeacher
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.calls import NetworkCalls
+from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.inputs import call_network
 from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.select import find_network
-from lightning_optim.surgery.tap import ModuleCall
 from lightning_optim.window import Window
 
 
@@ -36,7 +40,8 @@ class DistillationTeacher(TechniqueCallback):
 
     The loss becomes ``hard_weight * own loss + sum of weight * transfer loss``, each transfer loss averaged over the
     step's calls of the network. The teacher receives the very inputs that the network received, stays in evaluation
-    mode, and belongs to this callback: it is in no ``state_dict``, no optimizer and no copy of the student. Validation
+    mode, and belongs to this callback: it is in no ``state_dict``, no optimizer and no copy of the student. So does
+    what learns inside a loss, such as the projection of a hint; its optimizer steps when the student's does. Validation
     and testing are left as they are.
 
     Each transfer loss is logged as ``distillation/<key of the loss>``, before it is multiplied by its weight.
@@ -83,15 +88,17 @@ class DistillationTeacher(TechniqueCallback):
         self.hard_weight = self._objective.hard_weight
         self.network, self.backward_index = network, backward_index
         self.window = Window() if window is None and self._objective.has_schedule else window
-        self._calls = NetworkCalls()
+        self._calls, self._taps = NetworkCalls(), FeatureTaps()
         self._added = AddedLoss(
             self._add,
             begin=self._begin_step,
-            end=self._calls.close,
+            end=self._end_step,
             window=self.window,
             backward_index=backward_index,
         )
         self._frozen: FrozenTeacher | None = None
+        self._is_made = False
+        self._learned = LearnedParts()
 
     @property
     def teacher_module(self) -> nn.Module | None:
@@ -123,18 +130,32 @@ class DistillationTeacher(TechniqueCallback):
         self._added.check(trainer)
 
     @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._learned.note_step(trainer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._learned.end_batch(trainer)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
-        progress = self._added.state_dict()
-        return {"progress": progress} if progress else {}
+        progress, learned = self._added.state_dict(), self._learned.state_dict()
+        return ({"progress": progress} if progress else {}) | ({"learned": learned} if learned else {})
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._added.load_state_dict(state_dict["progress"])
+        self._added.load_state_dict(state_dict.get("progress", {}))
+        self._learned.load_state_dict(state_dict.get("learned", {}))
 
     @override
     def release(self) -> None:
         self._added.detach()
         self._calls.remove()
+        self._taps.remove()
+        if self._frozen is not None:
+            self._frozen.release()
 
     def _loaded(self) -> FrozenTeacher:
         assert self._frozen is not None
@@ -148,6 +169,9 @@ class DistillationTeacher(TechniqueCallback):
         floats = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
         self._loaded().place(trainer.strategy.root_device, next(floats, torch.float32))
         self._calls.attach(pl_module, name, network)
+        student, teacher = self._objective.look_at(Side(pl_module, name), Side(self._loaded().module))
+        self._taps.attach(pl_module, student)
+        self._loaded().look_at(teacher)
 
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare once on the module's example input, so that a wrong teacher is refused before any data is read.
@@ -159,29 +183,46 @@ class DistillationTeacher(TechniqueCallback):
             return
         example = transfer_batch(pl_module, example)
         devices = [trainer.strategy.root_device] if trainer.strategy.root_device.type == "cuda" else []
-        self._calls.open()
+        self._open()
         try:
             with evaluating(pl_module), torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
                 call_network(pl_module, example)
-                self._compare(self._calls.take(), Context(progress=0.0, batch=example))
+                self._compare(0.0, example)
         except TapError:
             return  # forward may compute something else than the training step, and that one counts
         finally:
-            self._calls.close()
+            self._end_step()
+
+    def _open(self) -> None:
+        self._calls.open()
+        self._taps.open()
 
     def _begin_step(self, step: TrainingStep) -> None:
         # Lightning's learning-rate finder trains before this callback's on_fit_start.
         self._attach(step.pl_module.trainer, step.pl_module)
-        self._calls.open()
+        self._open()
+
+    def _end_step(self) -> None:
+        self._calls.close()
+        self._taps.close()
 
     def _add(self, loss: Tensor, step: TrainingStep) -> Tensor:
-        values = self._compare(self._calls.take(), Context(progress=step.progress, batch=step.batch))
+        values = self._compare(step.progress, step.batch)
         for key, value in values.items():
             step.pl_module.log(self.metric("distillation", key), value.detach())
         return self._objective.total(loss, values, step.progress)
 
-    def _compare(self, calls: list[ModuleCall], context: Context) -> dict[str, Tensor]:
-        return self._objective.compare([(call, self._loaded()(call)) for call in calls], context)
+    def _compare(self, progress: float, batch: Any) -> dict[str, Tensor]:
+        pairs = [(mine, self._loaded()(mine.call)) for mine in self._taps.take(self._calls.take())]
+        if not self._is_made:
+            self._make_learned(*pairs[0])
+        return self._objective.compare(pairs, progress, batch)
+
+    def _make_learned(self, student: Recording, teacher: Recording) -> None:
+        self._is_made = True
+        made = self._objective.make_learned(student, teacher)
+        device = tensors_of(student.call.output)[0].device
+        self._learned.start(self.losses, made, device)
 
 
 def _check_shares_nothing(teacher: nn.Module, pl_module: LightningModule) -> None:

@@ -1,6 +1,11 @@
 from .loss.base import Context as Context
 from .loss.base import Loss as Loss
+from .loss.feature import FeatureLoss as FeatureLoss
+from .loss.hint import Hint as Hint
 from .loss.soft_target import SoftTarget as SoftTarget
+from .observation import Observation as Observation
+from .place import Place as Place
+from .place import Side as Side
 from .teacher.base import Teacher as Teacher
 from .teacher.checkpoint import Checkpoint as Checkpoint
 from .teacher.file import FileTeacher as FileTeacher

@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.soft_target import SoftTarget
+from lightning_optim.distillation.observation import Observation, Recording
+from lightning_optim.distillation.place import Place, PlacePair, Side
 from lightning_optim.schedule.base import Schedule
-from lightning_optim.surgery.tap import ModuleCall
 
 LossWeight = float | Schedule
 
@@ -46,6 +48,8 @@ class DistillationObjective:
         self.losses = _as_losses(losses)
         self.weights = _as_weights(weight, list(self.losses))
         self.hard_weight = _as_weight(hard_weight, "hard_weight")
+        self._learned: dict[str, nn.Module] = {}
+        self._pairs: dict[str, tuple[PlacePair, ...]] = {}
 
     def __repr__(self) -> str:
         return f"DistillationObjective(losses={self.losses}, weight={self.weights}, hard_weight={self.hard_weight})"
@@ -55,19 +59,49 @@ class DistillationObjective:
         """Whether any weight changes while training goes on."""
         return any(isinstance(weight, Schedule) for weight in (*self.weights.values(), self.hard_weight))
 
-    def compare(self, pairs: Sequence[tuple[ModuleCall, ModuleCall]], context: Context) -> dict[str, Tensor]:
+    def look_at(self, student: Side, teacher: Side) -> tuple[list[Place], list[Place]]:
+        """Find the places that losses look at; returns those of the student and those of the teacher.
+
+        Raises:
+            TargetError: If one is in neither network.
+        """
+        self._pairs = {key: loss.pairs(student, teacher) for key, loss in self.losses.items()}
+        both = [pair for pairs in self._pairs.values() for pair in pairs]
+        return [mine for mine, _ in both], [theirs for _, theirs in both]
+
+    def make_learned(self, student: Recording, teacher: Recording) -> dict[str, nn.Module]:
+        """Make what learns inside the losses, by key, on the CPU and with weights that depend on the sizes alone.
+
+        Args:
+            student: The student's first call.
+            teacher: The teacher's answer.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for key, loss in self.losses.items():
+                made = loss.make_learned(*self._observed(key, student, teacher))
+                if made is not None:
+                    self._learned[key] = made
+        return self._learned
+
+    def compare(self, pairs: Sequence[tuple[Recording, Recording]], progress: float, batch: Any) -> dict[str, Tensor]:
         """Return each transfer loss by key, unweighted, in the mean over pairs.
 
         Args:
             pairs: The student's calls, each with the teacher's answer; at least one.
-            context: Where training stands, and the batch.
+            progress: How far through its window distillation is.
+            batch: The batch.
         """
         values: dict[str, Tensor] = {}
         for key, loss in self.losses.items():
-            for student, teacher in pairs:
-                value = loss(student, teacher, context)
-                values[key] = values[key] + value if key in values else value
-        return values if len(pairs) == 1 else {key: value / len(pairs) for key, value in values.items()}
+            context = Context(progress=progress, batch=batch, learned=self._learned.get(key))
+            found = [loss(*self._observed(key, *pair), context) for pair in pairs]
+            values[key] = found[0] if len(found) == 1 else torch.stack(found).mean()
+        return values
+
+    def _observed(self, key: str, student: Recording, teacher: Recording) -> tuple[Observation, Observation]:
+        pairs = self._pairs.get(key, ())
+        return student.at(mine for mine, _ in pairs), teacher.at(theirs for _, theirs in pairs)
 
     def total(self, own: Tensor, values: Mapping[str, Tensor], progress: float) -> Tensor:
         """Return the loss to train with.

@@ -53,6 +53,7 @@ VALUES = {
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
+    "hint": ["callbacks.{package}.student=net.stem", "callbacks.{package}.projection=always"],
     "latency": ["callbacks.{package}.table={folder}/latency.json"],
     "by_sensitivity": ["callbacks.pruning_scheduler.allocation.table={folder}/analyze.json"],
     "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],

@@ -4,6 +4,7 @@ from torch import nn
 
 from lightning_optim.distillation import Context, SoftTarget
 from lightning_optim.distillation.objective import DistillationObjective
+from lightning_optim.distillation.observation import Recording
 from lightning_optim.schedule import Linear
 from lightning_optim.surgery.tap import ModuleCall
 
@@ -26,7 +27,8 @@ def test_compare_averages_over_calls():
     objective = DistillationObjective({"soft": SoftTarget()}, 1.0, 1.0)
     pairs = [(call(0), call(1)), (call(2), call(3))]
     expected = (SoftTarget()(*pairs[0], CONTEXT) + SoftTarget()(*pairs[1], CONTEXT)) / 2
-    torch.testing.assert_close(objective.compare(pairs, CONTEXT)["soft"], expected)
+    recordings = [(Recording(mine), Recording(theirs)) for mine, theirs in pairs]
+    torch.testing.assert_close(objective.compare(recordings, progress=0.0, batch=None)["soft"], expected)
 
 
 @pytest.mark.parametrize("losses", [None, SoftTarget()])

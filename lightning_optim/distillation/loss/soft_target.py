@@ -13,7 +13,7 @@ from lightning_optim.checked import checked
 from lightning_optim.distillation.functional import Reduction, check_reduction, check_temperature, soft_target_loss
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.output import select_output
-from lightning_optim.surgery.tap import ModuleCall
+from lightning_optim.distillation.observation import Observation
 
 
 @final
@@ -37,7 +37,7 @@ class SoftTarget(Loss):
         ValueError: If a setting is out of range.
 
     Example:
-        >>> call = ModuleCall((), {}, torch.tensor([[1.0, 2.0]]))
+        >>> call = Observation((), {}, torch.tensor([[1.0, 2.0]]))
         >>> float(SoftTarget()(call, call, Context(progress=0.0, batch=None)))
         0.0
     """
@@ -54,7 +54,7 @@ class SoftTarget(Loss):
         check_reduction(self.reduction)
 
     @override
-    def __call__(self, student: ModuleCall, teacher: ModuleCall, context: Context) -> Tensor:
+    def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:
         student_logits, teacher_logits = select_output(student.output, self.output), self._teacher_logits(teacher)
         if student_logits.ndim < 2:
             raise ValueError(
@@ -71,14 +71,14 @@ class SoftTarget(Loss):
             mask=mask,
         )
 
-    def _teacher_logits(self, teacher: ModuleCall) -> Tensor:
+    def _teacher_logits(self, teacher: Observation) -> Tensor:
         if self.teacher_output is not None:
             return select_output(teacher.output, self.teacher_output, network="teacher", setting="teacher_output")
         if isinstance(teacher.output, Tensor):
             return teacher.output
         return select_output(teacher.output, self.output, network="teacher", setting="teacher_output")
 
-    def _mask(self, student: ModuleCall) -> Tensor | None:
+    def _mask(self, student: Observation) -> Tensor | None:
         if self.mask is None:
             return None
         mask = student.kwargs.get(self.mask)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from lightning_optim.distillation.observation import FeatureTaps, Recording
+from lightning_optim.distillation.place import Place
 from lightning_optim.distillation.teacher.base import Precision
 from lightning_optim.errors import TeacherError, cause_of
 from lightning_optim.surgery.containers import map_tensors, tensors_of
@@ -24,6 +27,7 @@ class FrozenTeacher:
 
     def __init__(self, module: nn.Module, precision: Precision | None = None) -> None:
         self.module = module.requires_grad_(False).eval()
+        self._taps = FeatureTaps()
         self._dtype: torch.dtype | None = None if precision is None else getattr(torch, precision)
 
     def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
@@ -35,7 +39,19 @@ class FrozenTeacher:
         """
         self.module.to(device=device, dtype=self._dtype or student_dtype)
 
-    def __call__(self, call: ModuleCall) -> ModuleCall:
+    def look_at(self, places: Iterable[Place]) -> None:
+        """Record these places in each answer from now on.
+
+        Raises:
+            TargetError: If there is none of that name.
+        """
+        self._taps.attach(self.module, places)
+
+    def release(self) -> None:
+        """Record nothing any more."""
+        self._taps.remove()
+
+    def __call__(self, call: ModuleCall) -> Recording:
         """Answer the inputs of ``call``, without gradient.
 
         Raises:
@@ -51,9 +67,14 @@ class FrozenTeacher:
             with torch.autocast(self._device_type(), enabled=False):
                 return self._answer(args, kwargs)
 
-    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModuleCall:
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+        self._taps.open()
+        call = ModuleCall(args, kwargs, self._output(args, kwargs))
+        return self._taps.take([call])[0]
+
+    def _output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return ModuleCall(args, kwargs, self.module(*args, **kwargs))
+            return self.module(*args, **kwargs)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if "out of memory" in str(error):  # what looks for a batch size that fits must see it as it is
                 raise

@@ -3,9 +3,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from lightning_optim.distillation import Context, SoftTarget
+from lightning_optim.distillation import Context, Observation, SoftTarget
 from lightning_optim.distillation.functional import soft_target_loss
-from lightning_optim.surgery.tap import ModuleCall
 
 CONTEXT = Context(progress=0.0, batch=None)
 STUDENT, TEACHER = torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)
@@ -19,7 +18,7 @@ class Answer:
 def test_settings_reach_the_formula():
     loss = SoftTarget(temperature=2.0, reduction="sum", class_dim=1)
     expected = soft_target_loss(STUDENT, TEACHER, 2.0, reduction="sum", class_dim=1)
-    assert torch.equal(loss(ModuleCall((), {}, STUDENT), ModuleCall((), {}, TEACHER), CONTEXT), expected)
+    assert torch.equal(loss(Observation((), {}, STUDENT), Observation((), {}, TEACHER), CONTEXT), expected)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +32,8 @@ def test_settings_reach_the_formula():
 )
 def test_logits_are_found_in_the_output(wrap, output):
     loss, plain = SoftTarget(output=output, class_dim=1), SoftTarget(class_dim=1)
-    found = loss(ModuleCall((), {}, wrap(STUDENT)), ModuleCall((), {}, wrap(TEACHER)), CONTEXT)
-    assert torch.equal(found, plain(ModuleCall((), {}, STUDENT), ModuleCall((), {}, TEACHER), CONTEXT))
+    found = loss(Observation((), {}, wrap(STUDENT)), Observation((), {}, wrap(TEACHER)), CONTEXT)
+    assert torch.equal(found, plain(Observation((), {}, STUDENT), Observation((), {}, TEACHER), CONTEXT))
 
 
 @pytest.mark.parametrize(
@@ -48,25 +47,25 @@ def test_logits_are_found_in_the_output(wrap, output):
 )
 def test_output_without_logits_is_refused(answer, output, message):
     with pytest.raises(ValueError, match=message):
-        SoftTarget(output=output)(ModuleCall((), {}, answer), ModuleCall((), {}, answer), CONTEXT)
+        SoftTarget(output=output)(Observation((), {}, answer), Observation((), {}, answer), CONTEXT)
 
 
 def test_mask_is_taken_from_the_networks_call():
     student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    call = ModuleCall((), {"attention_mask": mask}, student)
-    found = SoftTarget(mask="attention_mask")(call, ModuleCall((), {}, teacher), CONTEXT)
+    call = Observation((), {"attention_mask": mask}, student)
+    found = SoftTarget(mask="attention_mask")(call, Observation((), {}, teacher), CONTEXT)
     assert torch.equal(found, soft_target_loss(student, teacher, 4.0, mask=mask.bool()))
 
 
 def test_absent_mask_is_refused():
-    call = ModuleCall((), {"ids": STUDENT}, STUDENT)
+    call = Observation((), {"ids": STUDENT}, STUDENT)
     with pytest.raises(ValueError, match=r"without a tensor 'attention_mask'; its keyword arguments were \['ids'\]"):
         SoftTarget(mask="attention_mask")(call, call, CONTEXT)
 
 
 def test_scores_without_a_class_axis_are_refused():
-    call = ModuleCall((), {}, torch.zeros(8))
+    call = Observation((), {}, torch.zeros(8))
     with pytest.raises(ValueError, match="logits with a class axis"):
         SoftTarget()(call, call, CONTEXT)
 
@@ -79,7 +78,7 @@ def test_bad_setting_is_refused_when_it_is_made(settings):
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 5, 3), (2, 4, 5, 3, 6)])
 def test_beyond_two_axes_the_axis_of_the_classes_is_not_guessed(shape):
-    call = ModuleCall((), {}, torch.zeros(shape))
+    call = Observation((), {}, torch.zeros(shape))
     with pytest.raises(ValueError, match=r"class_dim=-1 if they are \[B, T, C\], or class_dim=1") as caught:
         SoftTarget()(call, call, CONTEXT)
     assert str(list(shape)) in str(caught.value)
@@ -88,13 +87,13 @@ def test_beyond_two_axes_the_axis_of_the_classes_is_not_guessed(shape):
 @pytest.mark.parametrize(("mask_shape", "class_dim"), [((2, 3, 4), 1), ((2, 5, 3), 3), ((2, 5, 4), 2)])
 def test_a_mask_tells_the_axis_of_the_classes(mask_shape, class_dim):
     student, teacher = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4)
-    calls = ModuleCall((), {"mask": torch.ones(mask_shape)}, student), ModuleCall((), {}, teacher)
+    calls = Observation((), {"mask": torch.ones(mask_shape)}, student), Observation((), {}, teacher)
     expected = SoftTarget(class_dim=class_dim)(*calls, CONTEXT)
     torch.testing.assert_close(SoftTarget(mask="mask")(*calls, CONTEXT), expected)
 
 
 def test_a_mask_that_fits_two_axes_tells_none():
-    call = ModuleCall((), {"mask": torch.ones(2, 5)}, torch.zeros(2, 5, 5))
+    call = Observation((), {"mask": torch.ones(2, 5)}, torch.zeros(2, 5, 5))
     with pytest.raises(ValueError, match="needs to know the axis of the classes"):
         SoftTarget(mask="mask")(call, call, CONTEXT)
 
@@ -105,7 +104,7 @@ def test_a_mask_that_fits_two_axes_tells_none():
 )
 def test_the_teachers_logits_may_be_elsewhere(teacher, teacher_output):
     loss = SoftTarget(output="logits", teacher_output=teacher_output, class_dim=1)
-    found = loss(ModuleCall((), {}, {"logits": STUDENT, "aux": None}), ModuleCall((), {}, teacher), CONTEXT)
+    found = loss(Observation((), {}, {"logits": STUDENT, "aux": None}), Observation((), {}, teacher), CONTEXT)
     assert torch.equal(found, soft_target_loss(STUDENT, TEACHER, 4.0, class_dim=1))
 
 
@@ -136,4 +135,4 @@ def test_the_teachers_logits_may_be_elsewhere(teacher, teacher_output):
 )
 def test_a_message_names_the_network_that_it_is_about(student, teacher, settings, message):
     with pytest.raises(ValueError, match=message):
-        SoftTarget(class_dim=1, **settings)(ModuleCall((), {}, student), ModuleCall((), {}, teacher), CONTEXT)
+        SoftTarget(class_dim=1, **settings)(Observation((), {}, student), Observation((), {}, teacher), CONTEXT)

@@ -17,7 +17,7 @@ class Net(nn.Module):
 def test_answer_has_no_gradient_and_statistics_stay():
     teacher = FrozenTeacher(Net())
     call = ModuleCall((torch.randn(8, 4, requires_grad=True),), {"scale": 2.0}, None)
-    answer = teacher(call)
+    answer = teacher(call).call
     assert not answer.output.requires_grad
     assert answer.kwargs == {"scale": 2.0}
     assert int(teacher.module.norm.num_batches_tracked) == 0
@@ -28,7 +28,7 @@ def test_own_precision_holds_under_autocast():
     teacher = FrozenTeacher(Net(), "float32")
     teacher.place(torch.device("cpu"), torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert teacher(ModuleCall((torch.randn(8, 4),), {"scale": 1.0}, None)).output.dtype is torch.float32
+        assert teacher(ModuleCall((torch.randn(8, 4),), {"scale": 1.0}, None)).call.output.dtype is torch.float32
 
 
 def test_bfloat16_teacher_takes_float32_inputs_and_integers_as_they_are():
@@ -42,7 +42,7 @@ def test_bfloat16_teacher_takes_float32_inputs_and_integers_as_they_are():
 
     teacher = FrozenTeacher(Embed(), "bfloat16")
     teacher.place(torch.device("cpu"), torch.float32)
-    output = teacher(ModuleCall((torch.arange(5), torch.ones(1)), {}, None)).output
+    output = teacher(ModuleCall((torch.arange(5), torch.ones(1)), {}, None)).call.output
     assert output.dtype is torch.bfloat16
 
 
@@ -50,7 +50,7 @@ def test_teacher_follows_the_students_number_format():
     teacher = FrozenTeacher(Net())
     teacher.place(torch.device("cpu"), torch.float64)
     assert (
-        teacher(ModuleCall((torch.randn(8, 4, dtype=torch.float64),), {"scale": 1.0}, None)).output.dtype
+        teacher(ModuleCall((torch.randn(8, 4, dtype=torch.float64),), {"scale": 1.0}, None)).call.output.dtype
         is torch.float64
     )
 
