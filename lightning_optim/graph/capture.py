@@ -19,6 +19,7 @@ from lightning_optim.surgery.attention import free_heads, plain_attentions
 from lightning_optim.surgery.compilation import without_compilation
 from lightning_optim.surgery.containers import as_plain, tensors_of
 from lightning_optim.surgery.copies import eval_view
+from lightning_optim.surgery.layer_kinds import Conv1D, input_first_weights
 from lightning_optim.surgery.masked_norm import drop_masked_norms
 from lightning_optim.surgery.select import plain_name
 from lightning_optim.surgery.torch_private import causal_masks_unrecognized, checkpoints_ignored, number_parts, pytree
@@ -36,11 +37,13 @@ class Captured:
         attributes: Integer attributes (``num_heads`` and the like) by plain module name: a graph holds the numbers
             that they became, but not their names.
         shape_model: Tells what cuts the model's code can follow; ``None`` where nothing is known of its code.
+        input_first: Names of the weights that are ``[in, out, ...]``.
     """
 
     program: torch.export.ExportedProgram
     attributes: Mapping[str, Mapping[str, int]]
     shape_model: ShapeModel | None = None
+    input_first: frozenset[str] = frozenset()
 
 
 def capture_network(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Captured:
@@ -72,7 +75,8 @@ def capture_network(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
             f"torch.export cannot capture {type(model).__name__} with these inputs: {reason}; "
             "name a part of it that can be exported as the network, or choose a technique that needs no graph"
         ) from error
-    return Captured(program, _integer_attributes(shadow), ShapeModel(shadow, args, dict(kwargs or {})))
+    shape_model = ShapeModel(shadow, args, dict(kwargs or {}))
+    return Captured(program, _integer_attributes(shadow), shape_model, input_first_weights(shadow))
 
 
 @contextmanager
@@ -121,7 +125,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _integer_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Integers by module; none of ``Conv1D``, which a cut keeps true: a square one's would be taken for its input's."""
     return {
         plain_name(name): {key: value for key, value in vars(module).items() if type(value) is int}
         for name, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, Conv1D)
     }

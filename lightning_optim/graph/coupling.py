@@ -35,11 +35,17 @@ class Coupling:
         for group in self.groups:
             for member in group.members:
                 if member.length in (None, member.index.numel()):
-                    self._by_place[member.name, member.dim] = group
+                    self._by_place[member.name, member.role] = group
 
-    def group_of(self, name: str, dim: int = 0) -> Group | None:
-        """Return the group that all of a tensor's positions along ``dim`` belong to, or ``None``."""
-        return self._by_place.get((name, dim))
+    def group_of(self, name: str, role: int = 0) -> Group | None:
+        """Return the group that all positions along one dimension of a tensor belong to, or ``None``.
+
+        Args:
+            name: Name of the tensor.
+            role: 0 for the channels that a weight makes, 1 for those that it reads, in whichever order it has them; of
+                any other tensor, the dimension.
+        """
+        return self._by_place.get((name, role))
 
 
 def couple(captured: Captured) -> Coupling:

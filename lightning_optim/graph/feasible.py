@@ -139,10 +139,10 @@ def _derived(groups: list[Group], propagation: Propagation) -> Iterator[tuple[Gr
 
     ``out(attention(qkv(x)))``: what ``out`` reads of the heads is as wide as what ``qkv`` reads of ``x``.
     """
-    by_place = {(member.name, member.dim): group for group in groups for member in group.members}
+    by_place = {(member.name, member.role): group for group in groups for member in group.members}
     for heads in groups:
-        inner = [axis for member in heads.members if member.dim == 1 for axis in _axis(propagation, member.name, 1)]
-        makers = [member.name for member in heads.members if member.dim == 0 and member.index.shape[1] > 1]
+        inner = [axis for member in heads.members if member.role == 1 for axis in _axis(propagation, member.name, 1)]
+        makers = [member.name for member in heads.members if member.role == 0 and member.index.shape[1] > 1]
         for maker, axis in itertools.product(makers, inner):
             width = by_place.get((maker, 1))
             for outer in _axis(propagation, maker, 1):
@@ -155,11 +155,11 @@ def _tie_squares(whole: Iterable[Group], propagation: Propagation) -> bool:
 
     ``layer(x).reshape(x.shape)`` holds the two together. Groups that stay anyway lose nothing by it.
     """
-    by_place = {(member.name, member.dim): group for group in whole for member in group.members}
+    by_place = {(member.name, member.role): group for group in whole for member in group.members}
     found = False
-    for (name, dim), written in by_place.items():
+    for (name, role), written in by_place.items():
         read = by_place.get((name, 1))
-        if dim == 0 and read is not None and read is not written and read.size == written.size:
+        if role == 0 and read is not None and read is not written and read.size == written.size:
             outer, inner = _axis(propagation, name, 0), _axis(propagation, name, 1)
             if len(outer[0]) == len(inner[0]) == read.size:
                 propagation.labels.unite(outer[0], inner[0])
@@ -167,7 +167,7 @@ def _tie_squares(whole: Iterable[Group], propagation: Propagation) -> bool:
     return found
 
 
-def _axis(propagation: Propagation, name: str, dim: int) -> list[Axis]:
-    axes = propagation.tensors[name]
+def _axis(propagation: Propagation, name: str, role: int) -> list[Axis]:
+    axes, dim = propagation.tensors[name], 1 - role if name in propagation.input_first else role
     axis = axes[dim] if dim < len(axes) else None
     return [] if axis is None else [axis]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -29,12 +29,19 @@ class Member:
         dim: Dimension of it.
         index: Positions along ``dim`` of each channel, shape ``[size, k]``.
         length: Length of the tensor along ``dim``; ``None`` if ``index`` covers all of it.
+        role: What ``dim`` would be if every weight were ``[out, in, ...]``: 0 for what a weight makes, 1 for what it
+            reads; -1 is ``dim`` itself.
     """
 
     name: str
     dim: int
     index: Tensor
     length: int | None = None
+    role: int = -1
+
+    def __post_init__(self) -> None:
+        if self.role < 0:
+            object.__setattr__(self, "role", self.dim)
 
     def kept(self, channels: Tensor) -> Tensor:
         """Positions that stay when only ``channels`` (sorted, shape ``[n]``) of the group stay."""
@@ -70,7 +77,7 @@ class Group:
     def name(self) -> str:
         """Name of the first tensor in the group, and the dimension where it is not the first."""
         first = self.members[0]
-        return first.name if first.dim == 0 else f"{first.name} (dim {first.dim})"
+        return first.name if first.role == 0 else f"{first.name} (dim {first.dim})"
 
 
 def keep_channels(choices: Iterable[tuple[Group, Tensor]]) -> CutPlan:
@@ -122,7 +129,7 @@ def gather(propagation: Propagation) -> list[Group]:
         by_shape.setdefault(part.places.tobytes(), []).append(root)
     groups = []
     for roots in by_shape.values():
-        members = _members(labelled, [parts[root] for root in roots])
+        members = _members(labelled, [parts[root] for root in roots], propagation.input_first)
         counts = _members(counting, [counted[root] for root in roots]) if all(map(counted.__contains__, roots)) else ()
         is_normalized = propagation.labels.is_normalized(np.array(roots, dtype=np.int64))
         groups.append(Group(len(roots), members, counts, bool(is_normalized.any())))
@@ -155,7 +162,9 @@ def _parts(axes: Mapping[TensorDim, Axis], propagation: Propagation) -> dict[int
     }
 
 
-def _members(axes: Mapping[TensorDim, Axis], parts: list[_Part]) -> tuple[Member, ...]:
+def _members(
+    axes: Mapping[TensorDim, Axis], parts: list[_Part], input_first: Collection[str] = ()
+) -> tuple[Member, ...]:
     """The places where each of several classes lies equally often."""
     numbered, first = list(axes.items()), parts[0].places
     if any(not np.array_equal(part.places, first) for part in parts):
@@ -164,5 +173,6 @@ def _members(axes: Mapping[TensorDim, Axis], parts: list[_Part]) -> tuple[Member
     found = []
     for number in np.unique(first).tolist():
         (name, dim), axis = numbered[number]
-        found.append(Member(name, dim, table[:, torch.from_numpy(first == number)], len(axis)))
+        index = table[:, torch.from_numpy(first == number)]
+        found.append(Member(name, dim, index, len(axis), 1 - dim if name in input_first and dim < 2 else dim))
     return tuple(found)

@@ -28,6 +28,7 @@ class Propagation:
     Attributes:
         program: Its exported program.
         shape_model: What tells which cuts the network's code can follow, if that is known.
+        input_first: Names of the weights that are ``[in, out, ...]``.
         labels: The union-find.
         axes: Labels of each node's value; a list of them where it has several.
         tensors: Labels of each parameter and buffer by its name.
@@ -38,6 +39,7 @@ class Propagation:
 
     def __init__(self, captured: Captured) -> None:
         self.program, self.shape_model = captured.program, captured.shape_model
+        self.input_first = captured.input_first
         self._attributes = captured.attributes
         self.labels = Labels()
         self.axes: dict[fx.Node, Any] = {}

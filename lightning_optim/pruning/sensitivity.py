@@ -20,6 +20,7 @@ from lightning_optim.pruning.evidence import Evidence, LayerEvidence
 from lightning_optim.pruning.functional import mask_from_scores
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.functional import allocate_jointly, joint_name
+from lightning_optim.surgery.layer_kinds import outputs_first, turned
 from lightning_optim.surgery.parametrized import keep_directions, scored_weight, weight_name
 from lightning_optim.surgery.select import plain_name, submodule
 
@@ -152,7 +153,8 @@ def sweep(
         for sparsity in sparsities:
             keep = allocate_jointly(competing, [names], partial(_lowest_dropped, sparsity=sparsity))
             keep = structure.fitted(keep, competing)
-            masks = structure.masks(keep, {name: held.detach() for name, held in parameters.items()}, coupling)
+            held = turned(network, {name: parameter.detach() for name, parameter in parameters.items()})
+            masks = turned(network, structure.masks(keep, held, coupling))
             values.append(_measure_masked(parameters, keep_directions(network, masks), measure))
         size = sum(score.numel() for score in competing.values())
         curves.append(SensitivityCurve(pool=joint_name(names), size=size, values=tuple(values)))
@@ -162,7 +164,7 @@ def sweep(
 def _scored(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Weights by the name of the parameter that they are pruned through."""
     found = {weight_name(name, layer): layer for name, layer in layers.items()}
-    return {name: scored_weight(layer) for name, layer in found.items() if name is not None}
+    return {name: outputs_first(layer, scored_weight(layer)) for name, layer in found.items() if name is not None}
 
 
 def _lowest_dropped(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

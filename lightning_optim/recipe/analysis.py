@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.cost.base import Subject
 from lightning_optim.cost.macs import MACs
 from lightning_optim.cost.parameters import Parameters
@@ -33,6 +32,7 @@ from lightning_optim.recipe.evaluate import metric_of
 from lightning_optim.report.analysis import Analysis, CoupledGroup
 from lightning_optim.surgery.example import FirstCall
 from lightning_optim.surgery.inputs import Inputs
+from lightning_optim.surgery.layer_kinds import LAYERS, has_output_rows
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.select import Targets, find_network, plain_name
 from lightning_optim.surgery.torch_private import pytree
@@ -146,7 +146,8 @@ def _bits(
 def _layers(module: LightningModule, network_name: str, targets: Targets) -> list[str]:
     """Targeted layers by their name in the network."""
     prefix = f"{network_name}." if network_name else ""
-    names = [plain_name(name) for name in targets.select(module, LAYERS)]
+    chosen = targets.select(module, LAYERS).items()
+    names = [plain_name(name) for name, layer in chosen if has_output_rows(layer)]
     layers = [name[len(prefix) :] for name in names if name.startswith(prefix)]
     if not layers:
         raise TargetError(f"all {len(names)} targeted layers lie outside {network_name!r}: {', '.join(names[:5])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lightning_optim.surgery.layer_kinds import Conv1D
 from lightning_optim.surgery.parametrized import weight_shape
 from lightning_optim.surgery.torch_private import Convolution, NormBase, TransposedConvolution, refresh_flat_weights
 
@@ -21,6 +22,8 @@ def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
         _refresh_convolution(module, shape)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
+    elif isinstance(module, Conv1D):
+        _refresh_conv1d(module, shape)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = shape
     elif isinstance(module, NormBase):
@@ -46,6 +49,11 @@ def _refresh_convolution(module: Convolution, shape: tuple[int, ...]) -> None:
         module.out_channels *= module.groups
     else:
         module.in_channels *= module.groups
+
+
+def _refresh_conv1d(module: Conv1D, shape: tuple[int, ...]) -> None:
+    own = vars(module)
+    own.update({key: size for key, size in zip(("nx", "nf"), shape, strict=True) if key in own})
 
 
 def _refresh_group_norm(module: nn.GroupNorm) -> None:

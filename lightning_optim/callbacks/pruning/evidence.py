@@ -19,16 +19,15 @@ from lightning_optim.pruning.evidence_of_ranks import gather_ranks, share_of_ran
 from lightning_optim.pruning.structure.base import Structure
 from lightning_optim.pruning.structure.coupled import activations_as_read
 from lightning_optim.pruning.structure.neuron import Neuron
+from lightning_optim.pruning.structure.weight import Weight
 from lightning_optim.surgery.cut import CutPlan, taken_out
+from lightning_optim.surgery.layer_kinds import LAYERS, is_input_first, outputs_first, role_of
 from lightning_optim.surgery.parametrized import layer_name, pruned_weight, scored_weight, weight_name, weight_names
 from lightning_optim.surgery.readers import Readers
 from lightning_optim.surgery.select import named_modules
 from lightning_optim.surgery.shard import is_sharded, local, part_of_rank
 from lightning_optim.surgery.tap import ModuleCall, Taps
 from lightning_optim.surgery.torch_private import BatchNorm
-
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-"""Layers whose weights are scored: output channels come first."""
 
 
 @final
@@ -125,13 +124,20 @@ class PruningEvidence:
             raise ValueError(self._refusal(idle))
         if Evidence.MODULE in self._criterion.needs and not norms:
             raise ValueError(f"{kind!r} scores need batch norms, but the network has none; choose another criterion")
+        sharded = [name for name, each in self._layers.items() if is_input_first(each) and is_sharded(_weight(each))]
+        if sharded and (self._activations or not isinstance(self._structure, Weight)):
+            raise ValueError(
+                f"each rank holds some inputs of all outputs of {_some(sharded)}, so that only single weights of it "
+                "can be pruned, by a criterion that sees no activations: choose structure 'Weight' and criterion "
+                "'Magnitude', or leave it out in targets.exclude"
+            )
         # A criterion that refuses a layer whatever its evidence must do so here, not in the middle of the fit.
         self._criterion(self._blank(min(self._layers, key=lambda name: _weight(self._layers[name]).numel())))
 
     def _blank(self, name: str) -> LayerEvidence:
         """Evidence of a layer whose weights, inputs, outputs and gradients are zeros."""
         layer = self._layers[name]
-        shape = _weight(layer).shape
+        shape = outputs_first(layer, _weight(layer)).shape
         sizes = {Evidence.OUTPUT: shape[:1], Evidence.INPUT: torch.Size([shape[1] * getattr(layer, "groups", 1)])}
         totals = {each: torch.zeros(sizes.get(each.of, shape)) for each in (*self._gradients, *self._activations)}
         return LayerEvidence(
@@ -193,9 +199,11 @@ class PruningEvidence:
         if scaler is not None and not all(bool(gradient.isfinite().all()) for gradient in found.values()):
             return  # the scaler will skip this step
         for name, gradient in found.items():
-            weight = local(weights[name].detach()).float()
+            layer = self._layers[name]
+            weight = outputs_first(layer, local(weights[name].detach()).float())
             for statistic, running_sum in self._gradients.items():
-                running_sum.update(_name(name, self._layers[name]), statistic.term(weight, gradient.detach().float()))
+                term = statistic.term(weight, outputs_first(layer, gradient.detach().float()))
+                running_sum.update(_name(name, layer), term)
 
     # The evidence.
 
@@ -271,7 +279,8 @@ class PruningEvidence:
         means = {statistic: running_sum.mean() for statistic, running_sum in self._activations.items()}
         for statistic, mean in means.items():
             if statistic.of is Evidence.OUTPUT and coupling is not None:
-                means[statistic] = activations_as_read(coupling, mean, weights)
+                in_order = {name: self._outputs_first(name, weight) for name, weight in weights.items()}
+                means[statistic] = activations_as_read(coupling, mean, in_order)
         return {name: self._seen(name, weight, means) for name, weight in weights.items()}
 
     def _seen(self, name: str, weight: Tensor, means: Mapping[Statistic, Mapping[str, Tensor]]) -> LayerEvidence:
@@ -289,12 +298,16 @@ class PruningEvidence:
         layer = self._layers.get(layer_name(name))
         return LayerEvidence(
             name=name,
-            weight=local(weight.detach() if layer is None else scored_weight(layer)),
+            weight=self._outputs_first(name, local(weight.detach() if layer is None else scored_weight(layer))),
             falls=self._falls,
             norm=self._norms.of(layer_name(name)),
             totals=totals,
             counts=counts,
         )
+
+    def _outputs_first(self, name: str, weight: Tensor) -> Tensor:
+        layer = self._layers.get(layer_name(name))
+        return weight if layer is None else outputs_first(layer, weight)
 
     def reset(self) -> None:
         """Reset the evidence after a pruning step, but for the statistics that run on."""
@@ -321,8 +334,9 @@ class PruningEvidence:
             running_sum.reset()
         for running_sum in self._gradients.values():
             for name, cuts in plan.items():
+                layer = self._layers.get(layer_name(name))
                 for dim, kept in cuts:
-                    running_sum.keep(name, dim, kept)
+                    running_sum.keep(name, dim if layer is None else role_of(layer, dim), kept)
 
     def remove(self) -> None:
         """Stop watching; a second call does nothing."""

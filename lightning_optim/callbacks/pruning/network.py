@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.pruning.full_size import warn_of_full_size
 from lightning_optim.callbacks.pruning.network_calls import NetworkCalls
 from lightning_optim.callbacks.pruning.ranks import of_rank_zero, summed
@@ -32,6 +31,7 @@ from lightning_optim.pruning.state import PruningState
 from lightning_optim.surgery.compilation import compile_anew
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import CutPlan
+from lightning_optim.surgery.layer_kinds import LAYERS, turned
 from lightning_optim.surgery.masked_norm import MaskedNorm, mask_norms, whole_norms
 from lightning_optim.surgery.output_layers import output_layers
 from lightning_optim.surgery.parametrized import keep_directions, weight_names
@@ -139,7 +139,7 @@ class PrunedNetwork:
             self._masks.zero_moments(optimizer)
         for name, mask in keep.items():
             self._masks.set(name, parameters[name], mask)
-        self.state = self.state.after_mask({**self.state.alive, **keep})
+        self.state = self.state.after_mask({**self.state.alive, **turned(self.live(pl_module), keep)})
         self.enforce(trainer, pl_module)
 
     def note_sparsity(self, sparsity: float, layers: Iterable[str], group: ProcessGroup | None) -> None:
@@ -213,10 +213,11 @@ class PrunedNetwork:
         norms = self._plan_norms(trainer, pl_module, coupling, keep)
         keep = self._without_refused(keep)
         parameters = self.parameters(pl_module)
-        weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+        live = self.live(pl_module)
+        weights = turned(live, {name: local(parameter.detach()) for name, parameter in parameters.items()})
         self._masks.clear()
-        masks = self.pruner.masks(self.state, keep, weights, coupling)
-        for name, mask in keep_directions(self.live(pl_module), masks).items():
+        masks = turned(live, self.pruner.masks(self.state, keep, weights, coupling))
+        for name, mask in keep_directions(live, masks).items():
             self._masks.set(name, parameters[name], mask)
         self.state = self.state.after_mask(keep, norms)
         self._masks.apply()
@@ -319,7 +320,7 @@ class PrunedNetwork:
         for name, reason in refused.items():
             warnings.warn(f"{name} keeps its channels: {reason}" + (advice and f"; {advice}"), stacklevel=2)
         stays = {pool: group for pool, group in groups.items() if group.name in refused}
-        return frozenset(stays) | {m.name for group in stays.values() for m in group.members if m.dim == 0}
+        return frozenset(stays) | {m.name for group in stays.values() for m in group.members if m.role == 0}
 
     def _plan(self, network: nn.Module, coupling: Coupling, wanted: list[Choice]) -> tuple[CutPlan, dict[str, str]]:
         done = shrink_channels(
@@ -388,7 +389,7 @@ class PrunedNetwork:
             # Each rank holds another part of the weights: the zeros say what was masked.
             self._masks.recover(state["masks"], parameters)
             mine = {name: local(parameters[name].detach()) != 0 for name in state["masks"]}
-            self.state = self.state.after_mask(self.pruner.structure.entries(mine))
+            self.state = self.state.after_mask(self.pruner.structure.entries(turned(self.live(pl_module), mine)))
 
     def release(self) -> None:
         """Take every hook and patch off."""

@@ -9,12 +9,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_optim.callbacks.pruning.evidence import LAYERS
 from lightning_optim.callbacks.pruning.untreated import untreated_layers
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.callbacks.trainer.messages import tell
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind
 from lightning_optim.errors import TargetError
+from lightning_optim.surgery.layer_kinds import LAYERS, has_output_rows
 from lightning_optim.surgery.parametrized import pruned_weight, weight_name
 from lightning_optim.surgery.select import Targets, check_initialized, submodule
 
@@ -143,7 +143,7 @@ def targeted_layers(pl_module: LightningModule, targets: Targets, network: str) 
                 "cannot be pruned: leave it out in targets.exclude, or call "
                 "torch.nn.utils.parametrize.remove_parametrizations on it first"
             )
-        if name.startswith(prefix) and id(weight) not in weights | others:
+        if name.startswith(prefix) and id(weight) not in weights | others and has_output_rows(module):
             weights.add(id(weight))
             layers[name[len(prefix) :]] = module
     if not layers:
@@ -158,7 +158,10 @@ def _refusal(pl_module: LightningModule, chosen: dict[str, nn.Module], network: 
             f"network={network!r} is a single {type(chosen[network]).__name__}: set network={holder!r}, which holds "
             f"it, and targets.include=[{network!r}]"
         )
-    text = f"all {len(chosen)} targeted layers are tied or outside {network!r}: {', '.join(list(chosen)[:5])}"
+    text = (
+        f"all {len(chosen)} targeted layers are tied, transposed in groups or outside {network!r}: "
+        f"{', '.join(list(chosen)[:5])}"
+    )
     kinds = sorted({type(layer).__name__ for layer in untreated_layers(submodule(pl_module, network)).values()})
     return (
         f"{text}; of its other layers ({', '.join(kinds)}) none is a convolution or a linear layer" if kinds else text

@@ -15,8 +15,8 @@ from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.sliced import Slicing, sliced_forward
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.search.decision import Decision
+from lightning_optim.surgery.layer_kinds import LAYERS
 from lightning_optim.surgery.select import Targets, submodule
-from lightning_optim.surgery.torch_private import Convolution, TransposedConvolution
 
 if TYPE_CHECKING:
     from lightning_optim.graph.coupling import Group
@@ -66,8 +66,8 @@ class ElasticWidth(SearchDimension):
 
     @override
     def attach(self, site: Site) -> list[Decision]:
-        chosen = self.targets.select(site.root, (Convolution, nn.Linear))
-        groups = {name: _group(name, module, site) for name, module in chosen.items()}
+        chosen = self.targets.select(site.root, LAYERS)
+        groups = {name: site.coupling.group_of(site.inner_name(f"{name}.weight")) for name in chosen}
         frozen = [name for name, group in groups.items() if group is None]
         if frozen:
             unknown = ", ".join(site.coupling.unknown) or "none"
@@ -89,11 +89,6 @@ class ElasticWidth(SearchDimension):
                 slicing = Slicing(decision=name, tensor=tensor, dim=member.dim, index=member.index, counts=counts)
                 sliced_forward(owner).add(slicing)
         return Decision(name=name, options=tuple(map(str, counts)), default=len(counts) - 1)
-
-
-def _group(name: str, module: nn.Module, site: Site) -> Group | None:
-    dim = 1 if isinstance(module, TransposedConvolution) else 0
-    return site.coupling.group_of(site.inner_name(f"{name}.weight"), dim=dim)
 
 
 def _attribute(site: Site, name: str) -> tuple[nn.Module, str]:

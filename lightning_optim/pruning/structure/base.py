@@ -54,7 +54,7 @@ class Structure(ABC):
         """Scores of everything that can fall, by pool; ``inf`` for what must stay.
 
         Args:
-            weights: The targeted weights by name; zero where they have gone.
+            weights: The targeted weights by name, all as ``[out, in, ...]``; zero where they have gone.
             scores: What the criterion said of each: shaped as the weight, or ``[channels]``.
             coupling: Coupled channels of the network; ``None`` unless ``needs_coupling``.
         """
@@ -71,7 +71,7 @@ class Structure(ABC):
 
         Args:
             keep: Boolean mask over the entries of each pool.
-            weights: Every parameter of the network by name.
+            weights: Every parameter of the network by name, weights as for ``pools``; the masks are shaped likewise.
             coupling: As for ``pools``.
         """
 

@@ -109,13 +109,13 @@ def activations_as_read(
         group = coupling.group_of(name, 0)
         if group is None:
             continue
-        readers = [member for member in group.members if member.dim == 1 and member.name in reads]
+        readers = [member for member in group.members if member.role == 1 and member.name in reads]
         seen = [reads[member.name][member.index].mean(1) for member in readers]
         if seen:
             value = torch.stack(seen).mean(0)
             spread = value.new_zeros(weight.shape[0])
             for member in group.members:
-                if member.name == name and member.dim == 0:
+                if member.name == name and member.role == 0:
                     spread[member.index] = value.unsqueeze(1).expand(member.index.shape)
             found[name] = spread
     return found
@@ -140,8 +140,8 @@ def channel_scores(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
     scored = [(member, scores[member.name].to(torch.float32)) for member in group.members if member.name in scores]
     importances = []
     for member, score in scored:
-        if member.dim < min(score.dim(), 2):
-            per_position = score if score.dim() == 1 else score.transpose(0, member.dim).flatten(1).sum(1)
+        if member.role < min(score.dim(), 2):
+            per_position = score if score.dim() == 1 else score.transpose(0, member.role).flatten(1).sum(1)
             importance = per_position[member.index.to(per_position.device)].mean(1)
             tiny = torch.finfo(importance.dtype).tiny
             importances.append(importance / importance.mean().clamp_min(tiny))
@@ -171,7 +171,7 @@ def channel_masks(
                 weight = weights[member.name]
                 mask = masks.setdefault(member.name, torch.ones_like(weight, dtype=torch.bool))
                 positions = member.index[gone.to(member.index.device)].flatten()
-                mask.index_fill_(member.dim, positions.to(mask.device), 0)
+                mask.index_fill_(member.role, positions.to(mask.device), 0)
     return masks
 
 

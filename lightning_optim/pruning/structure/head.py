@@ -68,5 +68,5 @@ def _heads_of(name: str, coupling: Coupling, heads: tuple[Group, ...]) -> Group 
     made, read = coupling.group_of(name, 0), coupling.group_of(name, 1)
     if made is not None and made in heads:
         return made
-    is_packed = read is not None and not any(m.dim == 0 and m.name.endswith(".weight") for m in read.members)
+    is_packed = read is not None and not any(m.role == 0 and m.name.endswith(".weight") for m in read.members)
     return read if is_packed and read in heads else None

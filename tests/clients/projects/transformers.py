@@ -65,8 +65,9 @@ def bert(callbacks: list[Callback]) -> None:
     fit(transformers.BertForSequenceClassification(config), text("sequence"), callbacks)
 
 
-def gpt2(callbacks: list[Callback]) -> None:
-    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=4)
+def gpt2(callbacks: list[Callback], **settings: bool) -> None:
+    sizes = {"n_positions": LENGTH, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    config = transformers.GPT2Config(vocab_size=VOCABULARY, **sizes, **settings)
     fit(transformers.GPT2LMHeadModel(config), text("token"), callbacks)
 
 
@@ -103,6 +104,9 @@ MLP, DENSE = "model.model.layers.0.mlp.up_proj", "model.encoder.block.0.layer.1.
 CLIENTS = {
     "BERT": Client(train=bert, width="model.bert.encoder.layer.0.intermediate.dense", loss=LOGITS, extra=TEXT),
     "GPT-2": Client(train=gpt2, width="model.transformer.h.0.mlp.c_fc", loss=PLACES, extra=TEXT),
+    "GPT-2, use_cache=False": Client(
+        train=partial(gpt2, use_cache=False), width="model.transformer.h.0.mlp.c_fc", loss=PLACES, extra=TEXT
+    ),
     "Llama": Client(train=llama, width=MLP, loss=PLACES, extra=TEXT),
     "Llama, use_cache=False": Client(train=partial(llama, use_cache=False), width=MLP, loss=PLACES, extra=TEXT),
     "ViT": Client(train=vit, width="model.vit.layers.0.mlp.fc1", loss=LOGITS, extra=IMAGE),
