@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -123,7 +124,6 @@ class PruningScheduler(TechniqueCallback):
         self._evidence = PruningEvidence(self.criterion, self.structure)
         self._pruned.followers += [self._rewinder.snapshot, self._evidence]
         self._restored: Mapping[str, Any] | None = None
-        self._num_parameters = 0
 
     @property
     def sparsity(self) -> float:
@@ -269,7 +269,7 @@ class PruningScheduler(TechniqueCallback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._guard.is_on:
-            self._log(pl_module)
+            self._log(pl_module, None)  # until needs whole weights
 
     @property
     def _has_newcomers(self) -> bool:
@@ -299,8 +299,7 @@ class PruningScheduler(TechniqueCallback):
         pruned.enforce(trainer, pl_module)
         self._messages.tell(trainer, pruned.state.alive, pruned.parameters(pl_module))
         check_ranks_agree(trainer, (sparsity, None if group is not None else pruned.checksum()), "what is pruned")
-        self._num_parameters = pruned.num_parameters(pl_module, group)
-        self._log(pl_module)
+        self._log(pl_module, group)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> bool:
         """Decide and carry out; return whether channels were refused that the decision counted on."""
@@ -323,10 +322,10 @@ class PruningScheduler(TechniqueCallback):
         pruned.carry_out(trainer, pl_module, coupling, keep, is_final=is_final, may_go_back=self._guard.is_on)
         return pruned.state.refused != refused
 
-    def _log(self, pl_module: LightningModule) -> None:
-        shares = {"sparsity": self.sparsity, "target_sparsity": self.target_sparsity}
-        counted = {"parameters": float(self._num_parameters)} if self._num_parameters else {}
-        for noun, value in (shares | counted).items():
+    def _log(self, pl_module: LightningModule, group: ProcessGroup | None) -> None:
+        left = float(self._pruned.num_parameters(pl_module, group))
+        values = {"sparsity": self.sparsity, "target_sparsity": self.target_sparsity, "parameters": left}
+        for noun, value in values.items():
             pl_module.log(self.metric("pruning", noun), value, rank_zero_only=True)
 
     def layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import PruningScheduler, Window
 from lightning_optim.errors import ShrinkError, TargetError
-from lightning_optim.pruning import Channel, Neuron
+from lightning_optim.pruning import Channel, MetricDrop, Neuron
 from lightning_optim.schedule import Constant, Linear
 from support import quiet
 
@@ -148,6 +148,21 @@ def test_a_fit_that_is_stopped_before_its_target_says_what_it_has_reached(how, r
     assert len(said) == (how != "through")
     assert all(f"{callback.target_sparsity:.3g}, where the schedule ends at 0.8" in each for each in said)
     assert (callback.target_sparsity == 0.8) == (how == "through")
+
+
+def test_what_is_left_is_counted_again_when_a_metric_has_sent_training_back():
+    class Falling(Module):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/score", -float(self.trainer.callbacks[0].target_sparsity))
+
+    module = Falling(mlp())
+    until = MetricDrop(monitor="val/score", max_drop=0.0, cooldown=0.0)
+    callback = PruningScheduler(schedule=Linear(end=0.5), until=until, window=Window(end=0.5))
+    trainer = quiet(callback, max_epochs=8)
+    trainer.fit(module, loader(16), loader(16))
+    total = sum(parameter.numel() for parameter in module.net.parameters())
+    assert callback.sparsity == float(trainer.callback_metrics["pruning/sparsity"]) == 0.0
+    assert float(trainer.callback_metrics["pruning/parameters"]) == total
 
 
 def test_layers_of_other_kinds_are_named_one_by_one():
