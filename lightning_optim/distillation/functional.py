@@ -48,13 +48,13 @@ def soft_target_loss(
         0.5023
     """
     check_temperature(temperature)
-    _check_logits(student_logits, teacher_logits, class_dim)
-    teacher_log = (_at_least_float32(teacher_logits) / temperature).log_softmax(class_dim)
-    student_log = (_at_least_float32(student_logits) / temperature).log_softmax(class_dim)
+    check_logits(student_logits, teacher_logits, class_dim)
+    teacher_log = (at_least_float32(teacher_logits) / temperature).log_softmax(class_dim)
+    student_log = (at_least_float32(student_logits) / temperature).log_softmax(class_dim)
     teacher_probabilities = teacher_log.exp()
     terms = teacher_probabilities * (teacher_log - student_log)
     terms = torch.where(teacher_probabilities > 0, terms, 0.0)
-    return temperature**2 * _reduce(terms.sum(class_dim), reduction, mask)
+    return temperature**2 * reduce_positions(terms.sum(class_dim), reduction, mask)
 
 
 def attention_transfer_loss(
@@ -88,12 +88,48 @@ def attention_transfer_loss(
             f"the student's attention has shape {list(student_attention.shape)}, the teacher's "
             f"{list(teacher_attention.shape)}: average over heads, or tap layers with the same number of heads and keys"
         )
-    teacher = _at_least_float32(teacher_attention)
+    teacher = at_least_float32(teacher_attention)
     # Both are replaced where the teacher is 0: 0 * log(0 / 0) has no gradient that is a number.
     is_seen = teacher > 0
-    student = torch.where(is_seen, _at_least_float32(student_attention), 1.0)
+    student = torch.where(is_seen, at_least_float32(student_attention), 1.0)
     terms = teacher * (torch.where(is_seen, teacher, 1.0).log() - student.log())
-    return _reduce(terms.sum(-1), reduction, mask)
+    return reduce_positions(terms.sum(-1), reduction, mask)
+
+
+def standardize_logits(logits: Tensor, class_dim: int = -1) -> Tensor:
+    """Logits of mean 0 and variance 1 over their classes (Sun et al., 2024; arXiv:2403.01427, equation 9).
+
+    Equal logits become 0. A class that is excluded (a logit of ``-inf``) stays so, and counts in neither.
+
+    Args:
+        logits: Logits with the classes along ``class_dim``.
+        class_dim: Axis of the classes.
+
+    Example:
+        >>> standardize_logits(torch.tensor([[1.0, 3.0]]))
+        tensor([[-1.,  1.]])
+    """
+    logits = at_least_float32(logits)
+    is_class = ~logits.isneginf()
+    num_classes = is_class.sum(class_dim, keepdim=True).clamp(min=1)
+    mean = torch.where(is_class, logits, 0.0).sum(class_dim, keepdim=True) / num_classes
+    centered = remove_rounding(torch.where(is_class, logits - mean, 0.0), logits.masked_fill(~is_class, 0.0), class_dim)
+    variance = (centered**2).sum(class_dim, keepdim=True) / num_classes
+    is_constant = variance == 0.0
+    scaled = centered * torch.where(is_constant, 1.0, variance).rsqrt()
+    return scaled.masked_fill(~is_class, -torch.inf)
+
+
+def remove_rounding(centered: Tensor, values: Tensor, dim: int) -> Tensor:
+    """Set to 0 what is left of equal values after their mean is taken off, so that it is not mistaken for a direction.
+
+    Args:
+        centered: Values without their mean.
+        values: The values.
+        dim: Axis of the mean.
+    """
+    is_rounding = centered.abs() <= 4.0 * torch.finfo(values.dtype).eps * values.abs().amax(dim, keepdim=True)
+    return torch.where(is_rounding, 0.0, centered)
 
 
 def check_temperature(temperature: float) -> None:
@@ -116,7 +152,12 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
 
 
-def _check_logits(student_logits: Tensor, teacher_logits: Tensor, class_dim: int) -> None:
+def check_logits(student_logits: Tensor, teacher_logits: Tensor, class_dim: int) -> None:
+    """Refuse logits of different shapes, and those without at least two classes.
+
+    Raises:
+        ValueError: If they are such.
+    """
     student, teacher = list(student_logits.shape), list(teacher_logits.shape)
     if not -len(student) <= class_dim < len(student):
         raise ValueError(f"class_dim={class_dim} is no axis of student logits of shape {student}")
@@ -135,11 +176,22 @@ def _check_logits(student_logits: Tensor, teacher_logits: Tensor, class_dim: int
         )
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32; other values as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def _reduce(positions: Tensor, reduction: Reduction, mask: Tensor | None) -> Tensor:
+def reduce_positions(positions: Tensor, reduction: Reduction, mask: Tensor | None) -> Tensor:
+    """Sum or mean of a loss over the positions that are valid; 0 if none is.
+
+    Args:
+        positions: The loss of each position.
+        reduction: ``"sum"`` or ``"mean"``.
+        mask: Which are valid, of the same shape; ``None``: all.
+
+    Raises:
+        ValueError: If the mask has another shape, or the reduction is unknown.
+    """
     check_reduction(reduction)
     if mask is None:
         return positions.sum() if reduction == "sum" else positions.mean()

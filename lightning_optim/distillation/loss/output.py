@@ -1,15 +1,77 @@
-"""Output of a network: the tensor in it that a loss compares."""
+"""Base of losses that compare outputs, and the tensor of an output that they compare."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from lightning_optim.distillation.loss.base import Loss
+from lightning_optim.distillation.observation import Observation
 from lightning_optim.surgery.containers import find_tensors, name_of
 
 Network = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputLoss(Loss):
+    """Output loss: compares one tensor of the student's output with one of the teacher's.
+
+    Args:
+        output: Where the tensor is in the student's output: a key, an index, several joined by dots
+            (``"heads.0.logits"``), or ``None`` if it is the output.
+        teacher_output: Where it is in the teacher's output; ``None`` is where ``output`` says, or the teacher's
+            output itself if that is a tensor.
+        mask: Keyword argument of the network's call that marks valid positions, such as ``"attention_mask"``.
+    """
+
+    output: str | int | None = None
+    teacher_output: str | int | None = None
+    mask: str | None = None
+
+    def outputs(self, student: Observation, teacher: Observation) -> tuple[Tensor, Tensor]:
+        """The two tensors that are compared, the student's first.
+
+        Raises:
+            ValueError: If an output holds none where it should be.
+        """
+        if self.teacher_output is not None:
+            theirs = select_output(teacher.output, self.teacher_output, network="teacher", setting="teacher_output")
+        elif isinstance(teacher.output, Tensor):
+            theirs = teacher.output
+        else:
+            theirs = select_output(teacher.output, self.output, network="teacher", setting="teacher_output")
+        return select_output(student.output, self.output), theirs
+
+    def valid(self, student: Observation) -> Tensor | None:
+        """Which positions are valid; ``None`` if all are.
+
+        Raises:
+            ValueError: If the network was called without the mask.
+        """
+        return None if self.mask is None else call_mask(student, self.mask)
+
+
+def call_mask(student: Observation, name: str) -> Tensor:
+    """The keyword argument of the student's call that marks valid positions, as boolean.
+
+    Args:
+        student: The student's call.
+        name: The keyword.
+
+    Raises:
+        ValueError: If the call has none.
+    """
+    mask = student.kwargs.get(name)
+    if not isinstance(mask, Tensor):
+        raise ValueError(
+            f"the student's network was called without a tensor {name!r}; its keyword arguments were "
+            f"{sorted(student.kwargs) or 'none'}: set mask to one of them or to null"
+        )
+    return mask.to(torch.bool)
 
 
 def select_output(

@@ -5,25 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.distillation.functional import Reduction, check_reduction, check_temperature, soft_target_loss
-from lightning_optim.distillation.loss.base import Context, Loss
-from lightning_optim.distillation.loss.output import select_output
+from lightning_optim.distillation.functional import Reduction, check_reduction, soft_target_loss, standardize_logits
+from lightning_optim.distillation.loss.base import Context
+from lightning_optim.distillation.loss.classes import ClassLoss
 from lightning_optim.distillation.observation import Observation
 
 
 @final
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SoftTarget(Loss):
+class SoftTarget(ClassLoss):
     """Soft-target loss: the student learns the teacher's class probabilities (Hinton et al., 2015; arXiv:1503.02531).
+
+    With ``standardize``, logits of both networks are first brought to mean 0 and variance 1 over their classes, so that
+    the student learns their relations and not their size (Sun et al., 2024; arXiv:2403.01427): worth trying where the
+    student is far smaller than its teacher. The temperature is then 1 to 5, and the weight larger.
 
     Args:
         temperature: Softens both softmaxes, above 0. A student far smaller than its teacher wants a lower one.
+        standardize: Whether logits are standardized first.
         reduction: ``"mean"`` over valid positions, so that the weight does not depend on the batch size, or ``"sum"``.
         class_dim: Axis of the classes: -1 for ``[B, T, C]``, 1 for ``[B, C, height, width]``. ``None`` is what shapes
             tell: the second of two axes, or the one that ``mask`` lacks; of other logits, it must be given.
@@ -37,69 +41,25 @@ class SoftTarget(Loss):
         ValueError: If a setting is out of range.
 
     Example:
+        >>> import torch
         >>> call = Observation((), {}, torch.tensor([[1.0, 2.0]]))
         >>> float(SoftTarget()(call, call, Context(progress=0.0, batch=None)))
         0.0
     """
 
     temperature: float = 4.0
+    standardize: bool = False
     reduction: Reduction = "mean"
-    class_dim: int | None = None
-    output: str | int | None = None
-    teacher_output: str | int | None = None
-    mask: str | None = None
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        ClassLoss.__post_init__(self)
         check_reduction(self.reduction)
 
     @override
     def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:
-        student_logits, teacher_logits = select_output(student.output, self.output), self._teacher_logits(teacher)
-        if student_logits.ndim < 2:
-            raise ValueError(
-                f"a soft-target loss needs logits with a class axis, got shape {list(student_logits.shape)}: "
-                "a single score per sample has no classes to soften"
-            )
-        mask = self._mask(student)
+        mine, theirs, class_dim, mask = self.logits(student, teacher)
+        if self.standardize:
+            mine, theirs = standardize_logits(mine, class_dim), standardize_logits(theirs, class_dim)
         return soft_target_loss(
-            student_logits,
-            teacher_logits,
-            self.temperature,
-            reduction=self.reduction,
-            class_dim=_class_dim(student_logits, mask) if self.class_dim is None else self.class_dim,
-            mask=mask,
+            mine, theirs, self.temperature, reduction=self.reduction, class_dim=class_dim, mask=mask
         )
-
-    def _teacher_logits(self, teacher: Observation) -> Tensor:
-        if self.teacher_output is not None:
-            return select_output(teacher.output, self.teacher_output, network="teacher", setting="teacher_output")
-        if isinstance(teacher.output, Tensor):
-            return teacher.output
-        return select_output(teacher.output, self.output, network="teacher", setting="teacher_output")
-
-    def _mask(self, student: Observation) -> Tensor | None:
-        if self.mask is None:
-            return None
-        mask = student.kwargs.get(self.mask)
-        if not isinstance(mask, Tensor):
-            raise ValueError(
-                f"the student's network was called without a tensor {self.mask!r}; its keyword arguments were "
-                f"{sorted(student.kwargs) or 'none'}: set mask to one of them or to null"
-            )
-        return mask.to(torch.bool)
-
-
-def _class_dim(logits: Tensor, mask: Tensor | None) -> int:
-    """Axis of the classes, if the shape of the logits, or that of the mask, leaves no other."""
-    if logits.ndim == 2:
-        return -1
-    shape = list(logits.shape)
-    if mask is not None:
-        lacking = [dim for dim in range(1, logits.ndim) if [*shape[:dim], *shape[dim + 1 :]] == list(mask.shape)]
-        if len(lacking) == 1:
-            return lacking[0]
-    raise ValueError(
-        f"a soft-target loss needs to know the axis of the classes of logits of shape {shape}: set class_dim=-1 if "
-        "they are [B, T, C], or class_dim=1 if they are [B, C, H, W]"
-    )

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -136,3 +137,47 @@ def test_the_teachers_logits_may_be_elsewhere(teacher, teacher_output):
 def test_a_message_names_the_network_that_it_is_about(student, teacher, settings, message):
     with pytest.raises(ValueError, match=message):
         SoftTarget(class_dim=1, **settings)(Observation((), {}, student), Observation((), {}, teacher), CONTEXT)
+
+
+def test_standardized_logits_are_those_of_python():
+    student, teacher = STUDENT[:, 0, 0], TEACHER[:, 0, 0]
+
+    def softened(row):
+        mean = sum(row) / len(row)
+        deviation = (sum((value - mean) ** 2 for value in row) / len(row)) ** 0.5
+        powers = [math.exp((value - mean) / deviation / 2.0) for value in row]
+        return [power / sum(powers) for power in powers]
+
+    expected = 0.0
+    for mine, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
+        expected += sum(q * math.log(q / p) for q, p in zip(softened(theirs), softened(mine), strict=True))
+    loss = SoftTarget(standardize=True, temperature=2.0)
+    found = loss(Observation((), {}, student), Observation((), {}, teacher), CONTEXT)
+    assert float(found) == pytest.approx(4.0 * expected / 2, rel=1e-4)
+
+
+def test_standardized_logits_forget_their_size_and_keep_their_axis():
+    loss = SoftTarget(standardize=True, class_dim=1)
+    found = loss(Observation((), {}, STUDENT), Observation((), {}, 7.0 * STUDENT + 3.0), CONTEXT)
+    assert float(found) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1000.0])
+def test_equal_logits_have_a_finite_gradient_where_they_are_standardized(value, dtype):
+    logits = torch.full((2, 3), value, dtype=dtype).requires_grad_()
+    loss = SoftTarget(standardize=True)(Observation((), {}, logits), Observation((), {}, STUDENT[:, 0, 0]), CONTEXT)
+    loss.backward()
+    assert loss.dtype is torch.float32
+    assert loss.isfinite()
+    assert not logits.grad.any()
+
+
+def test_a_class_that_both_exclude_does_not_change_the_standardized():
+    student, teacher = STUDENT[:, 0, 0], TEACHER[:, 0, 0]
+    wide = [torch.cat([each, torch.full((2, 1), -torch.inf)], -1).requires_grad_() for each in (student, teacher)]
+    loss = SoftTarget(standardize=True)
+    found = loss(*(Observation((), {}, each) for each in wide), CONTEXT)
+    found.backward()
+    torch.testing.assert_close(found, loss(Observation((), {}, student), Observation((), {}, teacher), CONTEXT))
+    assert wide[0].grad.isfinite().all()

@@ -1,0 +1,83 @@
+"""Base of losses that compare class probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_optim.distillation.functional import check_temperature
+from lightning_optim.distillation.loss.output import OutputLoss
+from lightning_optim.distillation.observation import Observation
+
+
+class ClassLogits(NamedTuple):
+    """Logits of both networks.
+
+    Args:
+        student: The student's.
+        teacher: The teacher's.
+        class_dim: Axis of the classes.
+        mask: Which positions are valid; ``None``: all.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    class_dim: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassLoss(OutputLoss):
+    """Class loss: compares the class probabilities of the two networks, each softened by a temperature.
+
+    Args:
+        temperature: Softens both softmaxes, above 0.
+        class_dim: Axis of the classes: -1 for ``[B, T, C]``, 1 for ``[B, C, height, width]``. ``None`` is what shapes
+            tell: the second of two axes, or the one that ``mask`` lacks; of other logits, it must be given.
+        output: Where the logits are in the student's output; see ``OutputLoss``.
+        teacher_output: Where they are in the teacher's output.
+        mask: Keyword argument of the network's call that marks valid positions.
+    """
+
+    temperature: float = 1.0
+    class_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+    def logits(self, student: Observation, teacher: Observation) -> ClassLogits:
+        """The logits of both calls, the axis of their classes, and which of their positions are valid.
+
+        Raises:
+            ValueError: If there are none, or the axis of the classes is not known.
+        """
+        mine, theirs = self.outputs(student, teacher)
+        if mine.ndim < 2:
+            raise ValueError(
+                f"{_words(self)} needs logits with a class axis, got shape {list(mine.shape)}: "
+                "a single score per sample has no classes to soften"
+            )
+        mask = self.valid(student)
+        class_dim = _class_dim(mine, mask, _words(self)) if self.class_dim is None else self.class_dim
+        return ClassLogits(mine, theirs, class_dim, mask)
+
+
+def _words(loss: ClassLoss) -> str:
+    return f"a {type(loss).__name__} loss"
+
+
+def _class_dim(logits: Tensor, mask: Tensor | None, loss: str) -> int:
+    """Axis of the classes, if the shape of the logits, or that of the mask, leaves no other."""
+    if logits.ndim == 2:
+        return -1
+    shape = list(logits.shape)
+    if mask is not None:
+        lacking = [dim for dim in range(1, logits.ndim) if [*shape[:dim], *shape[dim + 1 :]] == list(mask.shape)]
+        if len(lacking) == 1:
+            return lacking[0]
+    raise ValueError(
+        f"{loss} needs to know the axis of the classes of logits of shape {shape}: set class_dim=-1 if "
+        "they are [B, T, C], or class_dim=1 if they are [B, C, H, W]"
+    )
