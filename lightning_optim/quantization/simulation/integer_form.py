@@ -12,6 +12,12 @@ from torch import Tensor
 
 _PRODUCTS = frozenset({"matmul", "bmm", "mm"})
 
+NO_PRODUCT = "no integer kernel for this kind of product"
+"""Why a recurrent or bilinear layer, and some products of tensors, compute in floating point."""
+
+NO_TRANSPOSED = "no integer kernel for transposed convolutions"
+"""Why these compute in floating point."""
+
 
 def is_real(value: object) -> bool:
     """Whether a value is a tensor of floating-point numbers."""
@@ -26,14 +32,14 @@ def why_layer_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
         'no integer kernel for transposed convolutions'
     """
     if "transpose" in name:
-        return "no integer kernel for transposed convolutions"
+        return NO_TRANSPOSED
     return "" if args and is_real(args[0]) else "its input is not a real tensor"
 
 
 def why_matmul_is_float(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return why a matrix product has no integer form: it needs two real operands, and to be no more than a product."""
     if name.strip("_") not in _PRODUCTS:
-        return "no integer kernel for this kind of product"
+        return NO_PRODUCT
     return "" if _are_two_real(args) else "its operands are not two real tensors"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from typing import final
 from torch import Tensor
 
 from lightning_optim.quantization.functional import value_range
+from lightning_optim.quantization.simulation.integer_form import NO_PRODUCT, NO_TRANSPOSED
 from lightning_optim.quantization.simulation.missing_ranges import notice_of
+from lightning_optim.quantization.simulation.plan import Operator, Plan
 from lightning_optim.quantization.simulation.sentinels import sentinel_bound
 from lightning_optim.surgery.torch_private import FakeTensor
 
@@ -72,3 +75,34 @@ class Notices:
         if self._clipped:
             self.tell(self._clipped)
             self._clipped = {}
+
+
+_NAMED = 5
+_FLOAT_LAYERS = re.compile(r"lstm|gru|rnn_(tanh|relu)|bilinear|conv_transpose\dd")
+
+
+def float_layers(before: Plan, plan: Plan) -> dict[str, str]:
+    """What to say of layers that a plan did not know before, and whose weights have no integer form.
+
+    Args:
+        before: The plan as it was.
+        plan: The plan as it has grown.
+
+    Returns:
+        What it is about -> the message; nothing of layers that were left out of the targets.
+    """
+    new = [each for key, each in plan.operators.items() if key not in before.operators and _keeps_float_weights(each)]
+    names = [*dict.fromkeys(f"{each.path} ({each.name})" for each in new)]
+    if not names:
+        return {}
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    text = (
+        f"no integer kernel computes {', '.join(names[:_NAMED])}{more}: weights and activations stay in floating point "
+        "there, in training and in the file, and describe() and the export count them so; leave them out in "
+        "targets.exclude if that is meant"
+    )
+    return {", ".join(names): text}
+
+
+def _keeps_float_weights(operator: Operator) -> bool:
+    return operator.note in (NO_PRODUCT, NO_TRANSPOSED) and _FLOAT_LAYERS.match(operator.name) is not None

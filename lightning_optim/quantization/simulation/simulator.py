@@ -22,7 +22,7 @@ from lightning_optim.quantization.simulation.deferred_activations import new_sta
 from lightning_optim.quantization.simulation.learned_values import LearnedValues
 from lightning_optim.quantization.simulation.missing_ranges import MissingRanges, why_no_range
 from lightning_optim.quantization.simulation.module_path import NetworkModules
-from lightning_optim.quantization.simulation.notices import Notices
+from lightning_optim.quantization.simulation.notices import Notices, float_layers
 from lightning_optim.quantization.simulation.operator_names import OperatorNames
 from lightning_optim.quantization.simulation.placement import Placement
 from lightning_optim.quantization.simulation.plan import Plan, Record
@@ -333,6 +333,7 @@ class Simulator:
         self.ranges.watch.sums = plan.sums | plan.summands
         self.ranges.reset(before.outdated(plan))
         self.notices.tell(masked_messages((plan.masked - before.masked) & before.recorded.keys()))
+        self.notices.tell(float_layers(before, plan))
 
     def _take_findings(self, *, waits: bool) -> None:
         """Act on what was found in the ranges of all processes."""
