@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import itertools
 import pickle
+import re
 
 import pytest
 import torch
@@ -267,6 +268,20 @@ def test_a_wrong_space_is_refused_and_leaves_the_model_as_it_was(space, message)
         convert(net, **space)
     assert list(net.state_dict()) == keys
     assert {name: sorted(vars(module)) for name, module in net.named_modules()} == before
+
+
+def test_what_the_refusal_of_an_output_layer_advises_can_be_followed():
+    with pytest.raises(TargetError, match=r"'head' cannot vary: .*; add them to targets\.exclude$"):
+        convert(Net(), w=ElasticWidth(targets=Targets()))
+    assert convert(Net(), w=ElasticWidth(targets=Targets(exclude=("head",)))).decisions
+    with pytest.raises(TargetError, match=r"name others in targets\.include, such as ") as refusal:
+        convert(Net(), w=ElasticWidth(targets=Targets(include=("head",))))
+    advised = re.findall(r"'([\w.]+)'", str(refusal.value).partition("such as")[2])
+    for name in advised:
+        assert convert(Net(), w=ElasticWidth(targets=Targets(include=(name,)))).decisions
+    site = Site(root=nn.Sequential(nn.Linear(4, 2)), network="", args=(torch.zeros(2, 4),))
+    with pytest.raises(TargetError, match="no layer of this network can vary: leave this entry out"):
+        build_supernet(site, {"w": ElasticWidth(targets=Targets())})
 
 
 def test_a_width_that_the_code_has_written_down_is_refused():

@@ -71,9 +71,10 @@ class ElasticWidth(SearchDimension):
         frozen = [name for name, group in groups.items() if group is None]
         if frozen:
             unknown = ", ".join(site.coupling.unknown) or "none"
+            advice = "add them to targets.exclude" if len(frozen) < len(groups) else _others(site)
             raise TargetError(
                 f"the channels of {', '.join(map(repr, frozen))} cannot vary: they reach the network's output or an "
-                f"operator without a coupling rule (met here: {unknown}); add them to targets.exclude"
+                f"operator without a coupling rule (met here: {unknown}); {advice}"
             )
         # Layers that are coupled share a group: one decision, named after the first of them.
         leaders = {id(group): (name, group) for name, group in reversed(groups.items()) if group is not None}
@@ -89,6 +90,17 @@ class ElasticWidth(SearchDimension):
                 slicing = Slicing(decision=name, tensor=tensor, dim=member.dim, index=member.index, counts=counts)
                 sliced_forward(owner).add(slicing)
         return Decision(name=name, options=tuple(map(str, counts)), default=len(counts) - 1)
+
+
+def _others(site: Site) -> str:
+    """What to do where no target can vary."""
+    prefix = f"{site.network}." if site.network else ""
+    names = [name for name in Targets().select(site.root, LAYERS) if f"{name}.".startswith(prefix)]
+    free = [name for name in names if site.coupling.group_of(site.inner_name(f"{name}.weight")) is not None]
+    if not free:
+        return "no layer of this network can vary: leave this entry out of the space, or search a larger network"
+    more = f" or {len(free) - 3} more" if len(free) > 3 else ""
+    return f"name others in targets.include, such as {', '.join(map(repr, free[:3]))}{more}"
 
 
 def _attribute(site: Site, name: str) -> tuple[nn.Module, str]:
