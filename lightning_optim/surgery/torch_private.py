@@ -1,4 +1,4 @@
-"""Private names of torch: all that this package uses, tried on torch 2.13.0.
+"""Private names of torch: all that this package uses, tried on torch 2.8.0, 2.9.1, 2.13.0 and 2.14.1.
 
 No other file reads one, so that after a new release of torch one file is to be compared with it. Dictionaries of a
 module (``_parameters``, ``_buffers``, ``_modules``, its hooks) and ``torch._foreach_*`` are not counted: they have

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import QATFakeQuant, Targets, Window
 from lightning_optim.errors import ArtefactError, TargetError
 from lightning_optim.quantization import Affine
-from support import quiet, same
+from support import needs_graphs_of_its_own, quiet, same
 
 
 class Net(nn.Module):
@@ -325,6 +325,7 @@ def compile_around_in_place(module, backend):
     return module
 
 
+@needs_graphs_of_its_own
 @pytest.mark.parametrize(
     "compiled", [compile_within, compile_in_place, compile_whole, compile_around, compile_around_in_place]
 )

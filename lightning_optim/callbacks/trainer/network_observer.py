@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -99,7 +100,7 @@ class NetworkObserver:
             return original(*args, **kwargs)
         self._recorder = step = StepRecorder(self._network, reads=self.is_in_parts)
         try:
-            with nullcontext() if self._hides_modules else step.recording():
+            with nullcontext() if self._hides_modules else _recorded(step):
                 output = original(*args, **kwargs)
         finally:
             self._recorder = None
@@ -115,7 +116,7 @@ class NetworkObserver:
         if step.is_whole:
             self.is_known = True
         elif self._hides_modules:
-            self._hides_modules = False  # the next step is recorded, though its parts are compiled anew
+            self._hides_modules = False  # the next step is recorded
         elif not self.is_in_parts:
             self.parts = part_names(network, step)
             self.is_in_parts = bool(self.parts)
@@ -138,6 +139,13 @@ class NetworkObserver:
         """Continue from ``state_dict``."""
         self.is_known, self.is_in_parts = state["is_known"], state["is_in_parts"]
         self.plan = None if state["plan"] is None else PartsPlan.from_state_dict(state["plan"])
+
+
+@contextmanager
+def _recorded(step: StepRecorder) -> Iterator[None]:
+    """Record a step in which compiled parts run uncompiled: not every torch sees a hook in what it has compiled."""
+    with torch.compiler.set_stance("force_eager"), step.recording():
+        yield
 
 
 def _has_gradient(layer: nn.Module) -> bool:
