@@ -2,6 +2,8 @@ from .loss.base import Context as Context
 from .loss.base import Loss as Loss
 from .loss.feature import FeatureLoss as FeatureLoss
 from .loss.hint import Hint as Hint
+from .loss.huber import Huber as Huber
+from .loss.mean_squared_error import MeanSquaredError as MeanSquaredError
 from .loss.soft_target import SoftTarget as SoftTarget
 from .observation import Observation as Observation
 from .place import Place as Place
