@@ -58,7 +58,9 @@ class QATFakeQuant(TechniqueCallback):
     own state. Validation, test and prediction compute exactly what is deployed: batch norms folded, biases rounded.
     Within the window, the first batch shows the operators and the second one their ranges; from the third batch on, the
     network is simulated. So it goes for each operator that a later batch is the first to run. What validation alone
-    runs stays in floating point, and a warning names it. A network that is compiled is simulated as one graph by the
+    runs stays in floating point, and a warning names it. Where training skips blocks at random (LayerDrop), values of
+    evaluation can lie beyond all that training has shown, most of all behind batch norms: ``calibrate`` of a callback
+    that has not trained learns ranges from evaluation. A network that is compiled is simulated as one graph by the
     same compiler; what cannot be one graph is simulated in Python, with a warning.
 
     Args:
