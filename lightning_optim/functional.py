@@ -11,6 +11,9 @@ Example:
 
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
 from lightning_optim.distillation.functional import attention_transfer_loss, soft_target_loss
+from lightning_optim.distillation.kernel.attention import QueriesAndKeys, attention_transfer_loss_from_queries
+from lightning_optim.distillation.kernel.hidden import soft_target_loss_from_hidden
+from lightning_optim.distillation.kernel.logits import soft_target_loss_
 from lightning_optim.pruning.functional import drop_lowest, magnitude, mask_from_scores
 from lightning_optim.quantization.functional import (
     affine_qparams,
@@ -27,8 +30,10 @@ from lightning_optim.quantization.functional import (
 )
 
 __all__ = [
+    "QueriesAndKeys",
     "affine_qparams",
     "attention_transfer_loss",
+    "attention_transfer_loss_from_queries",
     "bias_floor",
     "channel_extreme",
     "channel_range",
@@ -44,6 +49,8 @@ __all__ = [
     "quantize_bias",
     "round_bias",
     "soft_target_loss",
+    "soft_target_loss_",
+    "soft_target_loss_from_hidden",
     "symmetric_scale",
     "value_range",
 ]
