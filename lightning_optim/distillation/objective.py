@@ -56,8 +56,11 @@ class DistillationObjective:
 
     @property
     def has_schedule(self) -> bool:
-        """Whether any weight changes while training goes on."""
-        return any(isinstance(weight, Schedule) for weight in (*self.weights.values(), self.hard_weight))
+        """Whether any weight, or a setting of a loss, changes while training goes on."""
+        weights = (*self.weights.values(), self.hard_weight)
+        return any(isinstance(weight, Schedule) for weight in weights) or any(
+            loss.has_schedule for loss in self.losses.values()
+        )
 
     def look_at(self, student: Side, teacher: Side) -> tuple[list[Place], list[Place]]:
         """Find the places that losses look at; returns those of the student and those of the teacher.

@@ -33,6 +33,11 @@ class Context:
 class Loss(ABC):
     """Transfer loss: compares one call of the student's network with the teacher's answer to the same inputs."""
 
+    @property
+    def has_schedule(self) -> bool:
+        """Whether a setting changes while training goes on."""
+        return False
+
     def pairs(self, student: Side, teacher: Side) -> tuple[PlacePair, ...]:
         """The places that it looks at, of the student and of the teacher; none if outputs are enough.
 

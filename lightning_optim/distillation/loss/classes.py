@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_optim.distillation.functional import check_temperature
 from lightning_optim.distillation.loss.output import OutputLoss
 from lightning_optim.distillation.observation import Observation
+from lightning_optim.schedule.base import Schedule
 
 
 class ClassLogits(NamedTuple):
@@ -33,7 +35,7 @@ class ClassLoss(OutputLoss):
     """Class loss: compares the class probabilities of the two networks, each softened by a temperature.
 
     Args:
-        temperature: Softens both softmaxes, above 0.
+        temperature: Softens both softmaxes, above 0; a number, or a schedule over the callback's window.
         class_dim: Axis of the classes: -1 for ``[B, T, C]``, 1 for ``[B, C, height, width]``. ``None`` is what shapes
             tell: the second of two axes, or the one that ``mask`` lacks; of other logits, it must be given.
         output: Where the logits are in the student's output; see ``OutputLoss``.
@@ -41,11 +43,21 @@ class ClassLoss(OutputLoss):
         mask: Keyword argument of the network's call that marks valid positions.
     """
 
-    temperature: float = 1.0
+    temperature: float | Schedule = 1.0
     class_dim: int | None = None
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        for progress in (0.0, 1.0):
+            check_temperature(self.temperature_at(progress))
+
+    @property
+    @override
+    def has_schedule(self) -> bool:
+        return isinstance(self.temperature, Schedule)
+
+    def temperature_at(self, progress: float) -> float:
+        """The temperature, of a schedule at ``progress`` in ``[0, 1]``."""
+        return self.temperature(progress) if isinstance(self.temperature, Schedule) else self.temperature
 
     def logits(self, student: Observation, teacher: Observation) -> ClassLogits:
         """The logits of both calls, the axis of their classes, and which of their positions are valid.

@@ -13,6 +13,7 @@ from lightning_optim.distillation.functional import Reduction, check_reduction, 
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.classes import ClassLoss
 from lightning_optim.distillation.observation import Observation
+from lightning_optim.schedule.base import Schedule
 
 
 @final
@@ -26,7 +27,8 @@ class SoftTarget(ClassLoss):
     student is far smaller than its teacher. The temperature is then 1 to 5, and the weight larger.
 
     Args:
-        temperature: Softens both softmaxes, above 0. A student far smaller than its teacher wants a lower one.
+        temperature: Softens both softmaxes, above 0; a number, or a schedule over the callback's window. A student far
+            smaller than its teacher wants a lower one.
         standardize: Whether logits are standardized first.
         reduction: ``"mean"`` over valid positions, so that the weight does not depend on the batch size, or ``"sum"``.
         class_dim: Axis of the classes: -1 for ``[B, T, C]``, 1 for ``[B, C, height, width]``. ``None`` is what shapes
@@ -47,7 +49,7 @@ class SoftTarget(ClassLoss):
         0.0
     """
 
-    temperature: float = 4.0
+    temperature: float | Schedule = 4.0
     standardize: bool = False
     reduction: Reduction = "mean"
 
@@ -60,6 +62,5 @@ class SoftTarget(ClassLoss):
         mine, theirs, class_dim, mask = self.logits(student, teacher)
         if self.standardize:
             mine, theirs = standardize_logits(mine, class_dim), standardize_logits(theirs, class_dim)
-        return soft_target_loss(
-            mine, theirs, self.temperature, reduction=self.reduction, class_dim=class_dim, mask=mask
-        )
+        temperature = self.temperature_at(context.progress)
+        return soft_target_loss(mine, theirs, temperature, reduction=self.reduction, class_dim=class_dim, mask=mask)

@@ -6,6 +6,8 @@ import torch
 
 from lightning_optim.distillation import Context, Observation, SoftTarget
 from lightning_optim.distillation.functional import soft_target_loss
+from lightning_optim.distillation.objective import DistillationObjective
+from lightning_optim.schedule import Linear
 
 CONTEXT = Context(progress=0.0, batch=None)
 STUDENT, TEACHER = torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)
@@ -181,3 +183,19 @@ def test_a_class_that_both_exclude_does_not_change_the_standardized():
     found.backward()
     torch.testing.assert_close(found, loss(Observation((), {}, student), Observation((), {}, teacher), CONTEXT))
     assert wide[0].grad.isfinite().all()
+
+
+def test_the_temperature_follows_its_schedule():
+    loss = SoftTarget(temperature=Linear(start=8.0, end=2.0), class_dim=1)
+    calls = Observation((), {}, STUDENT), Observation((), {}, TEACHER)
+    for progress, temperature in [(0.0, 8.0), (0.5, 5.0), (1.0, 2.0)]:
+        found = loss(*calls, Context(progress=progress, batch=None))
+        assert torch.equal(found, soft_target_loss(STUDENT, TEACHER, temperature, class_dim=1))
+    assert DistillationObjective(loss, 1.0, 1.0).has_schedule
+    assert not DistillationObjective(SoftTarget(), 1.0, 1.0).has_schedule
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (4.0, 0.0), (4.0, -1.0)])
+def test_a_schedule_that_ends_at_no_temperature_is_refused(ends):
+    with pytest.raises(ValueError, match="temperature must be a number above 0"):
+        SoftTarget(temperature=Linear(start=ends[0], end=ends[1]))
