@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,11 +106,21 @@ def write_onnx(
         reason = cause_of(error)
         if "No ONNX function" in reason and torch.__version__ < "2.13":  # such as adaptive_max_pool2d in torch 2.9
             reason += f"; torch 2.13 writes more operators than this torch {torch.__version__}: update torch"
-        raise ExportError(f"{name} cannot be exported to ONNX: {reason}") from error
+        raise ExportError(f"{name} cannot be exported to ONNX: {reason}{_advice(error)}") from error
     strip_model(proto)
     if proto.ByteSize() > _LARGEST:
         raise ExportError(f"{name} takes {proto.ByteSize() / 1e9:.1f} GB, one ONNX file holds 2 GB")
     return write_atomic(path, proto.SerializeToString(deterministic=True))
+
+
+def _advice(error: Exception) -> str:
+    """What to do where a model's code has taken an open size for a number."""
+    found = re.search(r"Constraints violated \((\w+)", str(error))
+    if found is None:
+        return ""
+    if found[1] == "batch":
+        return " Its code takes the batch for a number: pass batch= with that number, to fix it in the file"
+    return f" Its code takes {found[1]!r} for a number: leave that out of dynamic"
 
 
 def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Callable[..., Any]] | None) -> Any:

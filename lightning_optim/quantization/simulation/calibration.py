@@ -110,7 +110,13 @@ class Calibration:
         if not self._has_called:
             raise ValueError("calibration never called the network: the data has no batch, or its step calls another")
         if not self._simulator.is_ready:
-            raise TargetError("calibration found no operator that computes in integers: see describe(), and targets")
+            operators = (self._simulator.plan or Plan()).operators.values()
+            kept = [f"{each.path or 'the network'} ({each.name}): {each.note}" for each in operators if each.macs]
+            found = f"; of its products, {'; '.join(kept[:3])}" if kept else ""
+            raise TargetError(
+                f"calibration found no operator that computes in integers{found}: choose targets with linear layers or "
+                "convolutions, or leave such a network in floating point (export_onnx)"
+            )
 
 
 def run_calibration(simulator: Simulator, network: nn.Module, batches: Iterable[Any], *, num_batches: int = 32) -> None:

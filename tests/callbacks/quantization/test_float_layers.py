@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_optim import QATFakeQuant, Targets
-from lightning_optim.export import calibrate
+from lightning_optim.errors import TargetError
+from lightning_optim.export import calibrate, export_onnx
 from support import quiet
 
 
@@ -89,3 +90,18 @@ def test_calibration_names_it_too_and_the_file_has_what_was_said(tmp_path):
 @pytest.mark.parametrize("layer", [nn.Identity(), nn.Linear(8, 8), nn.Conv1d(5, 5, 3, padding=1), nn.PReLU()])
 def test_nothing_is_said_of_layers_with_one(layer):
     assert not said_in_a_fit(QATFakeQuant(), layer)[1]
+
+
+def test_a_network_of_which_nothing_can_be_integers_is_told_what_it_has(tmp_path):
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LSTM(8, 8, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(x)[0]
+
+    batch = torch.randn(4, 5, 8)
+    with pytest.raises(TargetError, match=r"of its products, layer \(lstm\): no integer kernel .* \(export_onnx\)$"):
+        calibrate(Alone(), [batch] * 3)
+    assert export_onnx(Alone(), (batch,), tmp_path / "net.onnx").is_file()

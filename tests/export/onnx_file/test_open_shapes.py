@@ -130,3 +130,19 @@ def test_sizes_that_the_network_takes_are_tried(tmp_path):
 def test_settings_are_checked(settings, match):
     with pytest.raises(ValueError, match=match):
         OpenShapes(**settings)
+
+
+class WritesItsBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(x).view(16, 2, 2).sum(1)
+
+
+def test_the_advice_to_fix_a_batch_that_the_code_takes_for_a_number_can_be_followed(tmp_path):
+    args, path = (torch.randn(16, 8),), tmp_path / "net.onnx"
+    with pytest.raises(ExportError, match=r"takes the batch for a number: pass batch= with that number"):
+        export_onnx(WritesItsBatch(), args, path)
+    assert export_onnx(WritesItsBatch(), args, path, batch=16).is_file()
