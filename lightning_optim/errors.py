@@ -17,6 +17,10 @@ class TeacherError(LightningOptimError, RuntimeError):
     """Error of a teacher that does not take what the student's network is given."""
 
 
+class SampleError(LightningOptimError, ValueError):
+    """A loss cannot be computed from a batch: it holds too few samples, or not the labels that are needed."""
+
+
 class CaptureError(LightningOptimError, RuntimeError):
     """``torch.export`` cannot capture the model."""
 

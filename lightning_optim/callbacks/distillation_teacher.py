@@ -24,7 +24,7 @@ from lightning_optim.distillation.place import Side
 from lightning_optim.distillation.teacher.base import Teacher
 from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.module import ModuleTeacher
-from lightning_optim.errors import TapError
+from lightning_optim.errors import SampleError, TapError
 from lightning_optim.surgery.calls import NetworkCalls
 from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.inputs import call_network
@@ -188,8 +188,8 @@ class DistillationTeacher(TechniqueCallback):
             with evaluating(pl_module), torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
                 call_network(pl_module, example)
                 self._compare(0.0, example)
-        except TapError:
-            return  # forward may compute something else than the training step, and that one counts
+        except (TapError, SampleError):
+            return  # forward may compute something else than the training step, of one sample without labels
         finally:
             self._end_step()
 

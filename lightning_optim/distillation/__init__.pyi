@@ -1,9 +1,13 @@
 from .loss.base import Context as Context
 from .loss.base import Loss as Loss
+from .loss.dist import DIST as DIST
+from .loss.dkd import DKD as DKD
 from .loss.feature import FeatureLoss as FeatureLoss
+from .loss.generalized_jsd import GeneralizedJSD as GeneralizedJSD
 from .loss.hint import Hint as Hint
 from .loss.huber import Huber as Huber
 from .loss.mean_squared_error import MeanSquaredError as MeanSquaredError
+from .loss.reverse_kl import ReverseKL as ReverseKL
 from .loss.soft_target import SoftTarget as SoftTarget
 from .observation import Observation as Observation
 from .place import Place as Place

@@ -120,6 +120,42 @@ def standardize_logits(logits: Tensor, class_dim: int = -1) -> Tensor:
     return scaled.masked_fill(~is_class, -torch.inf)
 
 
+def divergence(first: Tensor, second: Tensor, dim: int = -1) -> Tensor:
+    """Kullback-Leibler divergence ``sum p * log(p / q)`` along an axis; where ``p`` is 0 nothing is added.
+
+    Args:
+        first: Logarithms of ``p``, as from ``log_softmax``.
+        second: Logarithms of ``q``.
+        dim: The axis.
+
+    Example:
+        >>> divergence(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
+        tensor(0.1438)
+    """
+    probabilities = first.exp()
+    return (probabilities * torch.where(probabilities > 0, first - second, 0.0)).sum(dim)
+
+
+def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
+    """Vectors of length 1 in the same directions; a vector of zeros stays so, and has no gradient.
+
+    Args:
+        vectors: The vectors.
+        dim: Their axis.
+
+    Example:
+        >>> unit_vectors(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    # The direction does not depend on the size, so the size is no part of the gradient; squares stay within range.
+    size = vectors.detach().abs().amax(dim, keepdim=True)
+    is_zero = size == 0.0
+    scaled = torch.where(is_zero, 0.0, vectors / torch.where(is_zero, 1.0, size))
+    squares = (scaled**2).sum(dim, keepdim=True)
+    return scaled * torch.where(is_zero, 1.0, squares).rsqrt()
+
+
 def remove_rounding(centered: Tensor, values: Tensor, dim: int) -> Tensor:
     """Set to 0 what is left of equal values after their mean is taken off, so that it is not mistaken for a direction.
 

@@ -95,7 +95,7 @@ def select_output(
         >>> select_output({"heads": [{"logits": torch.zeros(2, 3)}]}, "heads.0.logits").shape
         torch.Size([2, 3])
     """
-    found = _entry(output, key)
+    found = entry_of(output, key)
     if isinstance(found, Tensor):
         return found
     wanted = "a tensor" if key is None else f"a tensor at {setting}={key!r}"
@@ -104,7 +104,13 @@ def select_output(
     )
 
 
-def _entry(output: Any, key: str | int | None) -> Any:
+def entry_of(output: Any, key: str | int | None) -> Any:
+    """What is at a key of an output or a batch; ``None`` if there is nothing.
+
+    Args:
+        output: A tensor or a container, as ``select_output`` takes it.
+        key: As ``select_output`` takes it.
+    """
     if key is None:
         return output
     if isinstance(key, int):

@@ -1,0 +1,73 @@
+"""Reverse Kullback-Leibler divergence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_optim.checked import checked
+from lightning_optim.distillation.functional import (
+    Reduction,
+    at_least_float32,
+    check_logits,
+    check_reduction,
+    divergence,
+    reduce_positions,
+)
+from lightning_optim.distillation.loss.base import Context
+from lightning_optim.distillation.loss.classes import ClassLoss
+from lightning_optim.distillation.observation import Observation
+
+
+@final
+@checked
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReverseKL(ClassLoss):
+    """Reverse Kullback-Leibler divergence: ``temperature ** 2 * sum_c p(c) * log(p(c) / q(c))`` at each position.
+
+    ``p`` is the student's and ``q`` the teacher's softmax of ``logits / temperature`` (MiniLLM: Gu et al., 2023;
+    arXiv:2306.08543, equation 1, at the tokens of the batch).
+
+    Use it for language models that are too small to cover all that the teacher says: the student learns the teacher's
+    likeliest tokens and leaves the others out, where the soft-target loss would spread over all of them. A class that
+    the teacher excludes (a logit of ``-inf``) and the student does not makes it infinite.
+
+    Args:
+        temperature: Softens both softmaxes, above 0; a number, or a schedule over the callback's window.
+        reduction: ``"mean"`` over valid positions, or ``"sum"``. Classes are summed in either case.
+        class_dim: Axis of the classes where the logits have more than two axes and no mask tells; -1 for ``[B, T, C]``.
+        output: Where the logits are in the student's output, such as ``"logits"``; see ``SoftTarget``.
+        teacher_output: Where they are in the teacher's output.
+        mask: Keyword argument of the network's call that marks tokens that are no padding, such as
+            ``"attention_mask"``.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> import torch
+        >>> from lightning_optim.distillation import Context, Observation
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log_softmax(-1)
+        >>> calls = Observation((), {}, student), Observation((), {}, teacher)
+        >>> round(float(ReverseKL()(*calls, Context(progress=0.0, batch=None))), 4)
+        0.8554
+    """
+
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        ClassLoss.__post_init__(self)
+        check_reduction(self.reduction)
+
+    @override
+    def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:
+        mine, theirs, class_dim, mask = self.logits(student, teacher)
+        check_logits(mine, theirs, class_dim)
+        temperature = self.temperature_at(context.progress)
+        my_log, their_log = (
+            (at_least_float32(logits) / temperature).log_softmax(class_dim) for logits in (mine, theirs)
+        )
+        return temperature**2 * reduce_positions(divergence(my_log, their_log, class_dim), self.reduction, mask)
