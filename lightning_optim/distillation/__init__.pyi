@@ -1,5 +1,8 @@
+from .loss.attention_map import AttentionMap as AttentionMap
 from .loss.base import Context as Context
 from .loss.base import Loss as Loss
+from .loss.channel_wise import ChannelWise as ChannelWise
+from .loss.crd import CRD as CRD
 from .loss.dist import DIST as DIST
 from .loss.dkd import DKD as DKD
 from .loss.feature import FeatureLoss as FeatureLoss
@@ -7,8 +10,13 @@ from .loss.generalized_jsd import GeneralizedJSD as GeneralizedJSD
 from .loss.hint import Hint as Hint
 from .loss.huber import Huber as Huber
 from .loss.mean_squared_error import MeanSquaredError as MeanSquaredError
+from .loss.minilm_relations import MiniLMRelations as MiniLMRelations
+from .loss.pkt import PKT as PKT
 from .loss.reverse_kl import ReverseKL as ReverseKL
+from .loss.rkd import RKD as RKD
+from .loss.similarity_preserving import SimilarityPreserving as SimilarityPreserving
 from .loss.soft_target import SoftTarget as SoftTarget
+from .loss.vid import VID as VID
 from .observation import Observation as Observation
 from .place import Place as Place
 from .place import Side as Side

@@ -97,7 +97,7 @@ def attention_transfer_loss(
 
 
 def standardize_logits(logits: Tensor, class_dim: int = -1) -> Tensor:
-    """Logits of mean 0 and variance 1 over their classes (Sun et al., 2024; arXiv:2403.01427, equation 9).
+    """Logits of mean 0 and variance 1 over their classes (Sun et al., 2024; arXiv:2403.01427, algorithm 1).
 
     Equal logits become 0. A class that is excluded (a logit of ``-inf``) stays so, and counts in neither.
 

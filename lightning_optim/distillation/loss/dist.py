@@ -26,8 +26,8 @@ from lightning_optim.distillation.observation import Observation
 class DIST(ClassLoss):
     """Distillation from a stronger teacher (DIST): the student's probabilities correlate with the teacher's.
 
-    ``temperature ** 2 * (beta * inter + gamma * intra)`` (Huang et al., 2022; arXiv:2205.10536, equations 8 to 10, with
-    the square that the authors' code has). ``inter`` is ``1 - r`` of the probabilities of one position over all
+    ``temperature ** 2 * (beta * inter + gamma * intra)`` (Huang et al., 2022; arXiv:2205.10536, section 3.2, with the
+    square that the authors' code has). ``inter`` is ``1 - r`` of the probabilities of one position over all
     classes, in the mean over positions; ``intra`` is ``1 - r`` of the probabilities of one class over all positions of
     the batch, in the mean over classes. ``r`` is Pearson's correlation; of constant values it is 0.
 

@@ -31,7 +31,7 @@ class GeneralizedJSD(ClassLoss):
     """Generalized Jensen-Shannon divergence: ``temperature ** 2 * (beta * KL(q || m) + (1 - beta) * KL(p || m))``.
 
     ``q`` is the teacher's and ``p`` the student's softmax of ``logits / temperature``, and
-    ``m = beta * q + (1 - beta) * p`` (GKD: Agarwal et al., 2023; arXiv:2306.13649, equation 1).
+    ``m = beta * q + (1 - beta) * p`` (GKD: Agarwal et al., 2023; arXiv:2306.13649, section 2).
 
     Use it for language models, between the soft-target loss (``beta`` near 0, but for the factor ``beta``) and the
     reverse divergence (near 1, but for ``1 - beta``). It is never infinite.

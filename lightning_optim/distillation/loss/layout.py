@@ -52,19 +52,28 @@ def at_size_of(teacher: Tensor, student: Tensor) -> Tensor:
     return student
 
 
-def check_positions(student: Tensor, teacher: Tensor, loss: object) -> None:
-    """Refuse features ``[B, P, C]`` without positions, or of which the networks have not equally many.
+def check_same_positions(student: Tensor, teacher: Tensor, loss: object) -> None:
+    """Refuse features ``[B, P, C]`` of which the networks have not equally many samples or positions.
 
     Raises:
         ValueError: If they are such.
     """
-    mine, theirs = student.shape[1], teacher.shape[1]
-    if student.shape[0] != teacher.shape[0] or mine != theirs:
+    if student.shape[:2] != teacher.shape[:2]:
         raise ValueError(
-            f"{_name(loss)} compares position by position, but the student has {mine} of them in {student.shape[0]} "
-            f"samples and the teacher {theirs} in {teacher.shape[0]}: choose places of the same kind and length"
+            f"{_name(loss)} compares position by position, but the student has {student.shape[1]} of them in "
+            f"{student.shape[0]} samples and the teacher {teacher.shape[1]} in {teacher.shape[0]}: choose places of "
+            "the same kind and length"
         )
-    if mine < 2:
+
+
+def check_positions(student: Tensor, teacher: Tensor, loss: object) -> None:
+    """Refuse features ``[B, P, C]`` as ``check_same_positions`` does, and those with a single position.
+
+    Raises:
+        ValueError: If they are such.
+    """
+    check_same_positions(student, teacher, loss)
+    if student.shape[1] < 2:
         raise ValueError(
             f"{_name(loss)} needs features with several positions, tokens [B, T, C] or maps [B, C, H, W], and got one "
             "position a sample: choose a place before they are pooled"

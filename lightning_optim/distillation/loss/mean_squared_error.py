@@ -19,7 +19,7 @@ class MeanSquaredError(RegressionLoss):
     """Mean squared error of the student's output from the teacher's: ``mean((student - teacher) ** 2)``.
 
     Use it where outputs are numbers (regression, depth, denoising, embeddings), or for logits in place of soft targets:
-    there it is the limit of a high temperature without its softmax (Kim et al., 2021; arXiv:2105.08919, equation 8).
+    there it is the limit of a high temperature without its softmax (Kim et al., 2021; arXiv:2105.08919).
     Outputs may have any shape. Half precision is computed in float32.
 
     Args:
