@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, final
@@ -15,8 +14,9 @@ from lightning_optim.distillation.loss.soft_target import SoftTarget
 from lightning_optim.distillation.observation import Observation, Recording
 from lightning_optim.distillation.place import Place, PlacePair, Side
 from lightning_optim.schedule.base import Schedule
+from lightning_optim.schedule.factor import Factor, as_factor, as_factors, factor_at
 
-LossWeight = float | Schedule
+LossWeight = Factor
 
 
 @final
@@ -47,7 +47,7 @@ class DistillationObjective:
     ) -> None:
         self.losses = _as_losses(losses)
         self.weights = _as_weights(weight, list(self.losses))
-        self.hard_weight = _as_weight(hard_weight, "hard_weight")
+        self.hard_weight = as_factor(hard_weight, "hard_weight")
         self._learned: dict[str, nn.Module] = {}
         self._pairs: dict[str, tuple[PlacePair, ...]] = {}
 
@@ -114,9 +114,9 @@ class DistillationObjective:
             values: Transfer losses by key, from ``compare``.
             progress: How far through its window distillation is, in ``[0, 1]``.
         """
-        total = own * _value(self.hard_weight, progress)
+        total = own * factor_at(self.hard_weight, progress)
         for key, value in values.items():
-            total = total + _value(self.weights[key], progress) * value
+            total = total + factor_at(self.weights[key], progress) * value
         return total
 
 
@@ -139,25 +139,7 @@ def _as_losses(losses: Any) -> dict[str, Loss]:
 
 
 def _as_weights(weight: Any, keys: list[str]) -> dict[str, LossWeight]:
-    if not isinstance(weight, Mapping):
-        weight = dict.fromkeys(keys, weight)
-    if set(weight) != set(keys):
-        raise ValueError(f"weight names {sorted(weight)}, but the losses are {sorted(keys)}: give each loss its weight")
-    weights = {key: _as_weight(weight[key], f"weight of {key!r}") for key in keys}
+    weights = as_factors(weight, keys, "weight", "losses")
     if all(value == 0.0 for value in weights.values()):
         raise ValueError("every transfer loss has weight 0, so the teacher would do nothing: raise one of the weights")
     return weights
-
-
-def _as_weight(value: Any, what: str) -> LossWeight:
-    if isinstance(value, Schedule):
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be a number or a schedule, got {type(value).__name__}")
-    if not (value >= 0.0 and math.isfinite(value)):
-        raise ValueError(f"{what} must be a number of at least 0, got {value}")
-    return float(value)
-
-
-def _value(weight: LossWeight, progress: float) -> float:
-    return weight(progress) if isinstance(weight, Schedule) else weight
