@@ -1,5 +1,6 @@
 from .callbacks.distillation_teacher import DistillationTeacher as DistillationTeacher
 from .callbacks.nas_supernet import NASSupernet as NASSupernet
+from .callbacks.penalty_regularizer import PenaltyRegularizer as PenaltyRegularizer
 from .callbacks.pruning_scheduler import PruningScheduler as PruningScheduler
 from .callbacks.qat_fake_quant import QATFakeQuant as QATFakeQuant
 from .surgery.select import Targets as Targets

@@ -1,4 +1,4 @@
-"""Functions of pruning, distillation, quantization and cost in one name: tensors in, tensors out.
+"""Functions of all techniques and of cost in one name: tensors in, tensors out.
 
 Unlike the packages, importing this file imports torch.
 
@@ -28,6 +28,14 @@ from lightning_optim.quantization.functional import (
     symmetric_scale,
     value_range,
 )
+from lightning_optim.regularization.functional import (
+    group_lasso_penalty,
+    l1_penalty,
+    l2_penalty,
+    orthogonality_penalty,
+    spectral_penalty,
+    sum_of_squares,
+)
 
 __all__ = [
     "QueriesAndKeys",
@@ -41,8 +49,12 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "drop_lowest",
+    "group_lasso_penalty",
+    "l1_penalty",
+    "l2_penalty",
     "magnitude",
     "mask_from_scores",
+    "orthogonality_penalty",
     "pair_extreme",
     "per_channel",
     "quantize",
@@ -51,6 +63,8 @@ __all__ = [
     "soft_target_loss",
     "soft_target_loss_",
     "soft_target_loss_from_hidden",
+    "spectral_penalty",
+    "sum_of_squares",
     "symmetric_scale",
     "value_range",
 ]

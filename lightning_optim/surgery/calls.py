@@ -89,7 +89,7 @@ class NetworkCalls:
         if not calls:
             raise TapError(
                 f"no forward pass went through {repr(self.name) if self.name else 'the module'} in this step, nor "
-                "through any part of it, so there is no input for the teacher; set network to the submodule that "
+                "through any part of it, so it is not known what it is given; set network to the submodule that "
                 "training_step calls"
             )
         return calls

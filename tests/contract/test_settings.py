@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from lightning_optim import DistillationTeacher, NASSupernet, PruningScheduler, QATFakeQuant
+from lightning_optim import DistillationTeacher, NASSupernet, PenaltyRegularizer, PruningScheduler, QATFakeQuant
 from lightning_optim.quantization import LayerQuantizers
 
 from .conftest import CONF, leaves
@@ -31,7 +31,7 @@ def kinds():
         if OmegaConf.is_dict(value) and "_target_" in value
     }
     ours = {name for name in targets if name.startswith("lightning_optim.") and name.split(".")[1] not in ELSEWHERE}
-    callbacks = [PruningScheduler, QATFakeQuant, DistillationTeacher, NASSupernet]
+    callbacks = [PruningScheduler, QATFakeQuant, DistillationTeacher, NASSupernet, PenaltyRegularizer]
     return sorted({*map(get_object, ours), *callbacks, LayerQuantizers}, key=lambda kind: kind.__name__)
 
 

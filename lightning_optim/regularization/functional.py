@@ -1,0 +1,123 @@
+"""Penalties: tensors in, a scalar out."""
+
+# G groups of a convolution, O output channels of one, I inputs of one output channel, K channels that are coupled
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def l1_penalty(weight: Tensor) -> Tensor:
+    """Sum of absolute values: ``sum |w|``.
+
+    Example:
+        >>> l1_penalty(torch.tensor([1.0, -2.0]))
+        tensor(3.)
+    """
+    return _at_least_float32(weight).abs().sum()
+
+
+def l2_penalty(weight: Tensor) -> Tensor:
+    """Half the sum of squares: ``1/2 sum w ** 2``, whose gradient is ``w``.
+
+    Example:
+        >>> l2_penalty(torch.tensor([1.0, -2.0]))
+        tensor(2.5000)
+    """
+    return 0.5 * _at_least_float32(weight).square().sum()
+
+
+def group_lasso_penalty(squares: Tensor, num_weights: int) -> Tensor:
+    """Sum of the lengths of groups: ``sqrt(num_weights) * sum_k ||w_k||``.
+
+    Args:
+        squares: Sum of squares of the weights of each group, ``[K]``.
+        num_weights: Number of weights of one group.
+
+    Returns:
+        A scalar; a group of zeros adds nothing to it, and nothing to the gradient.
+
+    Example:
+        >>> group_lasso_penalty(torch.tensor([9.0, 0.0, 16.0]), num_weights=4)
+        tensor(14.)
+    """
+    is_alive = squares > 0
+    lengths = torch.where(is_alive, squares, 1.0).sqrt()  # the root of 0 has no gradient
+    return math.sqrt(num_weights) * torch.where(is_alive, lengths, 0.0).sum()
+
+
+def orthogonality_penalty(matrices: Tensor) -> Tensor:
+    """Squared distance of a Gram matrix from the identity: ``sum ||W W^T - 1||_F ** 2``.
+
+    Args:
+        matrices: ``[O, I]`` or ``[G, O, I]``. The smaller Gram matrix is taken: with more rows than columns it is
+            that of the columns.
+
+    Example:
+        >>> orthogonality_penalty(torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]))
+        tensor(9.)
+    """
+    gram = _gram(_at_least_float32(matrices))
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return (gram - identity).square().sum()
+
+
+def spectral_penalty(matrices: Tensor, iterations: int) -> Tensor:
+    """Half the square of the largest singular value: ``1/2 sigma(W) ** 2``.
+
+    The singular vector is found by power iteration, without gradient; given it, the gradient ``sigma u v^T`` is exact.
+
+    Args:
+        matrices: ``[O, I]``, or ``[G, O, I]``, the blocks of one matrix: the largest of them counts.
+        iterations: Steps of the power iteration, at least 1. It begins anew each time, at the same vector.
+
+    Example:
+        >>> spectral_penalty(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), iterations=20)
+        tensor(4.5000)
+    """
+    weight = _at_least_float32(matrices)
+    with torch.no_grad():
+        gram = _gram(weight)
+        generator = torch.Generator().manual_seed(0)
+        vector = torch.randn(gram.shape[-1], 1, dtype=gram.dtype, generator=generator).to(gram.device)
+        for _ in range(iterations):
+            vector = torch.nn.functional.normalize(gram @ vector, dim=-2)
+    images = (weight.mT if _is_wide(weight) else weight) @ vector
+    return 0.5 * images.square().sum((-2, -1)).max()
+
+
+def sum_of_squares(tensors: Iterable[tuple[Tensor, int, Tensor]]) -> Tensor:
+    """Sum of squares of the weights of each of several coupled channels.
+
+    Args:
+        tensors: Each tensor that holds a part of them, the dimension along which it does, and the positions of each
+            channel there, ``[K, n]``.
+
+    Returns:
+        ``[K]``. A weight that belongs to a channel twice, as one that the channel both reads and makes, counts twice.
+
+    Example:
+        >>> sum_of_squares([(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0, torch.tensor([[0], [1]]))])
+        tensor([ 5., 25.])
+    """
+    parts = []
+    for tensor, dim, index in tensors:
+        per_position = _at_least_float32(tensor).square().movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
+        parts.append(per_position[index.to(per_position.device)].sum(1))
+    return torch.stack(parts).sum(0)
+
+
+def _gram(matrices: Tensor) -> Tensor:
+    return matrices @ matrices.mT if _is_wide(matrices) else matrices.mT @ matrices
+
+
+def _is_wide(matrices: Tensor) -> bool:
+    return matrices.shape[-2] <= matrices.shape[-1]
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
