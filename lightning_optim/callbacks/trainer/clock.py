@@ -145,10 +145,10 @@ def _is_between_epochs(trainer: Trainer) -> bool:
     batches, epochs = progress.current, fit.current
     if batches.ready > batches.processed:
         return False  # a batch is under way
-    if loop.restarted_on_train_batch_end:
-        return bool(progress.is_last_batch)
-    is_after_batch = batches.completed < batches.processed or trainer.validating
-    return not is_after_batch and bool(epochs.started <= epochs.processed)
+    has_ended = bool(epochs.started <= epochs.processed)
+    if loop.restarted_on_train_batch_end:  # until the first batch is through: completed still counts the file's
+        return has_ended
+    return has_ended and batches.completed >= batches.processed and not trainer.validating
 
 
 def _accumulation(trainer: Trainer, epoch: int, *, is_between: bool) -> dict[int, int]:

@@ -90,7 +90,7 @@ class Recorder(Callback):
     def __init__(self, units=UNITS):
         self.units = units
         self.clocks = {unit: FitProgress(window) for unit, window in units.items()}
-        self.seen, self.counts, self.ends = [], [], {}
+        self.seen, self.counts, self.ends, self.validated = [], [], {}, {}
 
     def on_train_start(self, trainer, pl_module):
         for clock in self.clocks.values():
@@ -110,7 +110,7 @@ class Recorder(Callback):
 
     def on_validation_end(self, trainer, pl_module):
         if not trainer.sanity_checking:
-            self.after_validation = self.read(trainer)
+            self.after_validation = self.validated[clock_of(trainer).batch] = self.read(trainer)
 
     def on_train_epoch_end(self, trainer, pl_module):
         self.after_epoch = self.read(trainer)
@@ -347,6 +347,7 @@ def test_a_resumed_fit_reads_what_an_uninterrupted_one_reads(kind, settings, tmp
         fit(resumed, kind(), ckpt_path=path, **settings)
         assert resumed.seen == whole.seen[done:], path.name
         assert not resumed.seen or resumed.ends == whole.ends
+        assert resumed.validated == {batch: whole.validated[batch] for batch in resumed.validated}, path.name
 
 
 @pytest.mark.parametrize("unit", UNITS)
