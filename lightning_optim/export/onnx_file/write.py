@@ -127,7 +127,7 @@ def _translate(capture: CaptureInputs, opset: int, translations: Mapping[Any, Ca
     model, args, kwargs, shapes = capture.model, capture.args, capture.kwargs, capture.shapes
     with silence(), torch.no_grad(), checkpoints_ignored(), open_lengths():
         output = model(*args, **kwargs)
-        if as_plain(output) is not output:
+        if as_plain(output) is not output or any(leaf is None for leaf in pytree.tree_leaves(output)):
             _return_plain(model)
         names = _output_names(as_plain(output))
         # Captured here, not by torch.onnx: its fallbacks would fix the batch rather than fail.
@@ -159,12 +159,17 @@ def _output_names(output: Any) -> list[str] | None:
 
 
 def _return_plain(model: nn.Module) -> None:
-    """Let a model return dictionaries in place of the containers that ``torch.export`` does not know."""
+    """Let a model return dictionaries in place of the containers that ``torch.export`` does not know, and no ``None``.
+
+    Where there is one, torch 2.8 writes no file.
+    """
     forward = model.forward
 
     @functools.wraps(forward)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        return as_plain(forward(*args, **kwargs))
+        output = as_plain(forward(*args, **kwargs))
+        leaves = pytree.tree_leaves(output)
+        return [leaf for leaf in leaves if leaf is not None] if any(leaf is None for leaf in leaves) else output
 
     model.forward = plain
 

@@ -161,6 +161,7 @@ def test_checkpoints_change_no_learned_step(function, run):
 
 
 @pytest.mark.parametrize("kind", [CheckpointImpl.REENTRANT, CheckpointImpl.NO_REENTRANT])
+@pytest.mark.filterwarnings("ignore:Please specify CheckpointImpl.NO_REENTRANT:FutureWarning")  # torch 2.8
 def test_wrappers_of_fsdp_change_nothing(kind):
     net, twin = twins(residual)
     twin.body = checkpoint_wrapper(twin.body, checkpoint_impl=kind)
