@@ -30,6 +30,7 @@ from lightning_optim.quantization.functional import (
 )
 from lightning_optim.regularization.functional import (
     group_lasso_penalty,
+    jacobian_penalty,
     l1_penalty,
     l2_penalty,
     orthogonality_penalty,
@@ -50,6 +51,7 @@ __all__ = [
     "count_parameters",
     "drop_lowest",
     "group_lasso_penalty",
+    "jacobian_penalty",
     "l1_penalty",
     "l2_penalty",
     "magnitude",

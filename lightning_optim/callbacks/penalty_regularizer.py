@@ -13,18 +13,19 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
+from lightning_optim.callbacks.regularization.network_watch import NetworkWatch
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
+from lightning_optim.callbacks.trainer.clock import clock_of
 from lightning_optim.callbacks.trainer.lightning_private import transfer_batch
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.callbacks.trainer.reshape import Reshaper
 from lightning_optim.checked import checked
 from lightning_optim.errors import CaptureError
-from lightning_optim.regularization.coupled_groups import CoupledGroups, named_parameters
+from lightning_optim.regularization.coupled_groups import named_parameters
 from lightning_optim.regularization.penalty.base import Penalized, Penalty
 from lightning_optim.regularization.selection import Place, check_trained, select_weights
 from lightning_optim.regularization.settings import PenaltySettings
 from lightning_optim.schedule.factor import Factor
-from lightning_optim.surgery.calls import NetworkCalls
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.select import Targets, check_initialized, find_network
 from lightning_optim.window import Window
@@ -42,6 +43,9 @@ class PenaltyRegularizer(TechniqueCallback):
     ``learning rate * strength`` of itself, the rate being that of its group in the optimizer (decoupled weight decay,
     as in AdamW; arXiv:1711.05101). A step that is skipped, or a weight without a gradient, is left alone, and clipping
     does not touch it.
+
+    Where ``DistillationTeacher`` stands in the same Trainer, list it first: it multiplies the loss that it finds by its
+    ``hard_weight``, penalties included.
 
     Each penalty is logged as ``regularization/<key>``, before it is multiplied by its strength.
 
@@ -94,7 +98,9 @@ class PenaltyRegularizer(TechniqueCallback):
             window=self.window,
             backward_index=backward_index,
         )
-        self._calls, self._groups = NetworkCalls(), CoupledGroups()
+        self._watch = NetworkWatch(
+            needs_groups=self._settings.needs_groups, needs_responses=self._settings.needs_responses
+        )
         self._weights: dict[str, dict[str, Place]] = {}
         self._decay: float | None = None  # progress of the batch under way, if decoupled penalties act in it
         self._hooks: list[RemovableHandle] = []
@@ -135,7 +141,7 @@ class PenaltyRegularizer(TechniqueCallback):
     @override
     def release(self) -> None:
         self._added.detach()
-        self._calls.remove()
+        self._watch.remove()
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._weights, self._decay = [], {}, None
@@ -146,14 +152,13 @@ class PenaltyRegularizer(TechniqueCallback):
             return
         name, network = find_network(pl_module, self.network, needs_forward=False)
         check_initialized(network, name)
+        self._watch.attach(pl_module, name, network)
         trained = {id(held) for each in trainer.optimizers for group in each.param_groups for held in group["params"]}
         found = {}
         for key, penalty in self.penalties.items():
             found[key] = select_weights(pl_module, key, penalty, self.targets[key])
             check_trained(key, found[key], trained)
         self._weights = found
-        if self._settings.needs_groups:
-            self._calls.attach(pl_module, name, network)
         if self.decoupled:
             self._hooks = [optimizer.register_step_post_hook(self._decayed) for optimizer in trainer.optimizers]
 
@@ -165,21 +170,21 @@ class PenaltyRegularizer(TechniqueCallback):
         _, network = find_network(pl_module, self.network, needs_forward=False)
         inputs = Inputs.of(transfer_batch(pl_module, example))
         try:
-            self._groups.couple(network, inputs.args, inputs.kwargs)
+            self._watch.couple(network, inputs.args, inputs.kwargs)
         except CaptureError:
             return  # the network may be called otherwise than the module, and that call counts
-        for key in self.penalties:
-            self._seen(pl_module, key)
+        for key, penalty in self.penalties.items():
+            if penalty.needs_groups:
+                self._seen(pl_module, key)
 
     def _begin_step(self, step: TrainingStep) -> None:
         # Lightning's learning-rate finder trains before this callback's on_fit_start.
         self._attach(step.pl_module.trainer, step.pl_module)
         self._decay = step.progress
-        if self._calls.name is not None:
-            self._calls.open()
+        self._watch.open()
 
     def _end_step(self) -> None:
-        self._calls.close()
+        self._watch.close()
 
     def _add(self, loss: Tensor, step: TrainingStep) -> Tensor:
         values: dict[str, Tensor] = {}
@@ -195,15 +200,15 @@ class PenaltyRegularizer(TechniqueCallback):
         places = self._weights[key]
         weights = {name: place.parameter for name, place in places.items()}
         layers = {name: place.layer for name, place in places.items()}
+        if self.penalties[key].needs_responses:
+            draw = (clock_of(pl_module.trainer).batch, pl_module.global_rank)
+            return Penalized(weights=weights, layers=layers, responses=self._watch.responses(), draw=draw)
         if not self.penalties[key].needs_groups:
             return Penalized(weights=weights, layers=layers)
         name, network = find_network(pl_module, self.network, needs_forward=False)
-        if not self._groups.knows(network):
-            call = self._calls.take()[0]
-            self._groups.couple(network, call.args, call.kwargs)
         prefix = f"{name}." if name else ""
         inner = [weight.removeprefix(prefix) for weight in weights if weight.startswith(prefix)]
-        groups = self._groups.of(network, inner)
+        groups = self._watch.groups(network, inner)
         return Penalized(weights=weights, layers=layers, groups=groups, parameters=named_parameters(network))
 
     def _decayed(self, optimizer: Optimizer, *_: object) -> None:

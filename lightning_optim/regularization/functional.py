@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -88,6 +88,32 @@ def spectral_penalty(matrices: Tensor, iterations: int) -> Tensor:
             vector = torch.nn.functional.normalize(gram @ vector, dim=-2)
     images = (weight.mT if _is_wide(weight) else weight) @ vector
     return 0.5 * images.square().sum((-2, -1)).max()
+
+
+def jacobian_penalty(output: Tensor, inputs: Sequence[Tensor], vectors: Tensor) -> Tensor:
+    """Half the squared norm of the Jacobian by one projection, ``1/2 C ||v^T J|| ** 2``, in the mean over samples.
+
+    Args:
+        output: ``[B, ...]``, with ``C`` numbers a sample; made from ``inputs``.
+        inputs: ``[B, ...]`` each; they require a gradient.
+        vectors: A direction for each sample, shaped as ``output``; only its direction counts.
+
+    Returns:
+        A scalar that can be differentiated by the weights.
+
+    Raises:
+        RuntimeError: By torch, if the output does not depend on an input.
+
+    Example:
+        >>> x = torch.ones(1, 2, requires_grad=True)
+        >>> jacobian_penalty(3.0 * x, [x], torch.tensor([[1.0, 0.0]])).item()
+        9.0
+    """
+    flat = vectors.flatten(1) if vectors.ndim > 1 else vectors.unsqueeze(1)
+    unit = torch.nn.functional.normalize(flat, dim=1).view(vectors.shape).to(output.device, output.dtype)
+    gradients = torch.autograd.grad(output, inputs, unit, create_graph=True)
+    squares = torch.stack([_at_least_float32(gradient).square().sum() for gradient in gradients]).sum()
+    return 0.5 * flat.shape[1] * squares / len(output)
 
 
 def sum_of_squares(tensors: Iterable[tuple[Tensor, int, Tensor]]) -> Tensor:

@@ -36,6 +36,8 @@ class Place:
 def select_weights(root: nn.Module, key: str, penalty: Penalty, targets: Targets) -> dict[str, Place]:
     """Return the weights that a penalty looks at, by plain name, in the model's order; a shared one once.
 
+    A penalty on the network as a whole looks at none of them.
+
     Args:
         root: Where to look.
         key: Key of the penalty, for messages.
@@ -52,6 +54,8 @@ def select_weights(root: nn.Module, key: str, penalty: Penalty, targets: Targets
         ['0.weight']
     """
     found: dict[str, Place] = {}
+    if not penalty.treatable:
+        return found
     layers = targets.select(root, penalty.treatable)
     reached = {name for name, layer in layers.items() if penalty.parameter_names(layer)}
     for glob in targets.include:

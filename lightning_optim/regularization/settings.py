@@ -66,6 +66,11 @@ class PenaltySettings:
         """Whether any penalty must know which channels are coupled."""
         return any(penalty.needs_groups for penalty in self.penalties.values())
 
+    @property
+    def needs_responses(self) -> bool:
+        """Whether any penalty differentiates the network's output by its inputs."""
+        return any(penalty.needs_responses for penalty in self.penalties.values())
+
     def strength(self, key: str, progress: float) -> float:
         """Factor of a penalty at a progress in ``[0, 1]``."""
         return factor_at(self.strengths[key], progress)
@@ -89,6 +94,9 @@ class PenaltySettings:
         unknown = sorted(targets.keys() - self.penalties.keys())
         if unknown:
             raise ValueError(f"targets names {unknown}, but the penalties are {sorted(self.penalties)}")
+        for key in targets:
+            if not self.penalties[key].treatable:
+                raise ValueError(f"targets names {key!r}, which looks at the whole network: leave it out of targets")
         return {key: targets.get(key, Targets()) for key in self.penalties}
 
     def _check_decoupled(self) -> None:

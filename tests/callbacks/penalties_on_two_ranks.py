@@ -9,7 +9,7 @@ from torch import distributed
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_penalty_regularizer import AllByHand, Decayed, Module, all_at_once, data, decay
+from test_penalty_regularizer import AllByHand, Decayed, JacobianByHand, Module, all_at_once, data, decay, jacobian
 
 from support import quiet, same
 
@@ -31,6 +31,7 @@ def main():
     warnings.simplefilter("ignore")
     for finds in (False, True):
         assert same(fit(Module(), all_at_once(), finds=finds), fit(AllByHand(), finds=finds))
+    assert same(fit(Module(), jacobian()), fit(JacobianByHand()))
     assert same(fit(Module(), decay()), fit(Decayed()))
     assert not same(fit(Module(), decay()), fit(Module()))
     distributed.destroy_process_group()

@@ -13,7 +13,8 @@ import lightning_optim.functional as LF
 from lightning_optim import PenaltyRegularizer, PruningScheduler, Targets, Window
 from lightning_optim.errors import CaptureError, TapError, TargetError
 from lightning_optim.pruning import Channel
-from lightning_optim.regularization import L1, L2, GroupLasso, Orthogonal, Slimming, SpectralNorm
+from lightning_optim.regularization import L1, L2, GroupLasso, Jacobian, Orthogonal, Slimming, SpectralNorm
+from lightning_optim.regularization.draws import generator_for
 from lightning_optim.schedule import Linear
 from support import quiet, run_script, same
 
@@ -406,3 +407,61 @@ def test_settings_out_of_range_are_refused(settings, says):
 
 def test_two_ranks_end_as_a_penalty_written_into_the_step(tmp_path):
     run_script(Path(__file__).with_name("penalties_on_two_ranks.py"), cwd=tmp_path)
+
+
+class JacobianByHand(Module):
+    """The network's derivative along random directions, which are drawn as the callback draws them."""
+
+    seed = 3
+
+    def own_loss(self, batch):
+        x = batch[0].clone().requires_grad_()
+        logits = self.net(x)
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        vectors = torch.randn(logits.shape, generator=generator_for(self.seed, number, self.global_rank))
+        unit = vectors / vectors.norm(dim=1, keepdim=True)
+        (gradient,) = torch.autograd.grad(logits, x, unit, create_graph=True)
+        norm = 0.5 * logits.shape[1] * (gradient**2).sum() / len(x)
+        return F.cross_entropy(logits, batch[1]) + 0.1 * norm
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}], ids=str)
+def test_jacobian_penalty_equals_one_that_is_written_into_the_step(settings):
+    expected = fit(JacobianByHand(), **settings).state_dict()
+    assert same(fit(Module(), jacobian(), **settings).state_dict(), expected)
+    assert not same(fit(Module(), **settings).state_dict(), expected)
+
+
+def jacobian(**settings):
+    return regularizer(Jacobian(seed=3), **{"strength": 0.1} | settings)
+
+
+def test_jacobian_penalty_equals_so_where_the_module_is_the_network_and_leaves_no_hook():
+    class Root(Module):
+        def forward(self, x):
+            return self.net(x)
+
+        def own_loss(self, batch):
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    module = fit(Root(), jacobian(network=""))
+    assert same(module.state_dict(), fit(JacobianByHand()).state_dict())
+    assert not module.net._forward_pre_hooks
+    assert "forward" not in vars(module)
+
+
+def test_jacobian_penalty_needs_inputs_and_one_output():
+    class Tokens(Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4))
+
+        def own_loss(self, batch):
+            return F.cross_entropy(self.net(batch[1]), batch[1])
+
+    refused(Tokens(), jacobian(), "an input in floating point and one output: here 0 inputs and 1", TapError)
+    compiled = Module()
+    compiled.net = torch.compile(compiled.net, backend="eager")
+    refused(compiled, jacobian(), "train it uncompiled")
+    with pytest.raises(ValueError, match="targets names 'jacobian', which looks at the whole network"):
+        jacobian(targets={"jacobian": Targets()})

@@ -67,5 +67,9 @@ def end(case, kit, kind, reentrant, *, whole):
     ],
 )
 def test_gradients_evidence_and_ranges_are_those_without_checkpointing(case, kit, kind, whole, reentrant):
+    if case.leaf == "jacobian" and reentrant:  # torch has no gradient of a gradient there, and says what to do
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            end(case, kit, getattr(kit, kind), reentrant, whole=whole)
+        return
     ends = [end(case, kit, getattr(kit, kind), each, whole=whole) for each in (None, reentrant)]
     kit.same(*ends)
