@@ -28,7 +28,7 @@ class AttentionMap(FeatureLoss):
     Nothing is learned: channels are averaged, so the networks need not have equally many. Maps ``[B, C, H, W]`` of
     another size are brought to the teacher's by adaptive average pooling; tokens ``[B, T, C]`` must be as many.
 
-    Use it for convolutional networks between stages, beside soft targets; the weight is about 1 to 1000. For the
+    Use it for convolutional networks between stages, beside soft targets; the weight is about 10 to 100. For the
     attention of transformers there are losses of their own.
 
     Args:

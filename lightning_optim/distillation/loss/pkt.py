@@ -31,8 +31,8 @@ class PKT(FeatureLoss):
     One vector a sample is compared: ``[B, C]`` as it is, the mean over positions of tokens and maps. Nothing is
     learned, and the networks need not have equally many channels.
 
-    Use it for embeddings and retrieval. The probabilities of many samples differ little, so the weight is large: 1e4
-    and more are usual.
+    Use it for embeddings and retrieval. The probabilities of many samples differ little, so the weight is large: a
+    few hundred are usual.
 
     Args:
         student: Places in the student; see ``FeatureLoss``.

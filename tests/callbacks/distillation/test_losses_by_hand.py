@@ -8,8 +8,19 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import DistillationTeacher
-from lightning_optim.distillation import CRD, DKD, RKD, VID, AttentionMap, GeneralizedJSD, Huber, MeanSquaredError
+from lightning_optim.distillation import (
+    CRD,
+    DKD,
+    RKD,
+    VID,
+    AttentionMap,
+    GeneralizedJSD,
+    Huber,
+    MeanSquaredError,
+    SoftTarget,
+)
 from lightning_optim.errors import SampleError
+from lightning_optim.schedule import Linear
 from support import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -137,7 +148,20 @@ class Line(nn.Module):
         return F.huber_loss(logits, answers, delta=0.2)
 
 
+class Cooling(nn.Module):
+    """Soft targets whose temperature falls over all twelve batches of the fit."""
+
+    num_batches = 0
+
+    def forward(self, mine, theirs, logits, answers, labels):
+        temperature = 8.0 - 6.0 * self.num_batches / 12
+        self.num_batches += 1
+        p, q = (logits / temperature).log_softmax(1), (answers / temperature).log_softmax(1)
+        return temperature**2 * (q.exp() * (q - p)).sum(1).mean()
+
+
 CASES = {
+    "schedule": (SoftTarget(temperature=Linear(start=8.0, end=2.0)), Cooling),
     "vid": (VID(**PLACES, learning_rate=1e-2), Variational),
     "crd": (CRD(**PLACES, learning_rate=1e-2, dimension=8, temperature=0.5), Contrast),
     "attention_map": (AttentionMap(**PLACES), Maps),
