@@ -4,9 +4,9 @@
 
 For each pair an environment is made, with what ``constraints.txt`` says of all else, the test command of the README is
 run in it, and it is removed: one environment at a time, since one with CUDA takes 5.5 GB. An environment that is there
-already (``--environment``) is used and stays. A pair is measured once; with ``--out`` what is done is kept, with the
-commit, and a further call goes on. The table's rows stand in README. ``failed`` names the tests
-in the file of ``--out``.
+already (``--environment 3.11:2.9.1=/path/to/python``) gets this checkout, and stays. A pair is measured once; with
+``--out`` what is done is kept, with the commit and the names of tests that failed, and a further call goes on. The
+table's rows stand in README.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def make_environment(python: str, torch: str, folder: Path) -> str:
     _run([python, "-m", "venv", str(environment)])
     own = str(environment / "bin" / "python")
     _run([own, "-m", "pip", "install", "-q", "-c", str(pins), f"torch=={torch}", *requirements()])
-    _run([own, "-m", "pip", "install", "-q", "--no-deps", "-e", str(ROOT)])
     return own
 
 
 def measure(python: str, report: Path, workers: int) -> dict[str, Any]:
-    """Run the suite with the Python of an environment."""
+    """Install this checkout into an environment, and run the suite there."""
+    _run([python, "-m", "pip", "install", "-q", "--no-deps", "-e", str(ROOT)])
     began = time.perf_counter()
     command = [python, "-m", "pytest", "-q", f"-n{workers}", "-p", "no:cacheprovider", f"--junitxml={report}"]
     subprocess.run(
