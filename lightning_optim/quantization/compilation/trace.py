@@ -23,6 +23,12 @@ from lightning_optim.quantization.simulation.simulator import Simulator
 from lightning_optim.surgery.select import plain_name
 from lightning_optim.surgery.torch_private import FakeTensorMode, pytree
 
+_ATTRIBUTES: dict[Any, str] = {  # as torch 2.14 captures what the simulation in Python meets as an attribute
+    torch.ops.aten.numpy_T: "T",
+    torch.ops.aten.mT: "mT",
+    torch.ops.aten.matrix_H: "H",
+    torch.ops.aten.mH: "mH",
+}
 _CALLED_AGAIN = re.compile(r"@\d+$")
 
 
@@ -210,6 +216,11 @@ class _Replay(fx.Interpreter):
         if n.op in ("call_function", "call_method"):
             self._path.follow(n)
         return super().run_node(n)
+
+    @override
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = _ATTRIBUTES.get(target)
+        return super().call_function(target, args, kwargs) if name is None else getattr(args[0], name)
 
 
 @final
