@@ -1,4 +1,5 @@
 from .loss.attention_map import AttentionMap as AttentionMap
+from .loss.attention_transfer import AttentionTransfer as AttentionTransfer
 from .loss.base import Context as Context
 from .loss.base import Loss as Loss
 from .loss.channel_wise import ChannelWise as ChannelWise

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import nn
 
+from lightning_optim.distillation.attention import Attention, AttentionTaps
 from lightning_optim.distillation.place import Features, Place
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.select import submodule
@@ -23,13 +24,13 @@ class Observation:
         args: Positional arguments.
         kwargs: Keyword arguments.
         output: What the network returned.
-        features: A tensor for each place, in the order of the loss's pairs.
+        features: A tensor for each place, in the order of the loss's pairs; of an attention, what it is made of.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
-    features: tuple[Tensor, ...] = ()
+    features: tuple[Any, ...] = ()
 
 
 @final
@@ -39,7 +40,7 @@ class Recording:
 
     Args:
         call: The call.
-        features: The tensors by place.
+        features: What was there, by place.
     """
 
     call: ModuleCall
@@ -66,23 +67,26 @@ class FeatureTaps:
     """
 
     def __init__(self) -> None:
-        self._taps = Taps()
+        self._taps, self._attention = Taps(), AttentionTaps()
         self._places: tuple[Place, ...] = ()
 
     def attach(self, root: nn.Module, places: Iterable[Place]) -> None:
         """Set hooks on the modules of ``places`` in ``root``; what was set before is taken off."""
         self.remove()
         self._places = tuple(dict.fromkeys(places))
-        paths = dict.fromkeys(place.path for place in self._places)
-        self._taps.attach({path: submodule(root, path) for path in paths})
+        modules = {place.path: submodule(root, place.path) for place in self._places}
+        self._taps.attach(modules)
+        self._attention.attach({place.path: modules[place.path] for place in self._places if place.part == "attention"})
 
     def open(self) -> None:
         """Forget what was seen and start to record."""
         self._taps.open()
+        self._attention.open()
 
     def close(self) -> None:
         """Stop recording and forget what was seen."""
         self._taps.close()
+        self._attention.close()
 
     def take(self, calls: Sequence[ModuleCall]) -> list[Recording]:
         """Stop recording, and add to each call of the network what was seen in it.
@@ -91,21 +95,39 @@ class FeatureTaps:
             calls: The network's calls since ``open``.
 
         Raises:
-            TapError: If a module did not run, or not once in each call.
+            TapError: If a module did not run, or not once in each call, or computes no attention, or several.
         """
-        seen = self._taps.take()
+        seen, attended = self._taps.take(), self._attention.take()
         for path, found in seen.items():
             if len(found) != len(calls):
                 raise TapError(
                     f"{path!r} ran {len(found)} times in {len(calls)} calls of the network, so it is not clear which "
                     "of them is meant: look at a module that runs once in each call"
                 )
+
+        def read(place: Place, turn: int) -> Any:
+            if place.part == "attention":
+                return _only(place.path, attended[place.path][turn])
+            return place.read(seen[place.path][turn])
+
         return [
-            Recording(call, {place: place.read(seen[place.path][turn]) for place in self._places})
-            for turn, call in enumerate(calls)
+            Recording(call, {place: read(place, turn) for place in self._places}) for turn, call in enumerate(calls)
         ]
 
     def remove(self) -> None:
         """Take the hooks off."""
         self._taps.remove()
+        self._attention.remove()
         self._places = ()
+
+
+def _only(path: str, found: Sequence[Attention]) -> Attention:
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TapError(f"{path!r} computes {len(found)} attentions in one pass: name the modules inside it, one each")
+    raise TapError(
+        f"{path!r} computes no attention that can be seen: neither nn.MultiheadAttention nor "
+        "scaled_dot_product_attention is called in it, or it is compiled. Name the module that does; of a transformers "
+        "model, set attn_implementation='sdpa'"
+    )

@@ -14,17 +14,17 @@ from lightning_optim.surgery.containers import find_tensors, name_of
 from lightning_optim.surgery.select import named_modules, submodule
 from lightning_optim.surgery.tap import ModuleCall
 
-Part = Literal["output", "input"]
+Part = Literal["output", "input", "attention"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in a network: what goes into a module, or what comes out of it.
+    """A place in a network: what goes into a module, what comes out of it, or the attention that it computes.
 
     Args:
         path: Plain name of the module.
-        part: ``"output"`` or ``"input"``.
+        part: ``"output"``, ``"input"`` or ``"attention"``.
 
     Example:
         >>> Place.parse("encoder.2:input")
@@ -36,18 +36,19 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Read ``path``, ``path:output`` or ``path:input``.
+        """Read ``path``, ``path:output``, ``path:input`` or ``path:attention``.
 
         Raises:
             ValueError: If there is no path, or another part.
         """
         path, _, part = text.partition(":")
-        if not path or part not in ("", *get_args(Part)):
+        found = next((each for each in get_args(Part) if each == (part or "output")), None)
+        if not path or found is None:
             raise ValueError(
-                f"a place is 'path', 'path:output' or 'path:input', with the path of a module below the network: "
-                f"got {text!r}"
+                "a place is 'path', 'path:output', 'path:input' or 'path:attention', with the path of a module below "
+                f"the network: got {text!r}"
             )
-        return cls(path, "input" if part == "input" else "output")
+        return cls(path, found)
 
     def __str__(self) -> str:
         return self.path if self.part == "output" else f"{self.path}:{self.part}"
@@ -171,4 +172,4 @@ def pair_places(
     return tuple(zip(mine, theirs, strict=True))
 
 
-Features = Mapping[Place, Tensor]
+Features = Mapping[Place, Any]

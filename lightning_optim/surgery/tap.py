@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 from torch import nn
@@ -30,16 +31,16 @@ _INERT: Callable[..., None] = nullcontext().__exit__
 
 @final
 class _Hook:
-    """Forward hook that becomes inert in a copy, so that no callback is copied with a model.
+    """Hook that becomes inert in a copy, so that no callback is copied with a model.
 
     What stands there in a copy or a pickle is of the standard library, so that nobody needs this package to load it.
     """
 
-    def __init__(self, listener: Callable[[ModuleCall], None]) -> None:
+    def __init__(self, listener: Callable[..., None]) -> None:
         self._listener = listener
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._listener(ModuleCall(args, kwargs, output))
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        self._listener(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return _INERT
@@ -81,7 +82,7 @@ class Taps:
         """Tap ``modules``, each under its name; never a root LightningModule, whose hooks fire twice under DDP."""
         self._names += tuple(modules)
         for name, module in modules.items():
-            hook = _Hook(lambda call, name=name: self._record(name, call))  # type: ignore[misc]  # bound now, not late
+            hook = _Hook(partial(self._record, name))
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def open(self) -> None:
@@ -119,6 +120,40 @@ class Taps:
         self._names = ()
         self.close()
 
-    def _record(self, name: str, call: ModuleCall) -> None:
+    def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._is_open and not is_recomputing():
-            self._calls.setdefault(name, []).append(call)
+            self._calls.setdefault(name, []).append(ModuleCall(args, kwargs, output))
+
+
+@final
+class Surroundings:
+    """Contexts that are entered around each forward pass of chosen modules.
+
+    Args:
+        context: Makes the context around a pass of the module of that name; ``None`` for a pass that needs none.
+    """
+
+    def __init__(self, context: Callable[[str], AbstractContextManager[Any] | None]) -> None:
+        self._context = context
+        self._handles: list[RemovableHandle] = []
+        self._entered: list[AbstractContextManager[Any]] = []
+
+    def attach(self, modules: Mapping[str, nn.Module]) -> None:
+        """Set hooks on ``modules``, each under its name."""
+        for name, module in modules.items():
+            self._handles.append(module.register_forward_pre_hook(_Hook(partial(self._enter, name))))
+            self._handles.append(module.register_forward_hook(_Hook(self._leave), always_call=True))
+
+    def remove(self) -> None:
+        """Take the hooks off; a second call does nothing."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _enter(self, name: str, args: tuple[Any, ...]) -> None:
+        context = self._context(name) or nullcontext()
+        context.__enter__()
+        self._entered.append(context)
+
+    def _leave(self, *_: Any) -> None:
+        if self._entered:
+            self._entered.pop().__exit__(None, None, None)

@@ -53,6 +53,10 @@ VALUES = {
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
+    "attention_transfer": [
+        "callbacks.{package}.student=net.attend",
+        "callbacks.distillation_teacher.teacher.path={folder}/attentive.ckpt",
+    ],
     "hint": ["callbacks.{package}.student=net.stem", "callbacks.{package}.projection=always"],
     "attention_map": ["callbacks.{package}.student=net.stem"],
     "channel_wise": ["callbacks.{package}.student=net.stem"],
@@ -97,18 +101,25 @@ class Net(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
+class Attend(nn.Module):
+    """Heads attend to one another's positions."""
+
+    def forward(self, query, key, value):
+        return F.scaled_dot_product_attention(query, key, value)
+
+
 class AttentiveNet(Net):
     """The same, whose positions attend to one another before they are pooled."""
 
     def __init__(self):
         super().__init__()
         self.query, self.key, self.value = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
-        self.out = nn.Linear(12, 12)
+        self.out, self.attend = nn.Linear(12, 12), Attend()
 
     def forward(self, x):
         tokens = self.features(x).flatten(2).transpose(1, 2)
         heads = [part(tokens).unflatten(-1, (-1, 3)).transpose(1, 2) for part in (self.query, self.key, self.value)]
-        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        mixed = self.attend(*heads).transpose(1, 2).flatten(2)
         return self.head((tokens + self.out(mixed)).mean(1))
 
 
@@ -137,7 +148,7 @@ class SignedNet(Net):
 
 
 # Leaves that need other networks, and the layers that pruning takes from.
-NETWORKS = {"head": AttentiveNet, "layer": DeepNet, "binary_activation": SignedNet}
+NETWORKS = {"attention_transfer": AttentiveNet, "head": AttentiveNet, "layer": DeepNet, "binary_activation": SignedNet}
 PRUNED = {"head": ("net.query", "net.key", "net.value"), "layer": ("net.mix.0", "net.more.0", "net.more.2")}
 
 
@@ -347,6 +358,7 @@ def runs_by_default(item: pytest.Item, case: Case) -> bool:
 def write_teachers(folder: Path) -> None:
     teacher = Module(seed=5)
     torch.save({"state_dict": teacher.state_dict()}, folder / "teacher.ckpt")
+    torch.save({"state_dict": Module(5, AttentiveNet).state_dict()}, folder / "attentive.ckpt")
     save_file(teacher.net.state_dict(), folder / "teacher.safetensors")
 
 

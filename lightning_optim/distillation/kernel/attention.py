@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -39,6 +40,12 @@ class QueriesAndKeys:
     scale: float | None = None
 
     @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the attention: samples, heads, queries, keys."""
+        batch, heads, queries, _ = self.query.shape
+        return batch, heads, queries, self.key.shape[2]
+
+    @property
     def factor(self) -> float:
         """Factor of the products."""
         return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
@@ -51,6 +58,17 @@ class QueriesAndKeys:
         """Which key head serves a query head."""
         return head // (self.query.shape[1] // self.key.shape[1])
 
+    def all_logits(self) -> Tensor:
+        """Attention of all heads before the softmax, ``[B, H, Q, K]``, differentiable in queries and keys."""
+        key = self.key.repeat_interleave(self.shape[1] // self.key.shape[1], 1)
+        logits = self.query @ key.transpose(-2, -1) * self.factor
+        if self.is_causal:
+            hidden = torch.ones(self.shape[2:], dtype=torch.bool, device=logits.device).triu(1)
+            logits = logits.masked_fill(hidden, float("-inf"))
+        if self.mask is None:
+            return logits
+        return logits.masked_fill(~self.mask, float("-inf")) if self.mask.dtype == torch.bool else logits + self.mask
+
     def logits(self, sample: int, head: int, dtype: torch.dtype) -> Tensor:
         """Attention of one head before the softmax, ``[Q, K]``, ``-inf`` where nothing may be seen; a new tensor."""
         query, key = self.query[sample, head], self.key[sample, self.key_head(head)]
@@ -59,7 +77,7 @@ class QueriesAndKeys:
             hidden = torch.ones(logits.shape, dtype=torch.bool, device=logits.device).triu_(1)
             logits.masked_fill_(hidden, float("-inf"))
         if self.mask is not None:
-            mask = self.mask.expand(*self.query.shape[:3], self.key.shape[2])[sample, head]
+            mask = self.mask.expand(self.shape)[sample, head]
             logits = logits.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else logits.add_(mask)
         return logits
 
@@ -91,15 +109,27 @@ def attention_transfer_loss_from_queries(
         0.5023
     """
     check_reduction(reduction)
-    mine, theirs = ((*each.query.shape[:3], each.key.shape[2]) for each in (student, teacher))
-    if mine != theirs:
-        raise ValueError(
-            "the student's attention has {} samples, {} heads, {} queries and {} keys, ".format(*mine)
-            + "the teacher's {}, {}, {} and {}: choose layers that agree, ".format(*theirs)
-            + "or a loss that does not compare heads one by one"
-        )
+    check_attention(student.shape, teacher.shape)
     settings = (student, teacher.detached(), reduction, mask)
     return _AttentionTransfer.apply(student.query, student.key, *settings)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def check_attention(student: Sequence[int], teacher: Sequence[int]) -> None:
+    """Refuse attentions of two networks that do not agree.
+
+    Args:
+        student: Samples, heads, queries and keys of the student.
+        teacher: Those of the teacher.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if tuple(student) != tuple(teacher):
+        raise ValueError(
+            "the student's attention has {} samples, {} heads, {} queries and {} keys, ".format(*student)
+            + "the teacher's {}, {}, {} and {}: choose layers that agree; ".format(*teacher)
+            + "where only heads differ, compare their mean or their relations"
+        )
 
 
 class _AttentionTransfer(torch.autograd.Function):

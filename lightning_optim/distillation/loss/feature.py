@@ -32,13 +32,16 @@ class FeatureLoss(Loss):
     teacher: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if not _texts(self.student) or (self.teacher is not None and not _texts(self.teacher)):
+        if not place_texts(self.student) or (self.teacher is not None and not place_texts(self.teacher)):
             raise ValueError(f"a {type(self).__name__} needs at least one place in the student and in the teacher")
 
     @override
     def pairs(self, student: Side, teacher: Side) -> tuple[PlacePair, ...]:
-        theirs = None if self.teacher is None else _texts(self.teacher)
-        return pair_places(student, teacher, _texts(self.student), theirs)
+        theirs = None if self.teacher is None else place_texts(self.teacher)
+        pairs = pair_places(student, teacher, place_texts(self.student), theirs)
+        if any(place.part == "attention" for pair in pairs for place in pair):
+            raise ValueError(f"{type(self).__name__} compares tensors, an attention is none: take AttentionTransfer")
+        return pairs
 
     @override
     def make_learned(self, student: Observation, teacher: Observation) -> nn.Module | None:
@@ -73,5 +76,6 @@ class FeatureLoss(Loss):
         """
 
 
-def _texts(places: str | Sequence[str]) -> list[str]:
+def place_texts(places: str | Sequence[str]) -> list[str]:
+    """One text or several, as a list."""
     return [places] if isinstance(places, str) else list(places)
