@@ -1,0 +1,147 @@
+"""Two callbacks in one fit: weights equal to those of a step that has the penalty written into it."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optim import (
+    DistillationTeacher,
+    NASSupernet,
+    PenaltyRegularizer,
+    PruningScheduler,
+    QATFakeQuant,
+    Targets,
+    Window,
+)
+from lightning_optim.nas import ElasticWidth
+from lightning_optim.pruning import Channel
+from lightning_optim.regularization import L1, L2, GroupLasso, Slimming
+from lightning_optim.schedule import Linear
+from support import quiet, same
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.top, self.head = nn.Conv2d(6, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        return self.head(F.relu(self.top(x)).mean((2, 3)))
+
+
+class Module(LightningModule):
+    strengths = (0.0, 0.0)
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+        self.example_input_array = torch.zeros(2, 1, 6, 6)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), 1e-2, weight_decay=0.0)
+
+
+class Written(Module):
+    """L1 of the matrices in the loss; L2 of them after the step."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + 0.01 * sum(each.abs().sum() for each in self.matrices())
+
+    def matrices(self):
+        return [self.net.stem.weight, self.net.top.weight, self.net.head.weight]
+
+    def on_train_start(self):
+        def decay(optimizer, *_):
+            for weight in self.matrices():
+                weight.detach().mul_(1.0 - optimizer.param_groups[0]["lr"] * 0.5)
+
+        self.handle = self.trainer.optimizers[0].register_step_post_hook(decay)
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(32, 1, 6, 6, generator=generator), torch.randint(0, 4, (32,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=4)
+
+
+def fit(module, *callbacks):
+    quiet(*callbacks, max_epochs=1).fit(module, data())
+    return dict(module.state_dict())
+
+
+def penalties():
+    return PenaltyRegularizer(
+        penalties={"l1": L1(), "decay": L2()}, strength={"l1": 0.01, "decay": 0.5}, decoupled=("decay",)
+    )
+
+
+def teaching():
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    nn.init.constant_(teacher[1].weight, 0.1)
+    return DistillationTeacher(teacher=teacher, hard_weight=1.0)
+
+
+def pruning(**settings):
+    window = Window(begin=0.25, end=0.75)
+    return PruningScheduler(**{"schedule": Linear(start=0.0, end=0.5), "window": window} | settings)
+
+
+def searching():
+    space = {"width": ElasticWidth(targets=Targets(include=("net.stem", "net.top")))}
+    return NASSupernet(space=space, search_at="call")
+
+
+OTHERS = {
+    "teacher": teaching,
+    "masks": pruning,
+    "quantization": QATFakeQuant,
+    "supernet": searching,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("order", [1, -1])
+def test_beside_penalties_each_callback_does_what_it_does_to_a_step_that_has_them(other, order):
+    found = fit(Module(), *[OTHERS[other](), penalties()][::order])
+    assert same(found, fit(Written(), OTHERS[other]()))
+    assert not same(found, fit(Module(), OTHERS[other]()))
+
+
+def test_the_hard_weight_of_a_teacher_that_stands_behind_counts_for_penalties_too():
+    class Doubled(Module):
+        def training_step(self, batch, batch_idx):
+            penalty = 0.02 * sum(each.abs().sum() for each in Written.matrices(self))
+            return super().training_step(batch, batch_idx) + penalty
+
+    def make():
+        teacher = teaching()
+        return DistillationTeacher(teacher=teacher.teacher, hard_weight=0.5)
+
+    behind = fit(Module(), PenaltyRegularizer(penalties=L1(), strength=0.02), make())
+    assert same(behind, fit(Doubled(), make()))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_masked_and_removed_channels_stay_away_under_penalties(order):
+    masked, cut = Module(), Module()
+    lasso = {"penalties": {"lasso": GroupLasso(), "slim": Slimming()}, "strength": 0.01}
+    for module, shrink in ((masked, "never"), (cut, "end")):
+        fit(module, *[pruning(structure=Channel(shrink=shrink)), PenaltyRegularizer(**lasso)][::order])
+    assert (cut.net.stem.out_channels, cut.net.top.out_channels) == (3, 4)
+    rows = masked.net.stem.weight.flatten(1).count_nonzero(1)
+    assert int((rows == 0).sum()) == 3
+    assert all(weight.isfinite().all() for module in (masked, cut) for weight in module.parameters())
