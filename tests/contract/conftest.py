@@ -306,7 +306,7 @@ def _case(callback: str, group: str, package: str, option: str, default: str | N
         overrides.append("callbacks.nas_supernet.search_at=call")  # no two measurements, and so no two picks, are alike
     if callback == "distillation_teacher" and not group.endswith("teacher"):
         chosen.add("checkpoint")
-    for key in (callback, *sorted(chosen)):
+    for key in (callback, *sorted(chosen - {option}), option):  # an option's own values have the last word
         overrides += [text.replace("{package}", package) for text in VALUES.get(key, [])]
     slot = package.split(".", 1)[1] if package else ""
     label = "-".join(filter(None, (callback, slot, option)))
