@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import LearningRateFinder
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,7 +19,8 @@ from lightning_optim import (
 )
 from lightning_optim.nas import ElasticWidth
 from lightning_optim.pruning import Channel
-from lightning_optim.regularization import L1, L2, GroupLasso, Slimming
+from lightning_optim.regularization import L1, L2, GroupLasso, Jacobian, Slimming
+from lightning_optim.regularization.draws import generator_for
 from lightning_optim.schedule import Linear
 from support import quiet, same
 
@@ -119,6 +121,47 @@ def test_beside_penalties_each_callback_does_what_it_does_to_a_step_that_has_the
     found = fit(Module(), *[OTHERS[other](), penalties()][::order])
     assert same(found, fit(Written(), OTHERS[other]()))
     assert not same(found, fit(Module(), OTHERS[other]()))
+
+
+class WrittenJacobian(Module):
+    """The Jacobian's norm by the projections that the callback draws."""
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0].clone().requires_grad_()
+        logits = self(x)
+        vectors = torch.randn(logits.shape, generator=generator_for(0, batch_idx, 0))
+        unit = vectors / vectors.norm(dim=1, keepdim=True)
+        (gradient,) = torch.autograd.grad(logits, x, unit, create_graph=True)
+        return F.cross_entropy(logits, batch[1]) + 0.1 * (0.5 * 4 * (gradient**2).sum() / len(x))
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("order", [1, -1])
+def test_beside_a_jacobian_penalty_so_too(other, order):
+    jacobian = PenaltyRegularizer(penalties=Jacobian(), strength=0.1)
+    assert same(fit(Module(), *[OTHERS[other](), jacobian][::order]), fit(WrittenJacobian(), OTHERS[other]()))
+
+
+class FindsInBetween(LearningRateFinder):
+    """Tries learning rates in the middle of a fit, and takes none."""
+
+    def __init__(self):
+        super().__init__(num_training_steps=3, early_stop_threshold=None, update_attr=False)
+
+    def on_fit_start(self, trainer, pl_module): ...
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.lr_find(trainer, pl_module)
+
+
+@pytest.mark.parametrize("window", [None, Window(begin=4, unit="step")])
+def test_a_fit_inside_the_fit_leaves_no_decay_behind(window, tmp_path):
+    def make():
+        return PenaltyRegularizer(penalties=L2(), strength=0.5, decoupled=("l2",), window=window)
+
+    module = Module()
+    quiet(FindsInBetween(), make(), max_epochs=1, default_root_dir=tmp_path).fit(module, data())
+    assert same(dict(module.state_dict()), fit(Module(), make()))
 
 
 def test_the_hard_weight_of_a_teacher_that_stands_behind_counts_for_penalties_too():
