@@ -110,6 +110,7 @@ class DistillationTeacher(TechniqueCallback):
         if stage != "fit":
             return
         self.release()
+        self._is_made, self._learned = False, LearnedParts()
         if self._frozen is None:
             module = self.teacher.load(lambda: find_network(pl_module, self.network, needs_forward=False)[1])
             _check_shares_nothing(module, pl_module)  # before it is frozen
@@ -128,6 +129,7 @@ class DistillationTeacher(TechniqueCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._added.check(trainer)
+        self._learned.begin()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -13,8 +13,10 @@ from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.soft_target import SoftTarget
 from lightning_optim.distillation.observation import Observation, Recording
 from lightning_optim.distillation.place import Place, PlacePair, Side
+from lightning_optim.errors import TapError
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.schedule.factor import Factor, as_factor, as_factors, factor_at
+from lightning_optim.surgery.containers import tensors_of
 
 LossWeight = Factor
 
@@ -81,6 +83,7 @@ class DistillationObjective:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            self._learned = {}
             for key, loss in self.losses.items():
                 made = loss.make_learned(*self._observed(key, student, teacher))
                 if made is not None:
@@ -97,6 +100,7 @@ class DistillationObjective:
         """
         values: dict[str, Tensor] = {}
         for key, loss in self.losses.items():
+            _check_teaches(pairs[0][0], [mine for mine, _ in self._pairs.get(key, ())])
             context = Context(progress=progress, batch=batch, learned=self._learned.get(key))
             found = [loss(*self._observed(key, *pair), context) for pair in pairs]
             values[key] = found[0] if len(found) == 1 else torch.stack(found).mean()
@@ -118,6 +122,17 @@ class DistillationObjective:
         for key, value in values.items():
             total = total + factor_at(self.weights[key], progress) * value
         return total
+
+
+def _check_teaches(student: Recording, places: Sequence[Place]) -> None:
+    """Refuse features that have no gradient while one is recorded: a loss on them would teach the student nothing."""
+    for place in places:
+        has_gradient = any(tensor.requires_grad for tensor in tensors_of(student.features[place]))
+        if torch.is_grad_enabled() and not has_gradient:
+            raise TapError(
+                f"the student's features at {str(place)!r} have no gradient, so a loss on them would teach it nothing: "
+                "look at a place after trainable weights, and checkpoint activations with use_reentrant=False"
+            )
 
 
 def _as_losses(losses: Any) -> dict[str, Loss]:

@@ -232,6 +232,11 @@ class Case:
     def leaf(self):
         return self.label.rsplit("-", 1)[-1]
 
+    @property
+    def place(self):
+        """The student's module that a loss looks at; empty if there is none."""
+        return next((text.split("=")[1] for text in self.overrides if ".student=" in text), "")
+
     def module(self, seed=0, kind=Module):
         return kind(seed, NETWORKS.get(self.leaf, Net))
 
@@ -416,7 +421,7 @@ def loader(batches=BATCHES):
 
 
 def with_labels(numbers):
-    return torch.stack(numbers), torch.arange(6) % 3
+    return torch.tensor(numbers), torch.arange(6) % 3
 
 
 def make_trainer(*callbacks, **settings):
@@ -440,6 +445,7 @@ class Kit:
     CONF, EPOCHS, BATCHES, ELSEWHERE = CONF, EPOCHS, BATCHES, ELSEWHERE
     trainer = staticmethod(make_trainer)
     loader = staticmethod(loader)
+    with_labels = staticmethod(with_labels)
     leaves = staticmethod(leaves)
     slots = staticmethod(slots)
     cases = staticmethod(cases)

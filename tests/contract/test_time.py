@@ -112,7 +112,7 @@ def test_data_without_a_length_end_by_steps(case, kit):
     callback = make(case)
     readings = Readings(callback)
     trainer = kit.trainer(callback, readings, max_steps=TOTAL, max_epochs=-1)
-    trainer.fit(case.module(), DataLoader(Stream()), kit.loader(2))
+    trainer.fit(case.module(), DataLoader(Stream(), collate_fn=kit.with_labels), kit.loader(2))
     assert readings.seen == [batch / TOTAL for batch in range(TOTAL)]
 
 

@@ -23,6 +23,7 @@ class LearnedParts:
     def __init__(self) -> None:
         self._own: dict[str, OwnParameters] = {}
         self._waiting: dict[str, Any] = {}
+        self._first: dict[str, Any] | None = {}
 
     def start(self, losses: Mapping[str, Loss], modules: Mapping[str, nn.Module], device: torch.device) -> None:
         """Train the modules that losses have made.
@@ -37,6 +38,14 @@ class LearnedParts:
             self._own[key] = own = OwnParameters(tensors, losses[key].make_optimizer)
             if key in self._waiting:
                 own.load_state_dict(self._waiting.pop(key))
+            if self._first is not None:
+                self._first[key] = own.state_dict()
+
+    def begin(self) -> None:
+        """Go back to what was made or loaded: a learning-rate finder may have been through some batches since."""
+        for key, state in (self._first or {}).items():
+            self._own[key].load_state_dict(state)
+        self._first = None
 
     def note_step(self, trainer: Trainer) -> None:
         """Take note that the batch ends with a step."""
@@ -57,3 +66,5 @@ class LearnedParts:
         self._waiting = {key: value for key, value in state.items() if key not in self._own}
         for key in state.keys() & self._own.keys():
             self._own[key].load_state_dict(state[key])
+            if self._first is not None:
+                self._first[key] = state[key]

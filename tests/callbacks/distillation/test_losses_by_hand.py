@@ -19,7 +19,7 @@ from lightning_optim.distillation import (
     MeanSquaredError,
     SoftTarget,
 )
-from lightning_optim.errors import SampleError
+from lightning_optim.errors import SampleError, TapError
 from lightning_optim.schedule import Linear
 from support import quiet
 
@@ -223,4 +223,14 @@ def test_labels_that_the_batch_does_not_hold_are_refused_before_any_step():
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     with pytest.raises(SampleError, match="DKD needs integer labels"):
         fit(student, distilling(DKD(labels="y")))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_features_that_no_trainable_weight_has_made_are_refused_before_any_step():
+    student = Student()
+    student.net.stem.requires_grad_(False)
+    student.net.block.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    with pytest.raises(TapError, match=r"features at 'net.block' have no gradient, so a loss on them would teach"):
+        fit(student, distilling(AttentionMap(**PLACES)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
