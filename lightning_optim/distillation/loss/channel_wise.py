@@ -4,16 +4,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.distillation.functional import check_temperature, divergence
+from lightning_optim.distillation.functional import divergence
+from lightning_optim.distillation.loss.base import Context
+from lightning_optim.distillation.loss.classes import check_temperatures
 from lightning_optim.distillation.loss.layout import at_size_of, channels_last, check_positions
 from lightning_optim.distillation.loss.learning import ProjectedLoss
+from lightning_optim.distillation.observation import Observation
+from lightning_optim.schedule.base import Schedule
+from lightning_optim.schedule.factor import Factor, factor_at
 
 
 @final
@@ -35,7 +40,7 @@ class ChannelWise(ProjectedLoss):
     Args:
         student: Places in the student; see ``FeatureLoss``.
         teacher: Places in the teacher.
-        temperature: Softens both softmaxes, above 0.
+        temperature: Softens both softmaxes, above 0; a number, or a schedule over the callback's window.
         projection: ``"auto"`` where channels differ, ``"always"``, or ``"never"``, which refuses channels that differ.
         learning_rate: Of the projection's AdamW, above 0.
 
@@ -49,15 +54,26 @@ class ChannelWise(ProjectedLoss):
         0.1308
     """
 
-    temperature: float = 4.0
+    temperature: Factor = 4.0
 
     def __post_init__(self) -> None:
         ProjectedLoss.__post_init__(self)
-        check_temperature(self.temperature)
+        check_temperatures(self.temperature)
+
+    @property
+    @override
+    def has_schedule(self) -> bool:
+        return isinstance(self.temperature, Schedule)
+
+    @override
+    def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:
+        now = replace(self, temperature=factor_at(self.temperature, context.progress))
+        return ProjectedLoss.__call__(now, student, teacher, context)
 
     @override
     def compare(self, student: Tensor, teacher: Tensor, learned: nn.Module | None) -> Tensor:
         student = at_size_of(teacher, self.project(student, learned))
-        mine, theirs = (channels_last(each).float() / self.temperature for each in (student, teacher))
+        temperature = factor_at(self.temperature, 0.0)  # that of a schedule is a number by now
+        mine, theirs = (channels_last(each).float() / temperature for each in (student, teacher))
         check_positions(mine, theirs, self)
-        return self.temperature**2 * divergence(theirs.log_softmax(1), mine.log_softmax(1), 1).mean()
+        return temperature**2 * divergence(theirs.log_softmax(1), mine.log_softmax(1), 1).mean()

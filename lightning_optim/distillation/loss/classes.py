@@ -12,6 +12,7 @@ from lightning_optim.distillation.functional import check_temperature
 from lightning_optim.distillation.loss.output import OutputLoss
 from lightning_optim.distillation.observation import Observation
 from lightning_optim.schedule.base import Schedule
+from lightning_optim.schedule.factor import Factor, factor_at
 
 
 class ClassLogits(NamedTuple):
@@ -43,12 +44,11 @@ class ClassLoss(OutputLoss):
         mask: Keyword argument of the network's call that marks valid positions.
     """
 
-    temperature: float | Schedule = 1.0
+    temperature: Factor = 1.0
     class_dim: int | None = None
 
     def __post_init__(self) -> None:
-        for progress in (0.0, 1.0):
-            check_temperature(self.temperature_at(progress))
+        check_temperatures(self.temperature)
 
     @property
     @override
@@ -57,7 +57,7 @@ class ClassLoss(OutputLoss):
 
     def temperature_at(self, progress: float) -> float:
         """The temperature, of a schedule at ``progress`` in ``[0, 1]``."""
-        return self.temperature(progress) if isinstance(self.temperature, Schedule) else self.temperature
+        return factor_at(self.temperature, progress)
 
     def logits(self, student: Observation, teacher: Observation) -> ClassLogits:
         """The logits of both calls, the axis of their classes, and which of their positions are valid.
@@ -74,6 +74,16 @@ class ClassLoss(OutputLoss):
         mask = self.valid(student)
         class_dim = _class_dim(mine, mask, _words(self)) if self.class_dim is None else self.class_dim
         return ClassLogits(mine, theirs, class_dim, mask)
+
+
+def check_temperatures(temperature: Factor) -> None:
+    """Refuse a temperature, or the first and the last of a schedule, that is not a number above 0.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    for progress in (0.0, 1.0):
+        check_temperature(factor_at(temperature, progress))
 
 
 def _words(loss: ClassLoss) -> str:

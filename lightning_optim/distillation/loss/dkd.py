@@ -19,7 +19,7 @@ from lightning_optim.distillation.loss.classes import ClassLoss
 from lightning_optim.distillation.loss.output import entry_of
 from lightning_optim.distillation.observation import Observation
 from lightning_optim.errors import SampleError
-from lightning_optim.schedule.base import Schedule
+from lightning_optim.schedule.factor import Factor
 
 
 @final
@@ -59,7 +59,7 @@ class DKD(ClassLoss):
         0.0
     """
 
-    temperature: float | Schedule = 4.0
+    temperature: Factor = 4.0
     alpha: float = 1.0
     beta: float = 8.0
     labels: str | int | None = 1

@@ -13,7 +13,7 @@ from lightning_optim.distillation.functional import Reduction, check_reduction, 
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.classes import ClassLoss
 from lightning_optim.distillation.observation import Observation
-from lightning_optim.schedule.base import Schedule
+from lightning_optim.schedule.factor import Factor
 
 
 @final
@@ -49,7 +49,7 @@ class SoftTarget(ClassLoss):
         0.0
     """
 
-    temperature: float | Schedule = 4.0
+    temperature: Factor = 4.0
     standardize: bool = False
     reduction: Reduction = "mean"
 

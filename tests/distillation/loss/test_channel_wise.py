@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.distillation import ChannelWise
+from lightning_optim.distillation import ChannelWise, Context, Observation
+from lightning_optim.schedule import Linear
 
 
 def rand(*shape, seed=0):
@@ -44,6 +45,18 @@ def test_channels_are_projected_and_maps_pooled():
     mine = torch.einsum("oc,bcp->bop", project.weight, pooled) + project.bias[:, None]
     expected = by_hand(mine.flatten(0, 1), teacher.flatten(2).flatten(0, 1), 1.0)
     assert loss.compare(student, teacher, project).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_temperature_follows_its_schedule():
+    features = [Observation((), {}, None, (rand(2, 3, 4, 4, seed=seed),)) for seed in (0, 1)]
+    loss = ChannelWise(student="a", temperature=Linear(start=6.0, end=2.0))
+    assert loss.has_schedule
+    for progress, temperature in ((0.0, 6.0), (0.5, 4.0), (1.0, 2.0)):
+        context = Context(progress=progress, batch=None)
+        expected = ChannelWise(student="a", temperature=temperature)(*features, context)
+        assert torch.equal(loss(*features, context), expected)
+    with pytest.raises(ValueError, match="temperature must be a number above 0"):
+        ChannelWise(student="a", temperature=Linear(start=6.0, end=0.0))
 
 
 def test_one_position_has_nothing_to_soften():
