@@ -70,6 +70,26 @@ def test_training_goes_on_after_load_pruned(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_student_learns_where_its_teacher_looks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    (code,) = (block for block in blocks("python") if "AttentionTransfer" in block)
+    code = code.replace("callbacks=[DistillationTeacher", "callbacks=[callback := DistillationTeacher")
+    names = run(code, epochs=1)
+    logged = names["callback"].losses.keys()
+    assert logged == {"soft", "looks"}
+    assert not any("teacher" in key for key in names["student"].state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_channels_are_pruned_after_a_group_lasso(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = (block for block in blocks("python") if "GroupLasso" in block)
+    names = run(code, epochs=1)
+    assert names["prune"].sparsity == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_supernet_is_searched_and_extracted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = (block for block in blocks("python") if "NASSupernet" in block)
