@@ -111,7 +111,9 @@ def attention_transfer_loss_from_queries(
     check_reduction(reduction)
     check_attention(student.shape, teacher.shape)
     settings = (student, teacher.detached(), reduction, mask)
-    return _AttentionTransfer.apply(student.query, student.key, *settings)  # type: ignore[no-any-return, no-untyped-call]
+    with torch.autocast(student.query.device.type, enabled=False):
+        loss: Tensor = _AttentionTransfer.apply(student.query, student.key, *settings)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def check_attention(student: Sequence[int], teacher: Sequence[int]) -> None:

@@ -55,7 +55,10 @@ def soft_target_loss_from_hidden(
     check_temperature(temperature)
     check_reduction(reduction)
     _check_shapes(*student, *teacher)
-    return _SoftTarget.apply(*student, *teacher, temperature, reduction, mask)  # type: ignore[no-any-return, no-untyped-call]
+    student, teacher = ((hidden, weight.to(hidden.dtype)) for hidden, weight in (student, teacher))
+    with torch.autocast(student[0].device.type, enabled=False):
+        loss: Tensor = _SoftTarget.apply(*student, *teacher, temperature, reduction, mask)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def _check_shapes(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> None:

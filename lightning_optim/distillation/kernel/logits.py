@@ -68,7 +68,10 @@ def soft_target_loss_(
             f"the student's logits are {student_logits.dtype}, the teacher's {teacher_logits.dtype}: the gradient of "
             "the one is written into the other, so convert the teacher's first"
         )
-    return _SoftTarget.apply(student_logits, teacher_logits, temperature, reduction, mask)  # type: ignore[no-any-return, no-untyped-call]
+    with torch.autocast(student_logits.device.type, enabled=False):
+        settings = (temperature, reduction, mask)
+        loss: Tensor = _SoftTarget.apply(student_logits, teacher_logits, *settings)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _SoftTarget(torch.autograd.Function):

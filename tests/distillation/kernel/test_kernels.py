@@ -131,6 +131,26 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert leaf.grad.dtype is dtype
 
 
+def test_autocast_changes_nothing_in_a_kernel():
+    hidden, weight = rand(6, 8, dtype=torch.float32).requires_grad_(), rand(5, 8, dtype=torch.float32).requires_grad_()
+    other = rand(6, 8, seed=1, dtype=torch.float32), rand(5, 8, seed=1, dtype=torch.float32)
+    heads = [QueriesAndKeys(*(each.view(1, 1, -1, 8) for each in pair)) for pair in ((hidden, weight), other)]
+
+    def losses():
+        yield soft_target_loss_(hidden @ weight.T, other[0] @ other[1].T)
+        yield soft_target_loss_from_hidden((hidden, weight), other)
+        yield attention_transfer_loss_from_queries(*heads)
+
+    plain = [*losses()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [*losses()]
+    assert all(loss.dtype is torch.float32 for loss in found)
+    assert [float(loss) for loss in found[1:]] == [float(loss) for loss in plain[1:]]
+    torch.testing.assert_close(found[0], plain[0], rtol=0.05, atol=0.0)  # of logits in bfloat16
+    sum(found).backward()
+    assert hidden.grad.isfinite().all()
+
+
 def test_a_gradient_is_given_once():
     student = rand(2, 3).requires_grad_()
     loss = soft_target_loss_(student, rand(2, 3, seed=1))
