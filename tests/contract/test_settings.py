@@ -32,7 +32,8 @@ def kinds():
     }
     ours = {name for name in targets if name.startswith("lightning_optim.") and name.split(".")[1] not in ELSEWHERE}
     callbacks = [PruningScheduler, QATFakeQuant, DistillationTeacher, NASSupernet, PenaltyRegularizer]
-    return sorted({*map(get_object, ours), *callbacks, LayerQuantizers}, key=lambda kind: kind.__name__)
+    found = {*map(get_object, ours), *callbacks, LayerQuantizers}
+    return sorted(found, key=lambda kind: (kind.__name__, kind.__module__))  # two kinds may have one name
 
 
 def keywords():
