@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import numbers
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -87,6 +88,40 @@ def check_type(what: str, value: Any, hint: Any) -> None:
     """
     if not _is_of(value, hint):
         raise _refusal(what, value, hint)
+
+
+def by_key(what: str, value: Any, kind: type[T], noun: str) -> dict[str, T]:
+    """Read one object or several by key; the key of one is its class name in snake case.
+
+    Args:
+        what: Names the setting in the message, in the plural.
+        value: The object, or a mapping.
+        kind: Class of the objects.
+        noun: Names one of them in the message.
+
+    Raises:
+        TypeError: If a value is of another class.
+        ValueError: If there is none.
+
+    Example:
+        >>> class SlowRMSNorm: ...
+        >>> list(by_key("norms", SlowRMSNorm(), SlowRMSNorm, "norm"))
+        ['slow_rms_norm']
+    """
+    if isinstance(value, kind):
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(value).__name__)
+        return {words.lower(): value}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{what} must be a {noun} or {what} by key, got {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{what} must hold at least one {noun}, got none")
+    for key, each in value.items():
+        if not isinstance(each, kind):
+            raise TypeError(
+                f"{what}[{key!r}] must be a {noun}, got {type(each).__name__}: "
+                "a Hydra node needs its _target_, and _convert_: all on the callback"
+            )
+    return {str(key): each for key, each in value.items()}
 
 
 def _hints(kind: type) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from typing_extensions import override
 from lightning_optim.distillation.kernel.attention import QueriesAndKeys
 from lightning_optim.surgery.tap import Surroundings
 from lightning_optim.surgery.torch_private import is_recomputing
-
-_ATTEND, _MULTI_HEAD = F.scaled_dot_product_attention, F.multi_head_attention_forward
+from lightning_optim.surgery.undispatched import multi_head_attention_forward
 
 # Queries and keys, or logits ``[B, H, Q, K]`` where the code at hand makes these anyway.
 Attention = QueriesAndKeys | Tensor
@@ -81,38 +79,29 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, found: list[Attention]) -> None:
         super().__init__()
         self._found = found
+        self._heads: int | None = None  # inside PyTorch's own attention: how many heads its logits have
 
     @override
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _ATTEND:
+        if func is F.multi_head_attention_forward:
+            return self._inside(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
             self._found.append(_queries_and_keys(*args, **kwargs))
-        elif func is _MULTI_HEAD:
-            soften = partial(self._soften, _heads(*args, **kwargs))
-            with _patched("scaled_dot_product_attention", self._attend), _patched("softmax", soften):
-                return func(*args, **kwargs)
+        elif func is F.softmax and self._heads is not None:
+            self._found.append(args[0].unflatten(0, (-1, self._heads)))
         return func(*args, **kwargs)
 
-    def _attend(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._found.append(_queries_and_keys(*args, **kwargs))
-        return original(*args, **kwargs)
-
-    def _soften(self, heads: int, original: Callable[..., Any], logits: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._found.append(logits.view(-1, heads, *logits.shape[1:]))
-        return original(logits, *args, **kwargs)
-
-
-@contextmanager
-def _patched(name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Wrap a function that PyTorch's own attention calls: inside it, no mode is on."""
-    original = getattr(F, name)
-    setattr(F, name, partial(wrapper, original))
-    try:
-        yield
-    finally:
-        setattr(F, name, original)
+    def _inside(self, *args: Any, **kwargs: Any) -> Any:
+        """Listen to what PyTorch's own attention calls: one of the two above."""
+        self._heads = _heads(*args, **kwargs)
+        try:
+            with self:
+                return multi_head_attention_forward(*args, **kwargs)
+        finally:
+            self._heads = None
 
 
 def _heads(query: Tensor, key: Tensor, value: Tensor, embed_dim: int, num_heads: int, *_: Any, **__: Any) -> int:

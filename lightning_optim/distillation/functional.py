@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_optim.surgery.precision import at_least_float32
+
 Reduction = Literal["sum", "mean"]
 
 
@@ -210,11 +212,6 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor, class_dim: int)
         raise ValueError(
             f"a soft-target loss needs at least two classes along axis {class_dim}, got logits of {student}"
         )
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision as float32; other values as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def reduce_positions(positions: Tensor, reduction: Reduction, mask: Tensor | None) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from lightning_optim.checked import by_key
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.soft_target import SoftTarget
 from lightning_optim.distillation.observation import Observation, Recording
@@ -47,7 +47,8 @@ class DistillationObjective:
         weight: LossWeight | Mapping[str, LossWeight],
         hard_weight: LossWeight,
     ) -> None:
-        self.losses = _as_losses(losses)
+        given = SoftTarget() if losses is None else losses
+        self.losses: dict[str, Loss] = by_key("losses", given, Loss, "loss of distillation")  # type: ignore[type-abstract]
         self.weights = _as_weights(weight, list(self.losses))
         self.hard_weight = as_factor(hard_weight, "hard_weight")
         self._learned: dict[str, nn.Module] = {}
@@ -133,24 +134,6 @@ def _check_teaches(student: Recording, places: Sequence[Place]) -> None:
                 f"the student's features at {str(place)!r} have no gradient, so a loss on them would teach it nothing: "
                 "look at a place after trainable weights, and checkpoint activations with use_reentrant=False"
             )
-
-
-def _as_losses(losses: Any) -> dict[str, Loss]:
-    if losses is None:
-        losses = SoftTarget()
-    if isinstance(losses, Loss):
-        return {re.sub(r"(?<!^)(?=[A-Z])", "_", type(losses).__name__).lower(): losses}
-    if not isinstance(losses, Mapping):
-        raise TypeError(f"losses must be a loss or losses by key, got {type(losses).__name__}")
-    if not losses:
-        raise ValueError("losses must hold at least one loss, got none")
-    for key, loss in losses.items():
-        if not isinstance(loss, Loss):
-            raise TypeError(
-                f"losses[{key!r}] must be a distillation loss, got {type(loss).__name__}: "
-                "a Hydra node needs its _target_, and _convert_: all on the callback"
-            )
-    return {str(key): loss for key, loss in losses.items()}
 
 
 def _as_weights(weight: Any, keys: list[str]) -> dict[str, LossWeight]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_optim.surgery.precision import at_least_float32
+
 
 def l1_penalty(weight: Tensor) -> Tensor:
     """Sum of absolute values: ``sum |w|``.
@@ -18,7 +20,7 @@ def l1_penalty(weight: Tensor) -> Tensor:
         >>> l1_penalty(torch.tensor([1.0, -2.0]))
         tensor(3.)
     """
-    return _at_least_float32(weight).abs().sum()
+    return at_least_float32(weight).abs().sum()
 
 
 def l2_penalty(weight: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def l2_penalty(weight: Tensor) -> Tensor:
         >>> l2_penalty(torch.tensor([1.0, -2.0]))
         tensor(2.5000)
     """
-    return 0.5 * _at_least_float32(weight).square().sum()
+    return 0.5 * at_least_float32(weight).square().sum()
 
 
 def group_lasso_penalty(squares: Tensor, num_weights: int) -> Tensor:
@@ -61,7 +63,7 @@ def orthogonality_penalty(matrices: Tensor) -> Tensor:
         >>> orthogonality_penalty(torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]))
         tensor(9.)
     """
-    gram = _gram(_at_least_float32(matrices))
+    gram = _gram(at_least_float32(matrices))
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     return (gram - identity).square().sum()
 
@@ -79,7 +81,7 @@ def spectral_penalty(matrices: Tensor, iterations: int) -> Tensor:
         >>> spectral_penalty(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), iterations=20)
         tensor(4.5000)
     """
-    weight = _at_least_float32(matrices)
+    weight = at_least_float32(matrices)
     with torch.no_grad():
         gram = _gram(weight)
         generator = torch.Generator().manual_seed(0)
@@ -112,7 +114,7 @@ def jacobian_penalty(output: Tensor, inputs: Sequence[Tensor], vectors: Tensor) 
     flat = vectors.flatten(1) if vectors.ndim > 1 else vectors.unsqueeze(1)
     unit = torch.nn.functional.normalize(flat, dim=1).view(vectors.shape).to(output.device, output.dtype)
     gradients = torch.autograd.grad(output, inputs, unit, create_graph=True)
-    squares = torch.stack([_at_least_float32(gradient).square().sum() for gradient in gradients]).sum()
+    squares = torch.stack([at_least_float32(gradient).square().sum() for gradient in gradients]).sum()
     return 0.5 * flat.shape[1] * squares / len(output)
 
 
@@ -132,7 +134,7 @@ def sum_of_squares(tensors: Iterable[tuple[Tensor, int, Tensor]]) -> Tensor:
     """
     parts = []
     for tensor, dim, index in tensors:
-        per_position = _at_least_float32(tensor).square().movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
+        per_position = at_least_float32(tensor).square().movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
         parts.append(per_position[index.to(per_position.device)].sum(1))
     return torch.stack(parts).sum(0)
 
@@ -143,7 +145,3 @@ def _gram(matrices: Tensor) -> Tensor:
 
 def _is_wide(matrices: Tensor) -> bool:
     return matrices.shape[-2] <= matrices.shape[-1]
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

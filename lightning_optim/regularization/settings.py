@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
+from lightning_optim.checked import by_key
 from lightning_optim.regularization.penalty.base import Penalty
 from lightning_optim.regularization.penalty.l2 import L2
 from lightning_optim.schedule.base import Schedule
@@ -43,7 +43,7 @@ class PenaltySettings:
         targets: Targets | Mapping[str, Targets] | None,
         decoupled: Sequence[str],
     ) -> None:
-        self.penalties = _by_key(penalties)
+        self.penalties: dict[str, Penalty] = by_key("penalties", penalties, Penalty, "penalty")  # type: ignore[type-abstract]
         self.strengths = as_factors(strength, [*self.penalties], "strength", "penalties")
         if all(value == 0.0 for value in self.strengths.values()):
             raise ValueError(
@@ -108,11 +108,3 @@ class PenaltySettings:
                     f"decoupled names {key!r}, a {type(self.penalties[key]).__name__}: only L2 can be applied after "
                     "the optimizer's step; leave the others in the loss"
                 )
-
-
-def _by_key(penalties: Any) -> dict[str, Penalty]:
-    if isinstance(penalties, Penalty):
-        return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(penalties).__name__).lower(): penalties}
-    if not penalties:
-        raise ValueError("penalties must hold at least one penalty, got none")
-    return {str(key): penalty for key, penalty in penalties.items()}

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim.distillation import Context, SoftTarget
+from lightning_optim.distillation import (
+    CRD,
+    DKD,
+    Context,
+    FeatureLoss,
+    MiniLMRelations,
+    ReverseKL,
+    SoftTarget,
+)
 from lightning_optim.distillation.objective import DistillationObjective
 from lightning_optim.distillation.observation import Recording
 from lightning_optim.schedule import Linear
@@ -40,8 +48,8 @@ def test_single_loss_is_named_after_its_leaf(losses):
     ("losses", "weight", "hard_weight", "error", "message"),
     [
         ({}, 1.0, 1.0, ValueError, "at least one loss"),
-        ({"soft": nn.MSELoss()}, 1.0, 1.0, TypeError, r"losses\['soft'\] must be a distillation loss, got MSELoss"),
-        (nn.MSELoss(), 1.0, 1.0, TypeError, "losses must be a loss or losses by key"),
+        ({"soft": nn.MSELoss()}, 1.0, 1.0, TypeError, r"losses\['soft'\] must be a loss of distillation, got MSELoss"),
+        (nn.MSELoss(), 1.0, 1.0, TypeError, "losses must be a loss of distillation or losses by key"),
         (None, 0.0, 1.0, ValueError, "teacher would do nothing"),
         (None, -1.0, 1.0, ValueError, "at least 0"),
         (None, float("nan"), 1.0, ValueError, "at least 0"),
@@ -54,3 +62,10 @@ def test_single_loss_is_named_after_its_leaf(losses):
 def test_bad_settings_are_refused(losses, weight, hard_weight, error, message):
     with pytest.raises(error, match=message):
         DistillationObjective(losses, weight, hard_weight)
+
+
+def test_the_key_of_one_loss_is_its_name_in_snake_case():
+    keys = {CRD: "crd", DKD: "dkd", ReverseKL: "reverse_kl", MiniLMRelations: "mini_lm_relations"}
+    for kind, key in keys.items():
+        loss = kind(student="net.0") if issubclass(kind, FeatureLoss) else kind()
+        assert [*DistillationObjective(loss, 1.0, 1.0).losses] == [key]

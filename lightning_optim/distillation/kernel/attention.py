@@ -14,10 +14,11 @@ from typing_extensions import override
 from lightning_optim.distillation.functional import Reduction, check_reduction
 from lightning_optim.distillation.kernel.divergence import (
     as_log_softmax_,
-    computing_dtype,
     divergence_,
     row_weights,
+    weighted_,
 )
+from lightning_optim.surgery.precision import computing_dtype
 
 
 @final
@@ -157,8 +158,7 @@ class _AttentionTransfer(torch.autograd.Function):
                 rows, gradient = divergence_(*logs)
                 weight = torch.where(rows.isnan(), 0.0, weights[sample, head])  # a query that sees no key
                 total += torch.where(weight > 0, rows, 0.0).dot(weight)
-                gradient = torch.where(weight.unsqueeze(-1) > 0, gradient, 0.0)
-                gradient = gradient.mul_((weight * student.factor).unsqueeze(-1)).to(query.dtype)
+                gradient = weighted_(gradient, weight, student.factor).to(query.dtype)
                 torch.mm(gradient, key[sample, student.key_head(head)], out=to_query[sample, head])
                 to_key[sample, student.key_head(head)].addmm_(gradient.T, query[sample, head])
         ctx.save_for_backward(to_query, to_key)

@@ -62,6 +62,12 @@ def row_weights(rows: int, mask: Tensor | None, reduction: str, like: Tensor) ->
     return weights if reduction == "sum" else weights / weights.sum().clamp_min_(1.0)
 
 
-def computing_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Number format to compute in: float32 for the half precisions, else the same."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def weighted_(gradient: Tensor, weights: Tensor, factor: float) -> Tensor:
+    """Multiply rows of a gradient by their weights and a factor, in place; what has no weight is 0, whatever it was.
+
+    Example:
+        >>> weighted_(torch.tensor([[torch.nan], [2.0]]), torch.tensor([0.0, 0.5]), 3.0)
+        tensor([[0.],
+                [3.]])
+    """
+    return gradient.mul_((factor * weights).unsqueeze(-1)).masked_fill_((weights == 0).unsqueeze(-1), 0.0)

@@ -12,11 +12,12 @@ from typing_extensions import override
 from lightning_optim.distillation.functional import Reduction, check_reduction, check_temperature
 from lightning_optim.distillation.kernel.divergence import (
     as_log_softmax_,
-    computing_dtype,
     divergence_,
     row_blocks,
     row_weights,
+    weighted_,
 )
+from lightning_optim.surgery.precision import computing_dtype
 
 
 def soft_target_loss_from_hidden(
@@ -104,7 +105,7 @@ class _SoftTarget(torch.autograd.Function):
             rows, gradient = divergence_(*(as_log_softmax_(each.div_(temperature)) for each in logits))
             factor = weights[block]
             total += torch.where(factor > 0, rows, 0.0).dot(factor)
-            gradient = gradient.mul_((temperature * factor).unsqueeze(-1)).to(hidden.dtype)
+            gradient = weighted_(gradient, factor, temperature).to(hidden.dtype)
             if to_hidden is not None:
                 torch.mm(gradient, weight, out=to_hidden[block])
             if to_weight is not None:

@@ -12,11 +12,12 @@ from typing_extensions import override
 from lightning_optim.distillation.functional import Reduction, check_logits, check_reduction, check_temperature
 from lightning_optim.distillation.kernel.divergence import (
     as_log_softmax_,
-    computing_dtype,
     divergence_,
     row_blocks,
     row_weights,
+    weighted_,
 )
+from lightning_optim.surgery.precision import computing_dtype
 
 
 def soft_target_loss_(
@@ -87,7 +88,7 @@ class _SoftTarget(torch.autograd.Function):
             rows, difference = divergence_(*map(as_log_softmax_, parts))
             weight = weights[block]
             total += torch.where(weight > 0, rows, 0.0).dot(weight)
-            gradient[block] = difference.mul_((temperature * weight).unsqueeze(-1))
+            gradient[block] = weighted_(difference, weight, temperature)
         ctx.gradient = teacher
         return total * temperature**2
 

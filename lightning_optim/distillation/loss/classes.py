@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.distillation.functional import check_temperature
+from lightning_optim.distillation.functional import (
+    Reduction,
+    check_logits,
+    check_reduction,
+    check_temperature,
+    reduce_positions,
+)
+from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.output import OutputLoss
 from lightning_optim.distillation.observation import Observation
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.schedule.factor import Factor, factor_at
+from lightning_optim.surgery.precision import at_least_float32
 
 
 class ClassLogits(NamedTuple):
@@ -56,8 +65,14 @@ class ClassLoss(OutputLoss):
         return isinstance(self.temperature, Schedule)
 
     def temperature_at(self, progress: float) -> float:
-        """The temperature, of a schedule at ``progress`` in ``[0, 1]``."""
-        return factor_at(self.temperature, progress)
+        """The temperature, of a schedule at ``progress`` in ``[0, 1]``.
+
+        Raises:
+            ValueError: If the schedule comes to a value there that is not above 0.
+        """
+        temperature = factor_at(self.temperature, progress)
+        check_temperature(temperature)
+        return temperature
 
     def logits(self, student: Observation, teacher: Observation) -> ClassLogits:
         """The logits of both calls, the axis of their classes, and which of their positions are valid.
@@ -74,6 +89,46 @@ class ClassLoss(OutputLoss):
         mask = self.valid(student)
         class_dim = _class_dim(mine, mask, _words(self)) if self.class_dim is None else self.class_dim
         return ClassLogits(mine, theirs, class_dim, mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DivergenceLoss(ClassLoss):
+    """Divergence loss: ``temperature ** 2`` times a divergence of the two softmaxes at each position.
+
+    Args:
+        temperature: Softens both softmaxes; see ``ClassLoss``.
+        reduction: ``"mean"`` over valid positions, or ``"sum"``. Classes are summed in either case.
+        class_dim: Axis of the classes.
+        output: Where the logits are in the student's output.
+        teacher_output: Where they are in the teacher's output.
+        mask: Keyword argument of the network's call that marks valid positions.
+    """
+
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        ClassLoss.__post_init__(self)
+        check_reduction(self.reduction)
+
+    @override
+    def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:
+        mine, theirs, class_dim, mask = self.logits(student, teacher)
+        check_logits(mine, theirs, class_dim)
+        temperature = self.temperature_at(context.progress)
+        my_log, their_log = (
+            (at_least_float32(logits) / temperature).log_softmax(class_dim) for logits in (mine, theirs)
+        )
+        return temperature**2 * reduce_positions(self.divergences(my_log, their_log, class_dim), self.reduction, mask)
+
+    @abstractmethod
+    def divergences(self, student_log: Tensor, teacher_log: Tensor, class_dim: int) -> Tensor:
+        """Return the divergence at each position, summed over classes.
+
+        Args:
+            student_log: Logarithms of the student's probabilities.
+            teacher_log: Those of the teacher's.
+            class_dim: Axis of the classes.
+        """
 
 
 def check_temperatures(temperature: Factor) -> None:

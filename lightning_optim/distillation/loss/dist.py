@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -13,11 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.distillation.functional import at_least_float32, check_logits, remove_rounding, unit_vectors
+from lightning_optim.distillation.functional import check_logits, remove_rounding, unit_vectors
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.classes import ClassLoss
 from lightning_optim.distillation.loss.layout import check_samples
 from lightning_optim.distillation.observation import Observation
+from lightning_optim.schedule.factor import as_factor
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @final
@@ -57,9 +58,8 @@ class DIST(ClassLoss):
 
     def __post_init__(self) -> None:
         ClassLoss.__post_init__(self)
-        for setting, value in (("beta", self.beta), ("gamma", self.gamma)):
-            if not 0.0 <= value < math.inf:
-                raise ValueError(f"{setting} must be a number of at least 0, got {value}")
+        as_factor(self.beta, "beta")
+        as_factor(self.gamma, "gamma")
 
     @override
     def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,13 +12,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.distillation.functional import at_least_float32, check_logits, divergence, reduce_positions
+from lightning_optim.distillation.functional import check_logits, divergence, reduce_positions
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.classes import ClassLoss
 from lightning_optim.distillation.loss.output import entry_of
 from lightning_optim.distillation.observation import Observation
 from lightning_optim.errors import SampleError
-from lightning_optim.schedule.factor import Factor
+from lightning_optim.schedule.factor import Factor, as_factor
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @final
@@ -66,9 +66,8 @@ class DKD(ClassLoss):
 
     def __post_init__(self) -> None:
         ClassLoss.__post_init__(self)
-        for setting, value in (("alpha", self.alpha), ("beta", self.beta)):
-            if not 0.0 <= value < math.inf:
-                raise ValueError(f"{setting} must be a number of at least 0, got {value}")
+        as_factor(self.alpha, "alpha")
+        as_factor(self.beta, "beta")
 
     @override
     def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:

@@ -11,23 +11,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.distillation.functional import (
-    Reduction,
-    at_least_float32,
-    check_logits,
-    check_reduction,
-    divergence,
-    reduce_positions,
-)
-from lightning_optim.distillation.loss.base import Context
-from lightning_optim.distillation.loss.classes import ClassLoss
-from lightning_optim.distillation.observation import Observation
+from lightning_optim.distillation.functional import divergence
+from lightning_optim.distillation.loss.classes import DivergenceLoss
 
 
 @final
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneralizedJSD(ClassLoss):
+class GeneralizedJSD(DivergenceLoss):
     """Generalized Jensen-Shannon divergence: ``temperature ** 2 * (beta * KL(q || m) + (1 - beta) * KL(p || m))``.
 
     ``q`` is the teacher's and ``p`` the student's softmax of ``logits / temperature``, and
@@ -58,11 +49,9 @@ class GeneralizedJSD(ClassLoss):
     """
 
     beta: float = 0.5
-    reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
-        ClassLoss.__post_init__(self)
-        check_reduction(self.reduction)
+        DivergenceLoss.__post_init__(self)
         if not 0.0 < self.beta < 1.0:
             raise ValueError(
                 f"beta must be between 0 and 1, got {self.beta}: at 0 the divergence is that of SoftTarget, at 1 that "
@@ -70,17 +59,10 @@ class GeneralizedJSD(ClassLoss):
             )
 
     @override
-    def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:
-        mine, theirs, class_dim, mask = self.logits(student, teacher)
-        check_logits(mine, theirs, class_dim)
-        temperature = self.temperature_at(context.progress)
-        my_log, their_log = (
-            (at_least_float32(logits) / temperature).log_softmax(class_dim) for logits in (mine, theirs)
-        )
+    def divergences(self, student_log: Tensor, teacher_log: Tensor, class_dim: int) -> Tensor:
         # The sum of two logarithms of 0 has no gradient, and such a class has no part in the mixture.
-        is_excluded = my_log.isneginf() & their_log.isneginf()
-        shares = their_log + math.log(self.beta), my_log + math.log(1.0 - self.beta)
+        is_excluded = student_log.isneginf() & teacher_log.isneginf()
+        shares = teacher_log + math.log(self.beta), student_log + math.log(1.0 - self.beta)
         mixture = torch.logaddexp(*(share.masked_fill(is_excluded, 0.0) for share in shares))
-        terms = self.beta * divergence(their_log, mixture, class_dim)
-        terms = terms + (1.0 - self.beta) * divergence(my_log, mixture, class_dim)
-        return temperature**2 * reduce_positions(terms, self.reduction, mask)
+        of_teacher, of_student = (divergence(each, mixture, class_dim) for each in (teacher_log, student_log))
+        return self.beta * of_teacher + (1.0 - self.beta) * of_student

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.distillation.functional import Reduction, at_least_float32, check_reduction, reduce_positions
+from lightning_optim.distillation.functional import Reduction, check_reduction, reduce_positions
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.output import OutputLoss
 from lightning_optim.distillation.observation import Observation
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

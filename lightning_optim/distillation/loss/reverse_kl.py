@@ -9,23 +9,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.distillation.functional import (
-    Reduction,
-    at_least_float32,
-    check_logits,
-    check_reduction,
-    divergence,
-    reduce_positions,
-)
-from lightning_optim.distillation.loss.base import Context
-from lightning_optim.distillation.loss.classes import ClassLoss
-from lightning_optim.distillation.observation import Observation
+from lightning_optim.distillation.functional import divergence
+from lightning_optim.distillation.loss.classes import DivergenceLoss
 
 
 @final
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReverseKL(ClassLoss):
+class ReverseKL(DivergenceLoss):
     """Reverse Kullback-Leibler divergence: ``temperature ** 2 * sum_c p(c) * log(p(c) / q(c))`` at each position.
 
     ``p`` is the student's and ``q`` the teacher's softmax of ``logits / temperature`` (MiniLLM: Gu et al., 2023;
@@ -56,18 +47,6 @@ class ReverseKL(ClassLoss):
         0.8554
     """
 
-    reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        ClassLoss.__post_init__(self)
-        check_reduction(self.reduction)
-
     @override
-    def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:
-        mine, theirs, class_dim, mask = self.logits(student, teacher)
-        check_logits(mine, theirs, class_dim)
-        temperature = self.temperature_at(context.progress)
-        my_log, their_log = (
-            (at_least_float32(logits) / temperature).log_softmax(class_dim) for logits in (mine, theirs)
-        )
-        return temperature**2 * reduce_positions(divergence(my_log, their_log, class_dim), self.reduction, mask)
+    def divergences(self, student_log: Tensor, teacher_log: Tensor, class_dim: int) -> Tensor:
+        return divergence(student_log, teacher_log, class_dim)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_optim.quantization.simulation.contraction import contraction_of
+from lightning_optim.surgery.undispatched import multi_head_attention_forward
 
 
 def opened(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any] | None:
@@ -59,18 +59,8 @@ def _attention_of_one_head(
     return functional.scaled_dot_product_attention(query, key, value, mask, *args, **settings).squeeze(1)
 
 
-def _without_dispatch(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Copy a function that torch has written in Python, so that it does not hand itself to a mode or a subclass."""
-    assert isinstance(function, FunctionType)
-    names = {**function.__globals__, "has_torch_function": lambda _: False}
-    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-_MULTI_HEAD = _without_dispatch(functional.multi_head_attention_forward)
 _FOUND: dict[Callable[..., Any], Callable[[Sequence[Any]], Callable[..., Any] | None]] = {
-    functional.multi_head_attention_forward: lambda _: _MULTI_HEAD,
+    functional.multi_head_attention_forward: lambda _: multi_head_attention_forward,
     functional.scaled_dot_product_attention: _find_attention,
     torch.einsum: _find_einsum,
     **dict.fromkeys((torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm), lambda _: _add_product),

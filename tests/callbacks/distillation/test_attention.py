@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention as attend  # bound 
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import DistillationTeacher
+from lightning_optim import DistillationTeacher, QATFakeQuant
 from lightning_optim.distillation import AttentionTransfer, Hint
 from lightning_optim.distillation.attention import AttentionTaps
 from lightning_optim.distillation.kernel.attention import QueriesAndKeys
@@ -196,6 +196,18 @@ def test_weights_equal_those_with_the_loss_written_into_the_module(settings, ref
 def test_recomputed_layers_are_seen_once():
     plain, recomputed = fit(Student(), transferring()), fit(Student(recomputes=True), transferring())
     assert all(torch.equal(tensor, recomputed[name]) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch, weights", "own"])
+def test_simulated_attention_is_seen_in_either_order_of_the_callbacks(kind):
+    ends = []
+    for is_first in (True, False):
+        callbacks = [QATFakeQuant(), transferring(Net(9, LAYERS[kind]))]
+        ends.append(fit(Student(make=LAYERS[kind]), *(callbacks if is_first else reversed(callbacks))))
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    for alone in (transferring(Net(9, LAYERS[kind])), QATFakeQuant()):
+        other = fit(Student(make=LAYERS[kind]), alone)
+        assert not all(torch.equal(tensor, other[name]) for name, tensor in ends[0].items())
 
 
 def test_heads_that_differ_are_compared_by_their_mean_and_refused_one_by_one():

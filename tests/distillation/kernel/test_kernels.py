@@ -109,6 +109,24 @@ def test_a_query_that_sees_no_key_adds_nothing():
     assert query.grad.isfinite().all()
 
 
+def test_a_position_that_is_masked_adds_nothing_whatever_it_holds():
+    valid = torch.tensor([True, False, True])
+    student, teacher = rand(3, 4), rand(3, 4, seed=1)
+    student[1] = teacher[1] = math.nan
+    head = torch.eye(4, dtype=torch.float64)
+    for loss in (
+        lambda leaf: soft_target_loss_(leaf, teacher.clone(), mask=valid),
+        lambda leaf: soft_target_loss_from_hidden((leaf, head), (teacher, head), mask=valid),
+    ):
+        leaf, part = student.clone().requires_grad_(), student[valid].clone().requires_grad_()
+        found, expected = loss(leaf), soft_target_loss(part, teacher[valid])
+        found.backward()
+        expected.backward()
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(leaf.grad[valid], part.grad)
+        assert leaf.grad[1].tolist() == [0.0] * 4
+
+
 def test_a_class_that_the_teacher_excludes_adds_nothing():
     student, teacher = rand(2, 3).requires_grad_(), rand(2, 3, seed=1)
     teacher[:, 1] = -math.inf

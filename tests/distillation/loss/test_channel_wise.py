@@ -2,19 +2,11 @@ import math
 
 import pytest
 import torch
+from outputs import rand, softmax
 from torch import nn
 
 from lightning_optim.distillation import ChannelWise, Context, Observation
 from lightning_optim.schedule import Linear
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def softmax(row, temperature):
-    powers = [math.exp(value / temperature) for value in row]
-    return [power / sum(powers) for power in powers]
 
 
 def by_hand(student, teacher, temperature):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from outputs import rand
 
 from lightning_optim.distillation import DIST, DKD, Context, GeneralizedJSD, Observation, ReverseKL, SoftTarget
 from lightning_optim.schedule import Linear
@@ -16,10 +17,6 @@ LOSSES = {
 }
 OF_TOKENS = [key for key in LOSSES if key != "dkd"]  # which needs a label a sample
 LABELS = torch.tensor([0, 2, 1, 4])
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def compute(loss, student, teacher, progress=0.0, **kwargs):

@@ -2,22 +2,14 @@ import math
 
 import pytest
 import torch
+from outputs import rand, softmax
 
 from lightning_optim.distillation import DKD, Context, Observation, SoftTarget
 from lightning_optim.errors import SampleError
 
 
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def compare(loss, student, teacher, batch):
     return loss(Observation((), {}, student), Observation((), {}, teacher), Context(progress=0.0, batch=batch))
-
-
-def softmax(row, temperature):
-    powers = [math.exp(value / temperature) for value in row]
-    return [power / sum(powers) for power in powers]
 
 
 def kl(first, second):

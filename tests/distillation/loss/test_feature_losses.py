@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from outputs import rand
 
 from lightning_optim.distillation import (
     CRD,
@@ -32,10 +33,6 @@ LOSSES = {
     "vid": VID(**PLACES),
 }
 SHAPES = {"maps": (4, 6, 3, 3), "tokens": (4, 5, 6)}
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 STUDENTS = {

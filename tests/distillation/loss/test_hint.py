@@ -4,8 +4,6 @@ from torch import nn
 
 from lightning_optim.distillation import Context, Hint, Observation
 
-CONTEXT = Context(progress=0.0, batch=None)
-
 
 def rand(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))

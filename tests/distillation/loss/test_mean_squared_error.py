@@ -1,17 +1,12 @@
 import pytest
 import torch
+from outputs import compare
 
-from lightning_optim.distillation import Context, MeanSquaredError, Observation
-
-CONTEXT = Context(progress=0.0, batch=None)
+from lightning_optim.distillation import MeanSquaredError
 
 
 def rand(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def compare(loss, student, teacher, **kwargs):
-    return loss(Observation((), kwargs, student), Observation((), {}, teacher), CONTEXT)
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 1), (2, 3, 4), (2, 3, 4, 5)])

@@ -2,14 +2,9 @@ import math
 
 import pytest
 import torch
+from outputs import CONTEXT, rand
 
-from lightning_optim.distillation import Context, MiniLMRelations, Observation
-
-CONTEXT = Context(progress=0.0, batch=None)
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from lightning_optim.distillation import MiniLMRelations, Observation
 
 
 def relations(tokens, heads):

@@ -2,13 +2,10 @@ import math
 
 import pytest
 import torch
+from outputs import rand
 
 from lightning_optim.distillation import PKT
 from lightning_optim.errors import SampleError
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def probabilities(rows):

@@ -2,23 +2,9 @@ import math
 
 import pytest
 import torch
+from outputs import compare, rand, softmax
 
-from lightning_optim.distillation import Context, Observation, ReverseKL
-
-CONTEXT = Context(progress=0.0, batch=None)
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def compare(loss, student, teacher, **kwargs):
-    return loss(Observation((), kwargs, student), Observation((), {}, teacher), CONTEXT)
-
-
-def softmax(row, temperature):
-    powers = [math.exp(value / temperature) for value in row]
-    return [power / sum(powers) for power in powers]
+from lightning_optim.distillation import ReverseKL
 
 
 def by_hand(student, teacher, temperature):

@@ -3,13 +3,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from outputs import CONTEXT
 
 from lightning_optim.distillation import Context, Observation, SoftTarget
 from lightning_optim.distillation.functional import soft_target_loss
 from lightning_optim.distillation.objective import DistillationObjective
 from lightning_optim.schedule import Linear
 
-CONTEXT = Context(progress=0.0, batch=None)
 STUDENT, TEACHER = torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)
 
 

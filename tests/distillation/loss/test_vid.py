@@ -2,12 +2,9 @@ import math
 
 import pytest
 import torch
+from outputs import rand
 
 from lightning_optim.distillation import VID
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def linear(weight, bias, values):
