@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from outputs import rand, softmax
+from by_hand import rand, softmax
 from torch import nn
 
 from lightning_optim.distillation import ChannelWise, Context, Observation

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from outputs import compare, rand, softmax
+from by_hand import compare, rand, softmax
 
 from lightning_optim.distillation import DIST
 from lightning_optim.errors import SampleError

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from outputs import rand, softmax
+from by_hand import rand, softmax
 
 from lightning_optim.distillation import DKD, Context, Observation, SoftTarget
 from lightning_optim.errors import SampleError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from outputs import rand
+from by_hand import rand
 
 from lightning_optim.distillation import (
     CRD,

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from outputs import compare
+from by_hand import compare
 
 from lightning_optim.distillation import Huber
 

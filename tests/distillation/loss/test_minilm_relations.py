@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from outputs import CONTEXT, rand
+from by_hand import CONTEXT, rand
 
 from lightning_optim.distillation import MiniLMRelations, Observation
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from outputs import rand
+from by_hand import rand
 
 from lightning_optim.distillation import PKT
 from lightning_optim.errors import SampleError

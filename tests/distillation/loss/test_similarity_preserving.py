@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from outputs import rand
+from by_hand import rand
 
 from lightning_optim.distillation import SimilarityPreserving
 from lightning_optim.errors import SampleError

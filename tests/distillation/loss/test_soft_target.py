@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from outputs import CONTEXT
+from by_hand import CONTEXT
 
 from lightning_optim.distillation import Context, Observation, SoftTarget
 from lightning_optim.distillation.functional import soft_target_loss
