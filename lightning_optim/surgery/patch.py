@@ -100,6 +100,24 @@ class Patches:
         object.__setattr__(owner, name, patched)
         self._set.append((owner, name, patched))
 
+    def wrap_innermost(self, owner: object, name: str, wrapper: Wrapper) -> None:
+        """As ``wrap``, but below every other patch that stands there, so that it alone calls the user's own method.
+
+        Args:
+            owner: The instance; its class is not touched.
+            name: Name of one of its methods.
+            wrapper: Receives the original bound method and the call's arguments.
+        """
+        outer = vars(owner).get(name)
+        if not isinstance(outer, PatchedMethod):
+            self.wrap(owner, name, wrapper)
+            return
+        while isinstance(outer._original, PatchedMethod):
+            outer = outer._original
+        patched = PatchedMethod(owner, name, outer._original, wrapper)
+        outer._original = patched
+        self._set.append((owner, name, patched))
+
     def undo(self) -> None:
         """Take every patch off; a second call does nothing."""
         while self._set:

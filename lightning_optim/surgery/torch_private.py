@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,6 +107,32 @@ def is_call_compiled(module: nn.Module) -> bool:
 def plain_call(module: nn.Module) -> Callable[..., Any]:
     """Call of a module, hooks included, past what ``nn.Module.compile`` has compiled."""
     return module._call_impl
+
+
+@contextmanager
+def call_wrapped(module: nn.Module, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Context in which ``wrapper(original, *args, **kwargs)`` takes a module's calls, before any of its hooks.
+
+    A compiled module stays compiled: ``original`` is what it would have run.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> with call_wrapped(layer, lambda original, x: original(x) + 1):
+        ...     layer(torch.ones(1))
+        tensor([2.])
+        >>> layer(torch.ones(1))
+        tensor([1.])
+    """
+    before = vars(module).get(COMPILED_CALL)
+    original = module._call_impl if before is None else before
+    object.__setattr__(module, COMPILED_CALL, partial(wrapper, original))
+    try:
+        yield
+    finally:
+        if before is None:
+            object.__delattr__(module, COMPILED_CALL)  # the class says that there is none
+        else:
+            object.__setattr__(module, COMPILED_CALL, before)
 
 
 def frame_compiler(module: nn.Module) -> Any:

@@ -74,3 +74,24 @@ def test_a_method_that_the_user_has_set_on_the_instance_stays():
     patches.wrap(layer, "forward", lambda original, x: original(x) * 2)
     for twin in (copy.deepcopy(layer), through_a_file(layer)):
         assert twin.forward is own_forward
+
+
+def test_innermost_patch_lies_below_all_others_and_goes_alone():
+    class Counter:
+        def count(self):
+            return ["own"]
+
+    counter, outer, inner, later = Counter(), Patches(), Patches(), Patches()
+    outer.wrap(counter, "count", lambda original: [*original(), "outer"])
+    inner.wrap_innermost(counter, "count", lambda original: [*original(), "inner"])
+    later.wrap(counter, "count", lambda original: [*original(), "later"])
+    assert counter.count() == ["own", "inner", "outer", "later"]
+    outer.undo()
+    assert counter.count() == ["own", "inner", "later"]
+    inner.undo()
+    assert counter.count() == ["own", "later"]
+    inner.wrap_innermost(counter, "count", lambda original: [*original(), "inner"])
+    later.undo()
+    assert counter.count() == ["own", "inner"]
+    inner.undo()
+    assert "count" not in vars(counter)

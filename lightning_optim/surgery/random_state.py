@@ -1,0 +1,44 @@
+"""State of torch's random numbers: of the CPU, and of the accelerator that a model is on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """State of the generators that operators draw from.
+
+    Args:
+        device: A device whose generator counts beside the CPU's.
+        cpu: State of the CPU's generator.
+        own: State of the device's own; ``None`` for the CPU.
+
+    Example:
+        >>> state = RandomState.of(torch.device("cpu"))
+        >>> first = torch.rand(2)
+        >>> state.restore()
+        >>> bool((torch.rand(2) == first).all())
+        True
+    """
+
+    device: torch.device
+    cpu: Tensor
+    own: Tensor | None
+
+    @classmethod
+    def of(cls, device: torch.device) -> RandomState:
+        """Read the state as it is now."""
+        own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(device, torch.get_rng_state(), own)
+
+    def restore(self) -> None:
+        """Let what is drawn next be what was drawn after this state was read."""
+        torch.set_rng_state(self.cpu)
+        if self.own is not None:
+            torch.cuda.set_rng_state(self.own, self.device)
