@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.distillation.learned import LearnedParts
+from lightning_optim.callbacks.distillation.student_copies import StudentCopies
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
 from lightning_optim.callbacks.trainer.lightning_private import transfer_batch
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
@@ -22,7 +23,7 @@ from lightning_optim.distillation.objective import DistillationObjective, LossWe
 from lightning_optim.distillation.observation import FeatureTaps, Recording
 from lightning_optim.distillation.place import Side
 from lightning_optim.distillation.teacher.base import Teacher
-from lightning_optim.distillation.teacher.frozen import FrozenTeacher
+from lightning_optim.distillation.teacher.loaded import LoadedTeacher
 from lightning_optim.distillation.teacher.module import ModuleTeacher
 from lightning_optim.errors import SampleError, TapError
 from lightning_optim.surgery.calls import NetworkCalls
@@ -96,9 +97,10 @@ class DistillationTeacher(TechniqueCallback):
             window=self.window,
             backward_index=backward_index,
         )
-        self._frozen: FrozenTeacher | None = None
+        self._frozen: LoadedTeacher | None = None
         self._is_made = False
         self._learned = LearnedParts()
+        self._copies, self._network = StudentCopies(), ""
 
     @property
     def teacher_module(self) -> nn.Module | None:
@@ -111,10 +113,12 @@ class DistillationTeacher(TechniqueCallback):
             return
         self.release()
         self._is_made, self._learned = False, LearnedParts()
-        if self._frozen is None:
-            module = self.teacher.load(lambda: find_network(pl_module, self.network, needs_forward=False)[1])
+        if self._frozen is None or self._frozen.copies:  # of the student of an earlier fit
+            module = self.teacher.load(lambda: self._find(pl_module)[1])
             _check_shares_nothing(module, pl_module)  # before it is frozen
-            self._frozen = FrozenTeacher(module, self.teacher.precision)
+            self._frozen = self.teacher.freeze(module)
+        self._copies.start(trainer, self._frozen.copies)
+        self._network = self._find(pl_module)[0] if self._frozen.copies else ""
         _check_shares_nothing(self._frozen.module, pl_module)
         self._added.attach(trainer, pl_module)
 
@@ -134,22 +138,33 @@ class DistillationTeacher(TechniqueCallback):
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learned.note_step(trainer)
+        self._copies.note_step(trainer)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._learned.end_batch(trainer)
+        self._copies.end_batch(trainer, self._network)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        progress, learned = self._added.state_dict(), self._learned.state_dict()
-        return ({"progress": progress} if progress else {}) | ({"learned": learned} if learned else {})
+        held = {
+            "progress": self._added.state_dict(),
+            "learned": self._learned.state_dict(),
+            "copies": self._copies.state_dict(),
+        }
+        return {key: value for key, value in held.items() if value}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._added.load_state_dict(state_dict.get("progress", {}))
         self._learned.load_state_dict(state_dict.get("learned", {}))
+        self._copies.load_state_dict(state_dict.get("copies", []))
+
+    def network_copies(self) -> Sequence[tuple[str, nn.Module]]:
+        """Teachers that follow the student, each with the name of its network; they are cut as it is."""
+        return [(self._network, module) for module in self._copies.following]
 
     @override
     def release(self) -> None:
@@ -159,7 +174,10 @@ class DistillationTeacher(TechniqueCallback):
         if self._frozen is not None:
             self._frozen.release()
 
-    def _loaded(self) -> FrozenTeacher:
+    def _find(self, pl_module: LightningModule) -> tuple[str, nn.Module]:
+        return find_network(pl_module, self.network, needs_forward=False)
+
+    def _loaded(self) -> LoadedTeacher:
         assert self._frozen is not None
         return self._frozen
 
@@ -167,9 +185,10 @@ class DistillationTeacher(TechniqueCallback):
         """Listen to the network and place the teacher beside it, once every callback has set its own structure up."""
         if self._calls.name is not None:
             return
-        name, network = find_network(pl_module, self.network, needs_forward=False)
+        name, network = self._find(pl_module)
         floats = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
         self._loaded().place(trainer.strategy.root_device, next(floats, torch.float32))
+        self._copies.begin(network)
         self._calls.attach(pl_module, name, network)
         student, teacher = self._objective.look_at(Side(pl_module, name), Side(self._loaded().module))
         self._taps.attach(pl_module, student)

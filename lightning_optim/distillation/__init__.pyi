@@ -23,6 +23,8 @@ from .place import Place as Place
 from .place import Side as Side
 from .teacher.base import Teacher as Teacher
 from .teacher.checkpoint import Checkpoint as Checkpoint
+from .teacher.ema import EMA as EMA
 from .teacher.file import FileTeacher as FileTeacher
 from .teacher.module import ModuleTeacher as ModuleTeacher
 from .teacher.safetensors import Safetensors as Safetensors
+from .teacher.uncompressed import Uncompressed as Uncompressed

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_optim.callbacks.trainer.lightning_private import averaged_model
+from lightning_optim.callbacks.trainer.network_copies import kept_copies
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.errors import ShrinkError, TargetError
 from lightning_optim.surgery.cut import CutPlan, apply_cut
@@ -73,9 +74,10 @@ class Reshaper:
                     )
 
     def twins(self, trainer: Trainer, network_name: str) -> Iterator[nn.Module]:
-        """Every other module of the network's shape: averaged copies of it, and those that the user holds."""
+        """Every other module of the network's shape: averaged copies, and those that callbacks or the user hold."""
         for average in averaged_copies(trainer):
             yield submodule(average, network_name)
+        yield from kept_copies(trainer, network_name)
         yield from self._copies
 
     def prefixes(self, pl_module: LightningModule, network_name: str) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
-Precision = Literal["float32", "bfloat16", "float16"]
+from lightning_optim.distillation.teacher.frozen import FrozenTeacher
+from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +40,11 @@ class Teacher(ABC):
         Raises:
             ArtefactError: If a file is missing, truncated, unsafe, or of another model.
         """
+
+    def freeze(self, module: nn.Module) -> LoadedTeacher:
+        """Let a teacher answer.
+
+        Args:
+            module: What ``load`` returned; frozen in place.
+        """
+        return FrozenTeacher(module, self.precision)

@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_optim.distillation.observation import FeatureTaps, Recording
 from lightning_optim.distillation.place import Place
-from lightning_optim.distillation.teacher.base import Precision
+from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
+from lightning_optim.distillation.teacher.student_copy import StudentCopy
 from lightning_optim.errors import TeacherError, cause_of
 from lightning_optim.surgery.containers import map_tensors, tensors_of
 from lightning_optim.surgery.tap import ModuleCall
 
 
 @final
-class FrozenTeacher:
+class FrozenTeacher(LoadedTeacher):
     """Frozen teacher: a network in evaluation mode, without gradients, that answers calls of the student.
 
     Args:
         module: The network; frozen in place.
         precision: Number format of weights and arithmetic; ``None`` follows the student.
+        copies: The copies of the student that it is made of.
     """
 
-    def __init__(self, module: nn.Module, precision: Precision | None = None) -> None:
-        self.module = module.requires_grad_(False).eval()
+    def __init__(
+        self, module: nn.Module, precision: Precision | None = None, copies: Sequence[StudentCopy] = ()
+    ) -> None:
+        self._module = module.requires_grad_(False).eval()
+        self._copies = copies
         self._taps = FeatureTaps()
         self._dtype: torch.dtype | None = None if precision is None else getattr(torch, precision)
 
-    def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
-        """Move the weights, and bring them into the teacher's own number format or the student's.
+    @property
+    @override
+    def module(self) -> nn.Module:
+        return self._module
 
-        Args:
-            device: Where the student is trained.
-            student_dtype: Number format of the student's weights.
-        """
+    @property
+    @override
+    def copies(self) -> Sequence[StudentCopy]:
+        return self._copies
+
+    @override
+    def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
         self.module.to(device=device, dtype=self._dtype or student_dtype)
 
+    @override
     def look_at(self, places: Iterable[Place]) -> None:
-        """Record these places in each answer from now on.
-
-        Raises:
-            TargetError: If there is none of that name.
-        """
         self._taps.attach(self.module, places)
 
+    @override
     def release(self) -> None:
-        """Record nothing any more."""
         self._taps.remove()
 
+    @override
     def __call__(self, call: ModuleCall) -> Recording:
         """Answer the inputs of ``call``, without gradient.
 
@@ -85,8 +93,8 @@ class FrozenTeacher:
                 "that takes the student's inputs, or wrap it in a module that converts them"
             ) from error
 
+    @override
     def digest(self) -> tuple[float, ...]:
-        """A few numbers that differ if the weights do."""
         tensors = [tensor.double() for tensor in self.module.state_dict().values() if tensor.numel()]
         return sum(float(tensor.sum()) for tensor in tensors), sum(float(tensor.abs().sum()) for tensor in tensors)
 

@@ -1,0 +1,64 @@
+"""Interface of loaded teachers: networks that answer the student's calls and never learn from a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lightning_optim.distillation.observation import Recording
+from lightning_optim.distillation.place import Place
+from lightning_optim.distillation.teacher.student_copy import StudentCopy
+from lightning_optim.surgery.tap import ModuleCall
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class LoadedTeacher(ABC):
+    """Loaded teacher: in evaluation mode and without gradients."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The network; places of losses are named from here."""
+
+    @property
+    @abstractmethod
+    def copies(self) -> Sequence[StudentCopy]:
+        """The copies of the student that it is made of; none, if it was trained elsewhere."""
+
+    @abstractmethod
+    def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
+        """Move the weights, and bring them into the teacher's own number format or the student's.
+
+        Args:
+            device: Where the student is trained.
+            student_dtype: Number format of the student's weights.
+        """
+
+    @abstractmethod
+    def look_at(self, places: Iterable[Place]) -> None:
+        """Record these places in each answer from now on.
+
+        Raises:
+            TargetError: If there is none of that name.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Record nothing any more."""
+
+    @abstractmethod
+    def __call__(self, call: ModuleCall) -> Recording:
+        """Answer the inputs of ``call``, without gradient.
+
+        Raises:
+            TeacherError: If the teacher does not take these inputs.
+        """
+
+    @abstractmethod
+    def digest(self) -> tuple[float, ...]:
+        """A few numbers that differ if the weights do."""
