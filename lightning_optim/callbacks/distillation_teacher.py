@@ -234,7 +234,7 @@ class DistillationTeacher(TechniqueCallback):
         return self._objective.total(loss, values, step.progress)
 
     def _compare(self, progress: float, batch: Any) -> dict[str, Tensor]:
-        pairs = [(mine, self._loaded()(mine.call)) for mine in self._taps.take(self._calls.take())]
+        pairs = [(mine, self._loaded()(mine.call, batch)) for mine in self._taps.take(self._calls.take())]
         if not self._is_made:
             self._make_learned(*pairs[0])
         return self._objective.compare(pairs, progress, batch)

@@ -26,5 +26,7 @@ from .teacher.checkpoint import Checkpoint as Checkpoint
 from .teacher.ema import EMA as EMA
 from .teacher.file import FileTeacher as FileTeacher
 from .teacher.module import ModuleTeacher as ModuleTeacher
+from .teacher.network import NetworkTeacher as NetworkTeacher
 from .teacher.safetensors import Safetensors as Safetensors
+from .teacher.several import Several as Several
 from .teacher.uncompressed import Uncompressed as Uncompressed

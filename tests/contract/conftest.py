@@ -44,6 +44,10 @@ _LINEAR_TEACHER = (
     "{_target_: torch.nn.Sequential, _args_: [{_target_: torch.nn.Flatten},"
     "{_target_: torch.nn.Linear, in_features: 108, out_features: 3}]}"
 )
+_TWO_TEACHERS = (
+    f"{{one: {{_target_: lightning_optim.distillation.ModuleTeacher, module: {_LINEAR_TEACHER}}},"
+    "other: {_target_: lightning_optim.distillation.EMA, decay: 0.5}}"
+)
 _WIDTH = "+lightning_optim/nas/space@callbacks.nas_supernet.space.entry=elastic_width"
 # What a callback or a leaf cannot do without, or what makes it small.
 VALUES = {
@@ -70,6 +74,7 @@ VALUES = {
     "by_sensitivity": ["callbacks.pruning_scheduler.allocation.table={folder}/analyze.json"],
     "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
+    "several": [f"callbacks.distillation_teacher.teacher.teachers={_TWO_TEACHERS}"],
     "metric_drop": ["callbacks.pruning_scheduler.until.max_drop=1.0"],  # judged, and always good
     "batch_norm_scale": [
         "lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel",

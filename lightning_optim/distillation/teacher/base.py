@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_optim.distillation.teacher.frozen import FrozenTeacher
-from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
+from lightning_optim.distillation.teacher.loaded import LoadedTeacher
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher(ABC):
-    """Teacher: a source of one trained network.
-
-    Args:
-        precision: Number format of weights and arithmetic: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-            ``None`` runs the teacher as the student is run, under the trainer's own precision.
-
-    Raises:
-        ValueError: If the precision is unknown.
-    """
-
-    precision: Precision | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(f"precision must be null, 'float32', 'bfloat16' or 'float16', got {self.precision!r}")
+    """Teacher: a source of a trained network, or of several that answer as one."""
 
     @abstractmethod
     def load(self, student: Callable[[], nn.Module]) -> nn.Module:
@@ -41,10 +24,10 @@ class Teacher(ABC):
             ArtefactError: If a file is missing, truncated, unsafe, or of another model.
         """
 
+    @abstractmethod
     def freeze(self, module: nn.Module) -> LoadedTeacher:
         """Let a teacher answer.
 
         Args:
             module: What ``load`` returned; frozen in place.
         """
-        return FrozenTeacher(module, self.precision)

@@ -10,17 +10,17 @@ from pathlib import Path
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_optim.distillation.teacher.base import Teacher
+from lightning_optim.distillation.teacher.network import NetworkTeacher
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.weights import check_shapes, fit_names, load_fitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileTeacher(Teacher):
+class FileTeacher(NetworkTeacher):
     """Teacher from a file: a network is filled with the weights in it.
 
     Args:
-        precision: Number format of the teacher; see ``Teacher``.
+        precision: Number format of the teacher; see ``NetworkTeacher``.
         path: The file.
         architecture: The module that the weights belong to; ``None`` takes a copy of the student's network.
         prefix: What stands before the network's names in the file, such as ``"net."``; ``None`` finds it.

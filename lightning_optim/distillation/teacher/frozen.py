@@ -59,11 +59,8 @@ class FrozenTeacher(LoadedTeacher):
         self._taps.remove()
 
     @override
-    def __call__(self, call: ModuleCall) -> Recording:
+    def __call__(self, call: ModuleCall, batch: Any = None) -> Recording:
         """Answer the inputs of ``call``, without gradient.
-
-        Raises:
-            TeacherError: If the teacher does not take these inputs.
 
         With a precision of its own, the teacher is kept out of autocast: autocast would convert frozen weights anew at
         each use, since it caches the conversion of those alone that need a gradient.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -52,8 +52,12 @@ class LoadedTeacher(ABC):
         """Record nothing any more."""
 
     @abstractmethod
-    def __call__(self, call: ModuleCall) -> Recording:
+    def __call__(self, call: ModuleCall, batch: Any = None) -> Recording:
         """Answer the inputs of ``call``, without gradient.
+
+        Args:
+            call: A call of the student's network.
+            batch: What the training step received.
 
         Raises:
             TeacherError: If the teacher does not take these inputs.

@@ -10,19 +10,19 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.distillation.teacher.base import Teacher
+from lightning_optim.distillation.teacher.network import NetworkTeacher
 
 
 @final
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleTeacher(Teacher):
+class ModuleTeacher(NetworkTeacher):
     """Teacher in memory: a module, used as it is.
 
     It is frozen and set to evaluation mode. To go on training it, pass a deep copy.
 
     Args:
-        precision: Number format of the teacher; see ``Teacher``.
+        precision: Number format of the teacher; see ``NetworkTeacher``.
         module: The trained network; called with the inputs of the student's network.
 
     Raises:
@@ -37,7 +37,7 @@ class ModuleTeacher(Teacher):
     module: nn.Module
 
     def __post_init__(self) -> None:
-        Teacher.__post_init__(self)
+        NetworkTeacher.__post_init__(self)
         if not isinstance(self.module, nn.Module):
             raise TypeError(f"a teacher must be a torch module, got {type(self.module).__name__}")
 

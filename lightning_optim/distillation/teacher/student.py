@@ -10,20 +10,20 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.distillation.teacher.base import Teacher
 from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.loaded import LoadedTeacher
+from lightning_optim.distillation.teacher.network import NetworkTeacher
 from lightning_optim.distillation.teacher.student_copy import StudentCopy, Update
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.torch_private import uncompiled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudentTeacher(Teacher):
+class StudentTeacher(NetworkTeacher):
     """Teacher made of the student: a copy of its network, begun anew with each fit and kept in checkpoints.
 
     Args:
-        precision: Number format of the teacher; see ``Teacher``.
+        precision: Number format of the teacher; see ``NetworkTeacher``.
     """
 
     @final

@@ -25,7 +25,7 @@ class Uncompressed(StudentTeacher):
     give its file to ``Checkpoint``.
 
     Args:
-        precision: Number format of the teacher; see ``Teacher``.
+        precision: Number format of the teacher; see ``NetworkTeacher``.
 
     Example:
         >>> from torch import nn

@@ -1,0 +1,35 @@
+"""Teachers of one network, and how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from typing_extensions import override
+
+from lightning_optim.distillation.teacher.base import Teacher
+from lightning_optim.distillation.teacher.frozen import FrozenTeacher
+from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkTeacher(Teacher):
+    """Teacher of one network: a source says where it comes from, and this how it is run.
+
+    Args:
+        precision: Number format of weights and arithmetic: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            ``None`` runs the teacher as the student is run, under the trainer's own precision.
+
+    Raises:
+        ValueError: If the precision is unknown.
+    """
+
+    precision: Precision | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f"precision must be null, 'float32', 'bfloat16' or 'float16', got {self.precision!r}")
+
+    @override
+    def freeze(self, module: nn.Module) -> LoadedTeacher:
+        return FrozenTeacher(module, self.precision)

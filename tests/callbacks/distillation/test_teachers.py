@@ -1,0 +1,80 @@
+"""Teachers of every kind in a fit: the student's weights equal those of the same written into the module."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optim import DistillationTeacher
+from lightning_optim.distillation import MeanSquaredError, ModuleTeacher, Several, Uncompressed
+from support import quiet, same
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def net(seed, width=8):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 4))
+
+
+class Student(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = net(0)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), 1e-2)
+
+
+class ByHand(Student):
+    """The same with a function from the batch to the teacher's answer."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def training_step(self, batch, batch_idx):
+        logits = self.net(batch[0])
+        with torch.no_grad():
+            answer = self.answer(batch)
+        return F.cross_entropy(logits, batch[1]) * 0.5 + 0.5 * F.mse_loss(logits, answer)
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(24, 6, generator=generator), torch.randint(0, 4, (24,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+def fit(module, *callbacks, **settings):
+    trainer = quiet(*callbacks, max_epochs=2, **settings)
+    trainer.fit(module, batches())
+    return trainer
+
+
+def distil(teacher, **settings):
+    return DistillationTeacher(teacher=teacher, losses=MeanSquaredError(), **settings)
+
+
+def assert_learns_from(teacher, answer):
+    student, reference = Student(), ByHand(answer)
+    fit(student, distil(teacher))
+    fit(reference)
+    assert same(dict(student.net.state_dict()), dict(reference.net.state_dict()))
+    assert not same(dict(student.net.state_dict()), dict(net(0).state_dict()))
+
+
+def test_student_learns_from_the_weighted_mean_of_several():
+    first, dense = net(5, width=16), net(0)
+    teachers = {"large": ModuleTeacher(module=copy.deepcopy(first)), "dense": Uncompressed()}
+    assert_learns_from(
+        Several(teachers=teachers, weights={"large": 3, "dense": 1}),
+        lambda batch: torch.stack([first(batch[0]) * 0.75, dense(batch[0]) * 0.25]).sum(0),
+    )
