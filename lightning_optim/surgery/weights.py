@@ -73,7 +73,7 @@ def _unreadable(path: Path, reason: str) -> ArtefactError:
 def _refusal(error: Exception, advice: str) -> str | None:
     """What the safe loader refused; ``None`` if it merely found no end."""
     message = str(error)
-    if not isinstance(error, pickle.UnpicklingError) or "Unsupported" not in message:
+    if not isinstance(error, pickle.UnpicklingError) or "unsupported" not in message.lower():
         return None
     _, is_named, rest = message.partition("GLOBAL ")
     what = f"the pickled object {rest.split()[0].rstrip('.')!r}" if is_named else "a pickle"

@@ -21,6 +21,9 @@ from lightning_optim.surgery.weights import read_plain, weights_in
 class Checkpoint(FileTeacher):
     """Teacher from a checkpoint: a ``.ckpt`` of Lightning or a saved ``state_dict``. Code in it is never run.
 
+    A ``.ckpt`` that pickles its network among the hyperparameters, as the Lightning-Hydra template's does, is read for
+    its weights alone: neither the network's class nor anything else that the file names is imported or called.
+
     Arguments are ``FileTeacher``'s.
     """
 

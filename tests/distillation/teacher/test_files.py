@@ -1,15 +1,21 @@
 """Teachers from files: checkpoints and safetensors obey the same laws."""
 
+import os
 import pickle
+import subprocess
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from safetensors.torch import save_file
 from torch import nn
 
 from lightning_optim.distillation import Checkpoint, Safetensors
 from lightning_optim.errors import ArtefactError
+from support import quiet
 
 
 def net(width=3):
@@ -103,6 +109,90 @@ def test_pickle_with_code_is_refused_and_not_run(save, tmp_path, monkeypatch):
         "holds (a pickle|the pickled object 'getattr') .* could run code, and was not loaded",
     )
     assert not Path("exploded").exists()
+
+
+class Remembers(nn.Module):
+    """A network whose class notes whenever something of it runs."""
+
+    ran: ClassVar[list[str]] = []
+
+    def __init__(self):
+        super().__init__()
+        self.body = net()
+        self.ran.append("built")
+
+    def __setstate__(self, state):
+        self.ran.append("unpickled")
+        super().__setstate__(state)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Template(LightningModule):
+    """As the Lightning-Hydra template has it: the network and a partial optimizer are hyperparameters."""
+
+    def __init__(self, net, optimizer, compiled=False):
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.net = torch.compile(net) if compiled else net
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_are_read_of_a_checkpoint_that_pickles_its_network(compiled, tmp_path):
+    module = Template(Remembers(), partial(torch.optim.Adam, lr=0.1), compiled)
+    trainer = quiet(max_epochs=1)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "t.ckpt")
+    assert b"Remembers" in (tmp_path / "t.ckpt").read_bytes()
+    student = Remembers()
+    Remembers.ran.clear()
+    loaded = Checkpoint(path=tmp_path / "t.ckpt", architecture=student).load(lambda: None)
+    assert Remembers.ran == []
+    assert torch.equal(loaded.body[0].weight, module.state_dict()[f"net.{'_orig_mod.' * compiled}body.0.weight"])
+
+
+class Calls:
+    """Pickled as a call of whatever function."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+CODE = {
+    "a command": lambda: Calls(os.system, ("touch exploded",)),
+    "a process": lambda: Calls(subprocess.Popen, (["touch", "exploded"],)),
+    "a file": lambda: Calls(open, ("exploded", "w")),
+    "an expression": lambda: Calls(eval, ("open('exploded', 'w')",)),
+    "an entry of a list": lambda: Calls(list, (), None, iter([Calls(open, ("exploded", "w"))])),
+    "a state": lambda: Calls(Remembers, (), {"a": Calls(open, ("exploded", "w"))}),
+}
+
+
+@pytest.mark.parametrize("code", CODE.values(), ids=CODE.keys())
+@pytest.mark.parametrize("entry", ["hyper_parameters", "callbacks", "state_dict", "optimizer_states", "other"])
+def test_code_anywhere_in_a_checkpoint_does_not_run(entry, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = named(net(), "net.")
+    content = {"pytorch-lightning_version": "2.6.6", "state_dict": weights, "epoch": 1}
+    content[entry] = {**weights, "net.code": code()} if entry == "state_dict" else {"held": code()}
+    torch.save(content, "t.ckpt")
+    Remembers.ran.clear()
+    said, loaded = "", None
+    try:
+        loaded = Checkpoint(path="t.ckpt").load(net)
+    except ArtefactError as error:
+        said = str(error)
+    if loaded is None:
+        assert "could run code, and was not loaded; save the model's state_dict alone or as safetensors" in said
+    else:
+        assert entry != "state_dict"
+        assert torch.equal(loaded[0].weight, weights["net.0.weight"])
+    assert not Path("exploded").exists()
+    assert Remembers.ran == []
 
 
 @pytest.mark.parametrize(
