@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import tomllib
 from rich.console import Console
 
 from benchmarks.common import parser_for
@@ -31,18 +29,7 @@ from benchmarks.common import parser_for
 ROOT = Path(__file__).parents[1]
 PAIRS = ("3.11:2.13.0", "3.10:2.13.0", "3.13:2.13.0", "3.11:2.14.1", "3.11:2.9.1", "3.11:2.8.0")
 FREE = 15e9
-_SELF = "lightning-optim"
-
-
-def requirements() -> list[str]:
-    """Everything but torch and this package that the tests need, as ``pyproject.toml`` says it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    named = [
-        *project["dependencies"],
-        *(each for key in ("dev", "export", "hpo", "report", "demo") for each in extras[key]),
-    ]
-    return [each for each in named if re.split(r"[^\w-]", each)[0] not in (_SELF, "torch")]
+EXTRAS = "dev,export,hpo,report,demo"
 
 
 def constraints(torch: str) -> str:
@@ -57,7 +44,7 @@ def make_environment(python: str, torch: str, folder: Path) -> str:
     pins.write_text(constraints(torch))
     _run([python, "-m", "venv", str(environment)])
     own = str(environment / "bin" / "python")
-    _run([own, "-m", "pip", "install", "-q", "-c", str(pins), f"torch=={torch}", *requirements()])
+    _run([own, "-m", "pip", "install", "-q", "-c", str(pins), "-e", f"{ROOT}[{EXTRAS}]"])
     return own
 
 

@@ -55,7 +55,7 @@ class IntegerGraph:
         computed: Operator -> how many of its nodes were computed in integers by the last run.
 
     Raises:
-        ArtefactError: If the file is missing or no model.
+        ArtefactError: If the file is missing or no model, or has branches or loops.
 
     Example:
         Inputs, weights and outputs have the scale 0.01, outputs the zero point 118. The first input is 100 and 0: the
@@ -84,6 +84,12 @@ class IntegerGraph:
         except Exception as error:  # protobuf raises a class of its own
             raise ArtefactError(f"{path} is not an ONNX model") from error
         graph = self._model.graph
+        foreign = sorted({node.op_type for node in graph.node if "Sequence" in node.op_type or _has_body(node)})
+        if foreign:
+            raise ArtefactError(
+                f"{path} has branches, loops or lists of tensors ({', '.join(foreign)}), which are not emulated: "
+                "compare its outputs with the simulation's, as an export does with Acceptance(batches=...)"
+            )
         self._constants: dict[str, Tensor] = {each.name: _tensor_of(each) for each in graph.initializer}
         self._output_names = [value.name for value in graph.output]
         reads = [name for node in graph.node for name in node.input]
@@ -187,6 +193,10 @@ class IntegerGraph:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _has_body(node: Any) -> bool:
+    return any(attribute.HasField("g") for attribute in node.attribute)
 
 
 def _dequantize(node: Any, inputs: Sequence[Value]) -> Integers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_optim.export.onnx_file.graphs import nodes_of
 from lightning_optim.optional import require
 
 _OVERHEAD = 64  # bytes that a node takes; where packing saves fewer, it saves nothing
@@ -23,10 +24,10 @@ def pack_weights(model: Any, narrowest: int = 2) -> None:
     """
     onnx = require("onnx")
     readers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
+    for node in nodes_of(model.graph):
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    casts = []
+    casts, has_2_bits = [], False
     for weight in model.graph.initializer:
         found = readers.get(weight.name, [])
         is_read_as_integer = all(node.op_type == "DequantizeLinear" and node.input[0] == weight.name for node in found)
@@ -37,9 +38,10 @@ def pack_weights(model: Any, narrowest: int = 2) -> None:
         if bits == 8 or integers.size * (8 - bits) / 8 < _OVERHEAD:
             continue
         casts.append(_pack(weight, integers, bits, found))
+        has_2_bits = has_2_bits or bits == 2
     for position, cast in enumerate(casts):
         model.graph.node.insert(position, cast)
-    if any(weight.data_type == onnx.TensorProto.INT2 for weight in model.graph.initializer):
+    if has_2_bits:
         _raise_opset(model)
 
 

@@ -13,8 +13,10 @@ from torch import nn
 from lightning_optim.atomic import write_atomic
 from lightning_optim.export.lowering.deployed import DeployedNetwork
 from lightning_optim.export.lowering.dialect import Dialect
+from lightning_optim.export.lowering.double_rounding import merge_double_rounding
 from lightning_optim.export.lowering.operators import translations
 from lightning_optim.export.lowering.pack import pack_weights
+from lightning_optim.export.onnx_file.graphs import nodes_of
 from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
 from lightning_optim.export.onnx_file.write import write_onnx
 from lightning_optim.optional import require
@@ -34,8 +36,8 @@ def write_qdq(
 ) -> None:
     """Write a network with integer constants to an ONNX file.
 
-    Batch norms are folded, average pooling over the whole image becomes ``GlobalAveragePool``, and positional inputs
-    are called what the network's own forward calls them.
+    Batch norms are folded, a value that is rounded twice in a row is rounded once, average pooling over the whole image
+    becomes ``GlobalAveragePool``, and positional inputs are called what the network's own forward calls them.
 
     Args:
         simulator: Ranges and quantizers of the network.
@@ -64,6 +66,7 @@ def write_qdq(
     model = require("onnx").load(path)
     _name_inputs(model, network, example[0])
     _store_constants(model)
+    merge_double_rounding(model)
     pack_weights(model, narrowest)
     write_atomic(path, model.SerializeToString(deterministic=True))
 
@@ -75,7 +78,7 @@ def _name_inputs(model: Any, network: nn.Module, args: tuple[Any, ...]) -> None:
     names = {f"args_{place}": name for place, (name, _) in enumerate(zip(named, args, strict=False))}
     for value in model.graph.input:
         value.name = names.get(value.name, value.name)
-    for node in model.graph.node:
+    for node in nodes_of(model.graph):
         node.input[:] = [names.get(name, name) for name in node.input]
 
 
@@ -89,6 +92,6 @@ def _store_constants(model: Any) -> None:
         integers = np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(zero.dtype)
         model.graph.initializer.append(numpy_helper.from_array(integers, node.output[0]))
         model.graph.node.remove(node)
-    read = {name for node in model.graph.node for name in node.input}
+    read = {name for node in nodes_of(model.graph) for name in node.input}
     for each in [each for each in model.graph.initializer if each.name not in read]:
         model.graph.initializer.remove(each)

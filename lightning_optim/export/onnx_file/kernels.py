@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from lightning_optim.export.onnx_file.graphs import nodes_of
 from lightning_optim.export.onnx_file.session import open_session
 from lightning_optim.optional import require
 
@@ -81,4 +82,4 @@ def _optimized_nodes(path: str | Path) -> list[Any]:
         options = runtime.SessionOptions()
         options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
         open_session(path, options)
-        return list(onnx.load(options.optimized_model_filepath).graph.node)
+        return nodes_of(onnx.load(options.optimized_model_filepath).graph)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
+
+from lightning_optim.export.onnx_file.graphs import graphs_of
 
 
 def strip_model(model: Any) -> None:
@@ -15,7 +16,7 @@ def strip_model(model: Any) -> None:
     Args:
         model: An ``onnx.ModelProto``.
     """
-    graphs = list(_graphs(model.graph))
+    graphs = list(graphs_of(model.graph))
     for item in (model, *model.functions):
         _strip_item(item)
     for function in model.functions:
@@ -27,16 +28,6 @@ def strip_model(model: Any) -> None:
             _strip_item(item)
         del graph.value_info[:]
     _shorten_names(model.graph, graphs)
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    """Yield the graph and those of its branches and loops, outer before inner."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            inner = ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
-            for child in inner:
-                yield from _graphs(child)
 
 
 def _strip_item(item: Any) -> None:

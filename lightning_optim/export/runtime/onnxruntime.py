@@ -14,6 +14,7 @@ from lightning_optim.checked import checked
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import AffineDialect
 from lightning_optim.export.lowering.qdq import write_qdq
+from lightning_optim.export.onnx_file.integer_widths import narrowest_integers
 from lightning_optim.export.onnx_file.kernel_macs import measure_macs
 from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
 from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
@@ -36,7 +37,7 @@ class ONNXRuntime(Runtime):
 
     Args:
         packed: Whether weights whose integers fit into 4 or 2 bits are stored in 4 or 2 bits; the runtime widens them
-            when it loads the file.
+            when it loads the file. Where the one that is installed has no 2-bit integers (up to 1.23), they get 4.
         rounds_inputs: Whether linear layers beside ``Unquantized`` activations round their inputs to int8, block by
             block. The simulation does not round them, so the outputs differ by more than the order of sums. Weights of
             8 and 2 bits are fast in this way alone: in float32, the runtime unpacks them again at every call.
@@ -77,7 +78,7 @@ class ONNXRuntime(Runtime):
             path,
             AffineDialect(),
             shapes,
-            narrowest=2 if self.packed else 8,
+            narrowest=narrowest_integers() if self.packed else 8,
             rounds_inputs=self.rounds_inputs,
         )
         return inspect_kernels(path)

@@ -15,6 +15,7 @@ from lightning_optim.checked import checked
 from lightning_optim.errors import ExportError
 from lightning_optim.export.lowering.dialect import SymmetricDialect
 from lightning_optim.export.lowering.qdq import write_qdq
+from lightning_optim.export.onnx_file.graphs import nodes_of
 from lightning_optim.export.onnx_file.kernels import MOVES, Kernels
 from lightning_optim.export.onnx_file.open_shapes import Example, OpenShapes
 from lightning_optim.export.onnx_file.session import Session, open_session
@@ -98,7 +99,7 @@ def inspect_symmetric(path: str | Path) -> Kernels:
     integers: set[str] = set()
     integer: Counter[str] = Counter()
     floating: Counter[str] = Counter()
-    for node in model.graph.node:
+    for node in nodes_of(model.graph):
         kind, read = node.op_type, [name in integers for name in node.input]
         if kind == "DequantizeLinear" or (kind in _PASSES and read and read[0]):
             integers.update(node.output)
@@ -106,7 +107,7 @@ def inspect_symmetric(path: str | Path) -> Kernels:
             integer[kind] += 1
         elif kind not in MOVES and kind not in _PAIR and kind not in _PASSES:
             floating[kind] += 1
-    counts = Counter(node.op_type for node in model.graph.node)
+    counts = Counter(node.op_type for node in nodes_of(model.graph))
     return Kernels(counts=dict(counts), integer=dict(integer), floating=dict(floating))
 
 

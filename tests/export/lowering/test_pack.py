@@ -4,6 +4,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lightning_optim.export import load_session
 from lightning_optim.export.lowering.pack import pack_weights
+from lightning_optim.export.onnx_file.integer_widths import narrowest_integers
 from lightning_optim.export.onnx_file.kernels import count_kernels
 
 
@@ -59,6 +60,8 @@ def save(model, path):
     ],
 )
 def test_a_weight_takes_the_bits_that_its_integers_need_and_computes_the_same(tmp_path, low, high, kind, share):
+    if kind == TensorProto.INT2 and narrowest_integers() > 2:
+        pytest.skip("this ONNX Runtime has no 2-bit integers")
     model = convolution(low, high)
     plain = save(model, tmp_path / "plain.onnx")
     pack_weights(model)
