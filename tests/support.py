@@ -137,3 +137,32 @@ def train_simulated(net, steps=40, excluded=(), weight=None):
         optimizer.step()
         simulator.finish_batch()
     return simulator
+
+
+def exported_classifier():
+    """A captured classifier of images of 3 x 6 x 6, for any batch; the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(108, 3)).eval()
+    return torch.export.export(net, (torch.ones(4, 3, 6, 6),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def write_linear_onnx(path, linear, batch="batch", flatten=True):
+    """Write an ONNX file of a linear layer, by itself or after its input is flattened."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"])] if flatten else []
+    nodes.append(helper.make_node("Gemm", ["flat" if flatten else "x", "w", "b"], ["logits"], transB=1))
+    weights = [
+        onnx.numpy_helper.from_array(value.detach().numpy(), name)
+        for name, value in zip("wb", linear.parameters(), strict=True)
+    ]
+    shape = [batch, "c", "h", "w"] if flatten else [batch, linear.in_features]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("logits", kind, [batch, linear.out_features])],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)

@@ -24,9 +24,11 @@ from .place import Side as Side
 from .teacher.base import Teacher as Teacher
 from .teacher.checkpoint import Checkpoint as Checkpoint
 from .teacher.ema import EMA as EMA
+from .teacher.exported import ExportedTeacher as ExportedTeacher
 from .teacher.file import FileTeacher as FileTeacher
 from .teacher.module import ModuleTeacher as ModuleTeacher
 from .teacher.network import NetworkTeacher as NetworkTeacher
+from .teacher.onnx_file import ONNXFile as ONNXFile
 from .teacher.safetensors import Safetensors as Safetensors
 from .teacher.several import Several as Several
 from .teacher.uncompressed import Uncompressed as Uncompressed

@@ -13,7 +13,7 @@ from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.soft_target import SoftTarget
 from lightning_optim.distillation.observation import Observation, Recording
 from lightning_optim.distillation.place import Place, PlacePair, Side
-from lightning_optim.errors import TapError
+from lightning_optim.errors import TapError, TargetError
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.schedule.factor import Factor, as_factor, as_factors, factor_at
 from lightning_optim.surgery.containers import tensors_of
@@ -71,7 +71,11 @@ class DistillationObjective:
         Raises:
             TargetError: If one is in neither network.
         """
-        self._pairs = {key: loss.pairs(student, teacher) for key, loss in self.losses.items()}
+        for key, loss in self.losses.items():
+            try:
+                self._pairs[key] = loss.pairs(student, teacher)
+            except TargetError as error:
+                raise TargetError(f"loss {key!r}: {error}") from error
         both = [pair for pairs in self._pairs.values() for pair in pairs]
         return [mine for mine, _ in both], [theirs for _, theirs in both]
 

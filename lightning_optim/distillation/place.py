@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, final, get_args
+from typing import Any, ClassVar, Literal, final, get_args
 
 from torch import Tensor, nn
 
@@ -75,6 +75,16 @@ def _tensors(value: Any) -> dict[str, Tensor]:
     return {name_of(path) or "itself": tensor for path, tensor in find_tensors(value)}
 
 
+class OutputOnly(nn.Module):
+    """A network of which nothing but the output can be seen.
+
+    Attributes:
+        reason: Why, and what to do.
+    """
+
+    reason: ClassVar[str]
+
+
 def find_places(root: nn.Module, given: Sequence[str], network: str) -> tuple[Place, ...]:
     """The places that texts name, in their order; a text with ``*`` names modules in the order of the network.
 
@@ -84,7 +94,7 @@ def find_places(root: nn.Module, given: Sequence[str], network: str) -> tuple[Pl
         network: Whose places they are, for the message: ``"student"`` or ``"teacher"``.
 
     Raises:
-        TargetError: If a text names no module.
+        TargetError: If a text names no module, or the network gives its output alone.
         ValueError: If one is no place.
 
     Example:
@@ -93,6 +103,8 @@ def find_places(root: nn.Module, given: Sequence[str], network: str) -> tuple[Pl
         ['0:input', '1:input', '2:input']
     """
     found: list[Place] = []
+    if isinstance(root, OutputOnly):
+        raise TargetError(f"{', '.join(map(repr, given))} cannot be seen in the {network}: {root.reason}")
     for text in given:
         place = Place.parse(text)
         try:

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def evaluated(module: Module) -> Module:
+    """Set evaluation mode and return the module; what ``torch.export`` has captured stays as it was captured.
+
+    Example:
+        >>> evaluated(nn.Dropout()).training
+        False
+    """
+    with suppress(NotImplementedError):
+        module.eval()
+    return module
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from lightning_optim.cli.build import build
 from lightning_optim.cost import MACs, Prices, Subject
 from lightning_optim.graph import capture_network, couple
 from lightning_optim.pruning import Sensitivity, SensitivityCurve, targeted_groups
+from support import write_linear_onnx
 
 CONF = Path(lightning_optim.conf.__path__[0])
 EPOCHS, BATCHES = 2, 4
@@ -56,6 +57,8 @@ VALUES = {
     "elastic_width": ["callbacks.nas_supernet.space.entry.targets.exclude=[net.head]"],
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
+    "onnx_file": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.onnx"],
+    "exported": ["callbacks.distillation_teacher.teacher.program={_target_: support.exported_classifier}"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
     "attention_transfer": [
         "callbacks.{package}.student=net.attend",
@@ -370,6 +373,9 @@ def write_teachers(folder: Path) -> None:
     torch.save({"state_dict": teacher.state_dict()}, folder / "teacher.ckpt")
     torch.save({"state_dict": Module(5, AttentiveNet).state_dict()}, folder / "attentive.ckpt")
     save_file(teacher.net.state_dict(), folder / "teacher.safetensors")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        write_linear_onnx(folder / "teacher.onnx", nn.Linear(108, 3))
 
 
 def write_latency_table(folder: Path) -> None:

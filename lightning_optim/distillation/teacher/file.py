@@ -10,7 +10,9 @@ from pathlib import Path
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.distillation.teacher.exported import NO_PT2
 from lightning_optim.distillation.teacher.network import NetworkTeacher
+from lightning_optim.errors import ArtefactError
 from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.weights import check_shapes, fit_names, load_fitted
 
@@ -33,6 +35,8 @@ class FileTeacher(NetworkTeacher):
     @override
     def load(self, student: Callable[[], nn.Module]) -> nn.Module:
         path = Path(self.path).expanduser()
+        if path.suffix == ".pt2":
+            raise ArtefactError(f"{path}: {NO_PT2}")
         weights = self.read(path)
         module = copy_model(student()) if self.architecture is None else self.architecture
         advice = "give the teacher's own architecture or prefix"

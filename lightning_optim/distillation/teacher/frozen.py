@@ -15,6 +15,7 @@ from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
 from lightning_optim.distillation.teacher.student_copy import StudentCopy
 from lightning_optim.errors import TeacherError, cause_of
 from lightning_optim.surgery.containers import map_tensors, tensors_of
+from lightning_optim.surgery.modes import evaluated
 from lightning_optim.surgery.tap import ModuleCall
 
 
@@ -31,7 +32,7 @@ class FrozenTeacher(LoadedTeacher):
     def __init__(
         self, module: nn.Module, precision: Precision | None = None, copies: Sequence[StudentCopy] = ()
     ) -> None:
-        self._module = module.requires_grad_(False).eval()
+        self._module = evaluated(module.requires_grad_(False))
         self._copies = copies
         self._taps = FeatureTaps()
         self._dtype: torch.dtype | None = None if precision is None else getattr(torch, precision)

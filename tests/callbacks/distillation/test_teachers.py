@@ -10,8 +10,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import DistillationTeacher
-from lightning_optim.distillation import MeanSquaredError, ModuleTeacher, Several, Uncompressed
-from support import quiet, same
+from lightning_optim.distillation import (
+    ExportedTeacher,
+    Hint,
+    MeanSquaredError,
+    ModuleTeacher,
+    ONNXFile,
+    Several,
+    Uncompressed,
+)
+from lightning_optim.errors import TargetError
+from support import quiet, same, write_linear_onnx
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -78,3 +87,23 @@ def test_student_learns_from_the_weighted_mean_of_several():
         Several(teachers=teachers, weights={"large": 3, "dense": 1}),
         lambda batch: torch.stack([first(batch[0]) * 0.75, dense(batch[0]) * 0.25]).sum(0),
     )
+
+
+def test_student_learns_from_an_onnx_file_which_gives_its_output_alone(tmp_path):
+    layer = nn.Linear(6, 4)
+    write_linear_onnx(tmp_path / "t.onnx", layer, flatten=False)
+    teacher = ONNXFile(path=tmp_path / "t.onnx")
+    run = teacher.load(lambda: None)
+    assert_learns_from(teacher, lambda batch: run(batch[0]))
+    student = Student()
+    with pytest.raises(
+        TargetError, match="loss 'look': '0' cannot be seen in the teacher: an ONNX file gives its output"
+    ):
+        fit(student, DistillationTeacher(teacher=teacher, losses={"look": Hint(student="net.0", teacher="0")}))
+    assert same(dict(student.net.state_dict()), dict(net(0).state_dict()))
+
+
+def test_student_learns_from_an_exported_program():
+    trained = net(5, width=16).eval()
+    program = torch.export.export(trained, (torch.ones(8, 6),))
+    assert_learns_from(ExportedTeacher(program=program), lambda batch: trained(batch[0]))
