@@ -1,3 +1,4 @@
+from .callbacks.batch_mixer import BatchMixer as BatchMixer
 from .callbacks.distillation_teacher import DistillationTeacher as DistillationTeacher
 from .callbacks.nas_supernet import NASSupernet as NASSupernet
 from .callbacks.penalty_regularizer import PenaltyRegularizer as PenaltyRegularizer

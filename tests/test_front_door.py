@@ -215,7 +215,7 @@ def test_hydra_applications_hardly_notice_the_package():
 
 def test_an_unknown_name_says_what_there_is():
     package = importlib.import_module("lightning_optim")
-    with pytest.raises(AttributeError, match="it offers DistillationTeacher, NASSupernet"):
+    with pytest.raises(AttributeError, match="it offers BatchMixer, DistillationTeacher"):
         _ = package.PruningSchedulerr
 
 

@@ -1,3 +1,8 @@
+from .mixing.base import Blend as Blend
+from .mixing.base import Mixing as Mixing
+from .mixing.cutmix import CutMix as CutMix
+from .mixing.label_smoothing import LabelSmoothing as LabelSmoothing
+from .mixing.mixup import Mixup as Mixup
 from .penalty.base import Penalized as Penalized
 from .penalty.base import Penalty as Penalty
 from .penalty.base import Response as Response

@@ -1,5 +1,6 @@
-"""Penalties: tensors in, a scalar out."""
+"""Arithmetic of regularization: what weights cost, and what the samples of a batch become."""
 
+# B batch, C classes, H height and W width of an image
 # G groups of a convolution, O output channels of one, I inputs of one output channel, K channels that are coupled
 
 from __future__ import annotations
@@ -137,6 +138,49 @@ def sum_of_squares(tensors: Iterable[tuple[Tensor, int, Tensor]]) -> Tensor:
         per_position = at_least_float32(tensor).square().movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
         parts.append(per_position[index.to(per_position.device)].sum(1))
     return torch.stack(parts).sum(0)
+
+
+def mix_samples(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """Weighted mean of samples, or of their labels: ``weight * first + (1 - weight) * second``.
+
+    Example:
+        >>> mix_samples(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), weight=0.75)
+        tensor([0.7500, 0.2500])
+    """
+    return weight * first + (1.0 - weight) * second
+
+
+def paste_box(first: Tensor, second: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """Images with a box of others: inside the box they are ``second``, outside ``first``.
+
+    Args:
+        first: ``[B, ..., H, W]``.
+        second: Shaped as ``first``.
+        box: Top, bottom, left and right, ``bottom`` and ``right`` excluded.
+
+    Example:
+        >>> paste_box(torch.zeros(1, 2, 3), torch.ones(1, 2, 3), (0, 2, 1, 3))
+        tensor([[[0., 1., 1.],
+                 [0., 1., 1.]]])
+    """
+    top, bottom, left, right = box
+    pasted = first.clone()
+    pasted[..., top:bottom, left:right] = second[..., top:bottom, left:right]
+    return pasted
+
+
+def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:
+    """Labels of which a share is spread over all classes: ``(1 - smoothing) * labels + smoothing / C``.
+
+    Args:
+        labels: Probabilities, ``[B, C, ...]``.
+        smoothing: The share, in ``[0, 1]``.
+
+    Example:
+        >>> smooth_labels(torch.tensor([[0.0, 1.0]]), smoothing=0.2)
+        tensor([[0.1000, 0.9000]])
+    """
+    return (1.0 - smoothing) * labels + smoothing / labels.shape[1]
 
 
 def _gram(matrices: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ class NetworkReplay:
         self._depth = self._next = 0
         self._compares = self._differs = self._is_reentrant = False
         self._began = self._ended = RandomState.of(device)
+        self._ends: BaseException | None = None
 
     @property
     def outputs(self) -> list[Any]:
@@ -66,20 +67,12 @@ class NetworkReplay:
         """Whether the second run gave the network something else than the first, where that is compared."""
         return self._differs
 
-    @contextmanager
-    def first(self, *, compares: bool = False) -> Iterator[None]:
-        """Record the calls of the first run.
-
-        Args:
-            compares: Whether the second run notes that the network is given something else.
+    def check_called(self) -> None:
+        """Refuse a first run that did not call the network.
 
         Raises:
-            TapError: At the end, if there was none, or one recorded no gradient.
+            TapError: Saying how to call it.
         """
-        self._began, self._compares = RandomState.of(self._device), compares
-        with self._wrapped(self._record), checkpoints_followed(self._note_checkpoint):
-            yield
-        self._ended = RandomState.of(self._device)
         if not self._played:
             raise TapError(
                 "training_step did not call the network that was found: it must call it as a module, self(...) or "
@@ -87,18 +80,37 @@ class NetworkReplay:
             )
 
     @contextmanager
+    def first(self, *, compares: bool = False, ends: BaseException | None = None) -> Iterator[None]:
+        """Record the calls of the first run.
+
+        Args:
+            compares: Whether the second run notes that the network is given something else.
+            ends: Raised after the first call, so that the rest is left to the second run.
+
+        Raises:
+            TapError: If a call records no gradient that could be used twice.
+        """
+        self._began, self._compares, self._ends = RandomState.of(self._device), compares, ends
+        with self._wrapped(self._record), checkpoints_followed(self._note_checkpoint):
+            yield
+        self._ended = RandomState.of(self._device)
+
+    @contextmanager
     def second(self) -> Iterator[None]:
         """Give back in the second run what the first one has recorded.
 
+        Where the first run was ended early, the network runs again from its second call on.
+
         Raises:
-            TapError: If the second run calls the network more often than the first.
+            TapError: If the second run calls the network more often than the first, which was not ended early.
         """
         self._began.restore()
         try:
             with self._wrapped(self._play):
                 yield
         finally:
-            self._ended.restore()
+            if self._ends is None:
+                self._ended.restore()
 
     @contextmanager
     def _wrapped(self, wrapper: Callable[..., Any]) -> Iterator[None]:
@@ -125,9 +137,13 @@ class NetworkReplay:
                 "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
             )
         self._played.append(_Played(output, RandomState.of(self._device), given))
+        if self._ends is not None:
+            raise self._ends
         return output
 
     def _play(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._next == len(self._played) and self._ends is not None:
+            return original(*args, **kwargs)
         if self._next == len(self._played):
             raise TapError(
                 f"training_step called the network {self._next} times with the first labels, and more often with the "

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import (
+    BatchMixer,
     DistillationTeacher,
     NASSupernet,
     PenaltyRegularizer,
@@ -19,8 +20,8 @@ from lightning_optim import (
 )
 from lightning_optim.nas import ElasticWidth
 from lightning_optim.pruning import Channel
-from lightning_optim.regularization import L1, L2, GroupLasso, Jacobian, Slimming
-from lightning_optim.regularization.draws import generator_for
+from lightning_optim.regularization import L1, L2, GroupLasso, Jacobian, Mixup, Slimming
+from lightning_optim.regularization.draws import generator_for, random_for
 from lightning_optim.schedule import Linear
 from support import quiet, same
 
@@ -140,6 +141,41 @@ class WrittenJacobian(Module):
 def test_beside_a_jacobian_penalty_so_too(other, order):
     jacobian = PenaltyRegularizer(penalties=Jacobian(), strength=0.1)
     assert same(fit(Module(), *[OTHERS[other](), jacobian][::order]), fit(WrittenJacobian(), OTHERS[other]()))
+
+
+class Mixed(Module):
+    """Mixup in the step: one forward pass, two losses."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        random = random_for("mixing", 0, batch_idx, 0)
+        order = random.sample(range(len(x)), len(x))
+        random.choice([0])
+        w = random.betavariate(0.4, 0.4)
+        return self.mixed_loss(self(w * x + (1 - w) * x[order]), y, y[order], w)
+
+    def mixed_loss(self, logits, own, others, w):
+        return w * F.cross_entropy(logits, own) + (1 - w) * F.cross_entropy(logits, others)
+
+
+class SoftlyMixed(Mixed):
+    def mixed_loss(self, logits, own, others, w):
+        own, others = F.one_hot(own, 4).float(), F.one_hot(others, 4).float()
+        return F.cross_entropy(logits, w * own + (1 - w) * others)
+
+
+def jacobian():
+    return PenaltyRegularizer(penalties=Jacobian(), strength=0.1)
+
+
+@pytest.mark.parametrize("other", [*OTHERS.values(), penalties, jacobian], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("labels", "written"), [("mix_loss", Mixed), ("soft", SoftlyMixed)])
+def test_beside_a_mixer_each_callback_does_what_it_does_to_a_step_that_mixes(other, order, labels, written):
+    mixer = BatchMixer(mixing=Mixup(alpha=0.4), labels=labels)
+    found = fit(Module(), *[other(), mixer][::order])
+    assert same(found, fit(written(), other()))
+    assert not same(found, fit(Module(), other()))
 
 
 class FindsInBetween(LearningRateFinder):

@@ -122,7 +122,14 @@ def test_our_groups_do_not_leak_into_those_of_the_application(composed):
     assert groups["data"] == ["digits"]
     assert groups["pruning"] == ["magnitude"]
     assert groups["task"] == groups["recipe"] == []
-    ours = {"distillation_teacher", "nas_supernet", "penalty_regularizer", "pruning_scheduler", "qat_fake_quant"}
+    ours = {
+        "batch_mixer",
+        "distillation_teacher",
+        "nas_supernet",
+        "penalty_regularizer",
+        "pruning_scheduler",
+        "qat_fake_quant",
+    }
     assert set(groups["callbacks"]) == {"default", *ours}
     assert composed["plain"]["schedule"] == composed["plain"]["model"] == {"whose": "client"}
     assert set(composed["plain"]["callbacks"]) == {"checkpoint"}

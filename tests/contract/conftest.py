@@ -79,6 +79,7 @@ VALUES = {
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
     "several": [f"callbacks.distillation_teacher.teacher.teachers={_TWO_TEACHERS}"],
     "metric_drop": ["callbacks.pruning_scheduler.until.max_drop=1.0"],  # judged, and always good
+    "label_smoothing": ["callbacks.batch_mixer.labels=soft", "callbacks.batch_mixer.num_classes=3"],
     "batch_norm_scale": [
         "lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel",
         "callbacks.pruning_scheduler.targets.include=[net.stem.*,net.mix.*]",
@@ -181,10 +182,16 @@ class Module(LightningModule):
         x = torch.randn(6, 3, 6, 6, generator=generator)
         return x, x.flatten(1)[:, :3].argmax(1)
 
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        """In training a batch is the data of its number; elsewhere steps make their own."""
+        if not (self.trainer.training and isinstance(batch, (tuple, list))):
+            return batch
+        return self.data(0, self.trainer.fit_loop.epoch_loop.batch_idx + 1)
+
     def training_step(self, batch, batch_idx):
         if self.returns == "none" and batch_idx == 1:
             return None
-        x, y = self.data(0, batch_idx)
+        x, y = batch
         loss = F.cross_entropy(self(x), y)
         return {"loss": loss, "extra": y} if self.returns == "dict" else loss
 
@@ -239,6 +246,11 @@ class Case:
     @property
     def leaf(self):
         return self.label.rsplit("-", 1)[-1]
+
+    @property
+    def runs_steps_twice(self):
+        """Whether the training step runs with either of two labels, which manual optimization rules out."""
+        return self.callback == "batch_mixer" and self.leaf != "label_smoothing"
 
     @property
     def place(self):
@@ -427,7 +439,7 @@ def quiet() -> Iterator[None]:
 
 
 def loader(batches=BATCHES):
-    """Batches carry no data: the module makes its own. Beside their number stand labels, for what looks them up."""
+    """Batches carry no data: the module puts its own in their place."""
     return DataLoader(torch.arange(batches), batch_size=1, collate_fn=with_labels)
 
 

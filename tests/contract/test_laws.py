@@ -52,8 +52,12 @@ def test_training_step_may_return_what_lightning_allows(case, kit, returns):
         kit.same(dict(reference.state_dict()), dict(module.state_dict()))
 
 
-def test_manual_optimization_ends_as_automatic(case, kit):
+def test_manual_optimization_ends_as_automatic_or_is_refused(case, kit):
     module, callback = case.module(kind=kit.ManualModule), case.make()
+    if case.runs_steps_twice:
+        with pytest.raises(ValueError, match=r"under manual optimization .* use labels='soft'"):
+            kit.fit(module, callback)
+        return
     kit.fit(module, callback)
     reference, _ = kit.plain_fit(case)
     kit.same(dict(reference.state_dict()), dict(module.state_dict()))

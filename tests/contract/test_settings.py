@@ -8,7 +8,14 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from lightning_optim import DistillationTeacher, NASSupernet, PenaltyRegularizer, PruningScheduler, QATFakeQuant
+from lightning_optim import (
+    BatchMixer,
+    DistillationTeacher,
+    NASSupernet,
+    PenaltyRegularizer,
+    PruningScheduler,
+    QATFakeQuant,
+)
 from lightning_optim.quantization import LayerQuantizers
 
 from .conftest import CONF, leaves
@@ -31,7 +38,7 @@ def kinds():
         if OmegaConf.is_dict(value) and "_target_" in value
     }
     ours = {name for name in targets if name.startswith("lightning_optim.") and name.split(".")[1] not in ELSEWHERE}
-    callbacks = [PruningScheduler, QATFakeQuant, DistillationTeacher, NASSupernet, PenaltyRegularizer]
+    callbacks = [PruningScheduler, QATFakeQuant, DistillationTeacher, NASSupernet, PenaltyRegularizer, BatchMixer]
     found = {*map(get_object, ours), *callbacks, LayerQuantizers}
     return sorted(found, key=lambda kind: (kind.__name__, kind.__module__))  # two kinds may have one name
 

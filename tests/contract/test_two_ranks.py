@@ -18,6 +18,7 @@ def launch(kind, folder, labels):
 
 
 DEFAULTS = [
+    "batch_mixer-default",
     "distillation_teacher-default",
     "nas_supernet-default",
     "penalty_regularizer-default",
@@ -36,7 +37,13 @@ def test_ranks_end_equal_under_ddp(teachers):
 
 def test_ranks_end_equal_under_fsdp2_or_it_is_refused(teachers):
     """What cuts or slices whole weights cannot work on parts of them, and says so."""
-    whole = ["distillation_teacher-default", "pruning_scheduler-default", "qat_fake_quant-default", CHOICE]
+    whole = [
+        "batch_mixer-default",
+        "distillation_teacher-default",
+        "pruning_scheduler-default",
+        "qat_fake_quant-default",
+        CHOICE,
+    ]
     said = launch("fsdp2", teachers, [*whole, CHANNELS, "nas_supernet-default", "penalty_regularizer-default"])
     for label in (CHANNELS, "nas_supernet-default", "penalty_regularizer-default"):
         verdicts = said.pop(label)

@@ -83,7 +83,7 @@ def test_other_inputs_in_the_second_run_are_noted():
 def test_code_that_does_not_call_the_network_or_calls_it_more_often_is_refused():
     network, runs = nn.Identity(), iter([1, 2])
     with pytest.raises(TapError, match="did not call the network"):
-        run(network, lambda: torch.zeros(1))
+        run(network, lambda: torch.zeros(1))[2].check_called()
     with pytest.raises(TapError, match="called the network 1 times with the first labels, and more often"):
         run(network, lambda: [network(torch.zeros(1)) for _ in range(next(runs))])
     assert not network._forward_hooks

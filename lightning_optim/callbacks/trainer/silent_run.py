@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any, final
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
 
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.patch import Patches
 
 _METHODS = ("forward", "update", "compute", "reset")
@@ -60,7 +60,7 @@ class SilentRun:
 
     def _empty_copy(self, name: str, metric: Metric | MetricCollection) -> Metric | MetricCollection:
         if type(self._copies.get(name)) is not type(metric):
-            self._copies[name] = copy.deepcopy(metric)
+            self._copies[name] = copy_model(metric)
         stand_in = self._copies[name]
         stand_in.reset()
         return stand_in

@@ -1,0 +1,1 @@
+"""Mixing: what the samples of a batch and their labels become."""
