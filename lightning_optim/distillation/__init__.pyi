@@ -1,3 +1,6 @@
+from .input_map.base import InputMap as InputMap
+from .input_map.from_batch import FromBatch as FromBatch
+from .input_map.resize import Resize as Resize
 from .loss.attention_map import AttentionMap as AttentionMap
 from .loss.attention_transfer import AttentionTransfer as AttentionTransfer
 from .loss.base import Context as Context

@@ -33,7 +33,10 @@ from support import write_linear_onnx
 CONF = Path(lightning_optim.conf.__path__[0])
 EPOCHS, BATCHES = 2, 4
 # Families that no callback has by default, and where an entry of them goes.
-LISTS = {"lightning_optim/nas/space": "nas_supernet.space.entry"}
+LISTS = {
+    "lightning_optim/nas/space": "nas_supernet.space.entry",
+    "lightning_optim/distillation/input_map": "distillation_teacher.teacher.input_map",
+}
 # Families that an option of another family pulls in: where an entry goes, and what chooses that option.
 INNER = {"lightning_optim/cost": "pruning_scheduler.allocation.cost"}
 _BUDGET = "lightning_optim/pruning/allocation@callbacks.pruning_scheduler.allocation=budget"
@@ -58,6 +61,13 @@ VALUES = {
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "onnx_file": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.onnx"],
+    "resize": ["callbacks.distillation_teacher.teacher.input_map.size=4"],
+    "from_batch": [
+        "callbacks.distillation_teacher.teacher.path={folder}/embedding.ckpt",
+        "callbacks.distillation_teacher.teacher.architecture="
+        "{_target_: torch.nn.Embedding, num_embeddings: 3, embedding_dim: 3}",
+        "callbacks.distillation_teacher.teacher.input_map.keys=[1]",
+    ],
     "exported": ["callbacks.distillation_teacher.teacher.program={_target_: support.exported_classifier}"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
     "attention_transfer": [
@@ -387,6 +397,7 @@ def write_teachers(folder: Path) -> None:
     save_file(teacher.net.state_dict(), folder / "teacher.safetensors")
     with torch.random.fork_rng():
         torch.manual_seed(5)
+        torch.save(nn.Embedding(3, 3).state_dict(), folder / "embedding.ckpt")
         write_linear_onnx(folder / "teacher.onnx", nn.Linear(108, 3))
 
 

@@ -30,6 +30,7 @@ class EMA(StudentTeacher):
 
     Args:
         precision: Number format of the teacher: ``None`` or ``"float32"``; in half of it, small steps would be lost.
+        input_map: What the teacher is given; see ``NetworkTeacher``.
         decay: Share of the average that stays in a step, between 0 and 1, both excluded.
 
     Raises:

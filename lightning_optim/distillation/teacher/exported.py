@@ -32,6 +32,7 @@ class ExportedTeacher(NetworkTeacher):
 
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
+        input_map: What the teacher is given; see ``NetworkTeacher``.
         program: The program; it is left as it is.
 
     Raises:

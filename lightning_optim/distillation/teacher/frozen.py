@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import FunctionType
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.distillation.input_map.base import InputMap, name_of_map
 from lightning_optim.distillation.observation import FeatureTaps, Recording
 from lightning_optim.distillation.place import Place
 from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
 from lightning_optim.distillation.teacher.student_copy import StudentCopy
 from lightning_optim.errors import TeacherError, cause_of
 from lightning_optim.surgery.containers import map_tensors, tensors_of
+from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluated
 from lightning_optim.surgery.tap import ModuleCall
 
@@ -26,14 +29,19 @@ class FrozenTeacher(LoadedTeacher):
     Args:
         module: The network; frozen in place.
         precision: Number format of weights and arithmetic; ``None`` follows the student.
+        input_map: What the network is given in place of the student's inputs; ``None`` is the same.
         copies: The copies of the student that it is made of.
     """
 
     def __init__(
-        self, module: nn.Module, precision: Precision | None = None, copies: Sequence[StudentCopy] = ()
+        self,
+        module: nn.Module,
+        precision: Precision | None = None,
+        input_map: InputMap | FunctionType | None = None,
+        copies: Sequence[StudentCopy] = (),
     ) -> None:
         self._module = evaluated(module.requires_grad_(False))
-        self._copies = copies
+        self._input_map, self._copies = input_map, copies
         self._taps = FeatureTaps()
         self._dtype: torch.dtype | None = None if precision is None else getattr(torch, precision)
 
@@ -67,28 +75,37 @@ class FrozenTeacher(LoadedTeacher):
         each use, since it caches the conversion of those alone that need a gradient.
         """
         with torch.no_grad():
+            inputs = Inputs(call.args, call.kwargs)
+            if self._input_map is not None:
+                inputs = Inputs.of(self._input_map(inputs, batch))
             if self._dtype is None:
-                return self._answer(call.args, call.kwargs)
-            args, kwargs = map_tensors(self._convert, (call.args, call.kwargs))
+                return self._answer(inputs)
+            args, kwargs = map_tensors(self._convert, (inputs.args, inputs.kwargs))
             with torch.autocast(self._device_type(), enabled=False):
-                return self._answer(args, kwargs)
+                return self._answer(Inputs(args, kwargs))
 
-    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+    def _answer(self, inputs: Inputs) -> Recording:
         self._taps.open()
-        call = ModuleCall(args, kwargs, self._output(args, kwargs))
+        call = ModuleCall(inputs.args, inputs.kwargs, self._output(inputs))
         return self._taps.take([call])[0]
 
-    def _output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _output(self, inputs: Inputs) -> Any:
         try:
-            return self.module(*args, **kwargs)
+            return inputs.call(self.module)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if "out of memory" in str(error):  # what looks for a batch size that fits must see it as it is
                 raise
-            shapes = [list(tensor.shape) for tensor in tensors_of((args, kwargs))]
+            found = tensors_of((inputs.args, inputs.kwargs))
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in found) or "none"
+            given, advice = (
+                "the student's network was given",
+                "distil from a teacher that takes the student's inputs, or ",
+            )
+            if self._input_map is not None:
+                given, advice = f"input_map ({name_of_map(self._input_map)}) gives it", ""
             raise TeacherError(
-                f"the teacher, a {type(self.module).__name__}, cannot answer what the student's network was given, "
-                f"tensors of shape {', '.join(map(str, shapes)) or 'none'}: {cause_of(error)}; distil from a teacher "
-                "that takes the student's inputs, or wrap it in a module that converts them"
+                f"the teacher, a {type(self.module).__name__}, cannot answer what {given}, tensors of shape {shapes}: "
+                f"{cause_of(error)}; {advice}set its input_map to what makes its inputs"
             ) from error
 
     @override

@@ -23,6 +23,7 @@ class ModuleTeacher(NetworkTeacher):
 
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
+        input_map: What the teacher is given; see ``NetworkTeacher``.
         module: The trained network; called with the inputs of the student's network.
 
     Raises:

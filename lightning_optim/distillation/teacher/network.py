@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import FunctionType
 
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.distillation.input_map.base import InputMap
 from lightning_optim.distillation.teacher.base import Teacher
 from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
@@ -19,12 +21,16 @@ class NetworkTeacher(Teacher):
     Args:
         precision: Number format of weights and arithmetic: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
             ``None`` runs the teacher as the student is run, under the trainer's own precision.
+        input_map: What the teacher is given where it does not take the inputs of the student's network: an
+            ``InputMap`` such as ``Resize`` or ``FromBatch``, or a function of these inputs and the batch. ``None``
+            gives it the same.
 
     Raises:
         ValueError: If the precision is unknown.
     """
 
     precision: Precision | None = None
+    input_map: InputMap | FunctionType | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "float32", "bfloat16", "float16"):
@@ -32,4 +38,4 @@ class NetworkTeacher(Teacher):
 
     @override
     def freeze(self, module: nn.Module) -> LoadedTeacher:
-        return FrozenTeacher(module, self.precision)
+        return FrozenTeacher(module, self.precision, self.input_map)

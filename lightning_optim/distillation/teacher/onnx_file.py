@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import final
 
 from torch import nn
 from typing_extensions import override
 
 from lightning_optim.checked import checked
+from lightning_optim.distillation.input_map.base import InputMap
 from lightning_optim.distillation.teacher.base import Teacher
 from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.loaded import LoadedTeacher
@@ -30,6 +32,7 @@ class ONNXFile(Teacher):
 
     Args:
         path: The file.
+        input_map: What the file is given in place of the inputs of the student's network; see ``NetworkTeacher``.
 
     Raises:
         ArtefactError: In ``load``, if the file is missing, or ONNX Runtime cannot run it.
@@ -41,6 +44,7 @@ class ONNXFile(Teacher):
     """
 
     path: str | Path
+    input_map: InputMap | FunctionType | None = None
 
     @override
     def load(self, student: Callable[[], nn.Module]) -> nn.Module:
@@ -48,4 +52,4 @@ class ONNXFile(Teacher):
 
     @override
     def freeze(self, module: nn.Module) -> LoadedTeacher:
-        return FrozenTeacher(module)
+        return FrozenTeacher(module, input_map=self.input_map)

@@ -24,6 +24,7 @@ class StudentTeacher(NetworkTeacher):
 
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
+        input_map: What the teacher is given; see ``NetworkTeacher``.
     """
 
     @final
@@ -34,7 +35,7 @@ class StudentTeacher(NetworkTeacher):
     @final
     @override
     def freeze(self, module: nn.Module) -> LoadedTeacher:
-        return FrozenTeacher(module, self.precision, [StudentCopy(module, self.update)])
+        return FrozenTeacher(module, self.precision, self.input_map, [StudentCopy(module, self.update)])
 
     @property
     @abstractmethod

@@ -26,6 +26,7 @@ class Uncompressed(StudentTeacher):
 
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
+        input_map: What the teacher is given; see ``NetworkTeacher``.
 
     Example:
         >>> from torch import nn

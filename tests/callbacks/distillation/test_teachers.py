@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import DistillationTeacher
 from lightning_optim.distillation import (
     ExportedTeacher,
+    FromBatch,
     Hint,
     MeanSquaredError,
     ModuleTeacher,
@@ -19,7 +20,7 @@ from lightning_optim.distillation import (
     Several,
     Uncompressed,
 )
-from lightning_optim.errors import TargetError
+from lightning_optim.errors import SampleError, TargetError, TeacherError
 from support import quiet, same, write_linear_onnx
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -107,3 +108,52 @@ def test_student_learns_from_an_exported_program():
     trained = net(5, width=16).eval()
     program = torch.export.export(trained, (torch.ones(8, 6),))
     assert_learns_from(ExportedTeacher(program=program), lambda batch: trained(batch[0]))
+
+
+class Padded(nn.Module):
+    """Takes the student's inputs twice as long."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(8)
+        self.layer = nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def doubled(inputs, batch):
+    return torch.cat([inputs.args[0], -inputs.args[0]], 1)
+
+
+@pytest.mark.parametrize("precision", [None, "float32"])
+def test_student_learns_from_a_teacher_of_other_inputs(precision):
+    assert_learns_from(
+        ModuleTeacher(module=Padded(), input_map=doubled, precision=precision),
+        lambda batch: Padded()(torch.cat([batch[0], -batch[0]], 1)),
+    )
+    assert_learns_from(
+        ModuleTeacher(module=nn.Embedding.from_pretrained(torch.eye(4)), input_map=FromBatch(keys=[1])),
+        lambda batch: torch.eye(4)[batch[1]],
+    )
+
+
+def test_what_an_input_map_makes_and_the_teacher_does_not_take_is_refused_by_name():
+    student = Student()
+    with pytest.raises(
+        TeacherError, match=r"what input_map \(doubled\) gives it, tensors of shape \[8, 12\]: .*; set its"
+    ):
+        fit(student, distil(ModuleTeacher(module=net(1), input_map=doubled)))
+    assert same(dict(student.net.state_dict()), dict(net(0).state_dict()))
+
+
+def test_batch_that_lacks_the_teachers_entry_is_refused_when_data_come_and_not_by_the_example():
+    class Whole(Student):
+        def forward(self, x):
+            return self.net(x)
+
+    student = Whole()
+    student.example_input_array = torch.zeros(2, 6)
+    fit(student, distil(ModuleTeacher(module=net(1), input_map=FromBatch(keys=[0]))))
+    with pytest.raises(SampleError, match="the batch's 'image', but a list holds 0, 1"):
+        fit(Student(), distil(ModuleTeacher(module=net(1), input_map=FromBatch(keys=["image"]))))
