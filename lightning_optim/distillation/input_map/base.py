@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -25,7 +26,7 @@ class InputMap(ABC):
         """
 
 
-def name_of_map(input_map: InputMap | FunctionType) -> str:
+def name_of_map(input_map: Callable[[Inputs, Any], Any]) -> str:
     """How an input map is called in messages: a function by its name, an object by its class.
 
     Example:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from types import FunctionType
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_optim.distillation.input_map.base import InputMap, name_of_map
+from lightning_optim.distillation.input_map.base import name_of_map
 from lightning_optim.distillation.observation import FeatureTaps, Recording
 from lightning_optim.distillation.place import Place
 from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
@@ -37,7 +36,7 @@ class FrozenTeacher(LoadedTeacher):
         self,
         module: nn.Module,
         precision: Precision | None = None,
-        input_map: InputMap | FunctionType | None = None,
+        input_map: Callable[[Inputs, Any], Any] | None = None,
         copies: Sequence[StudentCopy] = (),
     ) -> None:
         self._module = evaluated(module.requires_grad_(False))

@@ -5,7 +5,7 @@ import pytest
 
 from lightning_optim.distillation import FromBatch
 from lightning_optim.errors import SampleError
-from lightning_optim.surgery.inputs import Inputs
+from lightning_optim.surgery import Inputs
 
 
 @dataclass

@@ -3,7 +3,7 @@ import torch
 
 from lightning_optim.distillation import Resize
 from lightning_optim.errors import TeacherError
-from lightning_optim.surgery.inputs import Inputs
+from lightning_optim.surgery import Inputs
 
 
 def test_nearest_repeats_pixels_and_leaves_what_is_no_image():
