@@ -25,9 +25,9 @@ from lightning_optim.distillation import (
 )
 from support import same
 
-spec = importlib.util.spec_from_file_location("by_hand", Path(__file__).with_name("test_losses_by_hand.py"))
+spec = importlib.util.spec_from_file_location("losses_by_hand", Path(__file__).with_name("test_losses_by_hand.py"))
 by_hand = importlib.util.module_from_spec(spec)
-sys.modules["by_hand"] = by_hand
+sys.modules["losses_by_hand"] = by_hand
 spec.loader.exec_module(by_hand)
 
 PLACE = {"student": "net.block", "teacher": "block"}

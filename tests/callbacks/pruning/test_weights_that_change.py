@@ -185,7 +185,7 @@ class Scripted(Net):
         self.net = torch.jit.script(self.net)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # a FutureWarning since torch 2.14
 @pytest.mark.parametrize("callback", [PruningScheduler(schedule=Linear(end=0.5)), QATFakeQuant()], ids=["prune", "qat"])
 def test_a_scripted_network_is_refused_in_words(callback):
     with pytest.raises(TargetError, match=r"none of them a Conv|nothing can be quantized in RecursiveScriptModule"):
