@@ -29,6 +29,7 @@ from .teacher.checkpoint import Checkpoint as Checkpoint
 from .teacher.ema import EMA as EMA
 from .teacher.exported import ExportedTeacher as ExportedTeacher
 from .teacher.file import FileTeacher as FileTeacher
+from .teacher.hugging_face import HuggingFace as HuggingFace
 from .teacher.module import ModuleTeacher as ModuleTeacher
 from .teacher.network import NetworkTeacher as NetworkTeacher
 from .teacher.onnx_file import ONNXFile as ONNXFile

@@ -6,6 +6,7 @@ By default each leaf fits, resumes and is refused once; every law runs over one 
 
 import copy
 import functools
+import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ _BUDGET = "lightning_optim/pruning/allocation@callbacks.pruning_scheduler.alloca
 ELSEWHERE = {"lightning_optim", "lightning_optim/data", "lightning_optim/model", "lightning_optim/recipe"}
 ELSEWHERE |= {"lightning_optim/task", "lightning_optim/export/runtime", "lightning_optim/quantization/post_training"}
 
+# Options that need a package which the tests don't install.
+PACKAGES = {"hugging_face": "transformers"}
+
 _LINEAR_TEACHER = (
     "{_target_: torch.nn.Sequential, _args_: [{_target_: torch.nn.Flatten},"
     "{_target_: torch.nn.Linear, in_features: 108, out_features: 3}]}"
@@ -67,6 +71,11 @@ VALUES = {
         "callbacks.distillation_teacher.teacher.architecture="
         "{_target_: torch.nn.Embedding, num_embeddings: 3, embedding_dim: 3}",
         "callbacks.distillation_teacher.teacher.input_map.keys=[1]",
+    ],
+    "hugging_face": [
+        "callbacks.distillation_teacher.teacher.model={folder}/hugging_face",
+        "callbacks.distillation_teacher.teacher.task=AutoModelForImageClassification",
+        "callbacks.distillation_teacher.losses.soft_target.teacher_output=logits",
     ],
     "exported": ["callbacks.distillation_teacher.teacher.program={_target_: support.exported_classifier}"],
     "safetensors": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.safetensors"],
@@ -308,16 +317,21 @@ def leaves() -> list[Path]:
 
 
 def cases() -> list[Case]:
-    """Each callback as it comes, then with each option of each of its families."""
+    """Each callback as it comes, then with each option of each of its families that needs no absent package."""
     found = []
     for path in sorted((CONF / "callbacks").glob("*.yaml")):
         found.append(_case(path.stem, "", "", "default"))
     for group, places in slots().items():
         for callback, package, default in places:
             found_here = [leaf for leaf in (CONF / group).glob("*.yaml") if leaf.stem != default]
-            options = sorted(leaf.stem for leaf in found_here if fits(leaf, package))
+            options = sorted(leaf.stem for leaf in found_here if fits(leaf, package) and is_installed(leaf))
             found += [_case(callback, group, package, option, default) for option in options]
     return found
+
+
+def is_installed(leaf: Path) -> bool:
+    """Whether the package of an extra of its own is there that an option needs."""
+    return leaf.stem not in PACKAGES or importlib.util.find_spec(PACKAGES[leaf.stem]) is not None
 
 
 def fits(leaf: Path, package: str) -> bool:
@@ -395,10 +409,19 @@ def write_teachers(folder: Path) -> None:
     torch.save({"state_dict": teacher.state_dict()}, folder / "teacher.ckpt")
     torch.save({"state_dict": Module(5, AttentiveNet).state_dict()}, folder / "attentive.ckpt")
     save_file(teacher.net.state_dict(), folder / "teacher.safetensors")
+    if importlib.util.find_spec("transformers"):
+        write_hugging_face(folder / "hugging_face")
     with torch.random.fork_rng():
         torch.manual_seed(5)
         torch.save(nn.Embedding(3, 3).state_dict(), folder / "embedding.ckpt")
         write_linear_onnx(folder / "teacher.onnx", nn.Linear(108, 3))
+
+
+def write_hugging_face(folder: Path) -> None:
+    import transformers
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "num_labels": 3}
+    transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes)).save_pretrained(folder)
 
 
 def write_latency_table(folder: Path) -> None:
