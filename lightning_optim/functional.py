@@ -10,7 +10,7 @@ Example:
 """
 
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
-from lightning_optim.distillation.functional import attention_transfer_loss, soft_target_loss
+from lightning_optim.distillation.functional import attention_transfer_loss, soft_target_loss, top_soft_target_loss
 from lightning_optim.distillation.kernel.attention import QueriesAndKeys, attention_transfer_loss_from_queries
 from lightning_optim.distillation.kernel.hidden import soft_target_loss_from_hidden
 from lightning_optim.distillation.kernel.logits import soft_target_loss_
@@ -74,5 +74,6 @@ __all__ = [
     "spectral_penalty",
     "sum_of_squares",
     "symmetric_scale",
+    "top_soft_target_loss",
     "value_range",
 ]

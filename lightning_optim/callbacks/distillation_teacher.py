@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
+from lightning_optim.callbacks.distillation.answers import TeacherAnswers
 from lightning_optim.callbacks.distillation.learned import LearnedParts
 from lightning_optim.callbacks.distillation.student_copies import StudentCopies
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
 from lightning_optim.callbacks.trainer.lightning_private import transfer_batch
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import checked
+from lightning_optim.distillation.cache.answer_cache import AnswerCache
 from lightning_optim.distillation.loss.base import Loss
 from lightning_optim.distillation.objective import DistillationObjective, LossWeight
 from lightning_optim.distillation.observation import FeatureTaps, Recording
@@ -50,6 +52,7 @@ class DistillationTeacher(TechniqueCallback):
     Args:
         teacher: Where the teacher comes from; a module may be given as it is.
         losses: One transfer loss, or several by key; ``None`` is the soft-target loss.
+        cache: Where the teacher's answers are kept, so that it is asked once for each sample; ``None`` asks every time.
         network: Name of the student's network in the LightningModule, ``""`` for the LightningModule itself;
             ``None`` finds it.
         weight: Factor of every transfer loss, or of each by key: numbers of at least 0, or schedules over ``window``.
@@ -70,11 +73,12 @@ class DistillationTeacher(TechniqueCallback):
         "DistillationTeacher{'name': None}"
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one keyword for each question
         self,
         *,
         teacher: Teacher | nn.Module,
         losses: Loss | Mapping[str, Loss] | None = None,
+        cache: AnswerCache | None = None,
         network: str | None = None,
         weight: LossWeight | Mapping[str, LossWeight] = 0.5,
         hard_weight: LossWeight = 0.5,
@@ -87,6 +91,7 @@ class DistillationTeacher(TechniqueCallback):
         self._objective = DistillationObjective(losses, weight, hard_weight)
         self.losses, self.weight = self._objective.losses, self._objective.weights
         self.hard_weight = self._objective.hard_weight
+        self.cache, self._answers = cache, TeacherAnswers(cache, self.losses)
         self.network, self.backward_index = network, backward_index
         self.window = Window() if window is None and self._objective.has_schedule else window
         self._calls, self._taps = NetworkCalls(), FeatureTaps()
@@ -126,9 +131,10 @@ class DistillationTeacher(TechniqueCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._attach(trainer, pl_module)
         digest = self._loaded().digest() if trainer.world_size > 1 else ()
-        settings = (self._objective, self.window, self.backward_index, digest)
+        settings = (self._objective, self.cache, self.window, self.backward_index, digest)
         check_ranks_agree(trainer, settings, "the settings of DistillationTeacher or the teacher's weights")
         self._rehearse(trainer, pl_module)
+        self._answers.begin(self._loaded())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,6 +150,7 @@ class DistillationTeacher(TechniqueCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._answers.end_batch(trainer, batch_idx)
         self._learned.end_batch(trainer)
         self._copies.end_batch(trainer, self._network)
 
@@ -169,6 +176,7 @@ class DistillationTeacher(TechniqueCallback):
     @override
     def release(self) -> None:
         self._added.detach()
+        self._answers.close()
         self._calls.remove()
         self._taps.remove()
         if self._frozen is not None:
@@ -193,6 +201,7 @@ class DistillationTeacher(TechniqueCallback):
         student, teacher = self._objective.look_at(Side(pl_module, name), Side(self._loaded().module))
         self._taps.attach(pl_module, student)
         self._loaded().look_at(teacher)
+        self._answers.look_at(teacher)
 
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare once on the module's example input, so that a wrong teacher is refused before any data is read.
@@ -234,7 +243,7 @@ class DistillationTeacher(TechniqueCallback):
         return self._objective.total(loss, values, step.progress)
 
     def _compare(self, progress: float, batch: Any) -> dict[str, Tensor]:
-        pairs = [(mine, self._loaded()(mine.call, batch)) for mine in self._taps.take(self._calls.take())]
+        pairs = self._answers.answer(self._loaded(), self._taps.take(self._calls.take()), batch)
         if not self._is_made:
             self._make_learned(*pairs[0])
         return self._objective.compare(pairs, progress, batch)

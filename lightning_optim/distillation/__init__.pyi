@@ -1,3 +1,4 @@
+from .cache.answer_cache import AnswerCache as AnswerCache
 from .input_map.base import InputMap as InputMap
 from .input_map.from_batch import FromBatch as FromBatch
 from .input_map.resize import Resize as Resize
@@ -36,3 +37,4 @@ from .teacher.onnx_file import ONNXFile as ONNXFile
 from .teacher.safetensors import Safetensors as Safetensors
 from .teacher.several import Several as Several
 from .teacher.uncompressed import Uncompressed as Uncompressed
+from .top_logits import TopLogits as TopLogits

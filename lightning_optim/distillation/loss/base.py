@@ -50,6 +50,16 @@ class Loss(ABC):
         """
         return ()
 
+    def kept_outputs(self, output: Any) -> tuple[str | int | None, ...] | None:
+        """Where in a teacher's output the tensors are that it reads, for a cache to keep; ``None`` if it does not say.
+
+        Beside these it may read the features at ``pairs``.
+
+        Args:
+            output: What a teacher returned.
+        """
+        return None
+
     def make_learned(self, student: Observation, teacher: Observation) -> nn.Module | None:
         """Make what learns inside the loss, such as a projection, sized by the first call; ``None`` if nothing does.
 

@@ -17,7 +17,7 @@ from lightning_optim.distillation.functional import (
     reduce_positions,
 )
 from lightning_optim.distillation.loss.base import Context
-from lightning_optim.distillation.loss.output import OutputLoss
+from lightning_optim.distillation.loss.output import OutputLoss, select_output
 from lightning_optim.distillation.observation import Observation
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.schedule.factor import Factor, factor_at
@@ -81,14 +81,24 @@ class ClassLoss(OutputLoss):
             ValueError: If there are none, or the axis of the classes is not known.
         """
         mine, theirs = self.outputs(student, teacher)
-        if mine.ndim < 2:
+        return ClassLogits(mine, theirs, self.class_axis(student), self.valid(student))
+
+    def class_axis(self, student: Observation) -> int:
+        """Axis of the classes of the student's logits.
+
+        Args:
+            student: The student's call.
+
+        Raises:
+            ValueError: If there are no such logits, or the axis is not known.
+        """
+        logits = select_output(student.output, self.output)
+        if logits.ndim < 2:
             raise ValueError(
-                f"{_words(self)} needs logits with a class axis, got shape {list(mine.shape)}: "
+                f"{_words(self)} needs logits with a class axis, got shape {list(logits.shape)}: "
                 "a single score per sample has no classes to soften"
             )
-        mask = self.valid(student)
-        class_dim = _class_dim(mine, mask, _words(self)) if self.class_dim is None else self.class_dim
-        return ClassLogits(mine, theirs, class_dim, mask)
+        return _class_dim(logits, self.valid(student), _words(self)) if self.class_dim is None else self.class_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,10 @@ class FeatureLoss(Loss):
         if any(place.part == "attention" for pair in pairs for place in pair):
             raise ValueError(f"{type(self).__name__} compares tensors, an attention is none: take AttentionTransfer")
         return pairs
+
+    @override
+    def kept_outputs(self, output: Any) -> tuple[str | int | None, ...] | None:
+        return ()
 
     @override
     def make_learned(self, student: Observation, teacher: Observation) -> nn.Module | None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_optim.distillation.loss.base import Loss
 from lightning_optim.distillation.observation import Observation
@@ -38,13 +39,23 @@ class OutputLoss(Loss):
         Raises:
             ValueError: If an output holds none where it should be.
         """
-        if self.teacher_output is not None:
-            theirs = select_output(teacher.output, self.teacher_output, network="teacher", setting="teacher_output")
-        elif isinstance(teacher.output, Tensor):
-            theirs = teacher.output
-        else:
-            theirs = select_output(teacher.output, self.output, network="teacher", setting="teacher_output")
+        key = self._teacher_key(teacher.output)
+        theirs = select_output(teacher.output, key, network="teacher", setting="teacher_output")
         return select_output(student.output, self.output), theirs
+
+    def _teacher_key(self, output: Any) -> str | int | None:
+        """Where the tensor is in the teacher's output.
+
+        Args:
+            output: What the teacher returned.
+        """
+        if self.teacher_output is not None:
+            return self.teacher_output
+        return None if isinstance(output, Tensor) else self.output
+
+    @override
+    def kept_outputs(self, output: Any) -> tuple[str | int | None, ...] | None:
+        return (self._teacher_key(output),)
 
     def valid(self, student: Observation) -> Tensor | None:
         """Which positions are valid; ``None`` if all are.
@@ -113,10 +124,13 @@ def entry_of(output: Any, key: str | int | None) -> Any:
     """
     if key is None:
         return output
-    if isinstance(key, int):
+    if isinstance(output, Mapping):
+        found = output.get(key)
+    elif isinstance(key, int):
         is_inside = isinstance(output, Sequence) and -len(output) <= key < len(output)
         return output[key] if is_inside else None
-    found = output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
+    else:
+        found = getattr(output, key, None)
     if isinstance(found, Tensor) and not isinstance(output, Tensor):
         return found
     return next((tensor for path, tensor in find_tensors(output) if path and name_of(path) == key), None)

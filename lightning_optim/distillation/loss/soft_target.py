@@ -9,10 +9,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.distillation.functional import Reduction, check_reduction, soft_target_loss, standardize_logits
+from lightning_optim.distillation.functional import (
+    Reduction,
+    check_reduction,
+    soft_target_loss,
+    standardize_logits,
+    top_soft_target_loss,
+)
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.classes import ClassLoss
+from lightning_optim.distillation.loss.output import select_output
 from lightning_optim.distillation.observation import Observation
+from lightning_optim.distillation.top_logits import TopLogits, top_logits_at
 from lightning_optim.schedule.factor import Factor
 
 
@@ -57,10 +65,30 @@ class SoftTarget(ClassLoss):
         ClassLoss.__post_init__(self)
         check_reduction(self.reduction)
 
+    @property
+    def top_temperature(self) -> float | None:
+        """Temperature at which the teacher's likeliest classes are enough; ``None`` if all logits are needed."""
+        return None if self.standardize or self.has_schedule else self.temperature_at(0.0)
+
     @override
     def __call__(self, student: Observation, teacher: Observation, context: Context) -> Tensor:
+        key = self.output if self.teacher_output is None else self.teacher_output
+        top = top_logits_at(teacher.output, key)
+        if top is not None:
+            return self._compare_top(student, top, self.temperature_at(context.progress))
         mine, theirs, class_dim, mask = self.logits(student, teacher)
         if self.standardize:
             mine, theirs = standardize_logits(mine, class_dim), standardize_logits(theirs, class_dim)
         temperature = self.temperature_at(context.progress)
         return soft_target_loss(mine, theirs, temperature, reduction=self.reduction, class_dim=class_dim, mask=mask)
+
+    def _compare_top(self, student: Observation, top: TopLogits, temperature: float) -> Tensor:
+        mine = select_output(student.output, self.output).movedim(self.class_axis(student), -1)
+        if mine.shape[-1] != top.num_classes:
+            raise ValueError(
+                f"the teacher's answers in the cache are of {top.num_classes} classes, the student has "
+                f"{mine.shape[-1]}: distil from a teacher with the student's classes"
+            )
+        theirs = top.log_probabilities(temperature)
+        mask = self.valid(student)
+        return top_soft_target_loss(mine, top.indices, theirs, temperature, reduction=self.reduction, mask=mask)

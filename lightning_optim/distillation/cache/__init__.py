@@ -1,0 +1,1 @@
+"""Answers of a teacher on disk: asked once, read ever after."""
