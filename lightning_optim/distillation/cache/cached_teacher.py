@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lightning_optim.distillation.cache.answer_cache import AnswerCache
-from lightning_optim.distillation.cache.fingerprint import fingerprint
 from lightning_optim.distillation.cache.independence import check_independent, is_doubtful
 from lightning_optim.distillation.cache.kept import KeptAnswers
 from lightning_optim.distillation.cache.sample import content_keys, index_keys, num_samples, select_samples
@@ -46,7 +45,7 @@ class CachedTeacher:
         _check_is_constant(teacher)
         self._teacher, self._key, self._kept = teacher, cache.key, kept
         found_by = "inputs" if cache.key is None else "index"
-        self._own: dict[str, Any] = {"teacher": fingerprint(teacher.module), "key": found_by, "top_k": kept.top_k}
+        self._own: dict[str, Any] = {"teacher": teacher.fingerprint(), "key": found_by, "top_k": kept.top_k}
         self.store = AnswerStore(Path(cache.folder).expanduser(), self._check)
         self._is_believed = not self.store.is_complete
         self._num_first = 0
@@ -81,9 +80,10 @@ class CachedTeacher:
         self.store.flush(self._own)
 
     def _keys(self, student: Recording, turn: int, batch: Any) -> list[bytes]:
+        count = num_samples(student.call)
         if self._key is None:
-            return content_keys(student.call)
-        count, index = num_samples(student.call), entry_of(batch, self._key)
+            return content_keys(self._teacher.inputs_for(student.call, batch), count)
+        index = entry_of(batch, self._key)
         is_index = isinstance(index, Tensor) and not (index.is_floating_point() or index.dtype == torch.bool)
         if not (is_index and index.shape == (count,)):
             came = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
@@ -114,7 +114,7 @@ class CachedTeacher:
             check_independent(self._teacher, student.call, batch)
             self._is_doubtful = False
         if len(rows) < num_samples(student.call):
-            with suppress(TeacherError):
+            with suppress(SampleError, TeacherError):
                 return self._tensors(student, self._teacher(*select_samples(student.call, batch, rows)), len(rows))
         tensors = self._tensors(student, self._teacher(student.call, batch), num_samples(student.call))
         return {name: tensor[rows] for name, tensor in tensors.items()}

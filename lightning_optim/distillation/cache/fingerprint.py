@@ -10,7 +10,7 @@ from lightning_optim.distillation.cache.sample import as_bytes
 from lightning_optim.surgery.select import plain_name
 
 
-def fingerprint(teacher: nn.Module) -> str:
+def weights_fingerprint(teacher: nn.Module) -> str:
     """Hash of the names, shapes, number formats and values of all weights and buffers; the same on whatever device.
 
     Args:
@@ -18,9 +18,9 @@ def fingerprint(teacher: nn.Module) -> str:
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> before = fingerprint(layer)
+        >>> before = weights_fingerprint(layer)
         >>> _ = layer.bias.data.add_(1.0)
-        >>> len(before), fingerprint(layer) == before
+        >>> len(before), weights_fingerprint(layer) == before
         (32, False)
     """
     digest = hashlib.blake2b(digest_size=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, final
@@ -69,6 +70,15 @@ class CombinedTeacher(LoadedTeacher):
             for place, feature in answer.features.items()
         }
         return Recording(ModuleCall(first.args, first.kwargs, output), features)
+
+    @override
+    def inputs_for(self, call: ModuleCall, batch: Any) -> Any:
+        return {key: member.inputs_for(call, batch) for key, member in self._members.items()}
+
+    @override
+    def fingerprint(self) -> str:
+        held = sorted((key, self._shares[key], member.fingerprint()) for key, member in self._members.items())
+        return hashlib.blake2b(repr(held).encode(), digest_size=16).hexdigest()
 
     @override
     def digest(self) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.distillation.cache.fingerprint import weights_fingerprint
 from lightning_optim.distillation.input_map.base import name_of_map
 from lightning_optim.distillation.observation import FeatureTaps, Recording
 from lightning_optim.distillation.place import Place
@@ -74,14 +75,16 @@ class FrozenTeacher(LoadedTeacher):
         each use, since it caches the conversion of those alone that need a gradient.
         """
         with torch.no_grad():
-            inputs = Inputs(call.args, call.kwargs)
-            if self._input_map is not None:
-                inputs = Inputs.of(self._input_map(inputs, batch))
+            inputs = self._mapped(call, batch)
             if self._dtype is None:
                 return self._answer(inputs)
             args, kwargs = map_tensors(self._convert, (inputs.args, inputs.kwargs))
             with torch.autocast(self._device_type(), enabled=False):
                 return self._answer(Inputs(args, kwargs))
+
+    def _mapped(self, call: ModuleCall, batch: Any) -> Inputs:
+        inputs = Inputs(call.args, call.kwargs)
+        return inputs if self._input_map is None else Inputs.of(self._input_map(inputs, batch))
 
     def _answer(self, inputs: Inputs) -> Recording:
         self._taps.open()
@@ -106,6 +109,15 @@ class FrozenTeacher(LoadedTeacher):
                 f"the teacher, a {type(self.module).__name__}, cannot answer what {given}, tensors of shape {shapes}: "
                 f"{cause_of(error)}; {advice}set its input_map to what makes its inputs"
             ) from error
+
+    @override
+    def inputs_for(self, call: ModuleCall, batch: Any) -> Any:
+        inputs = self._mapped(call, batch)
+        return inputs.args, inputs.kwargs
+
+    @override
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.module)
 
     @override
     def digest(self) -> tuple[float, ...]:

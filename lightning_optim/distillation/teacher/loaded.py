@@ -64,5 +64,18 @@ class LoadedTeacher(ABC):
         """
 
     @abstractmethod
+    def inputs_for(self, call: ModuleCall, batch: Any) -> Any:
+        """What the network is given to answer a call, in tensors and their containers.
+
+        Args:
+            call: A call of the student's network.
+            batch: What the training step received.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of all that answers depend on beside those inputs: the same on whatever device."""
+
+    @abstractmethod
     def digest(self) -> tuple[float, ...]:
         """A few numbers that differ if the weights do."""

@@ -11,7 +11,18 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import DistillationTeacher
-from lightning_optim.distillation import EMA, AnswerCache, Hint, MeanSquaredError, SoftTarget
+from lightning_optim.distillation import (
+    EMA,
+    AnswerCache,
+    FromBatch,
+    Hint,
+    MeanSquaredError,
+    ModuleTeacher,
+    Several,
+    SoftTarget,
+    Uncompressed,
+)
+from lightning_optim.errors import ArtefactError
 from support import quiet, same
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -248,12 +259,43 @@ def test_the_rehearsal_on_an_example_writes_nothing(tmp_path):
 
 
 def test_a_teacher_that_was_the_student_is_read_by_one_that_starts_alike(tmp_path):
-    from lightning_optim.distillation import Uncompressed
-
     for times in (1, 0):
         callback = distil(tmp_path, teacher=Uncompressed())
         fit(callback)
         assert asked(callback) == times * SIZE
+
+
+def test_a_mean_of_teachers_is_kept_with_the_share_of_each(tmp_path):
+    def several(first):
+        members = {"one": ModuleTeacher(module=Teacher()), "other": ModuleTeacher(module=Teacher(seed=8))}
+        return Several(teachers=members, weights={"one": first, "other": 1.0})
+
+    reference, student = fit(distil(None, several(3.0))), fit(distil(tmp_path, several(3.0)))
+    assert fit(distil(tmp_path, several(3.0)))
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(tensor, reference.state_dict()[name], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ArtefactError, match="are of another teacher"):
+        fit(distil(tmp_path, several(2.0)))
+
+
+@pytest.mark.parametrize("key", [None, 3])
+def test_a_sample_is_found_by_what_the_teacher_is_given(key, tmp_path):
+    x, y = data()
+    view = data(seed=6)[0]
+    repeated = torch.cat([x[:20], x[:20]])  # for the student, each sample is there twice
+
+    def fitted(folder, seed=3, **settings):
+        teacher = ModuleTeacher(module=Teacher(), input_map=FromBatch(keys=[2]))
+        callback = distil(folder, teacher, key=key)
+        dataset = TensorDataset(repeated, y, view, torch.arange(SIZE))
+        return fit(callback, batches=loader(dataset, seed), **settings), callback
+
+    fitted(tmp_path, seed=4, max_steps=3)
+    reference, _ = fitted(None)
+    student, callback = fitted(tmp_path)
+    assert asked(callback) == SIZE - 24
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(tensor, reference.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_that_follows_the_student_is_refused(tmp_path):

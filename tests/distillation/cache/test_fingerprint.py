@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lightning_optim.distillation.cache.fingerprint import fingerprint
+from lightning_optim.distillation.cache.fingerprint import weights_fingerprint
 
 
 def net(seed=0, bias=True):
@@ -12,9 +12,9 @@ def net(seed=0, bias=True):
 
 
 def test_a_fingerprint_is_of_names_and_values():
-    assert fingerprint(net()) == fingerprint(net())
+    assert weights_fingerprint(net()) == weights_fingerprint(net())
     moved = net()
     moved[1].running_mean += 1e-6
     others = [net(1), net(bias=False), net().bfloat16(), net()[0], moved]
-    assert len({fingerprint(each) for each in [net(), *others]}) == 6
-    assert fingerprint(torch.compile(net(), backend="eager")) == fingerprint(net())
+    assert len({weights_fingerprint(each) for each in [net(), *others]}) == 6
+    assert weights_fingerprint(torch.compile(net(), backend="eager")) == weights_fingerprint(net())

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lightning_optim.distillation.cache.sample import content_keys, index_keys, select_samples
+from lightning_optim.distillation.cache.sample import content_keys, index_keys, num_samples, select_samples
 from lightning_optim.surgery.tap import ModuleCall
 
 
 def keys(*args, **kwargs):
-    return content_keys(ModuleCall(args, kwargs, None))
+    return content_keys((args, kwargs), num_samples(ModuleCall(args, kwargs, None)))
 
 
 def seeded(*shape, seed=0):
