@@ -1,3 +1,9 @@
+from .dropout.base import AddedDropout as AddedDropout
+from .dropout.base import DropoutMethod as DropoutMethod
+from .dropout.drop_block import DropBlock as DropBlock
+from .dropout.dropout import Dropout as Dropout
+from .dropout.present_dropout import PresentDropout as PresentDropout
+from .dropout.stochastic_depth import StochasticDepth as StochasticDepth
 from .mixing.base import Blend as Blend
 from .mixing.base import Mixing as Mixing
 from .mixing.cutmix import CutMix as CutMix

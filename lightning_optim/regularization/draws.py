@@ -16,7 +16,7 @@ def generator_for(*numbers: int) -> torch.Generator:
         >>> bool(torch.rand(1, generator=one) == torch.rand(1, generator=other))
         True
     """
-    return torch.Generator().manual_seed(_seed_of(numbers))
+    return torch.Generator().manual_seed(seed_for(*numbers))
 
 
 def random_for(*parts: int | str) -> random.Random:
@@ -26,8 +26,14 @@ def random_for(*parts: int | str) -> random.Random:
         >>> random_for("box", 0, 3, 1).random() == random_for("box", 0, 3, 1).random()
         True
     """
-    return random.Random(_seed_of(parts))
+    return random.Random(seed_for(*parts))
 
 
-def _seed_of(parts: tuple[int | str, ...]) -> int:
+def seed_for(*parts: int | str) -> int:
+    """Seed by a hash of what is drawn and of numbers such as seed, batch and rank; below ``2 ** 56``.
+
+    Example:
+        >>> seed_for("mask", 0, 3, 1) == seed_for("mask", 0, 3, 1), seed_for(0, 1) == seed_for(1, 0)
+        (True, False)
+    """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

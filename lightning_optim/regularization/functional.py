@@ -183,6 +183,67 @@ def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:
     return (1.0 - smoothing) * labels + smoothing / labels.shape[1]
 
 
+def drop_at_random(x: Tensor, shape: Sequence[int], probability: float, generator: torch.Generator) -> Tensor:
+    """Drop numbers, and let the others grow to keep the mean: ``r x / (1 - p)``.
+
+    Args:
+        x: ``[B, ...]``.
+        shape: First dimensions of ``x`` for each of which is drawn; what lies behind them is dropped together.
+        probability: ``p``, of a drop, in ``[0, 1)``.
+        generator: What to draw from, on the device of ``x``.
+
+    Example:
+        >>> drop_at_random(torch.ones(100, 2), (100,), 0.5, torch.Generator().manual_seed(0)).unique(dim=0)
+        tensor([[0., 0.],
+                [2., 2.]])
+    """
+    kept = torch.empty(*shape, *[1] * (x.ndim - len(shape)), dtype=x.dtype, device=x.device)
+    return x * kept.bernoulli_(1.0 - probability, generator=generator).div_(1.0 - probability)
+
+
+def block_rate(probability: float, block_size: int, height: int, width: int) -> float:
+    """Rate at which blocks are drawn so that a share of a map is dropped: ``gamma`` of DropBlock.
+
+    ``p / s**2 * H W / ((H - s + 1) (W - s + 1))``; overlaps of blocks are left out of account.
+
+    Args:
+        probability: ``p``, the share.
+        block_size: ``s``, side of a block, which fits into the map.
+        height: Of the map.
+        width: Of the map.
+
+    Example:
+        >>> block_rate(0.09, block_size=3, height=10, width=10)
+        0.015625
+    """
+    fits = (height - block_size + 1) * (width - block_size + 1)
+    return probability / block_size**2 * height * width / fits
+
+
+def drop_blocks(x: Tensor, probability: float, block_size: int, generator: torch.Generator) -> Tensor:
+    """Drop square regions of maps, and let the rest grow to keep the mean.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        probability: Share of a map that is dropped, about, in ``[0, 1)``.
+        block_size: Side of a region; a smaller map has regions as large as it is.
+        generator: What to draw from, on the device of ``x``.
+
+    Example:
+        >>> x = drop_blocks(torch.ones(8, 4, 9, 9), 0.1, 3, torch.Generator().manual_seed(0))
+        >>> round(float(x.mean()), 4)
+        1.0
+    """
+    height, width = x.shape[-2:]
+    size = min(block_size, height, width)
+    rate = min(block_rate(probability, size, height, width), 1.0)
+    shape = (*x.shape[:2], height - size + 1, width - size + 1)
+    corners = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(rate, generator=generator)
+    padded = torch.nn.functional.pad(corners, [size - 1] * 4)
+    kept = 1.0 - torch.nn.functional.max_pool2d(padded, size, stride=1)
+    return x * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1.0)).to(x.dtype)
+
+
 def _gram(matrices: Tensor) -> Tensor:
     return matrices @ matrices.mT if _is_wide(matrices) else matrices.mT @ matrices
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -42,3 +44,29 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         if self.own is not None:
             torch.cuda.set_rng_state(self.own, self.device)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Context in which operators draw from generators that begin at a seed; afterwards they go on as before.
+
+    Args:
+        seed: At least 0.
+        device: A device whose generator counts beside the CPU's.
+
+    Example:
+        >>> with seeded(3, torch.device("cpu")):
+        ...     first = torch.rand(2)
+        >>> with seeded(3, torch.device("cpu")):
+        ...     bool((torch.rand(2) == first).all())
+        True
+    """
+    before = RandomState.of(device)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    try:
+        yield
+    finally:
+        before.restore()

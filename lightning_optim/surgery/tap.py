@@ -36,11 +36,11 @@ class _Hook:
     What stands there in a copy or a pickle is of the standard library, so that nobody needs this package to load it.
     """
 
-    def __init__(self, listener: Callable[..., None]) -> None:
+    def __init__(self, listener: Callable[..., Any]) -> None:
         self._listener = listener
 
-    def __call__(self, module: nn.Module, *args: Any) -> None:
-        self._listener(*args)
+    def __call__(self, module: nn.Module, *args: Any) -> Any:
+        return self._listener(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return _INERT
@@ -157,3 +157,40 @@ class Surroundings:
     def _leave(self, *_: Any) -> None:
         if self._entered:
             self._entered.pop().__exit__(None, None, None)
+
+
+@final
+class OutputChanges:
+    """Changes of what chosen modules put out; every tap on them sees the changed output, whoever came first.
+
+    Args:
+        change: Receives the name of a module and what it has put out, and returns what goes on in its place.
+
+    Example:
+        >>> import torch
+        >>> layer, changes = nn.Identity(), OutputChanges(lambda name, output: output + 1)
+        >>> changes.attach({"layer": layer})
+        >>> layer(torch.zeros(1))
+        tensor([1.])
+        >>> changes.remove()
+        >>> layer(torch.zeros(1))
+        tensor([0.])
+    """
+
+    def __init__(self, change: Callable[[str, Any], Any]) -> None:
+        self._change = change
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self, modules: Mapping[str, nn.Module]) -> None:
+        """Set hooks on ``modules``, each under its name."""
+        for name, module in modules.items():
+            hook = _Hook(partial(self._changed, name))
+            self._handles.append(module.register_forward_hook(hook, prepend=True))
+
+    def remove(self) -> None:
+        """Take the hooks off; a second call does nothing."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _changed(self, name: str, args: tuple[Any, ...], output: Any) -> Any:
+        return self._change(name, output)

@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
+from torch.nn.modules.dropout import _DropoutNd as DropoutLayer
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -34,6 +35,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 __all__ = [  # what stands here under torch's own name, or without its underscore
     "BatchNorm",
     "Convolution",
+    "DropoutLayer",
     "FakeTensor",
     "FakeTensorMode",
     "NormBase",

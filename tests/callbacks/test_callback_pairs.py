@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import (
     BatchMixer,
     DistillationTeacher,
+    DropoutScheduler,
     NASSupernet,
     PenaltyRegularizer,
     PruningScheduler,
@@ -20,8 +21,17 @@ from lightning_optim import (
 )
 from lightning_optim.nas import ElasticWidth
 from lightning_optim.pruning import Channel
-from lightning_optim.regularization import L1, L2, GroupLasso, Jacobian, Mixup, Slimming
-from lightning_optim.regularization.draws import generator_for, random_for
+from lightning_optim.regularization import (
+    L1,
+    L2,
+    Dropout,
+    GroupLasso,
+    Jacobian,
+    Mixup,
+    Slimming,
+    StochasticDepth,
+)
+from lightning_optim.regularization.draws import generator_for, random_for, seed_for
 from lightning_optim.schedule import Linear
 from support import quiet, same
 
@@ -175,6 +185,61 @@ def test_beside_a_mixer_each_callback_does_what_it_does_to_a_step_that_mixes(oth
     mixer = BatchMixer(mixing=Mixup(alpha=0.4), labels=labels)
     found = fit(Module(), *[other(), mixer][::order])
     assert same(found, fit(written(), other()))
+    assert not same(found, fit(Module(), other()))
+
+
+class Dropped(Net):
+    """Dropout after the second convolution, as a hand writes it."""
+
+    key = "dropout"
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        return self.head(F.relu(self.drop(self.top(x))).mean((2, 3)))
+
+    def drop(self, x):
+        (owner,) = self.owner
+        if not self.training or not owner.is_stepping:
+            return x
+        number = owner.trainer.fit_loop.epoch_loop.total_batch_idx
+        generator = torch.Generator().manual_seed(seed_for("dropout", "", 0, number, 0, f"{self.key}/net.top", 0))
+        shape = {"dropout": x.shape, "stochastic_depth": (len(x), 1, 1, 1)}[self.key]
+        return x * (torch.empty(shape).bernoulli_(0.7, generator=generator) / 0.7)
+
+
+def dropped(key, kind=Module):
+    class ByHand(kind):
+        is_stepping = False
+
+        def __init__(self):
+            super().__init__()
+            self.net = type("DroppedNet", (Dropped,), {"key": key})()
+            self.net.owner = [self]
+
+        def training_step(self, batch, batch_idx):
+            self.is_stepping = True
+            try:
+                return super().training_step(batch, batch_idx)
+            finally:
+                self.is_stepping = False
+
+    return ByHand()
+
+
+def mixing():
+    return BatchMixer(mixing=Mixup(alpha=0.4))
+
+
+METHODS = {"dropout": Dropout(), "stochastic_depth": StochasticDepth()}
+
+
+@pytest.mark.parametrize("other", [*OTHERS.values(), penalties, jacobian, mixing], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("key", METHODS)
+def test_beside_dropout_each_callback_does_what_it_does_to_a_network_that_has_it(other, order, key):
+    dropout = DropoutScheduler(dropout=METHODS[key], probability=0.3, targets=Targets(include=("net.top",)))
+    found = fit(Module(), *[other(), dropout][::order])
+    assert same(found, fit(dropped(key), other()))
     assert not same(found, fit(Module(), other()))
 
 

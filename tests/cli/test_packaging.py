@@ -125,6 +125,7 @@ def test_our_groups_do_not_leak_into_those_of_the_application(composed):
     ours = {
         "batch_mixer",
         "distillation_teacher",
+        "dropout_scheduler",
         "nas_supernet",
         "penalty_regularizer",
         "pruning_scheduler",

@@ -61,6 +61,8 @@ _WIDTH = "+lightning_optim/nas/space@callbacks.nas_supernet.space.entry=elastic_
 VALUES = {
     "pruning_scheduler": ["callbacks.pruning_scheduler.window.every=0.25"],
     "nas_supernet": ["callbacks.nas_supernet.selection={evaluations: 3, recalibration_batches: 1}"],
+    "dropout_scheduler": ["callbacks.dropout_scheduler.targets.include=[net.mix]"],
+    "present_dropout": ["callbacks.dropout_scheduler.targets.include=['*']"],
     "elastic_width": ["callbacks.nas_supernet.space.entry.targets.exclude=[net.head]"],
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
@@ -164,6 +166,17 @@ class DeepNet(Net):
         return x + self.more(x)
 
 
+class DroppingNet(Net):
+    """The same with dropout of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.2)
+
+    def features(self, x):
+        return self.drop(super().features(x))
+
+
 class SignedNet(Net):
     """The same without a ReLU, after which activations have a single sign."""
 
@@ -180,6 +193,7 @@ class SignedNet(Net):
 REPEATING = {"answer_cache"}
 # Leaves that need other networks, and the layers that pruning takes from.
 NETWORKS = {"attention_transfer": AttentiveNet, "head": AttentiveNet, "layer": DeepNet, "binary_activation": SignedNet}
+NETWORKS |= {"present_dropout": DroppingNet}
 PRUNED = {"head": ("net.query", "net.key", "net.value"), "layer": ("net.mix.0", "net.more.0", "net.more.2")}
 
 

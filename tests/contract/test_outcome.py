@@ -98,10 +98,11 @@ def test_resume_is_bit_equal_beside_an_average(case, kit, tmp_path):
 
 
 @pytest.mark.every_leaf
-def test_wrong_network_is_refused_before_anything_changes(case, kit):
+def test_wrong_network_or_target_is_refused_before_anything_changes(case, kit):
     module = case.module()
     before, traces = copy.deepcopy(dict(module.state_dict())), kit.traces(module)
+    setting = "targets.include=[nowhere]" if case.callback == "dropout_scheduler" else "network=nowhere"
     with pytest.raises(ValueError, match="nowhere"):
-        kit.fit(module, case.make(f"callbacks.{case.callback}.network=nowhere"))
+        kit.fit(module, case.make(f"callbacks.{case.callback}.{setting}"))
     kit.same(before, dict(module.state_dict()))
     assert kit.traces(module) == traces

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from lightning_optim import (
     BatchMixer,
     DistillationTeacher,
+    DropoutScheduler,
     NASSupernet,
     PenaltyRegularizer,
     PruningScheduler,
@@ -39,6 +40,7 @@ def kinds():
     }
     ours = {name for name in targets if name.startswith("lightning_optim.") and name.split(".")[1] not in ELSEWHERE}
     callbacks = [PruningScheduler, QATFakeQuant, DistillationTeacher, NASSupernet, PenaltyRegularizer, BatchMixer]
+    callbacks += [DropoutScheduler]
     found = {*map(get_object, ours), *callbacks, LayerQuantizers}
     return sorted(found, key=lambda kind: (kind.__name__, kind.__module__))  # two kinds may have one name
 

@@ -13,6 +13,7 @@ WHOLE = {  # the whole fit, for callbacks with a window
     "pruning_scheduler": ["window.end=null", f"window.every={1 / TOTAL}"],
     "qat_fake_quant": ["window.end=null"],
     "distillation_teacher": ["window={_target_: lightning_optim.Window}"],
+    "dropout_scheduler": ["window={_target_: lightning_optim.Window}"],
     "batch_mixer": ["window={_target_: lightning_optim.Window}"],
     "penalty_regularizer": ["window={_target_: lightning_optim.Window}"],
 }

@@ -20,6 +20,7 @@ def launch(kind, folder, labels):
 DEFAULTS = [
     "batch_mixer-default",
     "distillation_teacher-default",
+    "dropout_scheduler-default",
     "nas_supernet-default",
     "penalty_regularizer-default",
     "pruning_scheduler-default",
@@ -40,6 +41,7 @@ def test_ranks_end_equal_under_fsdp2_or_it_is_refused(teachers):
     whole = [
         "batch_mixer-default",
         "distillation_teacher-default",
+        "dropout_scheduler-default",
         "pruning_scheduler-default",
         "qat_fake_quant-default",
         CHOICE,

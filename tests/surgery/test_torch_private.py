@@ -74,6 +74,7 @@ OWNERS = {
     "_NormBase": lambda: nn.modules.batchnorm,
     "_ConvNd": lambda: nn.modules.conv,
     "_ConvTransposeNd": lambda: nn.modules.conv,
+    "_DropoutNd": lambda: nn.modules.dropout,
     "_pytree": lambda: torch.utils,
     "_python_dispatch": lambda: torch.utils,
     "_ops": lambda: torch,
@@ -142,6 +143,7 @@ def test_what_is_exported_is_there():
     assert isinstance(nn.InstanceNorm1d(2), torch_private.NormBase)
     assert isinstance(nn.ConvTranspose1d(2, 2, 1), torch_private.Convolution)
     assert not isinstance(nn.Conv1d(2, 2, 1), torch_private.TransposedConvolution)
+    assert isinstance(nn.Dropout2d(), torch_private.DropoutLayer)
 
 
 def my_backend(graph, inputs):

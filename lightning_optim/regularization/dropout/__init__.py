@@ -1,0 +1,1 @@
+"""Dropout: what is dropped while a network trains."""
