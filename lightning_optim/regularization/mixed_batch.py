@@ -105,9 +105,10 @@ class MixedBatch:
 def _one_hot(name: str, label: Tensor, num_classes: int) -> Tensor:
     if label.dtype == torch.bool:
         raise SampleError(f"labels that cannot be mixed: {name!r} is of bool; give classes, or probabilities as float")
-    if int(label.min()) < 0 or int(label.max()) >= num_classes:
+    low, high = (int(each) for each in torch.aminmax(label))
+    if low < 0 or high >= num_classes:
         raise SampleError(
-            f"labels that cannot be mixed: {name!r} holds {int(label.min())} to {int(label.max())}, but there are "
+            f"labels that cannot be mixed: {name!r} holds {low} to {high}, but there are "
             f"{num_classes} classes from 0 on; use labels='mix_loss' where some values are ignored, or set num_classes"
         )
     return F.one_hot(label.long(), num_classes).movedim(-1, 1)

@@ -14,7 +14,7 @@ from lightning_optim.errors import TapError
 from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.random_state import RandomState
-from lightning_optim.surgery.torch_private import call_wrapped, checkpoints_followed
+from lightning_optim.surgery.torch_private import call_wrapped, checkpoints_followed, in_place_version
 
 
 @final
@@ -23,6 +23,7 @@ class _Played:
     """One call: what it put out, what random numbers follow it, and what it was given, if that is compared."""
 
     output: Any
+    versions: tuple[int, ...]
     after: RandomState
     given: tuple[Tensor, ...] | None
 
@@ -102,7 +103,8 @@ class NetworkReplay:
         Where the first run was ended early, the network runs again from its second call on.
 
         Raises:
-            TapError: If the second run calls the network more often than the first, which was not ended early.
+            TapError: If the second run calls the network more often than the first, which was not ended early, or the
+                first has changed an output in place.
         """
         self._began.restore()
         try:
@@ -136,7 +138,7 @@ class NetworkReplay:
                 "the network runs inside a reentrant checkpoint, where its output has no gradient to be used twice: "
                 "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
             )
-        self._played.append(_Played(output, RandomState.of(self._device), given))
+        self._played.append(_Played(output, _versions(output), RandomState.of(self._device), given))
         if self._ends is not None:
             raise self._ends
         return output
@@ -151,6 +153,11 @@ class NetworkReplay:
             )
         played = self._played[self._next]
         self._next += 1
+        if _versions(played.output) != played.versions:
+            raise TapError(
+                "training_step changes in place what the network has put out, and needs it once more for the second "
+                "labels: write logits = logits / 2, not logits /= 2"
+            )
         if played.given is not None:
             self._differs |= not _are_equal(played.given, tuple(tensors_of((args, kwargs))))
         played.after.restore()
@@ -161,6 +168,10 @@ class NetworkReplay:
     ) -> Callable[..., Any]:  # torch's
         self._is_reentrant |= is_reentrant and not self._depth
         return function
+
+
+def _versions(output: Any) -> tuple[int, ...]:
+    return tuple(in_place_version(tensor) for tensor in tensors_of(output))
 
 
 def _are_equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_optim import BatchMixer, Window
+from lightning_optim import BatchMixer, DropoutScheduler, Targets, Window
 from lightning_optim.errors import SampleError, TapError, TargetError
-from lightning_optim.regularization import CutMix, LabelSmoothing, Mixup
-from lightning_optim.regularization.draws import random_for
+from lightning_optim.regularization import CutMix, Dropout, LabelSmoothing, Mixup
+from lightning_optim.regularization.draws import random_for, seed_for
 from lightning_optim.schedule import Linear
 from support import quiet, run_script, same
 
@@ -381,7 +381,27 @@ def test_a_step_that_cannot_run_twice_with_one_pass_is_refused():
 
     refused(Parts(), mixer(), "training_step did not call the network .* set network", TapError)
     refused(Conditional(), mixer(), "the network is given something that depends on them")
-    refused(Outside(), mixer(network="net"), "'last.running_mean' lies outside the network and changes")
+
+    class Teaching(Module):
+        def __init__(self):
+            super().__init__()
+            self.slow = nn.Linear(6, 4).requires_grad_(False)
+
+        def training_step(self, batch, batch_idx):
+            for slow, own in zip(self.slow.parameters(), self.net.head.parameters(), strict=True):
+                slow.data.lerp_(own.data, 0.1)
+            return super().training_step(batch, batch_idx)
+
+    class InPlace(Module):
+        def loss(self, logits, y):
+            return F.cross_entropy(logits.div_(2.0), y)
+
+    refused(InPlace(), mixer(), "changes in place what the network has put out", TapError)
+    with pytest.raises(
+        SampleError, match=r"'slow\.weight' changes each time that training_step runs, which it does twice"
+    ):
+        fit(Teaching(), mixer(network="net"))
+    refused(Outside(), mixer(network="net"), "'last.running_mean' changes each time that training_step runs")
     refused(Reentrant(), mixer(), "use_reentrant=False", TapError)
     manual = ManualSoft()
     refused(manual, mixer(), "under manual optimization .* use labels='soft' and set num_classes", ValueError)
@@ -439,6 +459,37 @@ def test_the_module_itself_may_be_the_network_and_call_its_forward():
             return w * own + (1 - w) * self.loss(logits, y[order])
 
     ended_alike(fit(Root(), mixer()), fit(WrittenRoot()))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_lies_behind_the_network_drops_alike_in_both_runs(order):
+    class Behind(Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(4, 4)
+
+        def last_of(self, logits):
+            return self.last(logits)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.last_of(self.net(batch[0])), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    class WrittenBehind(Behind):
+        def training_step(self, batch, batch_idx):
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            order, w, _ = drawn(number, 0, 4, 0.4)
+            generator = torch.Generator().manual_seed(seed_for("dropout", "", 0, number, 0, "dropout/last", 0))
+            logits = self.last(self.net(w * batch[0] + (1 - w) * batch[0][order]))
+            logits = logits * torch.empty_like(logits).bernoulli_(0.5, generator=generator) / 0.5
+            return w * F.cross_entropy(logits, batch[1]) + (1 - w) * F.cross_entropy(logits, batch[1][order])
+
+    drops = DropoutScheduler(dropout=Dropout(), probability=0.5, targets=Targets(include=("last",)))
+    added, written = fit(Behind(), *[mixer(network="net"), drops][::order]), fit(WrittenBehind())
+    for name, value in written.state_dict().items():
+        torch.testing.assert_close(added.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_may_return_a_dictionary_or_nothing():

@@ -113,6 +113,10 @@ def pruning(**settings):
     return PruningScheduler(**{"schedule": Linear(start=0.0, end=0.5), "window": window} | settings)
 
 
+def cutting():
+    return pruning(structure=Channel(shrink="update"))
+
+
 def searching():
     space = {"width": ElasticWidth(targets=Targets(include=("net.stem", "net.top")))}
     return NASSupernet(space=space, search_at="call")
@@ -178,7 +182,7 @@ def jacobian():
     return PenaltyRegularizer(penalties=Jacobian(), strength=0.1)
 
 
-@pytest.mark.parametrize("other", [*OTHERS.values(), penalties, jacobian], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("other", [*OTHERS.values(), cutting, penalties, jacobian], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(("labels", "written"), [("mix_loss", Mixed), ("soft", SoftlyMixed)])
 def test_beside_a_mixer_each_callback_does_what_it_does_to_a_step_that_mixes(other, order, labels, written):
@@ -233,7 +237,9 @@ def mixing():
 METHODS = {"dropout": Dropout(), "stochastic_depth": StochasticDepth()}
 
 
-@pytest.mark.parametrize("other", [*OTHERS.values(), penalties, jacobian, mixing], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "other", [*OTHERS.values(), cutting, penalties, jacobian, mixing], ids=lambda make: make.__name__
+)
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("key", METHODS)
 def test_beside_dropout_each_callback_does_what_it_does_to_a_network_that_has_it(other, order, key):

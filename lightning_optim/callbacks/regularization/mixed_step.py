@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lightning_optim.callbacks.trainer.silent_run import SilentRun
 from lightning_optim.errors import LightningOptimError, SampleError, reason_of
@@ -16,6 +17,7 @@ from lightning_optim.regularization.mixed_batch import MixedBatch
 from lightning_optim.regularization.mixing.base import Mixing
 from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.replay import NetworkReplay
+from lightning_optim.surgery.shard import local
 
 Step = Callable[[Any], Any]
 """Runs the user's training step on a batch."""
@@ -51,7 +53,7 @@ class MixedStep:
             What the first run returns, with the mixed loss.
 
         Raises:
-            SampleError: If the network is given labels, or more than the network depends on the second run.
+            SampleError: If the network is given labels, or a run changes what the next one finds.
             TapError: If the step does not call the network, or cannot run twice with one forward pass.
         """
         replay, checks = self._replay(), not self._is_proven
@@ -61,7 +63,7 @@ class MixedStep:
         if own is None:
             return output
         replay.check_called()
-        before = self._buffers() if checks else {}
+        before = self._fingerprints() if checks else {}
         with replay.second(), self._silence.of(self._pl_module):
             other = _loss_of(step(mixed.with_partners_labels()))
         if other is None:
@@ -129,25 +131,33 @@ class MixedStep:
         with replay.second():
             return self.with_float_labels(step, mixed, mixings)
 
-    def _buffers(self) -> dict[str, Tensor]:
-        """What the step may change outside the network."""
-        inner = {id(buffer) for buffer in self._network.buffers()}
-        named = self._pl_module.named_buffers()
-        return {name: buffer.clone() for name, buffer in named if id(buffer) not in inner}
+    def _fingerprints(self) -> dict[str, tuple[float, ...]]:
+        """What tells that a run has changed a parameter or a buffer."""
+        named = {**dict(self._pl_module.named_parameters()), **dict(self._pl_module.named_buffers())}
+        lazy = (UninitializedParameter, UninitializedBuffer)
+        return {name: _fingerprint(tensor) for name, tensor in named.items() if not isinstance(tensor, lazy)}
 
-    def _check(self, replay: NetworkReplay, before: Mapping[str, Tensor]) -> None:
+    def _check(self, replay: NetworkReplay, before: Mapping[str, tuple[float, ...]]) -> None:
         if replay.inputs_differ:
             raise SampleError(
                 "labels that cannot be mixed: the network is given something that depends on them, so that its output "
                 "holds for the first ones alone; call it without labels, and compute the loss in training_step"
             )
-        now = dict(self._pl_module.named_buffers())
-        changed = next((name for name, value in before.items() if not torch.equal(value, now[name])), None)
+        now = self._fingerprints()
+        changed = next((name for name, value in before.items() if repr(now[name]) != repr(value)), None)
         if changed is not None:
             raise SampleError(
-                f"{changed!r} lies outside the network and changes each time that training_step runs, which it does "
-                "twice under labels='mix_loss': set network to a module that holds it, or labels='soft'"
+                f"{changed!r} changes each time that training_step runs, which it does twice under labels='mix_loss': "
+                "change it in another hook (on_train_batch_end), set network to a module whose forward does it, or set "
+                "labels='soft'"
             )
+
+
+def _fingerprint(tensor: Tensor) -> tuple[float, ...]:
+    own = local(tensor.detach())
+    values = torch.view_as_real(own) if own.is_complex() else own
+    total = float(values.sum(dtype=torch.float64))
+    return (total, float(torch.linalg.vector_norm(values.double()))) if values.numel() else (total,)
 
 
 def _loss_of(output: Any) -> Tensor | None:
