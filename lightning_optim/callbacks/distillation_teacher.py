@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.distillation.answers import TeacherAnswers
 from lightning_optim.callbacks.distillation.learned import LearnedParts
 from lightning_optim.callbacks.distillation.student_copies import StudentCopies
+from lightning_optim.callbacks.distillation.teacher_checks import check_teacher
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
 from lightning_optim.callbacks.trainer.lightning_private import transfer_batch
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
@@ -103,7 +105,7 @@ class DistillationTeacher(TechniqueCallback):
             backward_index=backward_index,
         )
         self._frozen: LoadedTeacher | None = None
-        self._is_made = False
+        self._is_made = self._is_advised = False
         self._learned = LearnedParts()
         self._copies, self._network = StudentCopies(), ""
 
@@ -117,14 +119,15 @@ class DistillationTeacher(TechniqueCallback):
         if stage != "fit":
             return
         self.release()
-        self._is_made, self._learned = False, LearnedParts()
+        self._is_made, self._is_advised, self._learned = False, False, LearnedParts()
         if self._frozen is None or self._frozen.copies:  # of the student of an earlier fit
             module = self.teacher.load(lambda: self._find(pl_module)[1])
-            _check_shares_nothing(module, pl_module)  # before it is frozen
+            check_teacher(module, pl_module)  # before it is frozen
             self._frozen = self.teacher.freeze(module)
+        else:
+            check_teacher(self._frozen.module, pl_module)
         self._copies.start(trainer, self._frozen.copies)
         self._network = self._find(pl_module)[0] if self._frozen.copies else ""
-        _check_shares_nothing(self._frozen.module, pl_module)
         self._added.attach(trainer, pl_module)
 
     @override
@@ -217,7 +220,7 @@ class DistillationTeacher(TechniqueCallback):
         try:
             with evaluating(pl_module), torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
                 call_network(pl_module, example)
-                self._compare(0.0, example)
+                self._compare(self._answer(example), 0.0, example)
         except (TapError, SampleError):
             return  # forward may compute something else than the training step, of one sample without labels
         finally:
@@ -237,13 +240,23 @@ class DistillationTeacher(TechniqueCallback):
         self._taps.close()
 
     def _add(self, loss: Tensor, step: TrainingStep) -> Tensor:
-        values = self._compare(step.progress, step.batch)
+        pairs = self._answer(step.batch)
+        self._advise(step, pairs[0][0])
+        values = self._compare(pairs, step.progress, step.batch)
         for key, value in values.items():
             step.pl_module.log(self.metric("distillation", key), value.detach())
         return self._objective.total(loss, values, step.progress)
 
-    def _compare(self, progress: float, batch: Any) -> dict[str, Tensor]:
-        pairs = self._answers.answer(self._loaded(), self._taps.take(self._calls.take()), batch)
+    def _answer(self, batch: Any) -> list[tuple[Recording, Recording]]:
+        return self._answers.answer(self._loaded(), self._taps.take(self._calls.take()), batch)
+
+    def _advise(self, step: TrainingStep, student: Recording) -> None:
+        is_first, self._is_advised = not self._is_advised, True
+        if is_first and step.pl_module.global_rank == 0:
+            for text in self._loaded().advice(student.call, step.batch):
+                warnings.warn(text, stacklevel=2)
+
+    def _compare(self, pairs: Sequence[tuple[Recording, Recording]], progress: float, batch: Any) -> dict[str, Tensor]:
         if not self._is_made:
             self._make_learned(*pairs[0])
         return self._objective.compare(pairs, progress, batch)
@@ -253,13 +266,3 @@ class DistillationTeacher(TechniqueCallback):
         made = self._objective.make_learned(student, teacher)
         device = tensors_of(student.call.output)[0].device
         self._learned.start(self.losses, made, device)
-
-
-def _check_shares_nothing(teacher: nn.Module, pl_module: LightningModule) -> None:
-    own = {id(parameter) for parameter in pl_module.parameters()}
-    shared = next((name for name, parameter in teacher.named_parameters() if id(parameter) in own), None)
-    if shared is not None:
-        raise ValueError(
-            f"the teacher's weight {shared!r} is the student's own, and would be frozen with it; "
-            "give a copy.deepcopy of the network as teacher"
-        )

@@ -66,3 +66,15 @@ def is_sharded(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def whole_sum(tensor: Tensor) -> float:
+    """Sum of all entries; of a sharded tensor over all ranks, each of which must ask.
+
+    Example:
+        >>> import torch
+        >>> whole_sum(torch.tensor([1.0, 2.0]))
+        3.0
+    """
+    total = tensor.sum()
+    return float(total.full_tensor() if is_sharded(total) else total)  # type: ignore[attr-defined]  # a DTensor

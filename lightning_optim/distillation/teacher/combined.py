@@ -81,6 +81,10 @@ class CombinedTeacher(LoadedTeacher):
         return hashlib.blake2b(repr(held).encode(), digest_size=16).hexdigest()
 
     @override
+    def advice(self, call: ModuleCall, batch: Any) -> list[str]:
+        return [text for member in self._members.values() for text in member.advice(call, batch)]
+
+    @override
     def digest(self) -> tuple[float, ...]:
         return tuple(value for member in self._members.values() for value in member.digest())
 

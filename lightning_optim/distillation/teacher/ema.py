@@ -31,6 +31,8 @@ class EMA(StudentTeacher):
     Args:
         precision: Number format of the teacher: ``None`` or ``"float32"``; in half of it, small steps would be lost.
         input_map: What the teacher is given; see ``NetworkTeacher``.
+        device: Where it computes; see ``NetworkTeacher``.
+        compile: Whether it is compiled; see ``NetworkTeacher``.
         decay: Share of the average that stays in a step, between 0 and 1, both excluded.
 
     Raises:

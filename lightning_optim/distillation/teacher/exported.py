@@ -33,6 +33,8 @@ class ExportedTeacher(NetworkTeacher):
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
         input_map: What the teacher is given; see ``NetworkTeacher``.
+        device: Where it computes; see ``NetworkTeacher``.
+        compile: Whether it is compiled; see ``NetworkTeacher``.
         program: The program; it is left as it is.
 
     Raises:

@@ -24,6 +24,8 @@ class FileTeacher(NetworkTeacher):
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
         input_map: What the teacher is given; see ``NetworkTeacher``.
+        device: Where it computes; see ``NetworkTeacher``.
+        compile: Whether it is compiled; see ``NetworkTeacher``.
         path: The file.
         architecture: The module that the weights belong to; ``None`` takes a copy of the student's network.
         prefix: What stands before the network's names in the file, such as ``"net."``; ``None`` finds it.

@@ -13,12 +13,15 @@ from lightning_optim.distillation.cache.fingerprint import weights_fingerprint
 from lightning_optim.distillation.input_map.base import name_of_map
 from lightning_optim.distillation.observation import FeatureTaps, Recording
 from lightning_optim.distillation.place import Place
+from lightning_optim.distillation.teacher.compiled import compile_teacher
 from lightning_optim.distillation.teacher.loaded import LoadedTeacher, Precision
+from lightning_optim.distillation.teacher.pace import slower_than_float32
 from lightning_optim.distillation.teacher.student_copy import StudentCopy
 from lightning_optim.errors import TeacherError, cause_of
 from lightning_optim.surgery.containers import map_tensors, tensors_of
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluated
+from lightning_optim.surgery.shard import is_sharded, whole_sum
 from lightning_optim.surgery.tap import ModuleCall
 
 
@@ -31,6 +34,8 @@ class FrozenTeacher(LoadedTeacher):
         precision: Number format of weights and arithmetic; ``None`` follows the student.
         input_map: What the network is given in place of the student's inputs; ``None`` is the same.
         copies: The copies of the student that it is made of.
+        device: Where it computes; ``None`` is where the student is trained.
+        backend: Backend of ``torch.compile`` to compile it by; ``None`` leaves it as it is.
     """
 
     def __init__(
@@ -39,9 +44,13 @@ class FrozenTeacher(LoadedTeacher):
         precision: Precision | None = None,
         input_map: Callable[[Inputs, Any], Any] | None = None,
         copies: Sequence[StudentCopy] = (),
+        device: str | None = None,
+        backend: str | None = None,
     ) -> None:
         self._module = evaluated(module.requires_grad_(False))
         self._input_map, self._copies = input_map, copies
+        self._device, self._backend = None if device is None else torch.device(device), backend
+        self._run: Callable[..., Any] = self._module
         self._taps = FeatureTaps()
         self._dtype: torch.dtype | None = None if precision is None else getattr(torch, precision)
 
@@ -57,11 +66,20 @@ class FrozenTeacher(LoadedTeacher):
 
     @override
     def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
-        self.module.to(device=device, dtype=self._dtype or student_dtype)
+        if not any(map(is_sharded, self.module.parameters())):
+            self.module.to(device=self._device or device, dtype=self._dtype or student_dtype)
+        elif self._dtype is not None or self._device is not None:
+            raise ValueError(
+                "a teacher that fully_shard has sharded stays where it is, in its own number format: leave out "
+                "precision and device, and give fully_shard a MixedPrecisionPolicy"
+            )
 
     @override
     def look_at(self, places: Iterable[Place]) -> None:
         self._taps.attach(self.module, places)
+        if self._backend is not None:  # hooks that come after the first call are not compiled
+            is_constant = not any(copy.follows for copy in self._copies)
+            self._run = compile_teacher(self.module, self._backend, is_constant=is_constant)
 
     @override
     def release(self) -> None:
@@ -76,11 +94,23 @@ class FrozenTeacher(LoadedTeacher):
         """
         with torch.no_grad():
             inputs = self._mapped(call, batch)
-            if self._dtype is None:
-                return self._answer(inputs)
-            args, kwargs = map_tensors(self._convert, (inputs.args, inputs.kwargs))
-            with torch.autocast(self._device_type(), enabled=False):
-                return self._answer(Inputs(args, kwargs))
+            if self._device is None:
+                return self._converted(inputs)
+            home = next((tensor.device for tensor in tensors_of((inputs.args, inputs.kwargs))), self._device)
+            args, kwargs = map_tensors(lambda value: value.to(self._device), (inputs.args, inputs.kwargs))
+            found = self._converted(Inputs(args, kwargs))
+            output, features = map_tensors(
+                lambda value: value.to(home), (found.call.output, [*found.features.values()])
+            )
+            call = ModuleCall(inputs.args, inputs.kwargs, output)
+            return Recording(call, dict(zip(found.features, features, strict=True)))
+
+    def _converted(self, inputs: Inputs) -> Recording:
+        if self._dtype is None:
+            return self._answer(inputs)
+        args, kwargs = map_tensors(self._convert, (inputs.args, inputs.kwargs))
+        with torch.autocast(self._device_type(), enabled=False):
+            return self._answer(Inputs(args, kwargs))
 
     def _mapped(self, call: ModuleCall, batch: Any) -> Inputs:
         inputs = Inputs(call.args, call.kwargs)
@@ -93,7 +123,7 @@ class FrozenTeacher(LoadedTeacher):
 
     def _output(self, inputs: Inputs) -> Any:
         try:
-            return inputs.call(self.module)
+            return inputs.call(self._run)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if "out of memory" in str(error):  # what looks for a batch size that fits must see it as it is
                 raise
@@ -120,9 +150,23 @@ class FrozenTeacher(LoadedTeacher):
         return weights_fingerprint(self.module)
 
     @override
+    def advice(self, call: ModuleCall, batch: Any) -> list[str]:
+        if self._dtype in (None, torch.float32) or self._backend is not None:
+            return []
+        found = slower_than_float32(self.module, self._mapped(call, batch), self._dtype or torch.float32)
+        if found is None:
+            return []
+        own, exact = found
+        return [
+            f"the teacher, a {type(self.module).__name__}, takes {own * 1e3:.3g} ms a batch in "
+            f"{str(self._dtype).removeprefix('torch.')} and {exact * 1e3:.3g} ms in float32 on this processor: set its "
+            "precision to 'float32'"
+        ]
+
+    @override
     def digest(self) -> tuple[float, ...]:
         tensors = [tensor.double() for tensor in self.module.state_dict().values() if tensor.numel()]
-        return sum(float(tensor.sum()) for tensor in tensors), sum(float(tensor.abs().sum()) for tensor in tensors)
+        return sum(whole_sum(tensor) for tensor in tensors), sum(whole_sum(tensor.abs()) for tensor in tensors)
 
     def _convert(self, value: Tensor) -> Tensor:
         return value.to(self._dtype) if value.is_floating_point() else value

@@ -29,6 +29,8 @@ class HuggingFace(NetworkTeacher):
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
         input_map: What the teacher is given; see ``NetworkTeacher``.
+        device: Where it computes; see ``NetworkTeacher``.
+        compile: Whether it is compiled; see ``NetworkTeacher``.
         model: A folder, or the id of a repository, such as ``"google-bert/bert-base-uncased"``.
         task: Class of ``transformers`` that builds the model, such as ``"AutoModelForSequenceClassification"``.
         revision: Branch, tag or commit of a repository; ``None`` is its main branch.

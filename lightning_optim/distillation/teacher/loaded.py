@@ -77,5 +77,14 @@ class LoadedTeacher(ABC):
         """Hash of all that answers depend on beside those inputs: the same on whatever device."""
 
     @abstractmethod
+    def advice(self, call: ModuleCall, batch: Any) -> list[str]:
+        """What to say of how it is run, found by running it; nothing if there is nothing better.
+
+        Args:
+            call: A call of the student's network.
+            batch: What the training step received.
+        """
+
+    @abstractmethod
     def digest(self) -> tuple[float, ...]:
         """A few numbers that differ if the weights do."""

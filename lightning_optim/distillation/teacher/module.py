@@ -24,6 +24,8 @@ class ModuleTeacher(NetworkTeacher):
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
         input_map: What the teacher is given; see ``NetworkTeacher``.
+        device: Where it computes; see ``NetworkTeacher``.
+        compile: Whether it is compiled; see ``NetworkTeacher``.
         module: The trained network; called with the inputs of the student's network.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import final
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.distillation.teacher.frozen import FrozenTeacher
 from lightning_optim.distillation.teacher.loaded import LoadedTeacher
 from lightning_optim.distillation.teacher.network import NetworkTeacher
 from lightning_optim.distillation.teacher.student_copy import StudentCopy, Update
@@ -25,6 +24,8 @@ class StudentTeacher(NetworkTeacher):
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
         input_map: What the teacher is given; see ``NetworkTeacher``.
+        device: Where it computes; see ``NetworkTeacher``.
+        compile: Whether it is compiled; see ``NetworkTeacher``.
     """
 
     @final
@@ -35,7 +36,7 @@ class StudentTeacher(NetworkTeacher):
     @final
     @override
     def freeze(self, module: nn.Module) -> LoadedTeacher:
-        return FrozenTeacher(module, self.precision, self.input_map, [StudentCopy(module, self.update)])
+        return self.frozen(module, [StudentCopy(module, self.update)])
 
     @property
     @abstractmethod

@@ -27,6 +27,8 @@ class Uncompressed(StudentTeacher):
     Args:
         precision: Number format of the teacher; see ``NetworkTeacher``.
         input_map: What the teacher is given; see ``NetworkTeacher``.
+        device: Where it computes; see ``NetworkTeacher``.
+        compile: Whether it is compiled; see ``NetworkTeacher``.
 
     Example:
         >>> from torch import nn

@@ -236,7 +236,8 @@ def test_an_answer_that_is_not_by_sample(tmp_path):
 
 def test_an_answer_that_is_not_finite(tmp_path):
     broken = Teacher()
-    nn.init.constant_(broken.second.bias, torch.nan)
+    nn.init.constant_(broken.first.bias, 3e38)
+    nn.init.constant_(broken.second.weight, 2.0)
     for top_k in (None, 2):
         text = "the teacher's output holds numbers that are not finite"
         refused(TeacherError, text, distil(tmp_path, broken, top_k=top_k), tmp_path)
