@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.surgery.patch import Patches
@@ -96,6 +97,14 @@ class TechniqueCallback(Callback, ABC):
             trainer: The trainer.
         """
         self._loading.undo()
+
+    def masks(self) -> Mapping[nn.Parameter, Tensor]:
+        """What this technique holds at zero, for another one that moves weights; nothing by default.
+
+        Returns:
+            Parameter -> its mask: 0 where it is held at zero, else 1.
+        """
+        return {}
 
     @final
     def metric(self, technique: str, noun: str) -> str:

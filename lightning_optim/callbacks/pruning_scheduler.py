@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -197,8 +197,6 @@ class PruningScheduler(TechniqueCallback):
         self._pruned.watch(trainer)
         self._guard.start(trainer, self._progress.read(trainer))
 
-    # Each step.
-
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._take_up(trainer, pl_module)
@@ -298,7 +296,7 @@ class PruningScheduler(TechniqueCallback):
         self._monitors.restart_plateaus(trainer)
         pruned.enforce(trainer, pl_module)
         self._messages.tell(trainer, pruned.state.alive, pruned.parameters(pl_module))
-        check_ranks_agree(trainer, (sparsity, None if group is not None else pruned.checksum()), "what is pruned")
+        check_ranks_agree(trainer, (sparsity, None if group is not None else pruned.masks.checksum()), "what is pruned")
         self._log(pl_module, group)
 
     def _step(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> bool:
@@ -328,11 +326,13 @@ class PruningScheduler(TechniqueCallback):
         for noun, value in values.items():
             pl_module.log(self.metric("pruning", noun), value, rank_zero_only=True)
 
+    @override
+    def masks(self) -> Mapping[nn.Parameter, Tensor]:
+        return self._pruned.masks.by_parameter()
+
     def layers(self, pl_module: LightningModule) -> dict[str, nn.Module]:
         """Return the targeted layers by their name in the network, frozen ones too; see ``targeted_layers``."""
         return targeted_layers(pl_module, self.targets, self._pruned.name)
-
-    # State.
 
     @override
     def state_dict(self) -> dict[str, Any]:

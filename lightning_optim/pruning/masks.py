@@ -48,6 +48,10 @@ class Masks:
         """Every mask as booleans, ``True`` where the weight is left."""
         return {name: mask != 0 for name, mask in self._masks.items()}
 
+    def by_parameter(self) -> dict[nn.Parameter, Tensor]:
+        """Every mask by its parameter, in that one's number format."""
+        return {self._parameters[name]: mask for name, mask in self._masks.items()}
+
     def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Forget the masks of parameters that are no longer there."""
         left = {name: held for name, held in self._parameters.items() if parameters.get(name) is held}

@@ -19,3 +19,6 @@ from .penalty.l2 import L2 as L2
 from .penalty.orthogonal import Orthogonal as Orthogonal
 from .penalty.slimming import Slimming as Slimming
 from .penalty.spectral_norm import SpectralNorm as SpectralNorm
+from .sharpness.asam import ASAM as ASAM
+from .sharpness.base import Sharpness as Sharpness
+from .sharpness.sam import SAM as SAM

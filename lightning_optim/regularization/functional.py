@@ -1,4 +1,4 @@
-"""Arithmetic of regularization: what weights cost, and what the samples of a batch become."""
+"""Arithmetic of regularization: what weights cost, where they move, and what the samples of a batch become."""
 
 # B batch, C classes, H height and W width of an image
 # G groups of a convolution, O output channels of one, I inputs of one output channel, K channels that are coupled
@@ -242,6 +242,56 @@ def drop_blocks(x: Tensor, probability: float, block_size: int, generator: torch
     padded = torch.nn.functional.pad(corners, [size - 1] * 4)
     kept = 1.0 - torch.nn.functional.max_pool2d(padded, size, stride=1)
     return x * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1.0)).to(x.dtype)
+
+
+def sharpest_move(gradients: Sequence[Tensor], rho: float) -> list[Tensor]:
+    """Move of length ``rho`` along the gradient: ``rho * g / ||g||``, the norm over all weights (SAM).
+
+    Args:
+        gradients: Gradients of the weights.
+        rho: Length of the move.
+
+    Returns:
+        How far each weight moves; not at all where the norm is not finite.
+
+    Example:
+        >>> sharpest_move([torch.tensor([3.0]), torch.tensor([4.0])], rho=0.5)
+        [tensor([0.3000]), tensor([0.4000])]
+    """
+    found = [at_least_float32(gradient) for gradient in gradients]
+    return _scaled(found, rho, found, gradients)
+
+
+def sharpest_adaptive_move(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, eta: float
+) -> list[Tensor]:
+    """Move in units of the weights: ``rho * T ** 2 g / ||T g||`` with ``T = |w| + eta`` (ASAM).
+
+    Args:
+        weights: The weights.
+        gradients: Their gradients.
+        rho: Length of the move in these units.
+        eta: What is added to the size of each weight, so that one of 0 moves too.
+
+    Returns:
+        How far each weight moves; not at all where the norm is not finite.
+
+    Example:
+        >>> sharpest_adaptive_move([torch.tensor([2.0])], [torch.tensor([-1.0])], rho=0.5, eta=0.0)
+        [tensor([-1.])]
+    """
+    sizes = [at_least_float32(weight.detach()).abs() + eta for weight in weights]
+    in_units = [size * gradient for size, gradient in zip(sizes, gradients, strict=True)]
+    return _scaled([size * each for size, each in zip(sizes, in_units, strict=True)], rho, in_units, gradients)
+
+
+def _scaled(moves: Sequence[Tensor], rho: float, measured: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Moves by ``rho`` over the joint norm of what is measured, in number formats such as those given."""
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in measured]))
+    if not norm.isfinite():
+        return [torch.zeros_like(each) for each in like]
+    factor = rho / (norm + 1e-12)
+    return [(move * factor).to(each.dtype) for move, each in zip(moves, like, strict=True)]
 
 
 def _gram(matrices: Tensor) -> Tensor:

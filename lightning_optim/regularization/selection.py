@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
@@ -69,6 +69,37 @@ def select_weights(root: nn.Module, key: str, penalty: Penalty, targets: Targets
         if name in reached:
             _note(found, ids, name, layers[name], penalty, key)
     return found
+
+
+def select_layers(
+    root: nn.Module, network: nn.Module, targets: Targets, parameter_names: Callable[[nn.Module], list[str]]
+) -> list[nn.Module]:
+    """Return the layers of a network that are chosen and have parameters, in the model's order.
+
+    Args:
+        root: Where names begin.
+        network: The network, which lies in it.
+        targets: The layers.
+        parameter_names: Names of a layer's own parameters that count.
+
+    Raises:
+        TargetError: If a glob matches no layer of the network that has one.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> select_layers(net, net, Targets(), lambda layer: [*dict(layer.named_parameters(recurse=False))])
+        [Linear(in_features=3, out_features=2, bias=True)]
+    """
+    inside = {id(module) for module in network.modules()}
+    chosen = targets.select(root, (nn.Module,))
+    found = {name: each for name, each in chosen.items() if id(each) in inside and parameter_names(each)}
+    for glob in targets.include:
+        if not any(fnmatchcase(name, glob) for name in found):
+            raise TargetError(
+                f"target {glob!r} matches no module of the network that has weights of its own; name the layers "
+                f"themselves, such as {f'{glob}.*'!r}"
+            )
+    return list(found.values())
 
 
 def check_trained(key: str, weights: dict[str, Place], trained: Collection[int]) -> None:

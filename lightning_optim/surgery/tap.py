@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optim.errors import TapError
+from lightning_optim.surgery.passes import is_repeating
 from lightning_optim.surgery.torch_private import is_recomputing
 
 
@@ -54,7 +55,7 @@ class Taps:
     """Recorder of the calls of chosen modules, while it is open.
 
     Recording is off until ``open`` and ends with ``take``. A forward that runs once more in the backward (activation
-    checkpointing) is not seen twice.
+    checkpointing) is not seen twice, nor a training step that runs once more while the recorder is open.
 
     Example:
         >>> import torch
@@ -71,7 +72,7 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self._names: tuple[str, ...] = ()
         self._calls: dict[str, list[ModuleCall]] = {}
-        self._is_open = False
+        self._is_open = self._repeats = False
 
     @property
     def is_attached(self) -> bool:
@@ -87,7 +88,7 @@ class Taps:
 
     def open(self) -> None:
         """Forget what was seen and start to record."""
-        self._calls, self._is_open = {}, True
+        self._calls, self._is_open, self._repeats = {}, True, is_repeating()
 
     def close(self) -> None:
         """Stop recording and forget what was seen."""
@@ -121,7 +122,7 @@ class Taps:
         self.close()
 
     def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._is_open and not is_recomputing():
+        if self._is_open and self._repeats == is_repeating() and not is_recomputing():
             self._calls.setdefault(name, []).append(ModuleCall(args, kwargs, output))
 
 

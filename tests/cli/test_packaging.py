@@ -130,6 +130,7 @@ def test_our_groups_do_not_leak_into_those_of_the_application(composed):
         "penalty_regularizer",
         "pruning_scheduler",
         "qat_fake_quant",
+        "sharpness_aware",
     }
     assert set(groups["callbacks"]) == {"default", *ours}
     assert composed["plain"]["schedule"] == composed["plain"]["model"] == {"whose": "client"}

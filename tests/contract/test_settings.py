@@ -16,6 +16,7 @@ from lightning_optim import (
     PenaltyRegularizer,
     PruningScheduler,
     QATFakeQuant,
+    SharpnessAware,
 )
 from lightning_optim.quantization import LayerQuantizers
 
@@ -40,7 +41,7 @@ def kinds():
     }
     ours = {name for name in targets if name.startswith("lightning_optim.") and name.split(".")[1] not in ELSEWHERE}
     callbacks = [PruningScheduler, QATFakeQuant, DistillationTeacher, NASSupernet, PenaltyRegularizer, BatchMixer]
-    callbacks += [DropoutScheduler]
+    callbacks += [DropoutScheduler, SharpnessAware]
     found = {*map(get_object, ours), *callbacks, LayerQuantizers}
     return sorted(found, key=lambda kind: (kind.__name__, kind.__module__))  # two kinds may have one name
 

@@ -16,6 +16,7 @@ WHOLE = {  # the whole fit, for callbacks with a window
     "dropout_scheduler": ["window={_target_: lightning_optim.Window}"],
     "batch_mixer": ["window={_target_: lightning_optim.Window}"],
     "penalty_regularizer": ["window={_target_: lightning_optim.Window}"],
+    "sharpness_aware": ["window={_target_: lightning_optim.Window}"],
 }
 FITS = {
     "epochs": ({}, 1),

@@ -25,6 +25,7 @@ DEFAULTS = [
     "penalty_regularizer-default",
     "pruning_scheduler-default",
     "qat_fake_quant-default",
+    "sharpness_aware-default",
 ]
 CHANNELS = "pruning_scheduler-structure-channel"
 CHOICE = "nas_supernet-space.entry-operation_choice"
@@ -46,8 +47,9 @@ def test_ranks_end_equal_under_fsdp2_or_it_is_refused(teachers):
         "qat_fake_quant-default",
         CHOICE,
     ]
-    said = launch("fsdp2", teachers, [*whole, CHANNELS, "nas_supernet-default", "penalty_regularizer-default"])
-    for label in (CHANNELS, "nas_supernet-default", "penalty_regularizer-default"):
+    parted = [CHANNELS, "nas_supernet-default", "penalty_regularizer-default", "sharpness_aware-default"]
+    said = launch("fsdp2", teachers, [*whole, *parted])
+    for label in parted:
         verdicts = said.pop(label)
         assert len(verdicts) == 2
         assert all("each rank holds a part of every weight; use" in verdict for verdict in verdicts)

@@ -70,7 +70,7 @@ class LastGoodState:
         """Put back what was masked since, with its former values; all other weights stay as they are trained."""
         pl_module.zero_grad(set_to_none=True)
         prefix = f"{self._pruned.name}." if self._pruned.name else ""
-        self._snapshot.put_back_masked(pl_module, self._pruned.kept(), prefix, averaged_copies(trainer))
+        self._snapshot.put_back_masked(pl_module, self._pruned.masks.kept(), prefix, averaged_copies(trainer))
         self._pruned.load_state_dict(pl_module, self._state)
         self._pruned.watch(trainer)
 

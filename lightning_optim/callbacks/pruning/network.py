@@ -62,6 +62,7 @@ class PrunedNetwork:
         calls: Tells how the training step calls the network, and with what.
         reshaper: Removes channels, and brings a fresh module to a checkpoint's shape.
         followers: Holders of tensors that are cut with the network.
+        masks: What is masked, of this rank's part of every weight.
     """
 
     def __init__(self, pruner: Pruner) -> None:
@@ -72,7 +73,7 @@ class PrunedNetwork:
         self.calls = NetworkCalls(needs_inputs=pruner.structure.needs_coupling)
         self.reshaper = Reshaper()
         self.followers: list[Follower] = []
-        self._masks = Masks()
+        self.masks = Masks()
         self._is_uncapturable = False
         self._compiled: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})  # for which norms, and for which cut
         self._hooks: list[RemovableHandle] = []
@@ -136,9 +137,9 @@ class PrunedNetwork:
         """Let other single weights be masked; those that come back start at zero, without moments."""
         parameters = self.parameters(pl_module)
         for optimizer in trainer.optimizers:
-            self._masks.zero_moments(optimizer)
+            self.masks.zero_moments(optimizer)
         for name, mask in keep.items():
-            self._masks.set(name, parameters[name], mask)
+            self.masks.set(name, parameters[name], mask)
         self.state = self.state.after_mask({**self.state.alive, **turned(self.live(pl_module), keep)})
         self.enforce(trainer, pl_module)
 
@@ -156,16 +157,8 @@ class PrunedNetwork:
 
     def num_parameters(self, pl_module: LightningModule, group: ProcessGroup | None) -> int:
         """Number of the network's parameters that are left, without those that are masked; shared ones count once."""
-        (masked,) = summed((self._masks.num_masked(),), group)
+        (masked,) = summed((self.masks.num_masked(),), group)
         return sum(parameter.numel() for parameter in self.parameters(pl_module).values()) - masked
-
-    def kept(self) -> dict[str, Tensor]:
-        """Boolean masks of this rank's part of every masked weight, by name."""
-        return self._masks.kept()
-
-    def checksum(self) -> list[tuple[str, int, int]]:
-        """Checksums of every mask, which show whether two ranks differ."""
-        return self._masks.checksum()
 
     # Carrying out a decision.
 
@@ -215,12 +208,12 @@ class PrunedNetwork:
         parameters = self.parameters(pl_module)
         live = self.live(pl_module)
         weights = turned(live, {name: local(parameter.detach()) for name, parameter in parameters.items()})
-        self._masks.clear()
+        self.masks.clear()
         masks = turned(live, self.pruner.masks(self.state, keep, weights, coupling))
         for name, mask in keep_directions(live, masks).items():
-            self._masks.set(name, parameters[name], mask)
+            self.masks.set(name, parameters[name], mask)
         self.state = self.state.after_mask(keep, norms)
-        self._masks.apply()
+        self.masks.apply()
 
     def _plan_norms(
         self, trainer: Trainer, pl_module: LightningModule, coupling: Coupling | None, keep: Mapping[str, Tensor]
@@ -256,7 +249,7 @@ class PrunedNetwork:
             self.mask_before_shrink(trainer, pl_module, coupling, keep)  # what cannot go stays masked
         else:
             self.state = self._with_due(trainer, pl_module, coupling, keep)
-            self._masks.clear()
+            self.masks.clear()
             self.state = self.state.after_mask(self._without_refused(keep))
         self.cut_due(trainer, pl_module)
 
@@ -283,7 +276,7 @@ class PrunedNetwork:
         for follower in self.followers:
             follower.cut(self.state.due, *self.reshaper.prefixes(pl_module, self.name))
         self.state = self.state.after_cut(sizes)
-        self._masks.follow(self.parameters(pl_module))
+        self.masks.follow(self.parameters(pl_module))
         self.watch(trainer)
 
     def _with_due(
@@ -331,20 +324,20 @@ class PrunedNetwork:
     def enforce(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hold masked weights at zero, here and in averaged copies, and zero their moments in the optimizers."""
         self.watch(trainer)
-        self._masks.apply()
+        self.masks.apply()
         for optimizer in trainer.optimizers:
-            self._masks.zero_moments(optimizer)
+            self.masks.zero_moments(optimizer)
         for twin in self.reshaper.twins(trainer, self.name):
-            self._masks.apply_to_copy(twin)
+            self.masks.apply_to_copy(twin)
 
     def hold(self) -> None:
         """Hold masked weights at zero that something else than an optimizer of the trainer may have moved."""
-        self._masks.apply()
+        self.masks.apply()
 
     def watch(self, trainer: Trainer) -> None:
         """Mask again after each step of each optimizer, and let layers leave masked channels out."""
         if strategy_kind(trainer) is not StrategyKind.SHARDED:
-            self._masks.rebind(self.parameters(trainer.lightning_module))
+            self.masks.rebind(self.parameters(trainer.lightning_module))
         self._mask_norms(trainer, self.state.norms)
         shape = (self.state.norms, self.state.cut)
         if any(new is not old and (new or old) for new, old in zip(shape, self._compiled, strict=True)):
@@ -353,7 +346,7 @@ class PrunedNetwork:
         for hook in self._hooks:
             hook.remove()
         self._hooks = [
-            optimizer.register_step_post_hook(self._masks.enforcer(optimizer)) for optimizer in trainer.optimizers
+            optimizer.register_step_post_hook(self.masks.enforcer(optimizer)) for optimizer in trainer.optimizers
         ]
 
     def _mask_norms(self, trainer: Trainer, norms: Mapping[str, MaskedNorm]) -> None:
@@ -375,19 +368,19 @@ class PrunedNetwork:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is masked, what is cut and what is due to be, as plain tensors and primitives."""
-        return {**self.state.state_dict(), "masks": self._masks.state_dict()}
+        return {**self.state.state_dict(), "masks": self.masks.state_dict()}
 
     def load_state_dict(self, pl_module: LightningModule, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``, on a module that is cut as far as the state says, and no further."""
         reshard(pl_module)
         parameters = self.parameters(pl_module)
-        self._masks.clear()
+        self.masks.clear()
         self.state = PruningState.from_state_dict(state)
         if shard_group([*parameters.values()]) is None:
-            self._masks.load(state["masks"], parameters)
+            self.masks.load(state["masks"], parameters)
         elif self.state.reached:
             # Each rank holds another part of the weights: the zeros say what was masked.
-            self._masks.recover(state["masks"], parameters)
+            self.masks.recover(state["masks"], parameters)
             mine = {name: local(parameters[name].detach()) != 0 for name in state["masks"]}
             self.state = self.state.after_mask(self.pruner.structure.entries(turned(self.live(pl_module), mine)))
 

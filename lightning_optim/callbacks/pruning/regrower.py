@@ -80,7 +80,7 @@ class Regrower:
             return
         is_first = self._jump is None
         self._jump = progress
-        self._due = set() if is_first or progress >= 1.0 else set(pruned.kept())
+        self._due = set() if is_first or progress >= 1.0 else set(pruned.masks.kept())
 
     def regrow(self, trainer: Trainer, pl_module: LightningModule, pruned: PrunedNetwork, optimizer: Optimizer) -> None:
         """Renew the masks that are due among the weights of ``optimizer``; a collective call.
@@ -90,7 +90,7 @@ class Regrower:
         """
         if self._setting is None or not self._due:
             return
-        parameters, kept = pruned.parameters(pl_module), pruned.kept()
+        parameters, kept = pruned.parameters(pl_module), pruned.masks.kept()
         owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         renewed = {}
         for number, (name, parameter) in enumerate(parameters.items()):
@@ -108,7 +108,7 @@ class Regrower:
         if renewed:
             self._due -= renewed.keys()
             pruned.regrow(trainer, pl_module, renewed)
-            check_ranks_agree(trainer, pruned.checksum(), "what comes back")
+            check_ranks_agree(trainer, pruned.masks.checksum(), "what comes back")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last jump, and the masks that are still due."""

@@ -5,8 +5,10 @@ No other file reads one, so that after a new release of Lightning one file is to
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,6 +66,23 @@ def ddp_settings(trainer: Trainer) -> dict[str, Any] | None:
 def spawns_processes(trainer: Trainer) -> bool:
     """Whether the fit runs in processes that ``multiprocessing`` starts for it and that end with it."""
     return is_instance_of(trainer.strategy.launcher, "_MultiProcessingLauncher")
+
+
+def skips_backward(trainer: Trainer) -> bool:
+    """Whether the fit runs forward passes alone, as stochastic weight averaging does for batch-norm statistics."""
+    return trainer.fit_loop._skip_backward
+
+
+def blocked_sync(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Context in which a training step leaves the reducer of DDP alone."""
+    strategy: Any = trainer.strategy
+    return strategy.block_backward_sync() if is_instance_of(strategy, "ParallelStrategy") else nullcontext()
+
+
+@functools.cache
+def own_attributes() -> frozenset[str]:
+    """Names of the attributes that Lightning itself gives a LightningModule."""
+    return frozenset(vars(LightningModule()))
 
 
 def callbacks_of_new_trainer() -> Sequence[Callback]:

@@ -14,6 +14,7 @@ from lightning_optim.callbacks.trainer.lightning_private import compiler_of
 from lightning_optim.errors import TargetError
 from lightning_optim.surgery.compilation import find_compilation
 from lightning_optim.surgery.parts import PartsPlan, StepRecorder, part_names, plan_parts
+from lightning_optim.surgery.passes import is_repeating
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.torch_private import is_compiled_wrapper
 
@@ -96,7 +97,7 @@ class NetworkObserver:
         return self._recorder.run_whole(original, *args, **kwargs)
 
     def _training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.is_known or self._network is None:
+        if self.is_known or self._network is None or is_repeating():
             return original(*args, **kwargs)
         self._recorder = step = StepRecorder(self._network, reads=self.is_in_parts)
         try:

@@ -14,6 +14,7 @@ from lightning_optim.quantization.compilation.trace import NotKnownYetError, tra
 from lightning_optim.quantization.simulation.simulator import Forward, Simulator
 from lightning_optim.surgery.compilation import Compiler
 from lightning_optim.surgery.containers import tensors_of
+from lightning_optim.surgery.passes import is_repeating
 from lightning_optim.surgery.torch_private import (
     ISOLATES_GRAPHS,
     backend_error,
@@ -144,13 +145,15 @@ class _CompiledState:
         run = self._compiler(traced.module, [*inputs, *known()])
 
         def simulate(*values: Any) -> Any:
-            self.has_run = True
-            simulator.follow(traced.histories)
+            self.has_run, is_first = True, not is_repeating()
+            if is_first:
+                simulator.follow(traced.histories)
             outputs = run(*values, *known())
             if not traced.observed:
                 return outputs
             *outputs, low, high = outputs
-            ranges.widen(traced.observed, low, high)
+            if is_first:
+                ranges.widen(traced.observed, low, high)
             return outputs
 
         return simulate

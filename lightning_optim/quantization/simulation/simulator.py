@@ -34,7 +34,8 @@ from lightning_optim.quantization.simulation.tensor_state import SavedStates, Te
 from lightning_optim.quantization.simulation.watch import Watch
 from lightning_optim.surgery.containers import map_tensors
 from lightning_optim.surgery.copies import eval_copy
-from lightning_optim.surgery.torch_private import checkpoints_followed, is_recomputing
+from lightning_optim.surgery.passes import is_seen_again
+from lightning_optim.surgery.torch_private import checkpoints_followed
 
 Forward = Callable[..., Any]
 Merge = Callable[[Ranges, Any, Callable[[list[Any]], None]], None]
@@ -173,7 +174,7 @@ class Simulator:
         if not (self.is_ready or self.is_growing):
             return forward(*args, **kwargs)
         self.learned.refresh()
-        is_first = not is_recomputing()
+        is_first = not is_seen_again()
         record = self._begin_record(network, args, kwargs, part) if self.is_growing and is_first else None
         learns = self.is_ready and network.training
         backend = self.backend(self.ranges, self.learned if learns else None, fold=fold)
@@ -384,8 +385,7 @@ class Simulator:
     def _begin_record(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], part: str) -> Record:
         if self.example is None and not part:
             self.example = map_tensors(lambda tensor: tensor.detach().cpu().clone(), (args, kwargs))
-        if self._record is None:
-            self._record = Record(self.plan or Plan(), self._histories)
+        self._record = self._record or Record(self.plan or Plan(), self._histories)
         return self._record
 
     def __reduce__(self) -> tuple[Any, ...]:

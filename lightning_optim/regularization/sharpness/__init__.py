@@ -1,0 +1,1 @@
+"""Sharpness: how far, and where to, weights are moved before the gradient is taken."""
