@@ -76,8 +76,22 @@ class DropoutSettings:
 
         Raises:
             TargetError: If targets match nothing that a method can work on.
+            ValueError: If a module's rate would be out of range.
         """
-        return {key: self._select(root, key) for key in self.methods}
+        found = {key: self._select(root, key) for key in self.methods}
+        for key, group in found.items():
+            for progress in (0.0, 1.0):
+                self._check_rates(key, group, self.probability(key, progress))
+        return found
+
+    def _check_rates(self, key: str, group: list[Dropped], probability: float) -> None:
+        rates = self.methods[key].rates(probability, [each.own for each in group])
+        for each, rate in zip(group, rates, strict=True):
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(
+                    f"probability {probability:g} of {key!r} makes a rate of {rate:g} of the {each.own:g} of "
+                    f"{each.path!r}: rates must lie in [0, 1); lower it, or leave the module out in targets.exclude"
+                )
 
     def _select(self, root: nn.Module, key: str) -> list[Dropped]:
         found = self.targets[key].select(root, (nn.Module,))

@@ -355,6 +355,8 @@ def test_a_path_without_an_output_to_drop_is_refused():
     refused(module, scheduler("dropout", targets=at("lstm")), says, TapError)
     refused(module, scheduler("dropout", targets=at("steam")), "'net.steam' matches no module; did you mean 'net.stem'")
     refused(module, scheduler("present_dropout", targets=at("stem")), "'net.stem' matches no dropout module")
+    says = r"probability 4 of 'present_dropout' makes a rate of 1 of the 0.25 of 'net.drop': rates must lie in \[0, 1\)"
+    refused(module, scheduler("scaled", probability=Linear(end=4.0)), says, ValueError)
 
 
 @pytest.mark.parametrize("case", ["dropout", "present_dropout"])

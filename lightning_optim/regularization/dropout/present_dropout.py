@@ -13,8 +13,10 @@ from lightning_optim.checked import checked
 from lightning_optim.regularization.dropout.base import DropoutMethod
 from lightning_optim.surgery.torch_private import DropoutLayer
 
-_RATES = {"DropPath": "drop_prob", "StochasticDepth": "p", "DropBlock2d": "p", "DropBlock3d": "p"}
-"""Attribute of the rate by the end of a class's name: timm's and transformers', and torchvision's."""
+_ENDINGS = ("DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d")
+"""Of the names of classes in timm, torchvision and transformers."""
+_RATES = ("p", "drop_prob")
+"""Names of the attribute that holds the rate."""
 
 
 @final
@@ -23,12 +25,12 @@ _RATES = {"DropPath": "drop_prob", "StochasticDepth": "p", "DropBlock2d": "p", "
 class PresentDropout(DropoutMethod):
     """Dropout that a network has: the rates of its own modules follow a schedule, and are theirs again after the fit.
 
-    Modules are those of torch (``nn.Dropout`` and its kinds) and what is called ``StochasticDepth`` (torchvision) or
-    ends in ``DropPath`` (timm, transformers). A rate that a layer passes on by itself, as ``nn.MultiheadAttention``
-    does, is left alone.
+    Modules are those of torch (``nn.Dropout`` and its kinds) and those whose class is called ``StochasticDepth``,
+    ``DropBlock2d`` or, with whatever before it, ``DropPath`` (torchvision, timm, transformers). A rate that a layer
+    passes on by itself, as ``nn.MultiheadAttention`` does, is left alone.
 
-    Use it to let dropout end early or begin late (Liu et al., 2023; arXiv:2303.01500, section 5): early dropout helps
-    networks that underfit, late dropout those that overfit.
+    Use it to let dropout end early, which helps networks that underfit, or begin late, which helps those that overfit
+    (Liu et al., 2023; arXiv:2303.01500).
 
     Args:
         mode: ``"set"`` gives each module the probability; ``"scale"`` multiplies its own by it, so that rates that
@@ -55,5 +57,6 @@ def rate_attribute(module: nn.Module) -> str | None:
     """
     if isinstance(module, DropoutLayer):
         return "p"
-    ends = [name for base in type(module).__mro__ for end, name in _RATES.items() if base.__name__.endswith(end)]
-    return next((name for name in ends if isinstance(vars(module).get(name), int | float)), None)
+    if not any(base.__name__.endswith(_ENDINGS) for base in type(module).__mro__):
+        return None
+    return next((name for name in _RATES if isinstance(vars(module).get(name), int | float)), None)

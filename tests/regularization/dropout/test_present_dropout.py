@@ -22,6 +22,9 @@ class StochasticDepth(nn.Module):  # as torchvision has it
         self.p, self.mode = p, mode
 
 
+class DropBlock2d(DropPath): ...  # timm's holds its rate so too
+
+
 class Dropped(nn.Module):
     p = 0.1
 
@@ -29,11 +32,8 @@ class Dropped(nn.Module):
 def test_rates_are_found_in_torchs_modules_and_by_the_usual_names():
     for kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout):
         assert rate_attribute(kind(0.2)) == "p"
-    assert [rate_attribute(each) for each in (DropPath(0.1), SwinDropPath(0), StochasticDepth(0.2))] == [
-        "drop_prob",
-        "drop_prob",
-        "p",
-    ]
+    assert rate_attribute(StochasticDepth(0.2)) == "p"
+    assert [rate_attribute(each) for each in (DropPath(0.1), SwinDropPath(0), DropBlock2d(0.2))] == ["drop_prob"] * 3
     assert [rate_attribute(each) for each in (Dropped(), DropPath(None), nn.Linear(1, 1))] == [None] * 3
 
 
