@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.quantization.calibration import calibrate_module
+from lightning_optim.callbacks.quantization.elastic_norms import refuse_elastic_norms
 from lightning_optim.callbacks.quantization.learned_values import checked_rate, train_values
 from lightning_optim.callbacks.quantization.simulated_calls import SimulatedCalls
 from lightning_optim.callbacks.trainer.clock import FitProgress
@@ -346,6 +347,7 @@ class QATFakeQuant(TechniqueCallback):
         excluded = excluded_modules(pl_module, name, network, self.targets)
         assigned = assign_layers(pl_module, network, self.layers)
         self._check_plan(network)
+        refuse_elastic_norms(network)
         self.release()
         self._simulator.place(excluded, assigned)
         self._live = network

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
-from lightning_optim import SharpnessAware, Targets, Window
+from lightning_optim import PruningScheduler, SharpnessAware, Targets, Window
 from lightning_optim.errors import TapError
+from lightning_optim.pruning import Wanda
 from lightning_optim.regularization import ASAM, SAM
-from lightning_optim.schedule import Linear
+from lightning_optim.schedule import Constant, Linear
 from support import quiet, run_script, same
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -400,3 +401,19 @@ def test_what_a_step_returns_beside_its_loss_is_of_the_first_pass_and_a_step_wit
             )
 
     assert same(found, fit(SkipsToo()))
+
+
+@pytest.mark.parametrize("kind", [Module, Manual])
+@pytest.mark.parametrize("compiles", [False, True])
+def test_evidence_of_pruning_is_that_of_the_first_pass(kind, compiles):
+    def seen(*callbacks):
+        torch._dynamo.reset()
+        module, pruning = kind(), PruningScheduler(criterion=Wanda(), schedule=Constant(value=0.5), window=later)
+        if compiles:
+            module.net = torch.compile(module.net, backend="eager")
+        module.optimizer = lambda weights, _: torch.optim.SGD(weights, 0.0)
+        fit(module, pruning, *callbacks)
+        return pruning.state_dict()["evidence"]
+
+    later = Window(begin=0.9)
+    assert same(seen(), seen(SharpnessAware()))
