@@ -90,6 +90,8 @@ class BatchMixer(TechniqueCallback):
         self.window = window
         if num_classes is not None and num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        if num_classes is not None and labels == "mix_loss":
+            raise ValueError("num_classes has no effect with labels='mix_loss': leave it out, or set labels='soft'")
         self._progress = FitProgress(Window() if window is None else window)
         self._patches = Patches()
         self._steps: MixedStep | None = None

@@ -31,7 +31,9 @@ class BatchEntries:
         return next(iter(self.labels.values())).shape[0]
 
 
-def find_entries(batch: Any, input_keys: Sequence[str], label_keys: Sequence[str]) -> BatchEntries:
+def find_entries(
+    batch: Any, input_keys: Sequence[str], label_keys: Sequence[str], *, needs_inputs: bool = True
+) -> BatchEntries:
     """Find the inputs and the labels of a batch.
 
     Without keys, the label is the only tensor of integers that has the batch dimension, and inputs are all tensors in
@@ -41,6 +43,7 @@ def find_entries(batch: Any, input_keys: Sequence[str], label_keys: Sequence[str
         batch: Containers of tensors: tuples, dictionaries, dataclasses, in one another.
         input_keys: Keys or places of the inputs, as ``"image"`` or ``"0.left"``, a container standing for all in it.
         label_keys: The same for labels.
+        needs_inputs: Whether inputs are mixed; else there may be none.
 
     Raises:
         SampleError: If it is not clear what is what, naming the tensors that there are.
@@ -59,7 +62,7 @@ def find_entries(batch: Any, input_keys: Sequence[str], label_keys: Sequence[str
     inputs = inputs or {
         name: each for name, each in _floats(tensors).items() if name not in labels and _has_samples(each, size)
     }
-    if not inputs:
+    if not inputs and needs_inputs:
         raise SampleError(
             f"nothing to mix: no tensor in floating point has {size} samples, as the labels {list(labels)} do; the "
             f"batch holds {_listed(tensors)}: name the inputs in input_keys"

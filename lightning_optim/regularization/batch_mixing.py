@@ -84,10 +84,10 @@ class BatchMixing:
         Raises:
             SampleError: If it is not clear what its inputs and labels are, or they cannot be mixed.
         """
-        entries = find_entries(batch, self.input_keys, self.label_keys)
+        combining = [each for each in self.mixing.values() if not each.needs_float_labels]
+        entries = find_entries(batch, self.input_keys, self.label_keys, needs_inputs=bool(combining))
         random = random_for("mixing", self.seed, number, rank)
         order = random.sample(range(entries.size), entries.size)
-        combining = [each for each in self.mixing.values() if not each.needs_float_labels]
         if not combining:
             return MixedBatch(batch, entries, order, None)
         mixing = random.choice(combining)

@@ -72,7 +72,8 @@ class MixedBatch:
         Raises:
             SampleError: If a label is none of the classes.
         """
-        kind = torch.promote_types(torch.float32, next(iter(self._entries.inputs.values())).dtype)
+        kinds = [each.dtype for each in self._entries.inputs.values()] or [torch.float32]
+        kind = torch.promote_types(torch.float32, kinds[0])
         changed = {}
         for name, label in self._entries.labels.items():
             soft = label if label.is_floating_point() else _one_hot(name, label, num_classes).to(kind)

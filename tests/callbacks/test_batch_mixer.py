@@ -253,6 +253,28 @@ def test_labels_are_smoothed_with_mixing_and_without():
         torch.testing.assert_close(added.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_labels_of_words_are_smoothed_without_an_input_in_floating_point():
+    class Words(LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.EmbeddingBag(9, 8), nn.Linear(8, 4))
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        configure_optimizers = Module.configure_optimizers
+
+    class WrittenWords(Words):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0]), 0.9 * F.one_hot(batch[1], 4).float() + 0.1 / 4)
+
+    words = torch.randint(0, 9, (24, 5), generator=torch.Generator().manual_seed(2))
+    loader = DataLoader(TensorDataset(words, tensors()[1]), batch_size=4)
+    added = fit(Words(), mixer(LabelSmoothing(), labels="soft", label_keys=[1]), loader=loader)
+    assert same(dict(added.state_dict()), dict(fit(WrittenWords(), loader=loader).state_dict()))
+
+
 class Segments(LightningModule):
     """A mask and a class, in one loss."""
 
@@ -573,7 +595,8 @@ def test_batches_are_mixed_in_their_window_with_their_probability():
         ({"probability": 1.5}, r"probability must lie in \[0, 1\], got 1.5"),
         ({"probability": Linear(end=2.0)}, r"probability must lie in \[0, 1\]"),
         ({"probability": 0.0}, "nothing to do"),
-        ({"num_classes": 1}, "num_classes must be at least 2"),
+        ({"num_classes": 1, "labels": "soft"}, "num_classes must be at least 2"),
+        ({"num_classes": 4}, "num_classes has no effect with labels='mix_loss'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, says):
