@@ -29,7 +29,8 @@ DEFAULTS = [
 ]
 CHANNELS = "pruning_scheduler-structure-channel"
 CHOICE = "nas_supernet-space.entry-operation_choice"
-MORE = ["pruning_scheduler-criterion-mean_activation", "pruning_scheduler-allocation-global_threshold"]
+EMA = "distillation_teacher-teacher-ema"
+MORE = [EMA, "pruning_scheduler-criterion-mean_activation", "pruning_scheduler-allocation-global_threshold"]
 
 
 def test_ranks_end_equal_under_ddp(teachers):
@@ -47,7 +48,7 @@ def test_ranks_end_equal_under_fsdp2_or_it_is_refused(teachers):
         "qat_fake_quant-default",
         CHOICE,
     ]
-    parted = [CHANNELS, "nas_supernet-default", "penalty_regularizer-default", "sharpness_aware-default"]
+    parted = [CHANNELS, EMA, "nas_supernet-default", "penalty_regularizer-default", "sharpness_aware-default"]
     said = launch("fsdp2", teachers, [*whole, *parted])
     for label in parted:
         verdicts = said.pop(label)

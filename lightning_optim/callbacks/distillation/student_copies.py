@@ -34,8 +34,8 @@ class StudentCopies:
         """
         if copies and strategy_kind(trainer) is StrategyKind.SHARDED:
             raise ValueError(
-                f"a teacher that is a copy of the student needs whole weights, and under {strategy_name(trainer)} each "
-                "rank holds a part of them: use ddp, or a teacher of its own, such as Checkpoint"
+                f"a teacher that is a copy of the student cannot be used under {strategy_name(trainer)}: each rank "
+                "holds a part of every weight; use ddp, or a teacher of its own, such as Checkpoint"
             )
         self._copies, self._loss_scale, self._waiting = copies, None, []
 

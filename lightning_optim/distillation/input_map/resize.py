@@ -63,8 +63,8 @@ class Resize(InputMap):
         if not any(map(_is_image, found)):
             shapes = ", ".join(str(list(tensor.shape)) for tensor in found) or "none"
             raise TeacherError(
-                f"Resize needs images of shape [B, C, H, W], got tensors of shape {shapes}: write an input_map of your "
-                "own for these inputs"
+                f"Resize needs floating-point images of shape [B, C, H, W], got tensors of shape {shapes}: write an "
+                "input_map of your own for these inputs"
             )
         args, kwargs = map_tensors(self._resized, (inputs.args, inputs.kwargs))
         return Inputs(args, kwargs)

@@ -28,7 +28,9 @@ def test_image_of_that_size_is_handed_on_as_it_is():
 
 
 def test_inputs_without_an_image_are_refused():
-    with pytest.raises(TeacherError, match=r"needs images of shape \[B, C, H, W\], got tensors of shape \[2, 3\]"):
+    with pytest.raises(
+        TeacherError, match=r"needs floating-point images of shape \[B, C, H, W\], got tensors of shape \[2, 3\]"
+    ):
         Resize(size=4)(Inputs((torch.ones(2, 3),)), None)
 
 
