@@ -144,8 +144,8 @@ def test_the_own_target_of_a_leaf_lies_at_the_leafs_own_path():
 
 
 IMPORT = re.compile(r"^\s*(?:>>> )?from (lightning_optim\.[\w.]+) import (\([^)]*\)|[^\n(]+)$", re.MULTILINE)
-# Benchmarks of the simulation's own parts, which nobody else needs.
-TAKE_APART = {"quantization_step.py", "quantization_speed.py"}
+# Benchmarks of the simulation's or the cache's own parts, which nobody else needs.
+TAKE_APART = {"quantization_step.py", "quantization_speed.py", "distillation_cache.py"}
 
 
 def imports_of(path):

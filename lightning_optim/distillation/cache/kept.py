@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, final
 
@@ -24,6 +25,8 @@ from lightning_optim.errors import TeacherError
 from lightning_optim.surgery.tap import ModuleCall
 
 OutputKey = str | int | None
+# Of the probability; below it, gradients begin to point elsewhere than those of all classes.
+_SMALL_SHARE = 0.3
 
 
 @final
@@ -52,6 +55,7 @@ class KeptAnswers:
         found = {loss.top_temperature for loss in soft} if top_k else set()
         self._temperatures = sorted(each for each in found if each is not None)
         self._places: tuple[Place, ...] = ()
+        self._has_warned = False
 
     def look_at(self, places: Iterable[Place]) -> None:
         """Keep the features at these places of the teacher too."""
@@ -95,6 +99,7 @@ class KeptAnswers:
                 continue
             assert isinstance(loss, SoftTarget)
             top = _top(logits.movedim(loss.class_axis(student.at(())), -1), self.top_k, self._temperatures)
+            self._warn_of_others(top)
             fields |= pack_top_logits(_output(key), top)
         return fields
 
@@ -113,6 +118,19 @@ class KeptAnswers:
         output = outputs.get(None, outputs)
         return Recording(
             ModuleCall(call.args, call.kwargs, output), {place: fields[_at(place)] for place in self._places}
+        )
+
+    def _warn_of_others(self, top: TopLogits) -> None:
+        """Say once if most of the probability is the others', of which nothing is kept but their sum."""
+        shares = {temperature: 1.0 - float(rest.exp().mean()) for temperature, rest in top.rest.items()}
+        temperature, share = min(shares.items(), key=lambda pair: pair[1])
+        if share >= _SMALL_SHARE or self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"at temperature {temperature}, top_k={self.top_k} classes hold {share:.0%} of the teacher's probability, "
+            "and of the others nothing is kept but their sum: lower the temperature, raise top_k, or set it to null",
+            stacklevel=2,
         )
 
     def _outputs(self, fields: Collection[str]) -> dict[OutputKey, Loss]:

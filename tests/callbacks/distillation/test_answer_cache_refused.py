@@ -255,3 +255,11 @@ def test_settings_out_of_range(tmp_path):
             AnswerCache(**{"folder": tmp_path} | settings)
     with pytest.raises(TypeError, match="cache must be an AnswerCache or None, got the string 'answers'"):
         DistillationTeacher(teacher=Teacher(), cache="answers")
+
+
+def test_a_small_share_of_the_likeliest_classes_is_said(tmp_path):
+    loss = SoftTarget(temperature=100.0)
+    with pytest.warns(
+        UserWarning, match=r"at temperature 100.0, top_k=1 classes hold 17% of the teacher's probability"
+    ):
+        fit(distil(tmp_path, losses=loss, top_k=1), max_epochs=1)
