@@ -40,6 +40,7 @@ class TeacherAnswers:
         self._kept = None if cache is None else KeptAnswers(losses, cache.top_k)
         self._cached: CachedTeacher | None = None
         self._num_steps = self._num_before = 0
+        self._has_answered = False
         self._num_of_epoch: int | None = None
 
     def look_at(self, places: Sequence[Place]) -> None:
@@ -69,8 +70,12 @@ class TeacherAnswers:
         """
         if self._cached is None:
             return [(mine, teacher(mine.call, batch)) for mine in calls]
-        self._num_steps += 1
-        return [(mine, self._cached(mine, turn, batch)) for turn, mine in enumerate(calls)]
+        num_seen = self._cached.num_seen
+        pairs = [(mine, self._cached(mine, turn, batch)) for turn, mine in enumerate(calls)]
+        if self._has_answered:
+            self._cached.num_seen = num_seen  # the step runs once more, on the same samples
+        self._has_answered = True
+        return pairs
 
     def end_batch(self, trainer: Trainer, batch_idx: int) -> None:
         """Write, and judge what is new: after batches 1, 2, 4, 8 ... and the last, on all ranks at once.
@@ -82,6 +87,8 @@ class TeacherAnswers:
         if cached is None:
             return
         cached.flush()
+        self._num_steps += self._has_answered
+        self._has_answered = False
         if not (trainer.is_last_batch or num_batches & (num_batches - 1) == 0):
             return
         counts = torch.tensor([cached.num_seen, cached.num_missed, self._num_steps, num_batches])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import DistillationTeacher
+from lightning_optim import DistillationTeacher, SharpnessAware
 from lightning_optim.distillation import (
     EMA,
     AnswerCache,
@@ -256,6 +256,15 @@ def test_the_rehearsal_on_an_example_writes_nothing(tmp_path):
     assert asked(callback) == SIZE + 2
     (shard,) = tmp_path.glob("*.answers")
     assert shard.stat().st_size < SIZE * (6 * 4 + 16) + 6 * 250
+
+
+def test_a_step_that_runs_twice_reads_what_it_has_asked_for(tmp_path):
+    plain, cached = distil(None), distil(tmp_path)
+    reference = fit(plain, SharpnessAware(), batches=loader(shuffle=False))
+    student = fit(cached, SharpnessAware(), batches=loader(shuffle=False))
+    assert same(dict(reference.state_dict()), dict(student.state_dict()))
+    assert (asked(plain), asked(cached)) == (6 * SIZE, SIZE)
+    assert json.loads((tmp_path / "complete.json").read_text()) == {"samples": SIZE}
 
 
 def test_a_teacher_that_was_the_student_is_read_by_one_that_starts_alike(tmp_path):
