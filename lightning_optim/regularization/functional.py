@@ -238,10 +238,12 @@ def drop_blocks(x: Tensor, probability: float, block_size: int, generator: torch
     size = min(block_size, height, width)
     rate = min(block_rate(probability, size, height, width), 1.0)
     shape = (*x.shape[:2], height - size + 1, width - size + 1)
-    corners = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(rate, generator=generator)
-    padded = torch.nn.functional.pad(corners, [size - 1] * 4)
-    kept = 1.0 - torch.nn.functional.max_pool2d(padded, size, stride=1)
-    return x * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1.0)).to(x.dtype)
+    corners = torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(rate, generator=generator)
+    blocks = torch.nn.functional.pad(corners, [size - 1] * 4)
+    for dim in (-2, -1):
+        blocks = _any_of_window(blocks, size, dim)
+    kept = ~blocks
+    return x * (kept * (kept.numel() / kept.sum().clamp(min=1))).to(x.dtype)
 
 
 def sharpest_move(gradients: Sequence[Tensor], rho: float) -> list[Tensor]:
@@ -292,6 +294,17 @@ def _scaled(moves: Sequence[Tensor], rho: float, measured: Sequence[Tensor], lik
         return [torch.zeros_like(each) for each in like]
     factor = rho / (norm + 1e-12)
     return [(move * factor).to(each.dtype) for move, each in zip(moves, like, strict=True)]
+
+
+def _any_of_window(mask: Tensor, size: int, dim: int) -> Tensor:
+    """Whether anything is true in each window along a dimension; windows grow to twice their size at a time."""
+    width = 1
+    while width < size:
+        step = min(width, size - width)
+        rest = mask.shape[dim] - step
+        mask = mask.narrow(dim, 0, rest) | mask.narrow(dim, step, rest)
+        width += step
+    return mask
 
 
 def _gram(matrices: Tensor) -> Tensor:

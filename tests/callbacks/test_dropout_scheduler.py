@@ -114,9 +114,9 @@ class Written(Net):
 
     def drop_block(self, x, rate, generator):
         gamma = rate / 9 * 36 / 16
-        corners = torch.empty(*x.shape[:2], 4, 4, dtype=x.dtype).bernoulli_(gamma, generator=generator)
-        kept = 1 - F.max_pool2d(F.pad(corners, (2, 2, 2, 2)), 3, 1)
-        return x * kept * (kept.numel() / kept.sum(dtype=torch.float32)).to(x.dtype)
+        corners = torch.empty(*x.shape[:2], 4, 4, dtype=torch.bool).bernoulli_(gamma, generator=generator)
+        kept = 1 - F.max_pool2d(F.pad(corners.float(), (2, 2, 2, 2)), 3, 1)
+        return x * (kept * (kept.numel() / kept.sum())).to(x.dtype)
 
     def present(self, x):
         if "drop" not in self.rates or not self.training:
