@@ -252,7 +252,7 @@ class DistillationTeacher(TechniqueCallback):
 
     def _advise(self, step: TrainingStep, student: Recording) -> None:
         is_first, self._is_advised = not self._is_advised, True
-        if is_first and step.pl_module.global_rank == 0:
+        if is_first and self.cache is None and step.pl_module.global_rank == 0:
             for text in self._loaded().advice(student.call, step.batch):
                 warnings.warn(text, stacklevel=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, final
 
 import torch
@@ -127,18 +128,18 @@ class FrozenTeacher(LoadedTeacher):
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if "out of memory" in str(error):  # what looks for a batch size that fits must see it as it is
                 raise
-            found = tensors_of((inputs.args, inputs.kwargs))
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in found) or "none"
-            given, advice = (
-                "the student's network was given",
-                "distil from a teacher that takes the student's inputs, or ",
-            )
-            if self._input_map is not None:
-                given, advice = f"input_map ({name_of_map(self._input_map)}) gives it", ""
-            raise TeacherError(
-                f"the teacher, a {type(self.module).__name__}, cannot answer what {given}, tensors of shape {shapes}: "
-                f"{cause_of(error)}; {advice}set its input_map to what makes its inputs"
-            ) from error
+            raise TeacherError(self._refusal(inputs, error)) from error
+
+    def _refusal(self, inputs: Inputs, error: Exception) -> str:
+        found = tensors_of((inputs.args, inputs.kwargs))
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in found) or "none"
+        given, advice = "the student's network was given", "distil from a teacher that takes the student's inputs, or "
+        if self._input_map is not None:
+            given, advice = f"input_map ({name_of_map(self._input_map)}) gives it", ""
+        return (
+            f"the teacher, a {type(self.module).__name__}, cannot answer what {given}, tensors of shape {shapes}: "
+            f"{cause_of(error)}; {advice}set its input_map to what makes its inputs"
+        )
 
     @override
     def inputs_for(self, call: ModuleCall, batch: Any) -> Any:
@@ -172,5 +173,5 @@ class FrozenTeacher(LoadedTeacher):
         return value.to(self._dtype) if value.is_floating_point() else value
 
     def _device_type(self) -> str:
-        tensor = next(iter(self.module.state_dict().values()), None)
+        tensor = next(chain(self.module.parameters(), self.module.buffers()), None)
         return "cpu" if tensor is None else tensor.device.type

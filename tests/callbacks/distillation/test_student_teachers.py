@@ -202,6 +202,27 @@ def test_step_that_half_precision_skips_does_not_count():
     torch.testing.assert_close(callback.teacher_module[7].weight, begun.lerp(student.net[7].weight.detach(), 0.5))
 
 
+def test_average_follows_each_step_of_manual_optimization_and_not_each_batch():
+    class Manual(Student):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            if batch_idx % 2:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+                self.seen.append(self.net[7].weight.detach().clone())
+
+    callback, student = distil(EMA(decay=0.5)), Manual()
+    student.seen = [student.net[7].weight.detach().clone()]
+    fit(student, callback)
+    average = student.seen[0]
+    for weight in student.seen[1:]:
+        average = average.lerp(weight, 0.5)
+    assert len(student.seen) == 5
+    assert torch.equal(callback.teacher_module[7].weight, average)
+
+
 def test_layers_built_in_configure_model_are_refused_by_name():
     class Late(Student):
         def __init__(self):
