@@ -137,12 +137,12 @@ class DistillationTeacher(TechniqueCallback):
         settings = (self._objective, self.cache, self.window, self.backward_index, digest)
         check_ranks_agree(trainer, settings, "the settings of DistillationTeacher or the teacher's weights")
         self._rehearse(trainer, pl_module)
-        self._answers.begin(self._loaded())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._added.check(trainer)
         self._learned.begin()
+        self._answers.begin(trainer, self._loaded())
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

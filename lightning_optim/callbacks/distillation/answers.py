@@ -48,14 +48,19 @@ class TeacherAnswers:
         if self._kept is not None:
             self._kept.look_at(places)
 
-    def begin(self, teacher: LoadedTeacher) -> None:
-        """Open the cache, at the start of a fit; what is answered before is neither read nor written.
+    def begin(self, trainer: Trainer, teacher: LoadedTeacher) -> None:
+        """Open the cache, in ``on_train_start``; what is answered before is neither read nor written.
+
+        Args:
+            trainer: The trainer, whose data are known.
+            teacher: The teacher.
 
         Raises:
             ArtefactError: If it is of another teacher, or lacks what is needed.
         """
         if self.cache is not None and self._kept is not None:
-            self._cached = CachedTeacher(teacher, self.cache, self._kept)
+            self._cached = CachedTeacher(teacher, self.cache, self._kept, _num_data(trainer))
+            self._num_of_epoch = self._cached.store.num_samples_of_epoch
             self._begin_epoch(self._cached)
 
     def answer(
@@ -97,10 +102,7 @@ class TeacherAnswers:
         num_seen, num_missed, num_steps, num_batches = map(int, counts.tolist())
         self._judge(trainer, cached.store, num_missed)
         if trainer.is_last_batch:
-            if num_steps == num_batches:
-                cached.store.mark_complete(num_seen)
-            cached.store.refresh()
-            self._begin_epoch(cached)
+            self._end_epoch(trainer, cached, num_seen if num_steps == num_batches else None)
 
     def close(self) -> None:
         """Close the cache; a second call does nothing."""
@@ -108,8 +110,16 @@ class TeacherAnswers:
             self._cached.store.close()
             self._cached = None
 
+    def _end_epoch(self, trainer: Trainer, cached: CachedTeacher, num_seen: int | None) -> None:
+        cached.store.refresh()
+        if num_seen is not None:
+            self._num_of_epoch = num_seen
+            if _is_all(trainer, len(cached.store)):
+                cached.store.mark_complete(num_seen)
+        self._begin_epoch(cached)
+
     def _begin_epoch(self, cached: CachedTeacher) -> None:
-        self._num_before, self._num_of_epoch = len(cached.store), cached.store.num_samples_of_epoch
+        self._num_before = len(cached.store)
         self._num_steps = cached.num_seen = cached.num_missed = 0
 
     def _judge(self, trainer: Trainer, store: AnswerStore, num_new: int) -> None:
@@ -131,3 +141,12 @@ def _num_data(trainer: Trainer) -> int | None:
     loader = trainer.train_dataloader
     dataset = loader.dataset if isinstance(loader, DataLoader) else None
     return len(dataset) if isinstance(dataset, Sized) else None
+
+
+def _is_all(trainer: Trainer, num_answers: int) -> bool:
+    """Whether there are answers to all data, and not to the first batches alone."""
+    num_data = _num_data(trainer)
+    if num_data is not None:
+        return num_answers >= (1.0 - _NEW) * num_data
+    limit: int | float | None = trainer.limit_train_batches
+    return limit is None or (isinstance(limit, float) and limit == 1.0)

@@ -22,9 +22,9 @@ from lightning_optim.errors import ArtefactError, SampleError, TeacherError
 from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.shard import is_sharded
 
-# A complete cache is of other data if none of the first samples of a fit is in it; of so many, since fewer could all be
-# new by chance. One batch is enough, so that the student has learned nothing yet.
-_FEWEST = 8
+# A complete cache is of other data if none of the first samples is in it. Of data that are no more than the answers, a
+# batch is enough, so that the student has learned nothing yet; of more, that many could all be new by chance.
+_FEW, _MANY = 8, 64
 
 
 @final
@@ -35,20 +35,22 @@ class CachedTeacher:
         teacher: The teacher, where it is to run.
         cache: Where its answers lie.
         kept: What is kept of them.
+        num_data: How many samples there are to train with; ``None`` if that is not known.
 
     Raises:
         ArtefactError: If what lies there is of another teacher, or lacks what is needed.
         ValueError: If the teacher changes while the student learns, or is sharded.
     """
 
-    def __init__(self, teacher: LoadedTeacher, cache: AnswerCache, kept: KeptAnswers) -> None:
+    def __init__(self, teacher: LoadedTeacher, cache: AnswerCache, kept: KeptAnswers, num_data: int | None) -> None:
         _check_is_constant(teacher)
         self._teacher, self._key, self._kept = teacher, cache.key, kept
         found_by = "inputs" if cache.key is None else "index"
         self._own: dict[str, Any] = {"teacher": teacher.fingerprint(), "key": found_by, "top_k": kept.top_k}
         self.store = AnswerStore(Path(cache.folder).expanduser(), self._check)
         self._is_believed = not self.store.is_complete
-        self._num_first = 0
+        self._num_first, is_more = 0, num_data is None or num_data > len(self.store)
+        self._num_needed = _MANY if is_more else _FEW
         self._is_doubtful = is_doubtful(teacher.module)
         self.num_seen = self.num_missed = 0
 
@@ -101,7 +103,7 @@ class CachedTeacher:
             return
         self._num_first += num_samples
         self._is_believed = num_missing < num_samples
-        if not self._is_believed and self._num_first >= _FEWEST:
+        if not self._is_believed and self._num_first >= self._num_needed:
             raise ArtefactError(
                 f"{self.store.folder} holds a teacher's answers to other data: none of the first {self._num_first} "
                 "samples is among them. Give another folder; or, if the data are the same, take augmentation at random "

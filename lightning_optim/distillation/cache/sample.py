@@ -32,7 +32,8 @@ def content_keys(inputs: Any, count: int) -> list[bytes]:
     """Hash of what a network is given of each sample: same inputs, same key, on whatever device they are.
 
     A key covers the sample's part of each tensor whose first axis is that of the samples, the whole of each other
-    tensor, numbers and words beside them, and the names, shapes and number formats of all.
+    tensor, numbers and words beside them, and the names, shapes and number formats of all. A first axis of 1 stands for
+    all samples, so that one alone in a batch has the key that it has among others.
 
     Args:
         inputs: Tensors and their containers.
@@ -46,11 +47,11 @@ def content_keys(inputs: Any, count: int) -> list[bytes]:
     shared = hashlib.blake2b(repr(_plain_values(inputs)).encode())
     parts: list[Any] = []
     for path, tensor in find_tensors(inputs):
-        is_batched = _is_batched(tensor, count)
-        shared.update(f"{name_of(path)} {tensor.dtype} {list(tensor.shape[is_batched:])}".encode())
+        has_rows = _is_batched(tensor, count) or _is_batched(tensor, 1)
+        shared.update(f"{name_of(path)} {tensor.dtype} {list(tensor.shape[has_rows:])}".encode())
         content = as_bytes(tensor)
-        if is_batched:
-            parts.append(content.reshape(count, -1))
+        if has_rows:
+            parts.append(content.reshape(len(tensor), -1))
         else:
             shared.update(content)
     begin = shared.digest()
@@ -58,7 +59,7 @@ def content_keys(inputs: Any, count: int) -> list[bytes]:
     for row in range(count):
         digest = hashlib.blake2b(begin, digest_size=_KEY_SIZE)
         for part in parts:
-            digest.update(part[row])
+            digest.update(part[row % len(part)])
         keys.append(digest.digest())
     return keys
 

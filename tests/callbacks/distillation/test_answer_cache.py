@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_optim import DistillationTeacher, SharpnessAware
 from lightning_optim.distillation import (
@@ -68,7 +68,8 @@ def data(size=SIZE, seed=1):
 def loader(dataset=None, seed=3, **settings):
     dataset = TensorDataset(*data()) if dataset is None else dataset
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, **{"batch_size": 8, "shuffle": True, "generator": generator} | settings)
+    settings = {"batch_size": 8, "shuffle": not isinstance(dataset, IterableDataset)} | settings
+    return DataLoader(dataset, generator=generator, **settings)
 
 
 def distil(folder, teacher=None, losses=None, top_k=None, key=None, **settings):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from lightning_optim import DistillationTeacher
 from lightning_optim.distillation import (
@@ -46,6 +46,15 @@ def refused(error, text, callback, folder, **settings):
     assert content(folder) == before
 
 
+def order(dataset):
+    return {} if isinstance(dataset, IterableDataset) else {"shuffle": False}
+
+
+class Unsized(IterableDataset):
+    def __iter__(self):
+        return zip(*data(), strict=True)
+
+
 @pytest.fixture
 def written(tmp_path):
     fit(distil(tmp_path), max_epochs=1)
@@ -66,6 +75,26 @@ def test_other_data(written):
     refused(ArtefactError, text, distil(written), written, batches=loader(TensorDataset(*data(seed=5))))
     text = r"in another number format: give another folder"
     refused(ArtefactError, text, distil(written), written, precision="64-true")
+
+
+def test_more_data_are_other_data_once_64_of_them_are_new(written):
+    with pytest.raises(ArtefactError, match="none of the first 64 samples is among them"):
+        fit(distil(written), batches=loader(TensorDataset(*data(100, seed=5))))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"fast_dev_run": True}, {"limit_train_batches": 1}, {"overfit_batches": 1}], ids=str
+)
+def test_a_trial_on_a_few_batches_makes_no_complete_cache(settings, tmp_path):
+    few = [TensorDataset(*data()), Unsized()]
+    for number, dataset in enumerate(few):
+        folder = tmp_path / str(number)
+        fit(distil(folder), batches=loader(dataset, **order(dataset)), **settings)
+        assert not (folder / "complete.json").exists()
+        callback = distil(folder)
+        fit(callback, batches=loader(dataset, **order(dataset)))
+        assert asked(callback) == SIZE - 8
+        assert (folder / "complete.json").exists()
 
 
 def test_a_few_new_samples_are_no_other_data(written):

@@ -49,6 +49,12 @@ def test_what_has_no_batch_axis_counts_for_every_sample():
     assert len({*first, *second}) == 8
 
 
+def test_a_sample_alone_has_the_key_that_it_has_among_others():
+    x, places = seeded(4, 2), torch.arange(3).view(1, 3)
+    assert [keys(x[row : row + 1], places)[0] for row in range(4)] == keys(x, places)
+    assert not set(keys(x, places)) & set(keys(x, places + 1))
+
+
 def test_inputs_may_be_nested():
     x, y = seeded(4, 2), seeded(4, 3)
     assert keys({"a": x, "b": [y]}) == keys({"a": x.clone(), "b": [y.clone()]})
