@@ -29,7 +29,7 @@ class EMA(StudentTeacher):
     steps are about what it remembers: 0.99 for short fits, 0.999 for long ones.
 
     Args:
-        precision: Number format of the teacher: ``None`` or ``"float32"``; in half of it, small steps would be lost.
+        precision: Number format of the teacher: ``None`` or ``"float32"``, which a student in half precision needs.
         input_map: What the teacher is given; see ``NetworkTeacher``.
         device: Where it computes; see ``NetworkTeacher``.
         compile: Whether it is compiled; see ``NetworkTeacher``.

@@ -13,6 +13,8 @@ from lightning_optim.surgery.select import plain_name
 Update = Callable[[Tensor, Tensor], Tensor]
 """What becomes of a weight of the teacher after a step of the student: ``(teacher's, student's) -> teacher's``."""
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 @final
 class StudentCopy:
@@ -45,8 +47,14 @@ class StudentCopy:
         """Take over the student's weights, unless a checkpoint's were loaded.
 
         Raises:
-            ValueError: If the student's network is another than when it was copied.
+            ValueError: If the student's network is another than when it was copied, or an average would be too coarse.
         """
+        coarse = next((each.dtype for each in self.module.parameters() if each.dtype in _HALF), None)
+        if self.follows and coarse is not None:
+            raise ValueError(
+                f"an average of weights in {str(coarse).removeprefix('torch.')}, as the student's are, would lose "
+                "small steps: set the teacher's precision to 'float32'"
+            )
         if not self._has_begun:
             self._fill(_tensors_of(student), "student's network")
         self._has_begun = True

@@ -223,6 +223,22 @@ def test_average_follows_each_step_of_manual_optimization_and_not_each_batch():
     assert torch.equal(callback.teacher_module[7].weight, average)
 
 
+def test_average_of_a_student_in_half_precision_is_kept_in_float32_or_refused():
+    with pytest.raises(ValueError, match=r"in bfloat16, as the student's are, would lose small steps: set .*'float32'"):
+        fit(Student(), distil(EMA()), precision="bf16-true")
+
+    class Half(Student):
+        def training_step(self, batch, batch_idx):
+            x, y = batch_of(batch_idx)
+            return F.cross_entropy(self(x.bfloat16()).float(), y)
+
+    callback, student = distil(EMA(decay=0.9, precision="float32")), Half()
+    fit(student, callback, precision="bf16-true")
+    assert student.net[7].weight.dtype is torch.bfloat16
+    assert callback.teacher_module[7].weight.dtype is torch.float32
+    assert not torch.equal(callback.teacher_module[7].weight.bfloat16(), student.net[7].weight)
+
+
 def test_layers_built_in_configure_model_are_refused_by_name():
     class Late(Student):
         def __init__(self):
