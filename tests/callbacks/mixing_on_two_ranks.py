@@ -1,16 +1,12 @@
 """Run by ``test_batch_mixer``: under DDP each rank draws its own, and ends as mixup that is written into the step."""
 
-import sys
 import warnings
-from pathlib import Path
 
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_batch_mixer import Module, Written, data, drawn, mixer
-
+from mixing_by_hand import Module, Written, data, drawn, mixer
 from support import quiet, same
 
 
