@@ -10,10 +10,11 @@ Example:
 """
 
 from lightning_optim.cost.count import count_bytes, count_macs, count_parameters
-from lightning_optim.distillation.functional import attention_transfer_loss, soft_target_loss, top_soft_target_loss
+from lightning_optim.distillation.functional import attention_transfer_loss, soft_target_loss
 from lightning_optim.distillation.kernel.attention import QueriesAndKeys, attention_transfer_loss_from_queries
 from lightning_optim.distillation.kernel.hidden import soft_target_loss_from_hidden
 from lightning_optim.distillation.kernel.logits import soft_target_loss_
+from lightning_optim.distillation.kernel.top import top_soft_target_loss
 from lightning_optim.pruning.functional import drop_lowest, magnitude, mask_from_scores
 from lightning_optim.quantization.functional import (
     affine_qparams,

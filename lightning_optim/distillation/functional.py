@@ -59,51 +59,6 @@ def soft_target_loss(
     return temperature**2 * reduce_positions(terms.sum(class_dim), reduction, mask)
 
 
-def top_soft_target_loss(
-    student_logits: Tensor,
-    indices: Tensor,
-    teacher_log: Tensor,
-    temperature: float = 1.0,
-    *,
-    reduction: Reduction = "mean",
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Soft-target loss over the teacher's likeliest classes and, as one more, all others together.
-
-    ``temperature ** 2 * sum_i sum_b q_i(b) * log(q_i(b) / p_i(b))`` over k + 1 buckets; the last one's probability is
-    the sum of its classes'. The gradient in the logit of a class of the last bucket is
-    ``temperature * p(c) * (1 - q(rest) / p(rest))``, that of any other ``temperature * (p(c) - q(c))``.
-
-    Args:
-        student_logits: Logits ``[..., C]``.
-        indices: The teacher's k likeliest classes, ``[..., k]``.
-        teacher_log: Logarithms of their probabilities at that temperature and, last, of all others', ``[..., k + 1]``.
-        temperature: Divides the student's logits, as it did the teacher's; above 0.
-        reduction: ``"sum"`` over positions, or ``"mean"`` over the valid ones.
-        mask: Which positions are valid; boolean, shaped as the logits without their last axis. ``None``: all.
-
-    Returns:
-        A scalar, at least 0.
-
-    Raises:
-        ValueError: If positions differ, or a setting is out of range.
-
-    Example:
-        >>> student, teacher = torch.zeros(1, 4), torch.tensor([[0.5, 0.5]]).log()
-        >>> round(float(top_soft_target_loss(student, torch.tensor([[2]]), teacher)), 4)
-        0.1438
-    """
-    check_temperature(temperature)
-    if student_logits.shape[:-1] != indices.shape[:-1]:
-        raise ValueError(
-            f"the student's logits have shape {list(student_logits.shape)}, the teacher's likeliest classes "
-            f"{list(indices.shape)}: all axes but the last must be the same"
-        )
-    student_log = (at_least_float32(student_logits) / temperature).log_softmax(-1)
-    positions = divergence(teacher_log, log_buckets(student_log, indices))
-    return temperature**2 * reduce_positions(positions, reduction, mask)
-
-
 def log_buckets(log_probabilities: Tensor, indices: Tensor) -> Tensor:
     """Logarithms of the probabilities of some classes and, last, of all others together, ``[..., k + 1]``.
 

@@ -14,8 +14,8 @@ from lightning_optim.distillation.functional import (
     check_reduction,
     soft_target_loss,
     standardize_logits,
-    top_soft_target_loss,
 )
+from lightning_optim.distillation.kernel.top import top_soft_target_loss
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.classes import ClassLoss
 from lightning_optim.distillation.loss.output import select_output
