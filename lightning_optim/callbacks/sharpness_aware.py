@@ -41,7 +41,8 @@ class SharpnessAware(TechniqueCallback):
 
     Under manual optimization the code of a step runs twice up to ``manual_backward``, which it must call once, before
     any optimizer's step; the rest runs once. Generators that a module holds by itself (``torch.Generator``), and
-    metrics that lie in no module, are not put back for the second pass.
+    metrics that lie in no module, are not put back for the second pass. ``on_before_zero_grad`` and
+    ``on_before_backward`` see moved weights, every other hook sees the weights.
 
     How much higher the second loss is, is logged as ``regularization/sharpness``.
 

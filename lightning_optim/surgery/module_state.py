@@ -61,6 +61,6 @@ def _found(part: nn.Module, spared: Collection[str]) -> Iterator[tuple[dict[str,
 def _copied(value: Any) -> Any:
     if isinstance(value, list):
         return value[:]
-    if not isinstance(value, Tensor) or value.grad_fn is not None:
-        return value
+    if not isinstance(value, Tensor) or value.grad_fn is not None or value.is_inference():
+        return value  # what was made in inference mode cannot change outside
     return value.detach().clone()

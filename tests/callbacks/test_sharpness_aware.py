@@ -417,3 +417,22 @@ def test_evidence_of_pruning_is_that_of_the_first_pass(kind, compiles):
 
     later = Window(begin=0.9)
     assert same(seen(), seen(SharpnessAware()))
+
+
+def test_what_validation_leaves_in_the_module_stays_as_it_is():
+    class Validating(Module):
+        def __init__(self):
+            super().__init__()
+            self.validated, self.last = MeanMetric(), torch.zeros(())
+            self.net.register_buffer("seen_last", torch.zeros(()))
+
+        def validation_step(self, batch, batch_idx):
+            self.last = self.net.seen_last = F.cross_entropy(self(batch[0]), batch[1])
+            self.validated.update(self.last)
+
+    module, spy = Validating(), Moves()
+    quiet().validate(module, data(), verbose=False)  # in inference mode
+    quiet(SharpnessAware(), spy, max_epochs=2, num_sanity_val_steps=0).fit(module, data(), data())
+    assert len(spy.lengths) == 8
+    assert module.validated.update_count == 12
+    assert module.last == module.net.seen_last

@@ -45,3 +45,13 @@ def test_names_can_be_spared():
     module(torch.randn(3, 2))
     state.put_back()
     assert (module.count, module.last) == (1, None)
+
+
+def test_a_tensor_of_inference_mode_is_held_as_it_is():
+    module = Counting()
+    with torch.inference_mode():
+        module.total = module.queue = torch.ones(2)
+    held, state = module.total, ModuleState(module)
+    module.total = module.queue = torch.zeros(2)
+    state.put_back()
+    assert module.total is module.queue is held
