@@ -13,37 +13,20 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-from benchmarks.common import parser_for, quiet, quiet_trainer
-from lightning_optim.demo import Classifier, ResidualNet
+from benchmarks.common import parser_for, quiet
+from benchmarks.steps import WARMUP, seconds_of_steps
+from lightning_optim.demo import ResidualNet
 
-CLASSES, SIDE, WARMUP = 10, 16, 5
-
-
-class Stopwatch(Callback):
-    """CPU seconds of each step after the first ones."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._last: float | None = None
-
-    @override
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        now = time.process_time()
-        if self._last is not None and trainer.global_step > WARMUP:
-            self.seconds.append(now - self._last)
-        self._last = now
+CLASSES, SIDE = 10, 16
 
 
 class FreeTeacher(nn.Module):
@@ -110,27 +93,13 @@ VARIANTS: dict[str, Callable[[int], Callback] | None] = {
 }
 
 
-def take_turn(build: Callable[[int], Callback] | None, batch_size: int, steps: int) -> list[float]:
-    """Train a fresh net for a few steps and return the CPU seconds of each."""
-    torch.manual_seed(0)
-    images = torch.randn(batch_size * (WARMUP + steps), 1, SIDE, SIDE)
-    labels = torch.randint(0, CLASSES, (len(images),))
-    stopwatch = Stopwatch()
-    trainer = quiet_trainer([stopwatch] if build is None else [stopwatch, build(batch_size)], max_epochs=1)
-    module = Classifier(ResidualNet())
-    module.example_input_array = images[:1]
-    trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size))
-    return stopwatch.seconds
-
-
 def measure(batch_size: int, steps: int, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of every variant's steps."""
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for turn in range(rounds):
-        # Each round goes the other way, so that no variant always follows the same one.
-        for name in list(VARIANTS) if turn % 2 == 0 else list(reversed(VARIANTS)):
-            seconds[name] += take_turn(VARIANTS[name], batch_size, steps)
-    return seconds
+    variants = {
+        name: (lambda build=build: [] if build is None else [build(batch_size)]) for name, build in VARIANTS.items()
+    }
+    shape = (1, SIDE, SIDE)
+    return seconds_of_steps(variants, ResidualNet, shape, batch_size=batch_size, steps=steps, rounds=rounds)
 
 
 def summarize(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:

@@ -43,8 +43,8 @@ from typing_extensions import override
 
 import lightning_optim.quantization.compilation.compiled
 from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
-from benchmarks.overhead import WARMUP, Stopwatch
 from benchmarks.quantization_speed import ResNet, ViT
+from benchmarks.steps import WARMUP, Stopwatch
 from lightning_optim import QATFakeQuant, Targets
 from lightning_optim.demo import Classifier
 from lightning_optim.errors import cause_of

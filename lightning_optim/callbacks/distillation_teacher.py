@@ -19,9 +19,11 @@ from lightning_optim.callbacks.distillation.student_copies import StudentCopies
 from lightning_optim.callbacks.distillation.teacher_checks import check_teacher
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
 from lightning_optim.callbacks.trainer.lightning_private import transfer_batch
+from lightning_optim.callbacks.trainer.messages import tell
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import checked
 from lightning_optim.distillation.cache.answer_cache import AnswerCache
+from lightning_optim.distillation.initialization import LayerCopies
 from lightning_optim.distillation.loss.base import Loss
 from lightning_optim.distillation.objective import DistillationObjective, LossWeight
 from lightning_optim.distillation.observation import FeatureTaps, Recording
@@ -55,6 +57,9 @@ class DistillationTeacher(TechniqueCallback):
         teacher: Where the teacher comes from; a module may be given as it is.
         losses: One transfer loss, or several by key; ``None`` is the soft-target loss.
         cache: Where the teacher's answers are kept, so that it is asked once for each sample; ``None`` asks every time.
+        initialize_from: Layers of the student that begin as layers of the teacher: name in the LightningModule ->
+            name in the teacher. A ``*`` stands for layers in their order, of which the teacher may have a multiple:
+            ``{"net.layer.*": "layer.*"}`` takes every second of six for three. ``None`` copies nothing.
         network: Name of the student's network in the LightningModule, ``""`` for the LightningModule itself;
             ``None`` finds it.
         weight: Factor of every transfer loss, or of each by key: numbers of at least 0, or schedules over ``window``.
@@ -81,6 +86,7 @@ class DistillationTeacher(TechniqueCallback):
         teacher: Teacher | nn.Module,
         losses: Loss | Mapping[str, Loss] | None = None,
         cache: AnswerCache | None = None,
+        initialize_from: Mapping[str, str] | None = None,
         network: str | None = None,
         weight: LossWeight | Mapping[str, LossWeight] = 0.5,
         hard_weight: LossWeight = 0.5,
@@ -94,6 +100,8 @@ class DistillationTeacher(TechniqueCallback):
         self.losses, self.weight = self._objective.losses, self._objective.weights
         self.hard_weight = self._objective.hard_weight
         self.cache, self._answers = cache, TeacherAnswers(cache, self.losses)
+        self.initialize_from = None if initialize_from is None else dict(initialize_from)
+        self._layer_copies = None if initialize_from is None else LayerCopies(initialize_from)
         self.network, self.backward_index = network, backward_index
         self.window = Window() if window is None and self._objective.has_schedule else window
         self._calls, self._taps = NetworkCalls(), FeatureTaps()
@@ -124,8 +132,12 @@ class DistillationTeacher(TechniqueCallback):
             module = self.teacher.load(lambda: self._find(pl_module)[1])
             check_teacher(module, pl_module)  # before it is frozen
             self._frozen = self.teacher.freeze(module)
+<<<<<<< HEAD
         else:
             check_teacher(self._frozen.module, pl_module)
+=======
+        self._initialize(trainer, pl_module)
+>>>>>>> 1587024 (DistillationTeacher: a student begins as layers of its teacher; benchmarks of its steps and kernels)
         self._copies.start(trainer, self._frozen.copies)
         self._network = self._find(pl_module)[0] if self._frozen.copies else ""
         self._added.attach(trainer, pl_module)
@@ -187,6 +199,16 @@ class DistillationTeacher(TechniqueCallback):
 
     def _find(self, pl_module: LightningModule) -> tuple[str, nn.Module]:
         return find_network(pl_module, self.network, needs_forward=False)
+
+    def _initialize(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the student begin as layers of the teacher, where a fit begins; what a checkpoint holds comes after."""
+        if self._layer_copies is None or trainer.global_step > 0:
+            return
+        if self._loaded().copies:
+            raise ValueError("initialize_from needs a teacher of its own weights, this one is made of the student")
+        student, teacher = Side(pl_module, self._find(pl_module)[0]), Side(self._loaded().module)
+        copied = self._layer_copies.copy(student, teacher)
+        tell(trainer, f"the student begins as layers of its teacher: {', '.join(copied)}")
 
     def _loaded(self) -> LoadedTeacher:
         assert self._frozen is not None

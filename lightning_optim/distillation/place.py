@@ -102,17 +102,27 @@ def find_places(root: nn.Module, given: Sequence[str], network: str) -> tuple[Pl
         >>> [str(place) for place in find_places(root, ["?:input"], "student")]
         ['0:input', '1:input', '2:input']
     """
-    found: list[Place] = []
+    places = [Place.parse(text) for text in given]
+    return tuple(Place(name, place.part) for place in places for name in find_names(root, place.path, network))
+
+
+def find_names(root: nn.Module, path: str, network: str) -> list[str]:
+    """Names of the modules that a path names; one with ``*`` names modules in the order of the network.
+
+    Args:
+        root: Holds the modules.
+        path: As in a place.
+        network: Whose modules they are, for the message: ``"student"`` or ``"teacher"``.
+
+    Raises:
+        TargetError: If it names no module, or the network gives its output alone.
+    """
     if isinstance(root, OutputOnly):
-        raise TargetError(f"{', '.join(map(repr, given))} cannot be seen in the {network}: {root.reason}")
-    for text in given:
-        place = Place.parse(text)
-        try:
-            names = _names(root, place.path)
-        except TargetError as error:
-            raise TargetError(f"{network}: {error}") from error
-        found += [Place(name, place.part) for name in names]
-    return tuple(found)
+        raise TargetError(f"{path!r} cannot be seen in the {network}: {root.reason}")
+    try:
+        return _names(root, path)
+    except TargetError as error:
+        raise TargetError(f"{network}: {error}") from error
 
 
 def _names(root: nn.Module, path: str) -> list[str]:
