@@ -96,11 +96,11 @@ class TeacherAnswers:
         self._has_answered = False
         if not (trainer.is_last_batch or num_batches & (num_batches - 1) == 0):
             return
-        counts = torch.tensor([cached.num_seen, cached.num_missed, self._num_steps, num_batches])
+        counts = torch.tensor([cached.num_seen, cached.num_missed, self._num_before, self._num_steps, num_batches])
         if trainer.world_size > 1:  # which also waits for all to have written
             counts = trainer.strategy.reduce(counts.to(trainer.strategy.root_device), reduce_op="sum")
-        num_seen, num_missed, num_steps, num_batches = map(int, counts.tolist())
-        self._judge(trainer, cached.store, num_missed)
+        num_seen, num_missed, num_before, num_steps, num_batches = map(int, counts.tolist())
+        self._judge(trainer, cached.store, num_missed, num_before // trainer.world_size)
         if trainer.is_last_batch:
             self._end_epoch(trainer, cached, num_seen if num_steps == num_batches else None)
 
@@ -122,11 +122,11 @@ class TeacherAnswers:
         self._num_before = len(cached.store)
         self._num_steps = cached.num_seen = cached.num_missed = 0
 
-    def _judge(self, trainer: Trainer, store: AnswerStore, num_new: int) -> None:
+    def _judge(self, trainer: Trainer, store: AnswerStore, num_new: int, num_before: int) -> None:
         if self._num_of_epoch is None or num_new <= _NEW * self._num_of_epoch:
             return
         num_data = _num_data(trainer)
-        if num_data is not None and self._num_before + num_new <= (1.0 + _NEW) * num_data:
+        if num_data is not None and num_before + num_new <= (1.0 + _NEW) * num_data:
             return  # samples that the epochs before have left out
         raise ArtefactError(
             f"{num_new} samples of this epoch are not in the cache {store.folder}, which has been through an epoch of "

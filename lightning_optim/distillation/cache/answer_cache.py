@@ -29,8 +29,9 @@ class AnswerCache:
         top_k: Keep that many of the likeliest classes, and how likely all others are together: at k = 32 of 32,768
             classes 128 bytes a position and not 65,536. ``SoftTarget`` alone can learn from that, at the temperature at
             which it was written. Use it for large vocabularies and temperatures near 1: a higher one moves most of the
-            probability to the others, whose shares the student is then not told. ``None`` keeps all numbers of what
-            losses read, outputs and features.
+            probability to the others, whose shares the student is then not told. Of probabilities that fall with the
+            rank as a power, 32 classes keep the direction of the gradient at temperature 1 (a cosine of 0.999), less of
+            it at 2 (0.92) and little at 4 (0.32). ``None`` keeps all numbers of what losses read, outputs and features.
         key: Where the batch holds an integer for each sample, by which answers are found: an index, a key, several
             joined by dots. ``None`` finds them by a hash of what the network is given of the sample. With augmentation
             at random, inputs are never the same, and only a key finds anything: the answer to the first version.

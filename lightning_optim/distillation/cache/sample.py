@@ -13,7 +13,7 @@ from lightning_optim.surgery.containers import as_plain, find_tensors, map_tenso
 from lightning_optim.surgery.tap import ModuleCall
 from lightning_optim.surgery.torch_private import pytree
 
-_KEY_SIZE = 16
+KEY_SIZE = 16
 
 
 def num_samples(call: ModuleCall) -> int:
@@ -57,7 +57,7 @@ def content_keys(inputs: Any, count: int) -> list[bytes]:
     begin = shared.digest()
     keys = []
     for row in range(count):
-        digest = hashlib.blake2b(begin, digest_size=_KEY_SIZE)
+        digest = hashlib.blake2b(begin, digest_size=KEY_SIZE)
         for part in parts:
             digest.update(part[row % len(part)])
         keys.append(digest.digest())
@@ -71,7 +71,7 @@ def index_keys(index: Tensor, turn: int) -> list[bytes]:
         index: An integer for each sample.
         turn: Which call of the network in the step it is, from 0.
     """
-    return [hashlib.blake2b(f"{number} {turn}".encode(), digest_size=_KEY_SIZE).digest() for number in index.tolist()]
+    return [hashlib.blake2b(f"{number} {turn}".encode(), digest_size=KEY_SIZE).digest() for number in index.tolist()]
 
 
 def select_samples(call: ModuleCall, batch: Any, rows: Sequence[int]) -> tuple[ModuleCall, Any]:

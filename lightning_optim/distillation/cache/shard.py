@@ -11,10 +11,10 @@ from typing import Any, final
 
 from lightning_optim.distillation.cache.frame import Frame, SupportsSlices, make_frame, read_frames
 from lightning_optim.distillation.cache.layout import Bytes, Layout
+from lightning_optim.distillation.cache.sample import KEY_SIZE
 from lightning_optim.errors import ArtefactError
 
 SUFFIX = ".answers"
-KEY_SIZE = 16
 
 
 @final
