@@ -8,9 +8,20 @@ import torch
 from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_sharpness_aware import Manual, Module, fit, written
+from test_sharpness_aware import Manual, Module, Net, fit, written
 
-from lightning_optim import SharpnessAware
+from lightning_optim import (
+    DistillationTeacher,
+    PenaltyRegularizer,
+    PruningScheduler,
+    QATFakeQuant,
+    SharpnessAware,
+    Window,
+)
+from lightning_optim.distillation import Hint, SoftTarget
+from lightning_optim.pruning import Wanda
+from lightning_optim.regularization import L1
+from lightning_optim.schedule import Constant
 from support import same
 
 
@@ -38,6 +49,15 @@ def main():
     found, expected = ends(module, SharpnessAware(), **together), ends(by_hand, strategy="ddp")
     for name, value in found.items():  # ranks meet once in a step, and by hand once in a batch: sums in another order
         torch.testing.assert_close(value, expected[name], rtol=0.0, atol=1e-7)
+    hint = Hint(student="net.stem", teacher="stem", projection="always")
+    teacher = DistillationTeacher(teacher=Net(), losses={"soft": SoftTarget(), "hint": hint})
+    pruning = PruningScheduler(criterion=Wanda(), schedule=Constant(value=0.5), window=Window(begin=1, unit="step"))
+    others = [teacher, pruning, QATFakeQuant(), PenaltyRegularizer(penalties=L1(), strength=0.01)]
+    found, everyone = ends(Module(), *others, SharpnessAware(), strategy="ddp"), [None, None]
+    assert int((found["net.stem.weight"] == 0).sum()) == 27
+    states = [teacher.state_dict()["learned"], others[2].state_dict()["ranges"]]
+    distributed.all_gather_object(everyone, states)
+    assert same(*everyone)
     distributed.destroy_process_group()
 
 

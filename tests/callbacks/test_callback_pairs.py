@@ -16,6 +16,7 @@ from lightning_optim import (
     PenaltyRegularizer,
     PruningScheduler,
     QATFakeQuant,
+    SharpnessAware,
     Targets,
     Window,
 )
@@ -127,6 +128,7 @@ OTHERS = {
     "masks": pruning,
     "quantization": QATFakeQuant,
     "supernet": searching,
+    "sharpness": SharpnessAware,
 }
 
 

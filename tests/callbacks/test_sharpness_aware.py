@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 
 from lightning_optim import PruningScheduler, SharpnessAware, Targets, Window
 from lightning_optim.errors import TapError
-from lightning_optim.pruning import Wanda
+from lightning_optim.pruning import Channel, Wanda
 from lightning_optim.regularization import ASAM, SAM
 from lightning_optim.schedule import Constant, Linear
 from support import quiet, run_script, same
@@ -436,3 +436,35 @@ def test_what_validation_leaves_in_the_module_stays_as_it_is():
     assert len(spy.lengths) == 8
     assert module.validated.update_count == 12
     assert module.last == module.net.seen_last
+
+
+def test_a_module_that_is_compiled_as_a_whole_is_trained_alike():
+    class Quiet(Module):
+        def training_step(self, batch, batch_idx):
+            loss = F.cross_entropy(self(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+    torch._dynamo.reset()
+    module = Quiet()
+    compiled = torch.compile(module, backend="eager")
+    fit(compiled, SharpnessAware())
+    for name, value in fit(Quiet(), SharpnessAware()).items():
+        torch.testing.assert_close(dict(module.state_dict())[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_channels_that_are_removed_while_it_trains_are_gone_in_both_passes(order):
+    def cut(*others):
+        structure, window = Channel(shrink="update"), Window(begin=3, end=4, unit="step")
+        pruning = PruningScheduler(structure=structure, schedule=Constant(value=0.5), window=window)
+        module = Module()
+        module.example_input_array = torch.zeros(2, 1, 5, 5)
+        return module, fit(module, *[pruning, *others][::order])
+
+    module, found = cut(SharpnessAware())
+    assert module.net.stem.out_channels == module.net.norm.num_features == 3
+    assert all(value.isfinite().all() for value in found.values())
+    _, plain = cut()
+    assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in plain.items()}
+    assert not torch.equal(found["net.stem.weight"], plain["net.stem.weight"])
