@@ -31,8 +31,9 @@ class BatchMixer(TechniqueCallback):
 
     With ``labels="mix_loss"`` the training step runs on the mixed samples with their own labels, then with those of
     their partners, and both losses are mixed: any loss and any kind of label will do. The network runs once; its output
-    is played back in the second run. Metrics, logs and prints see the first run alone. With ``labels="soft"`` the step
-    runs once, and gets labels as probabilities, ``[B, C]``, as ``F.cross_entropy`` takes them.
+    is played back in the second run. Metrics, logs and prints see the first run alone, and numbers and lists in
+    attributes of modules stay as it left them. With ``labels="soft"`` the step runs once, and gets labels as
+    probabilities, ``[B, C]``, as ``F.cross_entropy`` takes them.
 
     A batch is a tuple, a dictionary, a dataclass or several of them in one another. Where no keys are given, its
     tensors in floating point are mixed, and its only tensor of integers is the label.

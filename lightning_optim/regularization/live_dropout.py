@@ -13,7 +13,7 @@ from lightning_optim.regularization.dropout.base import AddedDropout
 from lightning_optim.regularization.dropout_settings import DropoutSettings, Dropped
 from lightning_optim.regularization.step_draws import StepDraws
 from lightning_optim.surgery.containers import map_tensors, tensors_of
-from lightning_optim.surgery.random_state import seeded
+from lightning_optim.surgery.generator_state import seeded
 from lightning_optim.surgery.tap import OutputChanges, Surroundings
 from lightning_optim.surgery.torch_private import is_call_compiled, is_compiled_wrapper
 

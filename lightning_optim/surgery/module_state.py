@@ -22,6 +22,7 @@ class ModuleState:
     Args:
         root: The module.
         spared: Names of attributes that are not looked at.
+        tensors: Whether buffers and other tensors count: those that a graph has saved must not be written to.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -32,9 +33,12 @@ class ModuleState:
         (tensor([0., 0.]), tensor(0))
     """
 
-    def __init__(self, root: nn.Module, spared: Collection[str] = ()) -> None:
+    def __init__(self, root: nn.Module, spared: Collection[str] = (), *, tensors: bool = True) -> None:
         self._kept = [
-            (home, name, value, _copied(value)) for part in root.modules() for home, name, value in _found(part, spared)
+            (home, name, value, _copied(value))
+            for part in root.modules()
+            for home, name, value in _found(part, spared)
+            if tensors or not isinstance(value, Tensor)
         ]
 
     @torch.no_grad()

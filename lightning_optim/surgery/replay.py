@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.containers import tensors_of
+from lightning_optim.surgery.generator_state import GeneratorState
 from lightning_optim.surgery.patch import Patches
-from lightning_optim.surgery.random_state import RandomState
 from lightning_optim.surgery.torch_private import call_wrapped, checkpoints_followed, in_place_version
 
 
@@ -24,7 +24,7 @@ class _Played:
 
     output: Any
     versions: tuple[int, ...]
-    after: RandomState
+    after: GeneratorState
     given: tuple[Tensor, ...] | None
 
 
@@ -55,7 +55,7 @@ class NetworkReplay:
         self._played: list[_Played] = []
         self._depth = self._next = 0
         self._compares = self._differs = self._is_reentrant = False
-        self._began = self._ended = RandomState.of(device)
+        self._began = self._ended = GeneratorState.of(device)
         self._ends: BaseException | None = None
 
     @property
@@ -91,10 +91,10 @@ class NetworkReplay:
         Raises:
             TapError: If a call records no gradient that could be used twice.
         """
-        self._began, self._compares, self._ends = RandomState.of(self._device), compares, ends
+        self._began, self._compares, self._ends = GeneratorState.of(self._device), compares, ends
         with self._wrapped(self._record), checkpoints_followed(self._note_checkpoint):
             yield
-        self._ended = RandomState.of(self._device)
+        self._ended = GeneratorState.of(self._device)
 
     @contextmanager
     def second(self) -> Iterator[None]:
@@ -138,7 +138,7 @@ class NetworkReplay:
                 "the network runs inside a reentrant checkpoint, where its output has no gradient to be used twice: "
                 "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
             )
-        self._played.append(_Played(output, _versions(output), RandomState.of(self._device), given))
+        self._played.append(_Played(output, _versions(output), GeneratorState.of(self._device), given))
         if self._ends is not None:
             raise self._ends
         return output

@@ -114,7 +114,7 @@ class MixedStep:
         """Run the step up to the network's first answer, which tells the classes, and anew from there."""
         replay = self._replay()
         try:
-            with self._silence.of(self._pl_module), replay.first(ends=_Answered()):
+            with self._silence.of(self._pl_module, puts_back=False), replay.first(ends=_Answered()):
                 output = step(mixed.with_own_labels())
             if _loss_of(output) is None:
                 return output

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NoReturn, final
 
-import numpy
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -20,10 +18,10 @@ from lightning_optim.callbacks.trainer.lightning_private import (
     skips_backward,
 )
 from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
+from lightning_optim.surgery.generator_state import GeneratorState
 from lightning_optim.surgery.module_state import ModuleState
 from lightning_optim.surgery.passes import is_repeating, repeating
 from lightning_optim.surgery.patch import Patches
-from lightning_optim.surgery.random_state import RandomState
 from lightning_optim.surgery.torch_private import checkpoints_followed, never_compiled
 
 Moves = Callable[[list[nn.Parameter], list[Tensor]], Sequence[Tensor]]
@@ -44,15 +42,12 @@ class _Before:
 
     def __init__(self, pl_module: LightningModule, device: torch.device) -> None:
         self._state = ModuleState(pl_module, own_attributes())
-        self._numbers = RandomState.of(device)
-        self._python, self._numpy = random.getstate(), numpy.random.get_state()
+        self._numbers = GeneratorState.of(device)
         self._trained = [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()]
 
     def put_back(self) -> None:
         self._state.put_back()
         self._numbers.restore()
-        random.setstate(self._python)
-        numpy.random.set_state(self._numpy)
         for parameter, is_trained in self._trained:
             parameter.requires_grad_(is_trained)
 

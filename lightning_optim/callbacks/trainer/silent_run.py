@@ -10,7 +10,9 @@ from typing import Any, final
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
 
+from lightning_optim.callbacks.trainer.lightning_private import own_attributes
 from lightning_optim.surgery.copies import copy_model
+from lightning_optim.surgery.module_state import ModuleState
 from lightning_optim.surgery.patch import Patches
 
 _METHODS = ("forward", "update", "compute", "reset")
@@ -21,8 +23,8 @@ class SilentRun:
     """Silent run of a training step: ``self.log``, ``self.print`` and the module's metrics see nothing of it.
 
     An empty copy stands in for each metric of the module, or collection of them, while the step runs: what a metric
-    returns is that of this run alone, and what it has counted before stays. Metrics that are no submodules, and loggers
-    that the step calls by itself, cannot be found.
+    returns is that of this run alone, and what it has counted before stays. Numbers and lists in attributes of modules
+    are put back. Metrics that are no submodules, and loggers that the step calls by itself, cannot be found.
 
     Example:
         >>> from torchmetrics import SumMetric
@@ -38,11 +40,18 @@ class SilentRun:
 
     def __init__(self) -> None:
         self._copies: dict[str, Metric | MetricCollection] = {}
+        self._spared = own_attributes()
 
     @contextmanager
-    def of(self, pl_module: LightningModule) -> Iterator[None]:
-        """Run silently what is inside."""
+    def of(self, pl_module: LightningModule, *, puts_back: bool = True) -> Iterator[None]:
+        """Run silently what is inside.
+
+        Args:
+            pl_module: The module.
+            puts_back: Whether numbers and lists in attributes are put back: not where the network runs for good.
+        """
         patches = Patches()
+        state = ModuleState(pl_module, self._spared, tensors=False) if puts_back else None
         copies = [(metric, self._empty_copy(name, metric)) for name, metric in _metrics_of(pl_module).items()]
         try:
             for method in ("log", "log_dict", "print"):
@@ -53,6 +62,8 @@ class SilentRun:
             yield
         finally:
             patches.undo()
+            if state is not None:
+                state.put_back()
 
     def release(self) -> None:
         """Let go of the copies."""

@@ -20,7 +20,7 @@ class Module(LightningModule):
         # two of them share their states, so that one alone is updated
         self.both = MetricCollection([MulticlassAccuracy(3), MulticlassF1Score(3)])
         self.holder = nn.ModuleDict({"inner": MeanMetric()})
-        self.logged, self.printed = [], []
+        self.logged, self.printed, self.steps, self.last = [], [], 0, "none"
 
     def log(self, name, value, **_):
         self.logged.append(name)
@@ -38,6 +38,8 @@ def step(module, shift):
     module.both.update(logits.roll(int(shift), 0), y)
     module.holder["inner"].update(shift)
     module.print("here")
+    module.steps, module.last = module.steps + 1, f"shift {shift:g}"
+    module.logged.append(("kept", shift))
     return module.error(logits, torch.eye(3)), module.both.compute()
 
 
@@ -59,6 +61,7 @@ def test_what_a_module_has_counted_and_logged_stays():
     assert same(state(module), before)
     assert module.logged == logged
     assert len(module.printed) == 1
+    assert (module.steps, module.last) == (1, "shift 1")
 
 
 def test_a_metric_goes_on_counting_after_a_silent_run():
