@@ -132,12 +132,9 @@ class DistillationTeacher(TechniqueCallback):
             module = self.teacher.load(lambda: self._find(pl_module)[1])
             check_teacher(module, pl_module)  # before it is frozen
             self._frozen = self.teacher.freeze(module)
-<<<<<<< HEAD
         else:
             check_teacher(self._frozen.module, pl_module)
-=======
         self._initialize(trainer, pl_module)
->>>>>>> 1587024 (DistillationTeacher: a student begins as layers of its teacher; benchmarks of its steps and kernels)
         self._copies.start(trainer, self._frozen.copies)
         self._network = self._find(pl_module)[0] if self._frozen.copies else ""
         self._added.attach(trainer, pl_module)
