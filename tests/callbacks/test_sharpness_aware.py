@@ -468,3 +468,21 @@ def test_channels_that_are_removed_while_it_trains_are_gone_in_both_passes(order
     _, plain = cut()
     assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in plain.items()}
     assert not torch.equal(found["net.stem.weight"], plain["net.stem.weight"])
+
+
+def test_an_optimizer_that_calls_its_closure_several_times_takes_two_passes_each_time():
+    class Several(Module):
+        def training_step(self, batch, batch_idx):
+            runs.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), 1e-2, max_iter=3, history_size=2)
+
+    ends = []
+    for callbacks in ([], [SharpnessAware()]):
+        runs = []
+        ends.append(fit(Several(), *callbacks, max_epochs=1))
+        assert len(runs) == (12 if not callbacks else 24)
+    assert not same(*ends)
+    assert all(value.isfinite().all() for value in ends[1].values())
