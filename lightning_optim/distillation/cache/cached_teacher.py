@@ -147,10 +147,11 @@ class CachedTeacher:
 
 
 def _check_is_constant(teacher: LoadedTeacher) -> None:
-    if any(copied.follows for copied in teacher.copies):
+    learns = any(weight.requires_grad for weight in teacher.module.parameters())
+    if learns or any(copied.follows for copied in teacher.copies):
         raise ValueError(
-            "a teacher that follows the student answers otherwise after each step, so nothing of it can be cached: "
-            "distil without a cache"
+            "a teacher that learns or follows the student answers otherwise after each step, so nothing of it can be "
+            "cached: distil without a cache"
         )
     if any(is_sharded(weight) for weight in teacher.module.parameters()):
         raise ValueError(

@@ -13,6 +13,7 @@ from lightning_optim.distillation.cache.packed_logits import (
     is_packed,
     pack_top_logits,
     packed_names,
+    packed_temperatures,
     unpack_top_logits,
 )
 from lightning_optim.distillation.loss.base import Loss
@@ -73,6 +74,12 @@ class KeptAnswers:
         wanted = [_at(place) for place in self._places]
         for key in self._outputs(fields):
             name = _output(key)
+            held = packed_temperatures(name, fields)
+            other = next((each for each in self._temperatures if each not in held), None)
+            if held and other is not None:
+                return (
+                    f"its answers were written for temperature {' and '.join(map(str, held))}, and a loss has {other}"
+                )
             wanted += [name] if self.top_k is None else packed_names(name, self._temperatures)
         absent = next((name for name in wanted if name not in fields), None)
         there = ", ".join(map(repr, sorted(fields)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_optim.distillation.top_logits import TopLogits
 
-_INDEX, _LOGITS, _CLASSES = "index", "logits", "classes"
+_INDEX, _LOGITS, _CLASSES, _REST = "index", "logits", "classes", "rest at "
 
 
 def packed_names(name: str, temperatures: Iterable[float]) -> list[str]:
@@ -21,6 +21,17 @@ def packed_names(name: str, temperatures: Iterable[float]) -> list[str]:
         temperatures: At which the others' probability is held.
     """
     return [f"{name}/{part}" for part in (_CLASSES, _INDEX, _LOGITS, *map(_rest, temperatures))]
+
+
+def packed_temperatures(name: str, fields: Iterable[str]) -> list[float]:
+    """Temperatures at which the others' probability is among some tensors.
+
+    Args:
+        name: What stands before their names.
+        fields: Names of the tensors.
+    """
+    begin = f"{name}/{_REST}"
+    return sorted(float(field.removeprefix(begin)) for field in fields if field.startswith(begin))
 
 
 def is_packed(name: str, fields: Collection[str]) -> bool:
@@ -72,4 +83,4 @@ def unpack_top_logits(name: str, fields: Mapping[str, Tensor], temperatures: Ite
 
 
 def _rest(temperature: float) -> str:
-    return f"rest at {float(temperature)}"
+    return f"{_REST}{float(temperature)}"

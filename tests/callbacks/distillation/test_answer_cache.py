@@ -309,5 +309,5 @@ def test_a_sample_is_found_by_what_the_teacher_is_given(key, tmp_path):
 
 
 def test_a_teacher_that_follows_the_student_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="follows the student answers otherwise after each step"):
+    with pytest.raises(ValueError, match="learns or follows the student answers otherwise after each step"):
         fit(distil(tmp_path, teacher=EMA()))

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from lightning_optim.distillation import TopLogits
-from lightning_optim.distillation.cache.packed_logits import is_packed, pack_top_logits, packed_names, unpack_top_logits
+from lightning_optim.distillation.cache.packed_logits import (
+    is_packed,
+    pack_top_logits,
+    packed_names,
+    packed_temperatures,
+    unpack_top_logits,
+)
 from lightning_optim.functional import soft_target_loss, top_soft_target_loss
 
 
@@ -70,5 +76,7 @@ def test_one_class_is_held_by_its_index_and_the_others_probability():
 def test_each_temperature_has_a_tensor_of_its_own():
     packed = pack_top_logits("x", TopLogits.of(torch.randn(3, 4), 2, [2.0, 1]))
     assert set(packed) == set(packed_names("x", [1.0, 2]))
+    assert packed_temperatures("x", packed) == [1.0, 2.0]
+    assert not packed_temperatures("y", packed)
     assert is_packed("x", packed)
     assert not is_packed("y", packed)
