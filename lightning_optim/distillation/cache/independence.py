@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_optim.distillation.cache.sample import num_samples, select_samples
 from lightning_optim.distillation.observation import Recording
 from lightning_optim.errors import TeacherError
 from lightning_optim.surgery.containers import tensors_of
 from lightning_optim.surgery.tap import ModuleCall
+from lightning_optim.surgery.torch_private import BatchNorm
 
 _TOLERANCE = 0.01  # of the largest number; rounding is far less, another neighbour's influence far more
 
@@ -26,7 +26,7 @@ def is_doubtful(teacher: nn.Module) -> bool:
     """
     return any(
         (isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and not module.batch_first)
-        or (isinstance(module, _BatchNorm) and not module.track_running_stats)
+        or (isinstance(module, BatchNorm) and not module.track_running_stats)
         for module in teacher.modules()
     )
 
