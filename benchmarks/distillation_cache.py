@@ -21,6 +21,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from benchmarks.common import parser_for, quiet, quiet_trainer, show_figures
-from benchmarks.overhead import Stopwatch
+from benchmarks.residual_nets import CifarResNet
+from benchmarks.steps import beside_plain, seconds_of_steps
 from lightning_optim import DistillationTeacher
-from lightning_optim.demo import Classifier, ResidualNet
-from lightning_optim.distillation import AnswerCache, SoftTarget
+from lightning_optim.distillation import AnswerCache, ModuleTeacher, SoftTarget
 from lightning_optim.distillation.cache.sample import content_keys
 
 CLASSES, EXPONENT, TEACHER_NOISE, STUDENT_NOISE = 32768, 1.42, 0.5, 1.0
@@ -157,35 +158,27 @@ def measure_hash() -> dict[str, float]:
     return found
 
 
-def resnet(width: int = 16) -> ResidualNet:
-    """Return ResNet-20, or a wider one."""
-    return ResidualNet(widths=(width, 2 * width, 4 * width), blocks=3, in_channels=3, num_classes=100)
-
-
-def take_turn(batches: DataLoader[Any], cache: AnswerCache | None) -> list[float]:
-    """Train for an epoch and return the CPU seconds of its steps."""
-    torch.manual_seed(0)
-    stopwatch, student, teacher = Stopwatch(), resnet(), resnet(8)
-    distil = [DistillationTeacher(teacher=teacher, cache=cache)] if cache else []
-    quiet_trainer([stopwatch, *distil], max_epochs=1).fit(Classifier(student), batches)
-    return stopwatch.seconds
-
-
 def measure_step(steps: int, rounds: int) -> dict[str, float]:
     """Return the ratios of a step that reads answers, and of a plain step, to a plain step."""
-    torch.manual_seed(0)
-    images = torch.randn(BATCH * (steps + 6), 3, 32, 32)
-    batches = DataLoader(TensorDataset(images, torch.randint(0, 100, (len(images),))), BATCH)
-    seconds: dict[str, list[float]] = {"plain": [], "control": [], "cached": []}
+    teacher = ModuleTeacher(module=CifarResNet(8, 8))
     with tempfile.TemporaryDirectory() as folder:
-        cache = AnswerCache(folder=folder)
-        take_turn(batches, cache)  # asks the teacher
-        for turn in range(rounds):
-            for name in list(seconds) if turn % 2 == 0 else list(reversed(seconds)):
-                seconds[name] += take_turn(batches, cache if name == "cached" else None)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    found = {f"kd_step_ratio_{name}": round(median[name] / median["plain"], 4) for name in ("cached", "control")}
-    return {"step_ms": round(1e3 * median["plain"], 1), **found}
+        variants: dict[str, Callable[[], Sequence[Callback]]] = {
+            "cached": lambda: [DistillationTeacher(teacher=teacher, cache=AnswerCache(folder=folder))],
+            "plain": list,
+            "control": list,
+        }
+        for turns, names in ((1, ["cached"]), (rounds, list(variants))):  # the first asks the teacher
+            torch.manual_seed(0)
+            seconds = seconds_of_steps(
+                {name: variants[name] for name in names},
+                CifarResNet,
+                (3, 32, 32),
+                batch_size=BATCH,
+                steps=steps,
+                rounds=turns,
+            )
+    found = beside_plain(seconds)
+    return {f"kd_step_ratio_{name}": round(found[name][0], 4) for name in ("cached", "control")}
 
 
 def show(rows: list[dict[str, float]]) -> None:
