@@ -6,7 +6,7 @@ The student is ResNet-20, the teacher ResNet-32 of twice its width, both on rand
 one process on one thread. A step is timed in CPU time, from the end of one batch to the end of the next; ratios are of
 medians.
 
-- teacher: as it comes. ``compiled``: with ``compile="freeze"``, its weights as constants. ``bf16``: in bfloat16
+- teacher: as it comes. ``compiled``: with ``compile=True``, its weights as constants. ``bf16``: in bfloat16
   besides, where the processor has it (or a GPU is there), else null.
 - cached: its answers are read from the cache that an earlier fit has written.
 - free: a teacher that answers at no cost, with batches of 128: what is left is the callback's own time, in ms a step.
@@ -56,10 +56,10 @@ def teachers() -> dict[str, Callable[[], Sequence[Callback]]]:
     net = CifarResNet(32, 32)
     found = {
         "teacher": ModuleTeacher(module=net),
-        "compiled": ModuleTeacher(module=CifarResNet(32, 32), compile="freeze"),
+        "compiled": ModuleTeacher(module=CifarResNet(32, 32), compile=True),
     }
     if has_bf16():
-        found["bf16"] = ModuleTeacher(module=CifarResNet(32, 32), compile="freeze", precision="bfloat16")
+        found["bf16"] = ModuleTeacher(module=CifarResNet(32, 32), compile=True, precision="bfloat16")
     return {name: (lambda each=each: [DistillationTeacher(teacher=each)]) for name, each in found.items()}
 
 

@@ -50,7 +50,7 @@ def variants() -> dict[str, Callable[[], Sequence[Callback]]]:
 
     found: dict[str, Callable[[], Sequence[Callback]]] = {"plain": list, "control": list}
     found |= {name: penalize(penalty) for name, penalty in PENALTIES.items()}
-    return found | {"sam": lambda: [SharpnessAware(perturbation=SAM())]}
+    return found | {"sam": lambda: [SharpnessAware(sharpness=SAM())]}
 
 
 def measure(batch_size: int = 128, steps: int = 6, rounds: int = 4) -> Mapping[str, Any]:

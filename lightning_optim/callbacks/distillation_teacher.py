@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.distillation.answers import TeacherAnswers
 from lightning_optim.callbacks.distillation.learned import LearnedParts
+from lightning_optim.callbacks.distillation.mutual_step import MutualStep, both_ways, check_losses
 from lightning_optim.callbacks.distillation.student_copies import StudentCopies
 from lightning_optim.callbacks.distillation.teacher_checks import check_teacher
 from lightning_optim.callbacks.trainer.added_loss import AddedLoss, TrainingStep
@@ -31,6 +32,7 @@ from lightning_optim.distillation.place import Side
 from lightning_optim.distillation.teacher.base import Teacher
 from lightning_optim.distillation.teacher.loaded import LoadedTeacher
 from lightning_optim.distillation.teacher.module import ModuleTeacher
+from lightning_optim.distillation.teacher.peer import LoadedPeer, Peer
 from lightning_optim.errors import SampleError, TapError
 from lightning_optim.surgery.calls import NetworkCalls
 from lightning_optim.surgery.containers import tensors_of
@@ -51,7 +53,8 @@ class DistillationTeacher(TechniqueCallback):
     what learns inside a loss, such as the projection of a hint; its optimizer steps when the student's does. Validation
     and testing are left as they are.
 
-    Each transfer loss is logged as ``distillation/<key of the loss>``, before it is multiplied by its weight.
+    Each transfer loss is logged as ``distillation/<key of the loss>``, before it is multiplied by its weight; a
+    ``Peer``'s own loss of the task as ``distillation/peer``.
 
     Args:
         teacher: Where the teacher comes from; a module may be given as it is.
@@ -116,6 +119,9 @@ class DistillationTeacher(TechniqueCallback):
         self._is_made = self._is_advised = False
         self._learned = LearnedParts()
         self._copies, self._network = StudentCopies(), ""
+        self._mutual: MutualStep | None = None
+        if isinstance(self.teacher, Peer):
+            check_losses(self.losses, has_cache=cache is not None, initializes=initialize_from is not None)
 
     @property
     def teacher_module(self) -> nn.Module | None:
@@ -128,12 +134,15 @@ class DistillationTeacher(TechniqueCallback):
             return
         self.release()
         self._is_made, self._is_advised, self._learned = False, False, LearnedParts()
-        if self._frozen is None or self._frozen.copies:  # of the student of an earlier fit
+        if self._frozen is None or self._frozen.copies or self._mutual is not None:  # what an earlier fit has trained
             module = self.teacher.load(lambda: self._find(pl_module)[1])
             check_teacher(module, pl_module)  # before it is frozen
             self._frozen = self.teacher.freeze(module)
         else:
             check_teacher(self._frozen.module, pl_module)
+        if isinstance(self.teacher, Peer) and isinstance(self._frozen, LoadedPeer):
+            self._mutual = MutualStep(self._frozen, self.teacher.make_optimizer)
+            self._mutual.attach(trainer, pl_module)
         self._initialize(trainer, pl_module)
         self._copies.start(trainer, self._frozen.copies)
         self._network = self._find(pl_module)[0] if self._frozen.copies else ""
@@ -150,12 +159,14 @@ class DistillationTeacher(TechniqueCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._added.check(trainer)
-        self._learned.begin()
+        for parts in self._parts:
+            parts.begin()
         self._answers.begin(trainer, self._loaded())
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._learned.note_step(trainer)
+        for parts in self._parts:
+            parts.note_step(trainer)
         self._copies.note_step(trainer)
 
     @override
@@ -163,7 +174,8 @@ class DistillationTeacher(TechniqueCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._answers.end_batch(trainer, batch_idx)
-        self._learned.end_batch(trainer)
+        for parts in self._parts:
+            parts.end_batch(trainer)
         self._copies.end_batch(trainer, self._network)
 
     @override
@@ -171,6 +183,7 @@ class DistillationTeacher(TechniqueCallback):
         held = {
             "progress": self._added.state_dict(),
             "learned": self._learned.state_dict(),
+            "peer": {} if self._mutual is None else self._mutual.parts.state_dict(),
             "copies": self._copies.state_dict(),
         }
         return {key: value for key, value in held.items() if value}
@@ -180,6 +193,8 @@ class DistillationTeacher(TechniqueCallback):
         self._added.load_state_dict(state_dict.get("progress", {}))
         self._learned.load_state_dict(state_dict.get("learned", {}))
         self._copies.load_state_dict(state_dict.get("copies", []))
+        if self._mutual is not None:
+            self._mutual.parts.load_state_dict(state_dict.get("peer", {}))
 
     def network_copies(self) -> Sequence[tuple[str, nn.Module]]:
         """Teachers that follow the student, each with the name of its network; they are cut as it is."""
@@ -188,11 +203,18 @@ class DistillationTeacher(TechniqueCallback):
     @override
     def release(self) -> None:
         self._added.detach()
+        if self._mutual is not None:
+            self._mutual.detach()
         self._answers.close()
         self._calls.remove()
         self._taps.remove()
         if self._frozen is not None:
             self._frozen.release()
+
+    @property
+    def _parts(self) -> list[LearnedParts]:
+        """What learns beside the student."""
+        return [self._learned] if self._mutual is None else [self._learned, self._mutual.parts]
 
     def _find(self, pl_module: LightningModule) -> tuple[str, nn.Module]:
         return find_network(pl_module, self.network, needs_forward=False)
@@ -219,6 +241,8 @@ class DistillationTeacher(TechniqueCallback):
         floats = (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
         self._loaded().place(trainer.strategy.root_device, next(floats, torch.float32))
         self._copies.begin(network)
+        if self._mutual is not None:
+            self._mutual.start(trainer.strategy.root_device)
         self._calls.attach(pl_module, name, network)
         student, teacher = self._objective.look_at(Side(pl_module, name), Side(self._loaded().module))
         self._taps.attach(pl_module, student)
@@ -259,9 +283,24 @@ class DistillationTeacher(TechniqueCallback):
         self._taps.close()
 
     def _add(self, loss: Tensor, step: TrainingStep) -> Tensor:
+        if self._mutual is not None:
+            return self._add_mutual(loss, step, self._mutual)
         pairs = self._answer(step.batch)
         self._advise(step, pairs[0][0])
-        values = self._compare(pairs, step.progress, step.batch)
+        return self._total(loss, self._compare(pairs, step.progress, step.batch), step)
+
+    def _add_mutual(self, loss: Tensor, step: TrainingStep, mutual: MutualStep) -> Tensor:
+        """The student's loss; the peer's has its gradient in it, and not its value."""
+        student = self._taps.take(self._calls.take())
+        peer = mutual.run(step.pl_module, self._find(step.pl_module)[1])
+        of_student, of_peer = both_ways(student, peer.calls)
+        step.pl_module.log(self.metric("distillation", "peer"), peer.loss.detach())
+        others = self._objective.compare(of_peer, step.progress, step.batch)
+        theirs = self._objective.total(peer.loss, others, step.progress)
+        mine = self._total(loss, self._objective.compare(of_student, step.progress, step.batch), step)
+        return mine + (theirs - theirs.detach())
+
+    def _total(self, loss: Tensor, values: Mapping[str, Tensor], step: TrainingStep) -> Tensor:
         for key, value in values.items():
             step.pl_module.log(self.metric("distillation", key), value.detach())
         return self._objective.total(loss, values, step.progress)
@@ -284,4 +323,4 @@ class DistillationTeacher(TechniqueCallback):
         self._is_made = True
         made = self._objective.make_learned(student, teacher)
         device = tensors_of(student.call.output)[0].device
-        self._learned.start(self.losses, made, device)
+        self._learned.start({key: (each, self.losses[key].make_optimizer) for key, each in made.items()}, device)

@@ -34,6 +34,7 @@ from .teacher.hugging_face import HuggingFace as HuggingFace
 from .teacher.module import ModuleTeacher as ModuleTeacher
 from .teacher.network import NetworkTeacher as NetworkTeacher
 from .teacher.onnx_file import ONNXFile as ONNXFile
+from .teacher.peer import Peer as Peer
 from .teacher.safetensors import Safetensors as Safetensors
 from .teacher.several import Several as Several
 from .teacher.uncompressed import Uncompressed as Uncompressed

@@ -99,6 +99,7 @@ VALUES = {
     "by_sensitivity": ["callbacks.pruning_scheduler.allocation.table={folder}/analyze.json"],
     "budget": ["lightning_optim/pruning/structure@callbacks.pruning_scheduler.structure=channel"],
     "module": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
+    "peer": [f"callbacks.distillation_teacher.teacher.module={_LINEAR_TEACHER}"],
     "several": [f"callbacks.distillation_teacher.teacher.teachers={_TWO_TEACHERS}"],
     "metric_drop": ["callbacks.pruning_scheduler.until.max_drop=1.0"],  # judged, and always good
     "label_smoothing": ["callbacks.batch_mixer.labels=soft", "callbacks.batch_mixer.num_classes=3"],
@@ -287,8 +288,8 @@ class Case:
 
     @property
     def runs_steps_twice(self):
-        """Whether the training step runs with either of two labels, which manual optimization rules out."""
-        return self.callback == "batch_mixer" and self.leaf != "label_smoothing"
+        """Whether the training step runs with either of two labels or students, which manual optimization rules out."""
+        return self.leaf == "peer" or (self.callback == "batch_mixer" and self.leaf != "label_smoothing")
 
     @property
     def place(self):

@@ -1,41 +1,67 @@
-"""Training of what learns inside transfer losses, such as the projection of a hint."""
+"""Training of what learns beside the student: inside transfer losses, such as the projection of a hint, or a peer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 
 from lightning_optim.callbacks.trainer.own_parameters import OwnParameters
-from lightning_optim.distillation.loss.base import Loss
+
+MakeOptimizer = Callable[[list[Tensor]], Optimizer]
+
+
+@final
+class _Part:
+    """One module that learns, with its optimizer."""
+
+    def __init__(self, module: nn.Module, make_optimizer: MakeOptimizer) -> None:
+        self._module = module
+        trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
+        self.parameters = OwnParameters(trained, make_optimizer)
+
+    def end_batch(self, trainer: Trainer) -> None:
+        self.parameters.end_batch(trainer)
+        for buffer in self._module.buffers() if trainer.world_size > 1 else ():
+            distributed.broadcast(buffer, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        buffers = {name: buffer.detach().cpu().clone() for name, buffer in self._module.named_buffers()}
+        return self.parameters.state_dict() | ({"buffers": buffers} if buffers else {})
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.parameters.load_state_dict(state)
+        for name, buffer in self._module.named_buffers():
+            buffer.copy_(state["buffers"][name])
 
 
 @final
 class LearnedParts:
-    """Learned parts of losses: each is trained by an optimizer of its own, when the student's optimizer steps.
+    """Learned parts: each is trained by an optimizer of its own, when the student's optimizer steps.
 
-    They are made with the first answer of the teacher. A state that is loaded before waits for that.
+    Those of losses are made with the first answer of the teacher. A state that is loaded before waits for that. Buffers
+    are those of rank 0, as in data parallelism.
     """
 
     def __init__(self) -> None:
-        self._own: dict[str, OwnParameters] = {}
+        self._own: dict[str, _Part] = {}
         self._waiting: dict[str, Any] = {}
         self._first: dict[str, Any] | None = {}
 
-    def start(self, losses: Mapping[str, Loss], modules: Mapping[str, nn.Module], device: torch.device) -> None:
-        """Train the modules that losses have made.
+    def start(self, made: Mapping[str, tuple[nn.Module, MakeOptimizer]], device: torch.device) -> None:
+        """Train modules.
 
         Args:
-            losses: The losses by key.
-            modules: What they have made, by the same keys.
+            made: Module and maker of its optimizer, by the key of the loss or part.
             device: Where the student is trained.
         """
-        for key, module in modules.items():
-            tensors = [*module.to(device).parameters()]
-            self._own[key] = own = OwnParameters(tensors, losses[key].make_optimizer)
+        for key, (module, make_optimizer) in made.items():
+            self._own[key] = own = _Part(module.to(device), make_optimizer)
             if key in self._waiting:
                 own.load_state_dict(self._waiting.pop(key))
             if self._first is not None:
@@ -50,7 +76,7 @@ class LearnedParts:
     def note_step(self, trainer: Trainer) -> None:
         """Take note that the batch ends with a step."""
         for own in self._own.values():
-            own.note_step(trainer)
+            own.parameters.note_step(trainer)
 
     def end_batch(self, trainer: Trainer) -> None:
         """Take a step if the student's optimizer did."""
@@ -58,7 +84,7 @@ class LearnedParts:
             own.end_batch(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Values, gradients and optimizers by the key of the loss; empty if nothing learns."""
+        """Values, gradients, optimizers and buffers by key; empty if nothing learns."""
         return {**self._waiting, **{key: own.state_dict() for key, own in self._own.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
