@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -31,6 +31,9 @@ class TechniqueCallback(Callback, ABC):
         >>> Watcher(name="first").state_key
         "Watcher{'name': 'first'}"
     """
+
+    repeats_steps: ClassVar[bool] = False
+    """Whether it runs the user's training step several times for one batch."""
 
     def __init__(self, *, name: str | None) -> None:
         self.name = name
@@ -110,6 +113,17 @@ class TechniqueCallback(Callback, ABC):
     def metric(self, technique: str, noun: str) -> str:
         """Return the key under which this instance logs: ``<technique>/<noun>``, the name in between if it has one."""
         return f"{technique}/{noun}" if self.name is None else f"{technique}/{self.name}/{noun}"
+
+    @final
+    def repeating_beside(self, trainer: Trainer) -> list[str]:
+        """Return the names of the callbacks beside this one that run the training step several times for one batch.
+
+        Args:
+            trainer: The trainer.
+        """
+        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        ours = (each for each in others if isinstance(each, TechniqueCallback) and each is not self)
+        return [type(each).__name__ for each in ours if each.repeats_steps]
 
     def _check_name(self, trainer: Trainer) -> None:
         # Lightning refuses two of a class by itself, but only if they have a state.

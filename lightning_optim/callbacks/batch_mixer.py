@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
@@ -68,6 +68,8 @@ class BatchMixer(TechniqueCallback):
         >>> callback.state_key
         "BatchMixer{'name': None}"
     """
+
+    repeats_steps: ClassVar[bool] = True
 
     def __init__(  # noqa: PLR0913  # one keyword for each question
         self,

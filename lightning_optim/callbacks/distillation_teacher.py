@@ -142,7 +142,7 @@ class DistillationTeacher(TechniqueCallback):
             check_teacher(self._frozen.module, pl_module)
         if isinstance(self.teacher, Peer) and isinstance(self._frozen, LoadedPeer):
             self._mutual = MutualStep(self._frozen, self.teacher.make_optimizer)
-            self._mutual.attach(trainer, pl_module)
+            self._mutual.attach(trainer, pl_module, self.repeating_beside(trainer))
         self._initialize(trainer, pl_module)
         self._copies.start(trainer, self._frozen.copies)
         self._network = self._find(pl_module)[0] if self._frozen.copies else ""

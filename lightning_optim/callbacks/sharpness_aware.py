@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class SharpnessAware(TechniqueCallback):
         >>> callback.state_key
         "SharpnessAware{'name': None}"
     """
+
+    repeats_steps: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_optim.callbacks.batch_mixer import BatchMixer
 from lightning_optim.callbacks.distillation.learned import LearnedParts
-from lightning_optim.callbacks.sharpness_aware import SharpnessAware
 from lightning_optim.callbacks.trainer.lightning_private import is_compiled
 from lightning_optim.callbacks.trainer.silent_run import SilentRun
 from lightning_optim.distillation.loss.base import Loss
@@ -68,13 +66,18 @@ class MutualStep:
         self._parts, self._silence, self._patches = LearnedParts(), SilentRun(), Patches()
         self._step: _Step | None = None
 
-    def attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def attach(self, trainer: Trainer, pl_module: LightningModule, beside: Sequence[str]) -> None:
         """Take note of each training step of the user's own, below what callbacks add to it.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            beside: Callbacks that run the training step several times themselves.
 
         Raises:
             ValueError: If the step cannot run twice.
         """
-        _check_step(trainer, pl_module)
+        _check_step(pl_module, beside)
         self.detach()
         self._parts = LearnedParts()
         self._patches.wrap_innermost(pl_module, "training_step", partial(self._remember, trainer))
@@ -199,13 +202,9 @@ def _loss_of(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def _check_step(trainer: Trainer, pl_module: LightningModule) -> None:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
-    beside = next((each for each in callbacks if isinstance(each, (BatchMixer, SharpnessAware))), None)
-    if beside is not None:
-        raise ValueError(
-            f"{type(beside).__name__} runs the training step in a way of its own, and so does a Peer: use one of them"
-        )
+def _check_step(pl_module: LightningModule, beside: Sequence[str]) -> None:
+    if beside:
+        raise ValueError(f"{beside[0]} runs the training step in a way of its own, and so does a Peer: use one of them")
     if not pl_module.automatic_optimization or is_compiled(pl_module):
         what = (
             "under manual optimization has stepped by then" if not pl_module.automatic_optimization else "is compiled"
