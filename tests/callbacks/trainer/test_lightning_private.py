@@ -39,6 +39,7 @@ OWNERS = {
     "_CallbackConnector": lambda: callback_connector,
     "_run_early_stopping_check": lambda: EarlyStopping("loss"),
     "_results": lambda: quiet().fit_loop.epoch_loop,
+    "_skip_backward": lambda: quiet().fit_loop,
 }
 
 
