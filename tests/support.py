@@ -42,7 +42,11 @@ def same(left, right):
 
 
 def run_script(name, *arguments, cwd, timeout=280):
-    """Run a Python file in a process of its own, as ``torchrun`` would be: one thread, the same import path."""
+    """Run a Python file in a process of its own, as ``torchrun`` would be: one thread, the same import path.
+
+    What a process group in this process has left in the environment is not handed on: its port may still be in use.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
     done = subprocess.run(
         [sys.executable, str(name), *map(str, arguments)],
         capture_output=True,
@@ -50,7 +54,7 @@ def run_script(name, *arguments, cwd, timeout=280):
         timeout=timeout,
         check=False,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done

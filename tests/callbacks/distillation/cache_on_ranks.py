@@ -52,6 +52,7 @@ def main():
         cached.fit(cached.distil(folder / "odd"), batches=cached.loader(refused.Augmented(), batch_size=5), **settings)
     except ValueError as error:
         say(f"augmented refused: {str(error).split()[0]}")
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def main():
         callback = DistillationTeacher(teacher=by_hand.Net(5, 100), losses=LOSSES, weight=0.1)
         by_hand.fit(student, callback, strategy=strategy, devices=int(sys.argv[1]))
         report(strategy, student, callback)
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def main():
     verdict = "untrained" if same(everyone[0], dict(Student().net.state_dict())) else verdict
     sys.stdout.write(f"ema {verdict}\n")
     sys.stdout.flush()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def main():
     module, pruning = rewinder.Net(), rewinder.scheduler(rewinder.Rewind(step=2), rewinder.Channel())
     epochs = 9 * ddp["devices"] // 2  # an epoch has as many steps fewer as there are ranks more
     report("rewind", module, rewinder.fit(module, pruning, max_epochs=epochs, **ddp), pruning)
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

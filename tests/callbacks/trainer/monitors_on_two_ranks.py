@@ -32,6 +32,7 @@ def main():
     distributed.all_gather_object(everyone, repr(found))
     assert everyone[0] == everyone[1], everyone
     assert round(config.scheduler.best, 6) == round(float(stopper.best_score), 6) == 0.6
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

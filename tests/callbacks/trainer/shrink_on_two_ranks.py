@@ -58,6 +58,7 @@ def main():
     verdict = "equal" if same(*everyone) else "differs"
     sys.stdout.write(f"{module.net[0].out_features} {verdict} {own.tensors[0].item()}\n")
     sys.stdout.flush()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
