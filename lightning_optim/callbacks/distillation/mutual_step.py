@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_optim.callbacks.distillation.learned import LearnedParts
 from lightning_optim.callbacks.trainer.lightning_private import is_compiled
 from lightning_optim.callbacks.trainer.silent_run import SilentRun
+from lightning_optim.callbacks.trainer.step_output import loss_of
 from lightning_optim.distillation.loss.base import Loss
 from lightning_optim.distillation.loss.output import OutputLoss
 from lightning_optim.distillation.observation import Recording
@@ -117,7 +118,7 @@ class MutualStep:
                 # Activations that are checkpointed are the peer's when the backward computes them again.
                 checkpoints_followed(partial(self._again, network, pl_module)),
             ):
-                loss = _loss_of(step.run())
+                loss = loss_of(step.run())
         finally:
             after.restore()
         if loss is None or not calls:
@@ -195,11 +196,6 @@ def both_ways(
 def _constant(recording: Recording) -> Recording:
     call = recording.call
     return Recording(ModuleCall(call.args, call.kwargs, map_tensors(Tensor.detach, call.output)))
-
-
-def _loss_of(output: Any) -> Tensor | None:
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    return loss if isinstance(loss, Tensor) else None
 
 
 def _check_step(pl_module: LightningModule, beside: Sequence[str]) -> None:

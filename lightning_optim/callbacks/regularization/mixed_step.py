@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lightning_optim.callbacks.trainer.silent_run import SilentRun
+from lightning_optim.callbacks.trainer.step_output import loss_of, with_loss
 from lightning_optim.errors import LightningOptimError, SampleError, reason_of
 from lightning_optim.regularization.functional import mix_samples
 from lightning_optim.regularization.mixed_batch import MixedBatch
@@ -59,19 +61,19 @@ class MixedStep:
         replay, checks = self._replay(), not self._is_proven
         with replay.first(compares=checks):
             output = step(mixed.with_own_labels())
-        own = _loss_of(output)
+        own = loss_of(output)
         if own is None:
             return output
         replay.check_called()
         before = self._fingerprints() if checks else {}
         with replay.second(), self._silence.of(self._pl_module):
-            other = _loss_of(step(mixed.with_partners_labels()))
+            other = loss_of(step(mixed.with_partners_labels()))
         if other is None:
             raise SampleError("training_step returned a loss with the first labels and none with the second")
         if checks:
             self._check(replay, before)
             self._is_proven = mixed.labels_differ
-        return _with_loss(output, mix_samples(own, other, mixed.weight))
+        return with_loss(output, mix_samples(own, other, mixed.weight))
 
     def with_float_labels(self, step: Step, mixed: MixedBatch, mixings: tuple[Mixing, ...]) -> Any:
         """Run the step with labels as probabilities.
@@ -113,13 +115,11 @@ class MixedStep:
     def _after_finding_classes(self, step: Step, mixed: MixedBatch, mixings: tuple[Mixing, ...]) -> Any:
         """Run the step up to the network's first answer, which tells the classes, and anew from there."""
         replay = self._replay()
-        try:
-            with self._silence.of(self._pl_module, puts_back=False), replay.first(ends=_Answered()):
-                output = step(mixed.with_own_labels())
-            if _loss_of(output) is None:
+        silent = self._silence.of(self._pl_module, puts_back=False)
+        with suppress(_Answered), silent, replay.first(ends=_Answered()):
+            output = step(mixed.with_own_labels())
+            if loss_of(output) is None:  # a step without the network's answer, which skips the batch
                 return output
-        except _Answered:
-            pass
         replay.check_called()
         found = [each for each in tensors_of(replay.outputs[0]) if each.is_floating_point() and each.ndim > 1]
         if len(found) != 1:
@@ -158,13 +158,3 @@ def _fingerprint(tensor: Tensor) -> tuple[float, ...]:
     values = torch.view_as_real(own) if own.is_complex() else own
     total = float(values.sum(dtype=torch.float64))
     return (total, float(torch.linalg.vector_norm(values.double()))) if values.numel() else (total,)
-
-
-def _loss_of(output: Any) -> Tensor | None:
-    """The loss in whatever a training step may return."""
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    return loss if isinstance(loss, Tensor) else None
-
-
-def _with_loss(output: Any, loss: Tensor) -> Any:
-    return {**output, "loss": loss} if isinstance(output, Mapping) else loss

@@ -18,6 +18,7 @@ from lightning_optim.callbacks.trainer.lightning_private import (
     skips_backward,
 )
 from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
+from lightning_optim.callbacks.trainer.step_output import loss_of
 from lightning_optim.surgery.generator_state import GeneratorState
 from lightning_optim.surgery.module_state import ModuleState
 from lightning_optim.surgery.passes import is_repeating, repeating
@@ -139,14 +140,14 @@ class TwoPassStep:
     def _automatic(self, trainer: Trainer, pl_module: LightningModule, run: Callable[[], Any], before: _Before) -> Any:
         with blocked_sync(trainer), checkpoints_followed(_not_reentrant):
             first = run()
-        loss = _loss_of(first)
+        loss = loss_of(first)
         if loss is None or not loss.requires_grad:
             return first
         self._move(pl_module, before, *self._ascent(trainer, loss))
         with self._put_back_after_errors():
             second = run()
         self._repeat.close()
-        moved = _loss_of(second)
+        moved = loss_of(second)
         if moved is None:
             self._put_back()
             return second
@@ -224,11 +225,6 @@ class TwoPassStep:
             return original(*args, **kwargs)
         finally:
             self._put_back()
-
-
-def _loss_of(output: Any) -> Tensor | None:
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    return loss if isinstance(loss, Tensor) else None
 
 
 def _not_reentrant(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_optim.callbacks.trainer.clock import FitProgress
 from lightning_optim.callbacks.trainer.lightning_private import is_compiled
+from lightning_optim.callbacks.trainer.step_output import loss_of, with_loss
 from lightning_optim.errors import TapError
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.torch_private import never_compiled
@@ -148,11 +149,8 @@ class AddedLoss:
 
     def _add_to_output(self, output: Any, step: TrainingStep) -> Any:
         """Add to the loss in whatever a training step may return; anything else is for Lightning to refuse."""
-        if isinstance(output, Tensor):
-            return self._add_to(output, step)
-        if isinstance(output, Mapping) and isinstance(output.get("loss"), Tensor):
-            return {**output, "loss": self._add_to(output["loss"], step)}
-        return output
+        loss = loss_of(output)
+        return output if loss is None else with_loss(output, self._add_to(loss, step))
 
     def _add_to(self, loss: Tensor, step: TrainingStep) -> Tensor:
         total = self._add(loss, step)

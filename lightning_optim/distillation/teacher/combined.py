@@ -84,10 +84,6 @@ class CombinedTeacher(LoadedTeacher):
     def advice(self, call: ModuleCall, batch: Any) -> list[str]:
         return [text for member in self._members.values() for text in member.advice(call, batch)]
 
-    @override
-    def digest(self) -> tuple[float, ...]:
-        return tuple(value for member in self._members.values() for value in member.digest())
-
 
 def _inside(key: str, place: Place) -> Place:
     return Place(place.path.removeprefix(key).removeprefix("."), place.part)

@@ -22,7 +22,7 @@ from lightning_optim.errors import TeacherError, cause_of
 from lightning_optim.surgery.containers import map_tensors, tensors_of
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.modes import evaluated
-from lightning_optim.surgery.shard import is_sharded, whole_sum
+from lightning_optim.surgery.shard import is_sharded
 from lightning_optim.surgery.tap import ModuleCall
 
 
@@ -163,11 +163,6 @@ class FrozenTeacher(LoadedTeacher):
             f"{str(self._dtype).removeprefix('torch.')} and {exact * 1e3:.3g} ms in float32 on this processor: set its "
             "precision to 'float32'"
         ]
-
-    @override
-    def digest(self) -> tuple[float, ...]:
-        tensors = [tensor.double() for tensor in self.module.state_dict().values() if tensor.numel()]
-        return sum(whole_sum(tensor) for tensor in tensors), sum(whole_sum(tensor.abs()) for tensor in tensors)
 
     def _convert(self, value: Tensor) -> Tensor:
         return value.to(self._dtype) if value.is_floating_point() else value

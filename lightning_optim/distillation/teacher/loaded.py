@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from lightning_optim.distillation.observation import Recording
 from lightning_optim.distillation.place import Place
 from lightning_optim.distillation.teacher.student_copy import StudentCopy
+from lightning_optim.surgery.shard import whole_sum
 from lightning_optim.surgery.tap import ModuleCall
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -85,6 +86,8 @@ class LoadedTeacher(ABC):
             batch: What the training step received.
         """
 
-    @abstractmethod
+    @final
     def digest(self) -> tuple[float, ...]:
-        """A few numbers that differ if the weights do."""
+        """A few numbers that differ if the weights do; each rank that holds a part of them must ask."""
+        tensors = [tensor.double() for tensor in self.module.state_dict().values() if tensor.numel()]
+        return sum(whole_sum(tensor) for tensor in tensors), sum(whole_sum(tensor.abs()) for tensor in tensors)

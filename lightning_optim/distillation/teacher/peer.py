@@ -150,8 +150,3 @@ class LoadedPeer(LoadedTeacher):
     @override
     def advice(self, call: ModuleCall, batch: Any) -> list[str]:
         return []
-
-    @override
-    def digest(self) -> tuple[float, ...]:
-        tensors = [tensor.double() for tensor in self._module.state_dict().values() if tensor.numel()]
-        return sum(float(tensor.sum()) for tensor in tensors), sum(float(tensor.abs().sum()) for tensor in tensors)
