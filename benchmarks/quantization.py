@@ -10,14 +10,11 @@ on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from benchmarks import quantization_accuracy, quantization_proof, quantization_speed, quantization_step
-from benchmarks.common import parser_for, quiet, show_figures
+from benchmarks.common import parser_for, quiet, run_parts
 
 PARTS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "step": quantization_step.measure,
@@ -33,15 +30,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
     options = parser.parse_args()
     quiet()
-    figures: dict[str, Any] = {}
-    for part in options.only:
-        try:
-            found = PARTS[part]()
-        except Exception as error:  # one part's failure must not lose the others' hours
-            found = {f"{part}_failed": f"{type(error).__name__}: {error}"}
-        figures |= found
-        show_figures(f"Quantization: {part}", found)
-    print(json.dumps({"benchmark": "quantization", "torch": torch.__version__, **figures}))
+    run_parts("quantization", options.only, PARTS)
 
 
 if __name__ == "__main__":

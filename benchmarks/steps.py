@@ -39,7 +39,7 @@ def take_turn(
 ) -> list[float]:
     """Train a fresh net on each batch once, and return the CPU seconds of each step after the first ones."""
     torch.manual_seed(0)
-    stopwatch, module = Stopwatch(), Classifier(net())
+    stopwatch, module = Stopwatch(), Classifier(net(), memory_format="contiguous")
     module.example_input_array = images[:1]
     trainer = quiet_trainer([stopwatch, *callbacks], max_epochs=1)
     trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size))
