@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -121,4 +122,5 @@ def _queries_and_keys(  # the signature of torch's function
     if query.ndim == 3:  # without heads
         query, key = query.unsqueeze(1), key.unsqueeze(1)
         attn_mask = attn_mask.unsqueeze(1) if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
-    return QueriesAndKeys(query, key, attn_mask, is_causal, scale)
+    common = torch.promote_types(query.dtype, key.dtype)  # under autocast, they may be of two number formats
+    return QueriesAndKeys(query.to(common), key.to(common), attn_mask, is_causal, scale)

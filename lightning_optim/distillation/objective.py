@@ -17,6 +17,7 @@ from lightning_optim.errors import TapError, TargetError
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.schedule.factor import Factor, as_factor, as_factors, factor_at
 from lightning_optim.surgery.containers import tensors_of
+from lightning_optim.surgery.precision import computing_dtype, default_float32
 
 LossWeight = Factor
 
@@ -82,17 +83,20 @@ class DistillationObjective:
     def make_learned(self, student: Recording, teacher: Recording) -> dict[str, nn.Module]:
         """Make what learns inside the losses, by key, on the CPU and with weights that depend on the sizes alone.
 
+        It learns in at least float32, in whatever number format the student computes.
+
         Args:
             student: The student's first call.
             teacher: The teacher's answer.
         """
-        with torch.random.fork_rng(devices=[]):
+        self._learned = {}
+        with torch.random.fork_rng(devices=[]), default_float32():
             torch.manual_seed(0)
-            self._learned = {}
             for key, loss in self.losses.items():
-                made = loss.make_learned(*self._observed(key, student, teacher))
+                observed = self._observed(key, student, teacher)
+                made = loss.make_learned(*observed)
                 if made is not None:
-                    self._learned[key] = made
+                    self._learned[key] = made.to(_dtype_of(observed[0]))
         return self._learned
 
     def compare(self, pairs: Sequence[tuple[Recording, Recording]], progress: float, batch: Any) -> dict[str, Tensor]:
@@ -127,6 +131,12 @@ class DistillationObjective:
         for key, value in values.items():
             total = total + factor_at(self.weights[key], progress) * value
         return total
+
+
+def _dtype_of(student: Observation) -> torch.dtype:
+    """Number format in which a loss compares what it has seen."""
+    found = [tensor for tensor in tensors_of((student.features, student.output)) if tensor.is_floating_point()]
+    return computing_dtype(found[0].dtype) if found else torch.float32
 
 
 def _check_teaches(student: Recording, places: Sequence[Place]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -24,3 +27,20 @@ def at_least_float32(values: Tensor) -> Tensor:
         torch.float32
     """
     return values.to(computing_dtype(values.dtype))
+
+
+@contextmanager
+def default_float32() -> Iterator[None]:
+    """Context in which new tensors are in float32; Lightning's true half and double precision have others in a step.
+
+    Example:
+        >>> with default_float32():
+        ...     torch.zeros(1).dtype
+        torch.float32
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -18,7 +18,7 @@ from lightning_optim.distillation.kernel.divergence import (
     row_weights,
     weighted_,
 )
-from lightning_optim.surgery.precision import computing_dtype
+from lightning_optim.surgery.precision import at_least_float32, computing_dtype
 
 
 @final
@@ -60,9 +60,13 @@ class QueriesAndKeys:
         return head // (self.query.shape[1] // self.key.shape[1])
 
     def all_logits(self) -> Tensor:
-        """Attention of all heads before the softmax, ``[B, H, Q, K]``, differentiable in queries and keys."""
+        """Attention of all heads before the softmax, ``[B, H, Q, K]``, differentiable in queries and keys.
+
+        Products are in the number format of queries and keys, all that follows in at least float32.
+        """
         key = self.key.repeat_interleave(self.shape[1] // self.key.shape[1], 1)
-        logits = self.query @ key.transpose(-2, -1) * self.factor
+        with torch.autocast(self.query.device.type, enabled=False):
+            logits = at_least_float32(self.query @ key.transpose(-2, -1)) * self.factor
         if self.is_causal:
             hidden = torch.ones(self.shape[2:], dtype=torch.bool, device=logits.device).triu(1)
             logits = logits.masked_fill(hidden, float("-inf"))

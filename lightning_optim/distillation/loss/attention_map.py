@@ -13,6 +13,7 @@ from lightning_optim.checked import checked
 from lightning_optim.distillation.functional import unit_vectors
 from lightning_optim.distillation.loss.feature import FeatureLoss
 from lightning_optim.distillation.loss.layout import channel_axis, channels_last, check_positions, pool_to
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @final
@@ -62,4 +63,4 @@ class AttentionMap(FeatureLoss):
         return 0.5 * (difference**2).sum(1).mean()
 
     def _map(self, features: Tensor) -> Tensor:
-        return (features.float().abs() ** self.p).mean(channel_axis(features), keepdim=True)
+        return (at_least_float32(features).abs() ** self.p).mean(channel_axis(features), keepdim=True)

@@ -23,6 +23,7 @@ from lightning_optim.distillation.loss.feature import place_texts
 from lightning_optim.distillation.loss.output import call_mask
 from lightning_optim.distillation.observation import Observation
 from lightning_optim.distillation.place import PlacePair, Side, pair_places
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @final
@@ -106,4 +107,4 @@ class AttentionTransfer(Loss):
 
 def _probabilities(attention: Attention) -> Tensor:
     logits = attention.all_logits() if isinstance(attention, QueriesAndKeys) else attention
-    return logits.softmax(-1).nan_to_num()  # a query that sees no key
+    return at_least_float32(logits).softmax(-1).nan_to_num()  # a query that sees no key

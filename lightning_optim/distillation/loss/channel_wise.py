@@ -19,6 +19,7 @@ from lightning_optim.distillation.loss.learning import ProjectedLoss
 from lightning_optim.distillation.observation import Observation
 from lightning_optim.schedule.base import Schedule
 from lightning_optim.schedule.factor import Factor, factor_at
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @final
@@ -74,6 +75,6 @@ class ChannelWise(ProjectedLoss):
     def compare(self, student: Tensor, teacher: Tensor, learned: nn.Module | None) -> Tensor:
         student = at_size_of(teacher, self.project(student, learned))
         temperature = factor_at(self.temperature, 0.0)  # that of a schedule is a number by now
-        mine, theirs = (channels_last(each).float() / temperature for each in (student, teacher))
+        mine, theirs = (at_least_float32(channels_last(each)) / temperature for each in (student, teacher))
         check_positions(mine, theirs, self)
         return temperature**2 * divergence(theirs.log_softmax(1), mine.log_softmax(1), 1).mean()

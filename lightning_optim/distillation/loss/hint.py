@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_optim.checked import checked
 from lightning_optim.distillation.loss.layout import at_size_of
 from lightning_optim.distillation.loss.learning import ProjectedLoss
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @final
@@ -48,4 +49,4 @@ class Hint(ProjectedLoss):
     @override
     def compare(self, student: Tensor, teacher: Tensor, learned: nn.Module | None) -> Tensor:
         student = at_size_of(teacher, self.project(student, learned))
-        return F.mse_loss(student.float(), teacher.float())
+        return F.mse_loss(at_least_float32(student), at_least_float32(teacher))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_optim.errors import SampleError
+from lightning_optim.surgery.precision import at_least_float32
 
 
 def channel_axis(features: Tensor) -> int:
@@ -25,8 +26,8 @@ def channels_last(features: Tensor) -> Tensor:
 
 
 def sample_vectors(features: Tensor) -> Tensor:
-    """One vector of channels a sample, ``[B, C]`` in float32: the mean over positions."""
-    return channels_last(features).float().mean(1)
+    """One vector of channels a sample, ``[B, C]`` in at least float32: the mean over positions."""
+    return at_least_float32(channels_last(features)).mean(1)
 
 
 def pool_to(teacher: Tensor, student: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_optim.distillation.loss.feature import FeatureLoss
 from lightning_optim.distillation.loss.layout import channel_axis
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,5 +67,5 @@ class ProjectedLoss(LearningLoss):
         if learned is None:
             return student
         axis = channel_axis(student)
-        projected: Tensor = learned(student.movedim(axis, -1).float())
+        projected: Tensor = learned(at_least_float32(student.movedim(axis, -1)))
         return projected.movedim(-1, axis)

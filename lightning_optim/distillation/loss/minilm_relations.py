@@ -18,6 +18,7 @@ from lightning_optim.distillation.loss.feature import FeatureLoss
 from lightning_optim.distillation.loss.layout import channels_last, check_positions, full_precision
 from lightning_optim.distillation.loss.output import call_mask
 from lightning_optim.distillation.observation import Observation
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @final
@@ -88,7 +89,7 @@ class MiniLMRelations(FeatureLoss):
                 f"relation_heads={self.relation_heads} does not divide the {tokens.shape[-1]} channels of a place: set "
                 "it to a number that divides those of student and teacher"
             )
-        heads = tokens.float().reshape(*tokens.shape[:2], self.relation_heads, -1).transpose(1, 2)
+        heads = at_least_float32(tokens).reshape(*tokens.shape[:2], self.relation_heads, -1).transpose(1, 2)
         scores: Tensor = heads @ heads.transpose(-1, -2) / heads.shape[-1] ** 0.5
         if mask is not None:  # the lowest number and not -inf, of which a sample that is all padding would make NaN
             scores = scores.masked_fill(~mask[:, None, None].to(scores.device), torch.finfo(scores.dtype).min)

@@ -14,6 +14,7 @@ from lightning_optim.checked import checked
 from lightning_optim.distillation.functional import unit_vectors
 from lightning_optim.distillation.loss.feature import FeatureLoss
 from lightning_optim.distillation.loss.layout import check_samples, full_precision
+from lightning_optim.surgery.precision import at_least_float32
 
 
 @final
@@ -45,7 +46,7 @@ class SimilarityPreserving(FeatureLoss):
     def compare(self, student: Tensor, teacher: Tensor, learned: nn.Module | None) -> Tensor:
         check_samples(student, 2, self)
         with full_precision(student):
-            mine, theirs = (_similarities(each.flatten(1).float()) for each in (student, teacher))
+            mine, theirs = (_similarities(at_least_float32(each.flatten(1))) for each in (student, teacher))
             return ((mine - theirs) ** 2).mean()
 
 

@@ -23,6 +23,7 @@ from lightning_optim.distillation.loss.layout import (
     pool_to,
 )
 from lightning_optim.distillation.loss.learning import LearningLoss
+from lightning_optim.surgery.precision import at_least_float32
 
 _SMALLEST = 1e-5  # of a variance
 
@@ -74,7 +75,7 @@ class VID(LearningLoss):
     @override
     def compare(self, student: Tensor, teacher: Tensor, learned: nn.Module | None) -> Tensor:
         assert isinstance(learned, _Predictor)
-        mine, theirs = (channels_last(each).float() for each in (pool_to(teacher, student), teacher))
+        mine, theirs = (at_least_float32(channels_last(each)) for each in (pool_to(teacher, student), teacher))
         check_same_positions(mine, theirs, self)
         with full_precision(student):
             mean: Tensor = learned(mine)

@@ -116,6 +116,22 @@ def test_what_is_recorded_is_the_attention_and_changes_nothing(make, is_training
     torch.testing.assert_close(logits.softmax(-1), by_hand(layer, x), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("heads", ["each", "mean"])
+def test_queries_and_keys_may_be_of_two_number_formats_under_autocast(heads):
+    torch.manual_seed(1)
+    layer, x, taps = OfOnesOwn(), rand(3, LENGTH, WIDTH), AttentionTaps()
+    layer.query.register_forward_hook(lambda module, inputs, output: output.float() * 2.0)
+    taps.attach({"layer": layer})
+    taps.open()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+        ((attention,),) = taps.take()["layer"]
+        loss = AttentionTransfer(student="net", heads=heads).compare(attention, attention.detached(), None)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert layer.query.weight.grad.isfinite().all()
+
+
 class Net(nn.Module):
     def __init__(self, seed, make=LAYERS["own"], recomputes=False):
         super().__init__()

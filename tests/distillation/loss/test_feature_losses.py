@@ -90,6 +90,15 @@ def test_half_precision_is_computed_as_the_same_numbers_in_float32(loss, dtype):
     torch.testing.assert_close(compute(loss, student, teacher)[0], expected)
 
 
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_double_precision_is_kept_and_the_gradient_is_that_of_the_value(loss):
+    student, teacher = rand(4, 6, 2, 2), rand(4, 6, 2, 2, seed=1)
+    learned = compute(loss, student, teacher)[1]
+    context = Context(progress=0.0, batch=None, learned=None if learned is None else learned.double())
+    leaf = student.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda mine: loss(observe(mine), observe(teacher.double()), context), leaf)
+
+
 @pytest.mark.parametrize("loss", [loss for key, loss in LOSSES.items() if "projected" not in key])
 def test_autocast_leaves_the_arithmetic_in_float32(loss):
     student, teacher = rand(4, 6, 3, 3), rand(4, 6, 3, 3, seed=1)
