@@ -110,7 +110,8 @@ class Taps:
         if silent:
             raise TapError(
                 f"no forward pass went through {', '.join(map(repr, silent))} in this step: "
-                "is the module skipped, replaced, or compiled before the tap was set?"
+                "is the module skipped, replaced, or compiled before the tap was set? torch.compile takes over the "
+                "graph of an earlier network of the same class, without the tap: call torch._dynamo.reset() before"
             )
         return calls
 

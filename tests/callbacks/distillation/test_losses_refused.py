@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distilled_by_hand import Student, distilling, fit
-from lightning_optim.distillation import CRD, DKD, RKD, AttentionMap
+from lightning_optim.distillation import CRD, DKD, RKD, AttentionMap, Hint, SoftTarget
 from lightning_optim.errors import SampleError, TapError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,3 +38,19 @@ def test_features_that_no_trainable_weight_has_made_are_refused_before_any_step(
     with pytest.raises(TapError, match=r"features at 'net.block' have no gradient, so a loss on them would teach"):
         fit(student, distilling(AttentionMap(student="net.block")))
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_a_graph_of_an_earlier_network_without_the_tap_is_refused_and_a_reset_drops_it():
+    def compiled():
+        student = Student()
+        student.net = torch.compile(student.net, backend="eager")
+        return student
+
+    torch._dynamo.reset()
+    fit(compiled(), distilling(SoftTarget()))
+    with pytest.raises(
+        TapError, match=r"takes over the graph of an earlier network .* call torch._dynamo.reset\(\) before"
+    ):
+        fit(compiled(), distilling(Hint(student="net.block")))
+    torch._dynamo.reset()
+    fit(compiled(), distilling(Hint(student="net.block")))
