@@ -15,8 +15,9 @@ the weights, the order of the images, and the teacher, which was trained with th
   of the other kind (of outputs, or of insides), then the two learning rates.
 
 ``test`` is the accuracy on the 10,000 test images, in percent. ``closed`` is the share of the gap from student to
-teacher; ``gap_closed`` is that of the arm, pair or single, that is best on the 5,000 images. Losses of outputs read the
-teacher's answers from a cache. ``--out`` keeps what is done, and a second call goes on from there.
+teacher; ``gap_closed`` is that of the arm, pair or single, that is best on the 5,000 images. All losses read the
+teacher's answers from a cache, features too. ``--out`` keeps what is done, with a gigabyte of answers in a folder
+beside it, and a second call goes on from there.
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ class Study:
 
     def _callbacks(self, tried: Try, seed: int) -> list[Callback]:
         losses = {name: LOSSES[name][0] for name in tried.weights}
-        looks_inside = not losses.keys().isdisjoint(INSIDE_LOSSES)
-        cache = None if looks_inside else AnswerCache(folder=self.folder / str(seed))
+        kept = sorted({answer_of(name) for name in losses})
+        cache = AnswerCache(folder=self.folder / f"{seed}.{'.'.join(kept)}")
         teacher = copy.deepcopy(self._teacher(seed))
         return [DistillationTeacher(teacher=teacher, losses=losses, weight=tried.weights, hard_weight=1.0, cache=cache)]
 
@@ -178,6 +179,13 @@ class Study:
 
     def _path(self, seed: int, tried: Try) -> Path:
         return self.folder / f"teacher{seed}.{tried.key.replace(' ', '.')}.pt"
+
+
+def answer_of(loss: str) -> str:
+    """What a loss reads of the teacher's answer."""
+    if loss in OUTPUT_LOSSES:
+        return "outputs"
+    return "every" if loss == "attention_map" else "last"
 
 
 def row_of(study: Study, arm: str, tried: Try, seeds: Sequence[int]) -> Figures:
