@@ -94,10 +94,11 @@ class AddedLoss:
         self._has_added = False
         for method, wrapper in (
             ("training_step", self._training_step),
-            ("manual_backward", self._manual_backward),
             ("on_train_epoch_end", self._on_train_epoch_end),
         ):
             self._patches.wrap(pl_module, method, partial(wrapper, trainer, pl_module))
+        # A loss comes out of the step from the inside, and into the backward from the outside.
+        self._patches.wrap_innermost(pl_module, "manual_backward", partial(self._manual_backward, trainer, pl_module))
         if is_compiled(pl_module):
             # Lightning 2.6 cannot trace its own `log`: a compiled module that logs fails without us as well.
             self._patches.wrap(pl_module, "log", never_compiled(_call))

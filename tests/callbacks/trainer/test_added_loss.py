@@ -179,6 +179,18 @@ def test_several_terms_add_up_in_the_order_of_callbacks():
     assert not patched(added)
 
 
+@pytest.mark.parametrize("kind", [Net, Manual])
+def test_a_term_receives_what_the_callback_before_it_has_made(kind):
+    doubles, adds = L1Penalty(weight=0.0, name="doubles"), L1Penalty(weight=0.5, name="adds")
+    doubles.added = AddedLoss(lambda loss, step: 2.0 * loss)
+
+    class Both(kind):
+        def own_loss(self, batch):
+            return 2.0 * super().own_loss(batch) + 0.5 * norm(self)
+
+    assert same(fit(kind(), doubles, adds).state_dict(), fit(Both()).state_dict())
+
+
 class Stop(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 2:
