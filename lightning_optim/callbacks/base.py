@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.surgery.passes import is_repeating
 from lightning_optim.surgery.patch import Patches
 from lightning_optim.surgery.shrunk_checkpoint import remove_mark
 
@@ -38,6 +39,7 @@ class TechniqueCallback(Callback, ABC):
     def __init__(self, *, name: str | None) -> None:
         self.name = name
         self._loading = Patches()
+        self._terms: dict[str, Tensor] = {}
 
     @abstractmethod
     def prepare(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -113,6 +115,27 @@ class TechniqueCallback(Callback, ABC):
     def metric(self, technique: str, noun: str) -> str:
         """Return the key under which this instance logs: ``<technique>/<noun>``, the name in between if it has one."""
         return f"{technique}/{noun}" if self.name is None else f"{technique}/{self.name}/{noun}"
+
+    @final
+    def log_terms(self, pl_module: LightningModule, technique: str, terms: Mapping[str, Tensor]) -> None:
+        """Log terms of the loss of a training step, and keep them for ``take_terms``.
+
+        Args:
+            pl_module: The module that takes the step.
+            technique: Begins the names of the logs.
+            terms: The terms by key, each before it is multiplied by its weight.
+        """
+        for key, value in terms.items():
+            name, logged = self.metric(technique, key), value.detach()
+            pl_module.log(name, logged)
+            if not is_repeating():
+                self._terms[name] = logged
+
+    @final
+    def take_terms(self) -> dict[str, Tensor]:
+        """Return what ``log_terms`` has logged since the last call, by the names of the logs."""
+        terms, self._terms = self._terms, {}
+        return terms
 
     @final
     def repeating_beside(self, trainer: Trainer) -> list[str]:

@@ -294,15 +294,14 @@ class DistillationTeacher(TechniqueCallback):
         student = self._taps.take(self._calls.take())
         peer = mutual.run(step.pl_module, self._find(step.pl_module)[1])
         of_student, of_peer = both_ways(student, peer.calls)
-        step.pl_module.log(self.metric("distillation", "peer"), peer.loss.detach())
+        self.log_terms(step.pl_module, "distillation", {"peer": peer.loss})
         others = self._objective.compare(of_peer, step.progress, step.batch)
         theirs = self._objective.total(peer.loss, others, step.progress)
         mine = self._total(loss, self._objective.compare(of_student, step.progress, step.batch), step)
         return mine + (theirs - theirs.detach())
 
     def _total(self, loss: Tensor, values: Mapping[str, Tensor], step: TrainingStep) -> Tensor:
-        for key, value in values.items():
-            step.pl_module.log(self.metric("distillation", key), value.detach())
+        self.log_terms(step.pl_module, "distillation", values)
         return self._objective.total(loss, values, step.progress)
 
     def _answer(self, batch: Any) -> list[tuple[Recording, Recording]]:

@@ -192,8 +192,7 @@ class PenaltyRegularizer(TechniqueCallback):
             for key, penalty in self.penalties.items():
                 with torch.set_grad_enabled(key not in self.decoupled):
                     values[key] = penalty(self._seen(step.pl_module, key))
-        for key, value in values.items():
-            step.pl_module.log(self.metric("regularization", key), value.detach())
+        self.log_terms(step.pl_module, "regularization", values)
         return self._settings.add(loss, values, step.progress)
 
     def _seen(self, pl_module: LightningModule, key: str) -> Penalized:

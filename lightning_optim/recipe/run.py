@@ -23,9 +23,11 @@ from lightning_optim.export.onnx_file.open_shapes import Dynamic, OpenShapes
 from lightning_optim.recipe.artefact import check_checkpoint, load_cut, load_weights, save_cut, save_weights, write_json
 from lightning_optim.recipe.determinism import EpochSeed, seed_everything
 from lightning_optim.recipe.evaluate import Metrics, StageWriter, evaluate
+from lightning_optim.recipe.loss_recorder import LossRecorder
 from lightning_optim.recipe.order import Kind, check_order
 from lightning_optim.recipe.progress import EpochProgress, RecipeProgress
 from lightning_optim.recipe.stage import CuttingCallback, Stage, check_stages
+from lightning_optim.report.loss_curves import LossCurves
 from lightning_optim.report.result import StageResult
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.select import find_network
@@ -34,11 +36,12 @@ from lightning_optim.surgery.select import find_network
 @final
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """Finished stage: its folder and what was measured of it."""
+    """Finished stage: its folder, what was measured of it, and the losses that it was trained with, if it was."""
 
     kind: Kind
     folder: Path
     result: StageResult
+    losses: LossCurves | None = None
 
 
 @final
@@ -108,7 +111,8 @@ class Recipe:
                     _apply_saved_cut(folder, module)
                     load_weights(folder / "weights.safetensors", module)
                 result = StageResult.from_dict(_read_json(folder / "stage.json"))
-                finished.append(Finished(kind=stage.kind, folder=folder, result=result))
+                losses = None if stage.kind == "export" else LossCurves.from_dict(_read_json(folder / "losses.json"))
+                finished.append(Finished(kind=stage.kind, folder=folder, result=result, losses=losses))
                 display.done(stage.name, _line(result))
         return finished
 
@@ -122,7 +126,7 @@ class Recipe:
         process_pace().remember()  # by the calmest of such moments it is told later whether files are timed in calm
         callbacks = list(stage.make_callbacks(lambda name: self._network_of(name, finished)))
         stage.apply_settings(module)
-        self._fit(stage, folder, module, callbacks, display)
+        losses = self._fit(stage, folder, module, callbacks, display)
         display.measuring(stage.name)
         digest = self._keep(folder, module, callbacks)
         make_trainer = lambda extra: stage.make_trainer(callbacks=[*callbacks, *extra], **_QUIET)  # noqa: E731  # one use
@@ -135,17 +139,19 @@ class Recipe:
         if is_first_process():
             file = str(path.relative_to(self.folder))
             measured = replace(result, weights_sha256=digest, seconds=time.perf_counter() - began, file=file)
+            write_json(folder / "losses.json", losses.to_dict())
             write_json(folder / "stage.json", measured.to_dict())
         _barrier()
 
     def _fit(
         self, stage: Stage, folder: Path, module: LightningModule, callbacks: list[Callback], display: RecipeProgress
-    ) -> None:
+    ) -> LossCurves:
         checkpoint = ModelCheckpoint(
             dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
         own: list[Callback] = [EpochSeed(self.seed, stage.name), EpochProgress(display, stage.name), checkpoint]
-        trainer = stage.make_trainer(callbacks=[*callbacks, *own], **_QUIET)
+        recorder = LossRecorder()
+        trainer = stage.make_trainer(callbacks=[recorder, *callbacks, *own], **_QUIET)
         last = folder / "last.ckpt"
         if last.is_file():
             check_checkpoint(last)
@@ -158,6 +164,7 @@ class Recipe:
             raise ArtefactError(f"{last} is of another model; remove it to begin its stage again") from error
         if trainer.interrupted:
             raise KeyboardInterrupt
+        return recorder.curves
 
     def _keep(self, folder: Path, module: LightningModule, callbacks: Sequence[Callback]) -> str:
         """Write what a later process needs to rebuild the module: what was cut, then its weights."""

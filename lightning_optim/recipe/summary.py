@@ -66,6 +66,7 @@ def summarize(
         best=deployment.best(stages, timings),
         model=model,
         remarks=remarks,
+        losses={done.result.name: done.losses for done in trained if done.losses is not None},
     )
     write_report(report, folder)
     return report

@@ -1,4 +1,5 @@
 from .deployment import Deployment as Deployment
+from .loss_curves import LossCurves as LossCurves
 from .result import Report as Report
 from .result import StageResult as StageResult
 from .result import read_report as read_report

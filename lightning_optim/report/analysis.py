@@ -15,7 +15,8 @@ from rich.text import Text
 
 from lightning_optim.pruning.sensitivity import Sensitivity
 from lightning_optim.quantization.mixed_precision.sensitivity import BitSensitivity
-from lightning_optim.report.plot import can_plot, plot_sensitivity
+from lightning_optim.report.figure import can_plot
+from lightning_optim.report.plot import plot_sensitivity
 from lightning_optim.report.wording import say_count
 
 _NO_PLOTS = "<section><p class='notice'>No plots: pip install 'lightning-optim[report]'</p></section>"

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from lightning_optim.report.plot import can_plot, plot_curves, plot_stages, plot_trade_off
+from lightning_optim.report.figure import can_plot
+from lightning_optim.report.loss_plot import LOSS_LEGEND, plot_losses
+from lightning_optim.report.plot import plot_curves, plot_stages, plot_trade_off
 from lightning_optim.report.result import Report
 from lightning_optim.report.table import (
     DEPLOY_HEADINGS,
@@ -134,6 +136,8 @@ def _plots(report: Report) -> list[str]:
     ]
     if report.curves:
         plots.append(("Training", plot_curves(report), ""))
+    if report.losses:
+        plots.append(("Losses of every stage", plot_losses(report), LOSS_LEGEND))
     return [
         f"<section><h2>{title}</h2><figure>{svg}{f'<figcaption>{caption}</figcaption>' if caption else ''}"
         "</figure></section>"

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lightning_optim.report.figure import DASHES, INK, SERIES, draw_figure
 from lightning_optim.report.result import Report, StageResult
 from lightning_optim.report.wording import say_bytes, say_count, say_milliseconds
 from lightning_optim.search.pareto import pareto_front
-
-_INK = "#010203"  # stands for the page's own text colour until the SVG is written
-_SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#14b8a6", "#ef4444")  # read well on black and white
-_DASHES = ("-", "--", ":", "-.")
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar sign in a stage's name is a dollar sign
-    "font.family": "sans-serif",
-    "font.size": 11,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "grid.color": "#888888",
-    "grid.alpha": 0.25,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 Axis = tuple[str, Callable[[StageResult], float | None], Callable[[Any], str]]
 _COSTS: tuple[Axis, ...] = (
@@ -36,15 +17,6 @@ _COSTS: tuple[Axis, ...] = (
     ("CPU ms at batch 1", lambda stage: stage.latency_ms_b1, say_milliseconds),
     ("CPU ms at batch 32", lambda stage: stage.latency_ms_b32, say_milliseconds),
 )
-
-
-def can_plot() -> bool:
-    """Whether matplotlib is installed."""
-    try:
-        import matplotlib  # noqa: F401  # asked for, not used
-    except ImportError:
-        return False
-    return True
 
 
 def plot_trade_off(report: Report) -> str:
@@ -57,7 +29,7 @@ def plot_trade_off(report: Report) -> str:
         One ``<svg>`` element.
 
     Raises:
-        ImportError: If matplotlib is not installed; see ``can_plot``.
+        ImportError: If matplotlib is not installed; see ``figure.can_plot``.
     """
 
     def draw(panels: Sequence[Any]) -> None:
@@ -68,7 +40,7 @@ def plot_trade_off(report: Report) -> str:
             panel.set_xlabel(f"{label} (log scale, less is better)")
         panels[0].set_ylabel("test accuracy, %")
 
-    return _figure(draw, columns=2, height=3.6, name="trade-off")
+    return draw_figure(draw, columns=2, height=3.6, name="trade-off")
 
 
 def plot_stages(report: Report) -> str:
@@ -89,7 +61,7 @@ def plot_stages(report: Report) -> str:
         for panel in panels[1:]:
             panel.set_yticklabels([])
 
-    return _figure(draw, columns=4, height=0.9 + 0.36 * len(report.stages), name="stages")
+    return draw_figure(draw, columns=4, height=0.9 + 0.36 * len(report.stages), name="stages")
 
 
 def plot_curves(report: Report) -> str:
@@ -98,7 +70,7 @@ def plot_curves(report: Report) -> str:
     def draw(panels: Sequence[Any]) -> None:
         begin, colours = 0, _colours(report)
         for name, curve in report.curves.items():
-            epochs, colour = range(begin + 1, begin + len(curve) + 1), colours.get(name, _INK)
+            epochs, colour = range(begin + 1, begin + len(curve) + 1), colours.get(name, INK)
             panels[0].plot(epochs, [100 * value for value in curve], ".-", color=colour, label=name)
             begin += len(curve)
         panels[0].set_xlabel("epoch, all stages one after another")
@@ -106,7 +78,7 @@ def plot_curves(report: Report) -> str:
         panels[0].grid(axis="y")
         panels[0].legend(frameon=False, loc="lower right", ncols=2)
 
-    return _figure(draw, columns=1, height=3.4, name="curves")
+    return draw_figure(draw, columns=1, height=3.4, name="curves")
 
 
 def plot_sensitivity(
@@ -124,7 +96,7 @@ def plot_sensitivity(
 
     def draw(panels: Sequence[Any]) -> None:
         for place, (name, values) in enumerate(lines.items()):
-            colour, style = _SERIES[place % len(_SERIES)], _DASHES[place // len(_SERIES) % len(_DASHES)]
+            colour, style = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
             panels[0].plot(at, values, marker=".", linestyle=style, color=colour, label=name)
         panels[0].set_xticks(at, [f"{point:g}" for point in at])
         panels[0].set_xlabel(across)
@@ -133,7 +105,7 @@ def plot_sensitivity(
         panels[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     height = max(3.6, 0.2 * len(lines))
-    return _figure(draw, columns=1, height=height, name=title)
+    return draw_figure(draw, columns=1, height=height, name=title)
 
 
 def _draw_trade_off(
@@ -142,7 +114,7 @@ def _draw_trade_off(
     costs = [(cost, -stage.test_accuracy) for stage, cost in points]
     front = pareto_front(costs)
     line = sorted((cost, -100 * negated) for cost, negated in (costs[index] for index in front))
-    panel.plot(*zip(*line, strict=True), color=_INK, alpha=0.45, linewidth=1.2, zorder=1)
+    panel.plot(*zip(*line, strict=True), color=INK, alpha=0.45, linewidth=1.2, zorder=1)
     for index, (stage, cost) in enumerate(points):
         accuracy, is_best, colour = 100 * stage.test_accuracy, index in front, colours[stage.name]
         panel.scatter(
@@ -171,21 +143,4 @@ def _apart(ticks: list[float]) -> list[float]:
 
 def _colours(report: Report) -> dict[str, str]:
     """Colour of each stage, the same in every plot."""
-    return {stage.name: _SERIES[index % len(_SERIES)] for index, stage in enumerate(report.stages)}
-
-
-def _figure(draw: Callable[[Sequence[Any]], None], *, columns: int, height: float, name: str) -> str:
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # The salt keeps the marks of two plots on one page apart, and the bytes the same from run to run.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(10.4, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        panels = figure.subplots(1, columns, squeeze=False)[0]
-        draw(list(panels))
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    return {stage.name: SERIES[index % len(SERIES)] for index, stage in enumerate(report.stages)}

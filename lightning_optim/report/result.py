@@ -12,6 +12,7 @@ from typing import Any, final
 
 from lightning_optim.cost.turns import Spread, Timing, speedup
 from lightning_optim.errors import ArtefactError
+from lightning_optim.report.loss_curves import LossCurves
 
 MEASURED = (
     "Accuracies are top-1, of the exported file run in ONNX Runtime over the whole split.",
@@ -107,6 +108,7 @@ class Report:
         title: Headline of the page.
         notes: How the figures were taken.
         curves: Stage -> validation accuracy after each of its epochs, in ``[0, 1]``.
+        losses: Stage -> the losses that it was trained with.
         artefacts: File, relative to the run's folder -> what it is.
         timings: Stage -> batch size -> times of a call, which were taken side by side.
         best: Aim (accuracy, speed, size) -> the stage whose file serves it best on this machine.
@@ -123,6 +125,7 @@ class Report:
     title: str = "Compression report"
     notes: Sequence[str] = MEASURED
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    losses: Mapping[str, LossCurves] = field(default_factory=dict)
     artefacts: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, Mapping[int, Timing]] = field(default_factory=dict)
     best: Mapping[str, str] = field(default_factory=dict)
@@ -138,7 +141,7 @@ class Report:
         if not {"top1_agreement", "relative_error"} & self.parity.keys():
             raise ValueError(f"parity needs 'top1_agreement' or 'relative_error', got {sorted(self.parity)}")
         names = [stage.name for stage in self.stages]
-        unknown = {*self.timings, *self.best.values(), *([self.model] if self.model else [])} - set(names)
+        unknown = {*self.timings, *self.losses, *self.best.values(), *([self.model] if self.model else [])} - set(names)
         if unknown:
             raise ValueError(f"the stages are {names}, and {sorted(unknown)[0]!r} is none of them")
 
@@ -172,6 +175,7 @@ class Report:
             "versions": dict(self.versions),
             "notes": list(self.notes),
             "curves": {name: list(curve) for name, curve in self.curves.items()},
+            "losses": {name: curves.to_dict() for name, curves in self.losses.items()},
             "artefacts": dict(self.artefacts),
             "best": dict(self.best),
             "model": self.deployed.name,
@@ -205,7 +209,8 @@ class Report:
                 for name, batches in values.get("timings", {}).items()
             }
             given = {name: value for name, value in values.items() if name != "speedups"}  # follow from the times
-            return Report(**{**given, "stages": stages, "timings": timings})
+            losses = {name: LossCurves.from_dict(curves) for name, curves in values.get("losses", {}).items()}
+            return Report(**{**given, "stages": stages, "timings": timings, "losses": losses})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, ArtefactError):
                 raise

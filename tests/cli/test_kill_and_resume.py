@@ -59,6 +59,8 @@ def test_a_killed_run_goes_on_to_the_accuracies_weights_and_bytes_of_an_uninterr
     assert stages(resumed) == stages(whole)
     assert all(len(stage["weights_sha256"]) == 64 for stage in stages(whole))
     assert (resumed / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
+    curves = "stages/1-prune/losses.json"
+    assert (resumed / curves).read_bytes() == (whole / curves).read_bytes()
     assert {path.name for path in resumed.iterdir()} == {path.name for path in whole.iterdir()}
     assert not [path for path in resumed.rglob("*") if path.name.endswith(".tmp")]
 

@@ -7,7 +7,8 @@ import pytest
 from typing_extensions import override
 
 from lightning_optim.cost import Timing
-from lightning_optim.report import Report, StageResult, read_report, write_report
+from lightning_optim.report import LossCurves, Report, StageResult, read_report, write_report
+from lightning_optim.report.loss_plot import plot_losses
 from lightning_optim.report.page import render_page
 from lightning_optim.report.plot import plot_curves, plot_stages, plot_trade_off
 
@@ -57,14 +58,55 @@ def parse(page):
     return parser.seen
 
 
-@pytest.mark.parametrize("plot", [plot_trade_off, plot_stages, plot_curves])
+def losses(**values):
+    return LossCurves(batches=range(1, 4), values={"task": (1.0, 0.9, 0.8), "total": (1.0, 0.9, 0.8), **values})
+
+
+LOSSES = {
+    "base": losses(),
+    "prune": losses(**{"distillation/soft_target": (1.0, 0.5, None), "total": (0.7, 0.6, 0.5)}),
+    "qat": losses(**{"distillation/hint": (90.0, 20.0, 9.0), "total": (9.0, 2.0, 1.0)}),
+}
+
+
+def texts(svg):
+    return [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("}text")]
+
+
+def test_each_stage_has_a_panel_of_its_losses_which_one_legend_names():
+    found = texts(plot_losses(report(losses=LOSSES)))
+    assert {"base", "prune", "qat"} <= set(found)
+    assert found.count("training batch") == 3
+    legend = ["task", "distillation/soft_target", "distillation/hint"]
+    assert sorted(text for text in found if "weighted" in text) == sorted(
+        [*(f"{name}, unweighted" for name in legend), "total, weighted"]
+    )
+
+
+def test_losses_of_a_stage_that_lie_far_apart_are_on_a_logarithmic_scale():
+    found = texts(plot_losses(report(losses=LOSSES)))
+    assert (found.count("loss"), found.count("loss (log scale)")) == (2, 1)
+    assert {"1", "10", "50"} <= set(found)
+    with_zero = texts(plot_losses(report(losses={"base": losses(**{"distillation/hint": (90.0, 1.0, 0.0)})})))
+    assert "loss (log scale)" not in with_zero
+
+
+def test_the_page_says_which_losses_are_weighted():
+    page = render_page(report(losses=LOSSES))
+    parse(page)
+    assert page.count("<svg") == 4
+    assert "Losses of every stage" in page
+    assert "before they are multiplied by their weights" in page
+
+
+@pytest.mark.parametrize("plot", [plot_trade_off, plot_stages, plot_curves, plot_losses])
 def test_a_plot_is_one_svg_with_every_name_and_the_pages_ink(plot):
-    svg = plot(report())
+    svg = plot(report(losses=LOSSES))
     text = "".join(ET.fromstring(svg).itertext())
     assert "currentColor" in svg
     assert "#010203" not in svg
     assert {"base", "qat"} <= set(re.findall(r"\w+", text))
-    assert plot(report()) == svg
+    assert plot(report(losses=LOSSES)) == svg
 
 
 def test_the_page_needs_nothing_beside_it():

@@ -1,11 +1,12 @@
 import json
+import math
 from dataclasses import fields
 
 import pytest
 
 from lightning_optim.cost import Timing
 from lightning_optim.errors import ArtefactError
-from lightning_optim.report import Report, StageResult, read_report
+from lightning_optim.report import LossCurves, Report, StageResult, read_report
 
 
 def stage(**changes):
@@ -42,7 +43,30 @@ def test_times_survive_json_and_what_follows_from_them_is_beside_them():
     assert again.speedup(again.base, 1) is None
 
 
-@pytest.mark.parametrize("changes", [{"model": "x"}, {"best": {"size": "x"}}, {"timings": {"x": {}}}])
+def test_curves_of_losses_survive_json():
+    curves = LossCurves(batches=[2, 3], values={"task": [2.5, math.nan], "total": [1.5, math.inf]})
+    whole = report(losses={"base": curves})
+    again = Report.from_dict(json.loads(json.dumps(whole.to_dict(), allow_nan=False)))
+    assert again.losses == whole.losses == {"base": curves}
+    assert curves.values == {"task": (2.5, None), "total": (1.5, None)}
+
+
+def test_curves_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="curve 'task' has 1 points, the others have 2"):
+        LossCurves(batches=[1, 2], values={"task": [1.0]})
+    with pytest.raises(ArtefactError, match="no curves of losses"):
+        LossCurves.from_dict({"batches": [1, 2], "values": [1.0]})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "x"},
+        {"best": {"size": "x"}},
+        {"timings": {"x": {}}},
+        {"losses": {"x": LossCurves(batches=[], values={})}},
+    ],
+)
 def test_a_name_that_is_no_stages_is_refused(changes):
     with pytest.raises(ValueError, match="'x' is none of them"):
         report(**changes)
