@@ -196,6 +196,10 @@ class DistillationTeacher(TechniqueCallback):
         if self._mutual is not None:
             self._mutual.parts.load_state_dict(state_dict.get("peer", {}))
 
+    def keep_nothing(self) -> None:
+        """Ask the teacher every time from here on, and leave the cache as it is."""
+        self._answers = TeacherAnswers(None, self.losses)
+
     def network_copies(self) -> Sequence[tuple[str, nn.Module]]:
         """Teachers that follow the student, each with the name of its network; they are cut as it is."""
         return [(self._network, module) for module in self._copies.following]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 from lightning_optim.atomic import write_atomic
@@ -43,7 +43,7 @@ def compress(config: DictConfig, folder: Path) -> float:
     """
     quieten()
     console = Console()
-    recipe, deployment = _recipe(config, folder, console), build(config.deploy)
+    recipe, deployment = build_recipe(config, folder, console), build(config.deploy)
     if _is_new(config, folder):
         with Heartbeat("rehearsing every stage", console, is_shown=is_first_process()):
             rehearse(recipe)
@@ -96,7 +96,12 @@ def _check(config: DictConfig) -> None:
         raise ConfigError(f"recipe.order must be a list of stages, such as [base,export], got {config.recipe.order!r}")
 
 
-def _recipe(config: DictConfig, folder: Path, console: Console) -> Recipe:
+def build_recipe(config: DictConfig, folder: Path, console: Console) -> Recipe:
+    """Build what ``config`` describes; callbacks are built when their stage begins.
+
+    Raises:
+        ConfigError: If a value is missing or of the wrong kind.
+    """
     _check(config)
     names = list(config.recipe.order)
     missing = [name for name in names if name not in config.recipe.stages]
@@ -145,14 +150,26 @@ def _whole(dim: Any) -> Any:
 
 
 def _stage(name: str, config: DictConfig, trainer: DictConfig) -> Stage:
+    written = OmegaConf.to_container(config, resolve=False)
+    missing = next(_keys_without_value(written), None)
+    if missing is not None:
+        raise ConfigError(f"stage {name!r} needs a value for recipe.stages.{name}.{missing}, got none; give it one")
     return Stage(
         name=name,
         kind=config.kind,
         make_trainer=partial(_make_trainer, {**trainer, **(config.get("trainer") or {})}),
         make_callbacks=partial(_make_callbacks, config.get("callbacks") or {}),
         settings=OmegaConf.to_container(config.get("settings") or OmegaConf.create(), resolve=True),  # type: ignore[arg-type]
-        needs=_ARTEFACT.findall(str(OmegaConf.to_container(config, resolve=False))),
+        needs=_ARTEFACT.findall(str(written)),
     )
+
+
+def _keys_without_value(node: Any) -> Iterator[str]:
+    """Keys whose value an option leaves to the user, joined by dots."""
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        if value == "???":
+            yield str(key)
+        yield from (f"{key}.{inner}" for inner in _keys_without_value(value))
 
 
 def _make_trainer(config: Any, **keywords: Any) -> Trainer:
@@ -170,13 +187,15 @@ def _with_artefacts(node: Any, artefacts: Artefacts) -> Any:
         return {key: _with_artefacts(_raw(node, key), artefacts) for key in node}
     if isinstance(node, Mapping):
         return {key: _with_artefacts(value, artefacts) for key, value in node.items()}
+    if isinstance(node, ListConfig):
+        return [_with_artefacts(_raw(node, place), artefacts) for place in range(len(node))]
     found = _ARTEFACT.fullmatch(node) if isinstance(node, str) else None
     if found:
         return artefacts(found[1])
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return node
 
 
-def _raw(node: DictConfig, key: Any) -> Any:
+def _raw(node: DictConfig | ListConfig, key: Any) -> Any:
     """A value as it was written if it names an artefact, else resolved."""
     if OmegaConf.is_interpolation(node, key):
         raw = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]  # a mapping

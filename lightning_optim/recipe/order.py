@@ -14,6 +14,12 @@ _TRAINS_FLOATS = (
 )
 _NEEDS_ALL = "the supernet is built over the full-size network: search first"
 
+# A stage -> why it cannot be the first.
+_FORBIDDEN_FIRST: dict[str, str] = {
+    "export": "there is no trained model yet",
+    "finetune": "there is nothing yet that it could go on to train: use a train stage, or put one before it",
+}
+
 # (an earlier stage, any later stage) -> why that makes no sense.
 _FORBIDDEN: dict[tuple[str, str], str] = {
     ("qat", "train"): _TRAINS_FLOATS,
@@ -51,8 +57,8 @@ def check_order(kinds: Sequence[str]) -> None:
     for kind in kinds:
         if kind not in get_args(Kind):
             raise OrderError(f"{kind!r} is no kind of stage; there are {', '.join(get_args(Kind))}")
-    if kinds[0] == "export":
-        raise OrderError("'export' cannot come first: there is no trained model yet")
+    if kinds[0] in _FORBIDDEN_FIRST:
+        raise OrderError(f"{kinds[0]!r} cannot come first: {_FORBIDDEN_FIRST[kinds[0]]}")
     for place, later in enumerate(kinds):
         for earlier in kinds[:place]:
             if earlier == "export":

@@ -17,7 +17,7 @@ from lightning_optim.recipe.determinism import seed_everything
 from lightning_optim.recipe.evaluate import StageWriter, first_call, metric_of
 from lightning_optim.recipe.order import check_order
 from lightning_optim.recipe.run import Recipe
-from lightning_optim.recipe.stage import Stage, check_stages
+from lightning_optim.recipe.stage import KeepingCallback, Stage, check_stages
 from lightning_optim.surgery.select import find_network
 
 
@@ -49,9 +49,12 @@ def rehearse(recipe: Recipe) -> None:
 def _rehearse_fit(stage: Stage, recipe: Recipe) -> None:
     seed_everything(recipe.seed, "rehearsal", stage.name)
     module = recipe.make_module()
-    callbacks = [*stage.make_callbacks(lambda _: _untrained(recipe)), _StopAfterFirstBatch()]
+    callbacks = stage.make_callbacks(lambda _: _untrained(recipe))
+    for callback in callbacks:
+        if isinstance(callback, KeepingCallback):
+            callback.keep_nothing()
     stage.apply_settings(module)
-    trainer = stage.make_trainer(callbacks=callbacks, num_sanity_val_steps=0, **_QUIET)
+    trainer = stage.make_trainer(callbacks=[*callbacks, _StopAfterFirstBatch()], num_sanity_val_steps=0, **_QUIET)
     try:
         trainer.fit(module, datamodule=recipe.data)
     except _RehearsedError:

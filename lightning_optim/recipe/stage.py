@@ -59,6 +59,15 @@ class ExportingCallback(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepingCallback(Protocol):
+    """Callback that keeps what a network has answered, beyond its fit."""
+
+    def keep_nothing(self) -> None:
+        """Neither read what is kept nor add to it from here on: the networks to come stand for others."""
+        ...
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Stage:

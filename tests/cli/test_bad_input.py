@@ -11,7 +11,7 @@ from lightning_optim.demo import ResidualNet
 TINY = ("model.network.widths=[4,8]", "model.memory_format=contiguous", "data.batch_size=32", "latency_seconds=0.1")
 PRUNE = "recipe.stages.prune.callbacks.pruning_scheduler"
 TEACHER = "recipe.stages.distil.callbacks.distillation_teacher.teacher"
-CHECKPOINT = "lightning_optim.distillation.teacher.checkpoint.Checkpoint"
+CHECKPOINT = f"lightning_optim/distillation/teacher@{TEACHER}=checkpoint"
 
 
 def refused(answer, before, after, *fragments):
@@ -61,7 +61,10 @@ def refuses(call, contents):
         (["metrics.test=test/acc", *TINY], ["test/acc", "test/accuracy"]),
         (["+recipe.stages.base.settings.learning_rate=1", *TINY], ["learning_rate", "Classifier"]),
         (["data=fashion_mnist", "data.folder=nowhere"], ["nowhere", "data.folder", "data.download=true"]),
-        ([f"{TEACHER}={{_target_: {CHECKPOINT}, path: nowhere.ckpt}}", *TINY], ["nowhere.ckpt", "does not exist"]),
+        ([CHECKPOINT, f"{TEACHER}.path=nowhere.ckpt", *TINY], ["nowhere.ckpt", "does not exist"]),
+        ([CHECKPOINT], [f"stage 'distil' needs a value for {TEACHER}.path, got none"]),
+        ([f"{TEACHER}.module=${{artefact:qat}}"], ["'distil' uses stage 'qat'", "does not come before it"]),
+        (["recipe.order=[finetune,export]"], ["'finetune' cannot come first", "use a train stage"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -97,13 +100,13 @@ def of_fewer_classes(path):
 )
 def test_a_bad_teacher_file_is_refused_before_the_base_is_trained(refuses, tmp_path, write, fragment):
     write(tmp_path / "teacher.ckpt")
-    refuses([f"{TEACHER}={{_target_: {CHECKPOINT}, path: teacher.ckpt}}", *TINY], "teacher.ckpt", fragment)
+    refuses([CHECKPOINT, f"{TEACHER}.path=teacher.ckpt", *TINY], "teacher.ckpt", fragment)
 
 
 def test_a_teacher_of_fewer_classes_is_refused_with_both_numbers(refuses, tmp_path):
     of_fewer_classes(tmp_path / "teacher.ckpt")
     net = "{_target_: lightning_optim.demo.model.residual.ResidualNet, widths: [4, 8], num_classes: 7}"
-    refuses([f"{TEACHER}={{_target_: {CHECKPOINT}, path: teacher.ckpt, architecture: {net}}}", *TINY], "7", "10")
+    refuses([CHECKPOINT, f"{TEACHER}.path=teacher.ckpt", f"+{TEACHER}.architecture={net}", *TINY], "7", "10")
 
 
 MODULE = """

@@ -340,12 +340,12 @@ def leaves() -> list[Path]:
 
 def cases() -> list[Case]:
     """Each callback as it comes, then with each option of each of its families that needs no absent package."""
-    found = []
+    found, objects = [], leaves()
     for path in sorted((CONF / "callbacks").glob("*.yaml")):
         found.append(_case(path.stem, "", "", "default"))
     for group, places in slots().items():
         for callback, package, default in places:
-            found_here = [leaf for leaf in (CONF / group).glob("*.yaml") if leaf.stem != default]
+            found_here = [leaf for leaf in objects if leaf.parent == CONF / group and leaf.stem != default]
             options = sorted(leaf.stem for leaf in found_here if fits(leaf, package) and is_installed(leaf))
             found += [_case(callback, group, package, option, default) for option in options]
     return found

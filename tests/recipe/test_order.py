@@ -27,6 +27,7 @@ def test_orders_that_make_sense(kinds):
     [
         ([], "at least one stage"),
         (["export"], "no trained model"),
+        (["finetune", "qat"], "nothing yet that it could go on to train"),
         (["train", "export", "qat"], "what is deployed is final"),
         (["train", "export", "export"], "what is deployed is final"),
         (["train", "qat", "prune"], "prune first"),

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lightning_optim import DistillationTeacher, PruningScheduler, QATFakeQuant, Targets, Window
 from lightning_optim.demo import Classifier, Digits, ResidualNet
+from lightning_optim.distillation import AnswerCache
 from lightning_optim.errors import ArtefactError, OrderError
 from lightning_optim.pruning import Channel
 from lightning_optim.recipe import Recipe, Stage
@@ -135,6 +136,17 @@ def test_rehearsing_changes_no_number_and_writes_nothing(whole, tmp_path):
     rehearse(again)
     assert list(tmp_path.iterdir()) == []
     assert figures(again.run()) == figures(whole[1])
+
+
+def test_rehearsing_asks_an_untrained_teacher_and_keeps_none_of_its_answers(tmp_path):
+    right, folder = recipe(tmp_path / "run"), tmp_path / "answers"
+
+    def make(artefacts):
+        return [DistillationTeacher(teacher=artefacts("base"), cache=AnswerCache(folder=folder))]
+
+    distil = Stage(name="distil", kind="distil", make_trainer=right.stages[0].make_trainer, make_callbacks=make)
+    rehearse(recipe(tmp_path / "run", stages=[right.stages[0], distil]))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rehearsal_finds_the_mistake_of_the_last_stage_first(tmp_path):
