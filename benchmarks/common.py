@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +55,37 @@ def quiet_trainer(callbacks: Sequence[Callback], *, saves: bool = False, **setti
         enable_model_summary=False,
         **settings,
     )
+
+
+def seconds_in_rounds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of this thread in each call, once a round and after one call of each that is not timed.
+
+    For calls that take seconds: sides of a round are measured within moments of each other, so that what slows the
+    machine for a while slows them alike.
+
+    Args:
+        calls: Name -> call.
+        rounds: How many.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        # Each round goes the other way, so that no call always follows the same one.
+        for name in list(calls) if turn % 2 == 0 else list(reversed(calls)):
+            began = time.thread_time()
+            calls[name]()
+            if turn > 0:
+                seconds[name].append(time.thread_time() - began)
+    return seconds
+
+
+def times_longer(base: Sequence[float], other: Sequence[float]) -> float:
+    """Median over rounds of how many times longer ``base`` took than ``other``.
+
+    Example:
+        >>> times_longer([4.0, 9.0, 6.0], [2.0, 3.0, 2.0])
+        3.0
+    """
+    return statistics.median(mine / theirs for mine, theirs in zip(base, other, strict=True))
 
 
 def show_figures(title: str, figures: Mapping[str, Any]) -> None:

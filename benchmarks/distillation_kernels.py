@@ -1,9 +1,10 @@
 """What do the kernels of distillation take, beside the same losses written with torch's own operators?
 
-    python -m benchmarks.distillation_kernels [--tokens 4096] [--vocabulary 32768] [--seconds 60]
+    python -m benchmarks.distillation_kernels [--tokens 4096] [--vocabulary 32768] [--rounds 5]
 
-All on one thread, forward and backward pass, the sides in turns within one process, in CPU time. Memory is the largest
-number of bytes that were allocated at once beyond those before the call, in units of one float32 tensor of logits.
+All on one thread, forward and backward pass, the sides in turns within one process, in CPU time; a ratio is the median
+of the rounds' ratios. Memory is the largest number of bytes that were allocated at once beyond those before the call,
+in units of one float32 tensor of logits.
 
 - logits: soft targets from logits that exist. ``naive`` is ``kl_div`` of ``log_softmax`` and ``softmax``. Each call
   gets its teacher's logits as a copy, which ours overwrites; the copy is timed on both sides.
@@ -27,8 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import parser_for, quiet, show_figures
-from lightning_optim.cost import speedup, time_in_turns
+from benchmarks.common import parser_for, quiet, seconds_in_rounds, show_figures, times_longer
 from lightning_optim.errors import cause_of
 from lightning_optim.functional import (
     QueriesAndKeys,
@@ -57,7 +57,7 @@ def naive_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="sum") / len(student)
 
 
-def measure_logits(tokens: int, vocabulary: int, seconds: float) -> dict[str, float]:
+def measure_logits(tokens: int, vocabulary: int, rounds: int) -> dict[str, float]:
     """Memory and time of the loss from logits."""
     student = torch.randn(tokens, vocabulary).mul_(3.0).requires_grad_()
     teacher, one = torch.randn(tokens, vocabulary).mul_(3.0), 4.0 * tokens * vocabulary
@@ -74,11 +74,11 @@ def measure_logits(tokens: int, vocabulary: int, seconds: float) -> dict[str, fl
         student.grad = None
         memory[name] = peak_of(lambda loss=loss, held=held: side(loss, held)) / one
     calls = {name: (lambda loss=loss: side(loss, [teacher.clone()])) for name, loss in losses.items()}
-    times = time_in_turns(calls, seconds=seconds)
+    times = seconds_in_rounds(calls, rounds)
     return {
         "kl_logits_memory": memory["ours"],
         "kl_logits_memory_naive": memory["naive"],
-        "kl_logits_speedup": speedup(times["naive"], times["ours"]).median,
+        "kl_logits_speedup": times_longer(times["naive"], times["ours"]),
     }
 
 
@@ -99,7 +99,7 @@ def liger_loss() -> Callable[[tuple[Tensor, Tensor], tuple[Tensor, Tensor]], Ten
     return loss
 
 
-def measure_hidden(tokens: int, vocabulary: int, seconds: float) -> dict[str, Any]:
+def measure_hidden(tokens: int, vocabulary: int, rounds: int) -> dict[str, Any]:
     """Memory and time of the loss from hidden states."""
     student = (torch.randn(tokens, HIDDEN).requires_grad_(), torch.randn(vocabulary, HIDDEN).mul_(0.2).requires_grad_())
     teacher = (torch.randn(tokens, HIDDEN), torch.randn(vocabulary, HIDDEN).mul_(0.2))
@@ -123,14 +123,14 @@ def measure_hidden(tokens: int, vocabulary: int, seconds: float) -> dict[str, An
     for name, loss in losses.items():
         memory[name] = peak_of(lambda loss=loss: side(loss)) / (4.0 * tokens * vocabulary)
         gradients[name] = [each.grad for each in student if each.grad is not None]
-    times = time_in_turns({name: (lambda loss=loss: side(loss)) for name, loss in losses.items()}, seconds=seconds)
+    times = seconds_in_rounds({name: (lambda loss=loss: side(loss)) for name, loss in losses.items()}, rounds)
     for name in losses.keys() - {"ours"}:
         found[f"kl_hidden_memory_{name}"] = memory[name]
     differences = [_difference(*pair) for pair in zip(gradients["ours"], gradients["naive"], strict=True)]
     return found | {
         "kl_hidden_memory": memory["ours"],
-        "kl_hidden_speedup": speedup(times["naive"], times["ours"]).median,
-        "kl_hidden_speedup_over_liger": speedup(times["liger"], times["ours"]).median if "liger" in times else None,
+        "kl_hidden_speedup": times_longer(times["naive"], times["ours"]),
+        "kl_hidden_speedup_over_liger": times_longer(times["liger"], times["ours"]) if "liger" in times else None,
         "kl_hidden_agrees": max(differences),
     }
 
@@ -139,7 +139,7 @@ def _difference(gradient: Tensor, reference: Tensor) -> float:
     return float((gradient - reference).abs().max() / reference.abs().max())
 
 
-def measure_attention(seconds: float, batch: int = 2, heads: int = 8, length: int = 1024) -> dict[str, float]:
+def measure_attention(rounds: int, batch: int = 2, heads: int = 8, length: int = 1024) -> dict[str, float]:
     """Time of the student's attention with the divergence from a teacher's, over the attention alone."""
     query, key, value = (torch.randn(batch, heads, length, 64).requires_grad_() for _ in range(3))
     teacher = QueriesAndKeys(torch.randn(batch, heads, length, 64), torch.randn(batch, heads, length, 64))
@@ -154,20 +154,20 @@ def measure_attention(seconds: float, batch: int = 2, heads: int = 8, length: in
 
     calls = {"plain": lambda: side(transfers=False), "ours": lambda: side(transfers=True)}
     memory = {name: peak_of(call) / (4.0 * batch * heads * length**2) for name, call in calls.items()}
-    times = time_in_turns(calls, seconds=seconds)
+    times = seconds_in_rounds(calls, rounds)
     return {
-        "attention_kl_ratio": speedup(times["ours"], times["plain"]).median,
+        "attention_kl_ratio": times_longer(times["ours"], times["plain"]),
         "attention_kl_memory": memory["ours"] - memory["plain"],
     }
 
 
-def measure(tokens: int = 4096, vocabulary: int = 32768, seconds: float = 60.0) -> Mapping[str, Any]:
+def measure(tokens: int = 4096, vocabulary: int = 32768, rounds: int = 5) -> Mapping[str, Any]:
     """Figures of the three kernels."""
     torch.manual_seed(0)
     return {
-        **measure_logits(tokens, vocabulary, seconds),
-        **measure_hidden(tokens, vocabulary, seconds),
-        **measure_attention(seconds / 3),
+        **measure_logits(tokens, vocabulary, rounds),
+        **measure_hidden(tokens, vocabulary, rounds),
+        **measure_attention(rounds),
     }
 
 
@@ -176,10 +176,10 @@ def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=32768)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each part")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each side")
     options = parser.parse_args()
     quiet()
-    found = measure(options.tokens, options.vocabulary, options.seconds)
+    found = measure(options.tokens, options.vocabulary, options.rounds)
     show_figures("Kernels of distillation", found)
     print(json.dumps({"benchmark": "distillation_kernels", "torch": torch.__version__, **found}))
 
