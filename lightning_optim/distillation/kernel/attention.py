@@ -13,8 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.distillation.functional import Reduction, check_reduction
 from lightning_optim.distillation.kernel.divergence import (
-    as_log_softmax_,
-    divergence_,
+    divergences,
     row_weights,
     weighted_,
 )
@@ -158,11 +157,13 @@ class _AttentionTransfer(torch.autograd.Function):
         to_query, to_key = torch.empty_like(query), torch.zeros_like(key)
         for sample in range(batch):
             for head in range(heads):
-                logs = (as_log_softmax_(each.logits(sample, head, dtype)) for each in (student, teacher))
-                rows, gradient = divergence_(*logs)
-                weight = torch.where(rows.isnan(), 0.0, weights[sample, head])  # a query that sees no key
-                total += torch.where(weight > 0, rows, 0.0).dot(weight)
-                gradient = weighted_(gradient, weight, student.factor).to(query.dtype)
+                logits, gradient = (each.logits(sample, head, dtype) for each in (student, teacher))
+                for block, rows, difference in divergences(logits, gradient):
+                    # A query that sees no key has no divergence.
+                    weight = torch.where(rows.isnan(), 0.0, weights[sample, head, block])
+                    total += torch.where(weight > 0, rows, 0.0).dot(weight)
+                    gradient[block] = weighted_(difference, weight, student.factor)
+                gradient = gradient.to(query.dtype)
                 torch.mm(gradient, key[sample, student.key_head(head)], out=to_query[sample, head])
                 to_key[sample, student.key_head(head)].addmm_(gradient.T, query[sample, head])
         ctx.save_for_backward(to_query, to_key)

@@ -10,14 +10,12 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from lightning_optim.distillation.functional import Reduction, check_reduction, check_temperature
-from lightning_optim.distillation.kernel.divergence import (
-    as_log_softmax_,
-    divergence_,
-    row_blocks,
-    row_weights,
-    weighted_,
-)
+from lightning_optim.distillation.kernel.divergence import row_weights, soft_target_
 from lightning_optim.surgery.precision import computing_dtype
+
+# Positions of a block: enough that products of matrices are fast, few enough that two blocks of logits are small beside
+# the whole.
+_BLOCKS, _FEWEST, _MOST = 16, 16, 256
 
 
 def soft_target_loss_from_hidden(
@@ -92,26 +90,29 @@ class _SoftTarget(torch.autograd.Function):
         reduction: str,
         mask: Tensor | None,
     ) -> Tensor:
-        dtype = computing_dtype(hidden.dtype)
         mine, theirs = (states.reshape(-1, states.shape[-1]) for states in (hidden, teacher_hidden))
-        total = hidden.new_zeros((), dtype=dtype)
+        total = hidden.new_zeros((), dtype=computing_dtype(hidden.dtype))
         weights = row_weights(len(mine), mask, reduction, total)
+        if mask is not None:
+            # What stands there may be no number, and 0 times that would be none in the weight's gradient.
+            mine, theirs = (states.masked_fill((weights == 0).unsqueeze(-1), 0.0) for states in (mine, theirs))
         to_hidden = torch.empty_like(mine) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for block in row_blocks(len(mine)):
-            logits = (
-                (part @ head.T).to(dtype) for part, head in ((mine[block], weight), (theirs[block], teacher_weight))
-            )
-            rows, gradient = divergence_(*(as_log_softmax_(each.div_(temperature)) for each in logits))
-            factor = weights[block]
-            total += torch.where(factor > 0, rows, 0.0).dot(factor)
-            gradient = weighted_(gradient, factor, temperature).to(hidden.dtype)
+        size = min(max(len(mine) // _BLOCKS, _FEWEST), _MOST)
+        buffers = [head.new_empty(min(size, len(mine)), len(head)) for head in (weight, teacher_weight)]
+        for start in range(0, len(mine), size):
+            block = slice(start, min(start + size, len(mine)))
+            logits, other = (buffer[: block.stop - start] for buffer in buffers)
+            torch.mm(mine[block], weight.T, out=logits)
+            torch.mm(theirs[block], teacher_weight.T, out=other)
+            total += soft_target_(logits, other, weights[block], temperature, gradient=logits, is_masked=False)
+            gradient = logits  # overwritten
             if to_hidden is not None:
                 torch.mm(gradient, weight, out=to_hidden[block])
             if to_weight is not None:
                 to_weight.addmm_(gradient.T, mine[block])
         ctx.save_for_backward(None if to_hidden is None else to_hidden.view_as(hidden), to_weight)
-        return total * temperature**2
+        return total
 
     @staticmethod
     @override

@@ -10,13 +10,7 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from lightning_optim.distillation.functional import Reduction, check_logits, check_reduction, check_temperature
-from lightning_optim.distillation.kernel.divergence import (
-    as_log_softmax_,
-    divergence_,
-    row_blocks,
-    row_weights,
-    weighted_,
-)
+from lightning_optim.distillation.kernel.divergence import row_weights, soft_target_
 from lightning_optim.surgery.precision import computing_dtype
 
 
@@ -79,18 +73,11 @@ class _SoftTarget(torch.autograd.Function):
     @staticmethod
     @override
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float, reduction: str, mask: Any) -> Tensor:
-        dtype, classes = computing_dtype(student.dtype), student.shape[-1]
-        mine, gradient = student.reshape(-1, classes), teacher.view(-1, classes)
-        total = student.new_zeros((), dtype=dtype)
-        weights = row_weights(len(mine), mask, reduction, total)
-        for block in row_blocks(len(mine)):
-            parts = ((logits[block].to(dtype) / temperature) for logits in (mine, gradient))
-            rows, difference = divergence_(*map(as_log_softmax_, parts))
-            weight = weights[block]
-            total += torch.where(weight > 0, rows, 0.0).dot(weight)
-            gradient[block] = weighted_(difference, weight, temperature)
+        mine, theirs = student.reshape(-1, student.shape[-1]), teacher.view(-1, teacher.shape[-1])
+        weights = row_weights(len(mine), mask, reduction, student.new_zeros((), dtype=computing_dtype(student.dtype)))
+        total = soft_target_(mine, theirs, weights, temperature, gradient=theirs, is_masked=mask is not None)
         ctx.gradient = teacher
-        return total * temperature**2
+        return total
 
     @staticmethod
     @override

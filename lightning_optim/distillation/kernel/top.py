@@ -16,7 +16,7 @@ from lightning_optim.distillation.functional import (
     divergence,
     log_buckets,
 )
-from lightning_optim.distillation.kernel.divergence import as_log_softmax_, row_blocks, row_weights, weighted_
+from lightning_optim.distillation.kernel.divergence import row_blocks, row_weights, weighted_
 from lightning_optim.surgery.precision import computing_dtype
 
 
@@ -79,8 +79,8 @@ class _TopSoftTarget(torch.autograd.Function):
         gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         total = student.new_zeros((), dtype=dtype)
         weights = row_weights(len(rows), mask, reduction, total)
-        for block in row_blocks(len(rows)):
-            log = as_log_softmax_(rows[block].to(dtype) / temperature)
+        for block in row_blocks(rows):
+            log = (rows[block].to(dtype) / temperature).log_softmax(-1)
             mine, other, weight = log_buckets(log, top[block]), theirs[block].to(dtype), weights[block]
             total += torch.where(weight > 0, divergence(other, mine), 0.0).dot(weight)
             if gradient is not None:
