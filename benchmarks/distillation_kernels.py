@@ -122,6 +122,7 @@ def measure_hidden(tokens: int, vocabulary: int, rounds: int) -> dict[str, Any]:
 
     memory, gradients = {}, {}
     for name, loss in losses.items():
+        student[0].grad = student[1].grad = None
         memory[name] = peak_of(lambda loss=loss: side(loss)) / (4.0 * tokens * vocabulary)
         gradients[name] = [each.grad for each in student if each.grad is not None]
     times = seconds_in_rounds({name: (lambda loss=loss: side(loss)) for name, loss in losses.items()}, rounds)

@@ -51,12 +51,30 @@ def soft_target_loss(
     """
     check_temperature(temperature)
     check_logits(student_logits, teacher_logits, class_dim)
+    divergences = soft_target_divergences(student_logits, teacher_logits, temperature, class_dim)
+    return temperature**2 * reduce_positions(divergences, reduction, mask)
+
+
+def soft_target_divergences(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, class_dim: int = -1
+) -> Tensor:
+    """Divergence of each position: ``sum_c q(c) * log(q(c) / p(c))``, without the square of the temperature.
+
+    Args:
+        student_logits: Logits with the classes along ``class_dim``.
+        teacher_logits: Logits of the same shape.
+        temperature: Divides both logits.
+        class_dim: Axis of the classes.
+
+    Example:
+        >>> soft_target_divergences(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log_softmax(-1), 1.0)
+        tensor([0.5023])
+    """
     teacher_log = (at_least_float32(teacher_logits) / temperature).log_softmax(class_dim)
     student_log = (at_least_float32(student_logits) / temperature).log_softmax(class_dim)
     teacher_probabilities = teacher_log.exp()
     terms = teacher_probabilities * (teacher_log - student_log)
-    terms = torch.where(teacher_probabilities > 0, terms, 0.0)
-    return temperature**2 * reduce_positions(terms.sum(class_dim), reduction, mask)
+    return torch.where(teacher_probabilities > 0, terms, 0.0).sum(class_dim)
 
 
 def log_buckets(log_probabilities: Tensor, indices: Tensor) -> Tensor:

@@ -198,6 +198,19 @@ def in_place_version(tensor: Tensor) -> int:
     return tensor._version
 
 
+def is_transforming() -> bool:
+    """Whether a transform of ``torch.func`` is running, such as ``vmap`` or ``grad``.
+
+    Example:
+        >>> found = []
+        >>> torch.vmap(lambda x: (found.append(is_transforming()), x)[1])(torch.ones(1))
+        tensor([1.])
+        >>> found, is_transforming()
+        ([True], False)
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def without_torch_functions() -> AbstractContextManager[None]:
     """Context in which no ``TorchFunctionMode`` or tensor subclass sees an operator."""
     context: AbstractContextManager[None] = torch._C.DisableTorchFunction()

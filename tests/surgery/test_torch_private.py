@@ -30,6 +30,7 @@ from lightning_optim.surgery.torch_private import (
     is_call_compiled,
     is_compiled_wrapper,
     is_recomputing,
+    is_transforming,
     never_compiled,
     plain_call,
     quantized_operators,
@@ -66,6 +67,7 @@ OWNERS = {
     "_version": lambda: torch.ones(1),
     "_C": lambda: torch,
     "_current_graph_task_id": lambda: torch._C,
+    "_functorch": lambda: torch._C,
     "_checkpoint_without_reentrant_generator": lambda: torch.utils.checkpoint,
     "_forward_cls": lambda: Twice.apply(torch.ones(1, requires_grad=True)).grad_fn,
     "_init_flat_weights": lambda: nn.LSTM(1, 1),
@@ -220,6 +222,19 @@ def test_changes_in_place_are_counted():
     before = in_place_version(tensor)
     tensor[:1].add_(1)
     assert in_place_version(tensor) == before + 1
+
+
+def test_a_running_transform_is_seen():
+    found = []
+
+    def square(x):
+        found.append(is_transforming())
+        return x**2
+
+    torch.vmap(square)(torch.ones(1))
+    torch.func.grad(square)(torch.tensor(1.0))
+    assert found == [True, True]
+    assert not is_transforming()
 
 
 class Watch(torch.overrides.TorchFunctionMode):

@@ -16,6 +16,7 @@ from lightning_optim.distillation.functional import (
     check_temperature,
     reduce_positions,
 )
+from lightning_optim.distillation.kernel.blocks import in_blocks
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.output import OutputLoss, select_output
 from lightning_optim.distillation.observation import Observation
@@ -105,6 +106,8 @@ class ClassLoss(OutputLoss):
 class DivergenceLoss(ClassLoss):
     """Divergence loss: ``temperature ** 2`` times a divergence of the two softmaxes at each position.
 
+    Over large vocabularies it is computed a few positions at a time, and again in the backward pass, to the same bits.
+
     Args:
         temperature: Softens both softmaxes; see ``ClassLoss``.
         reduction: ``"mean"`` over valid positions, or ``"sum"``. Classes are summed in either case.
@@ -125,10 +128,15 @@ class DivergenceLoss(ClassLoss):
         mine, theirs, class_dim, mask = self.logits(student, teacher)
         check_logits(mine, theirs, class_dim)
         temperature = self.temperature_at(context.progress)
-        my_log, their_log = (
-            (at_least_float32(logits) / temperature).log_softmax(class_dim) for logits in (mine, theirs)
-        )
-        return temperature**2 * reduce_positions(self.divergences(my_log, their_log, class_dim), self.reduction, mask)
+
+        def divergence(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+            my_log, their_log = (
+                (at_least_float32(logits) / temperature).log_softmax(dim) for logits in (student, teacher)
+            )
+            return self.divergences(my_log, their_log, dim)
+
+        found = in_blocks(divergence, mine, theirs, class_dim)
+        return temperature**2 * reduce_positions(found, self.reduction, mask)
 
     @abstractmethod
     def divergences(self, student_log: Tensor, teacher_log: Tensor, class_dim: int) -> Tensor:

@@ -11,10 +11,13 @@ from typing_extensions import override
 from lightning_optim.checked import checked
 from lightning_optim.distillation.functional import (
     Reduction,
+    check_logits,
     check_reduction,
-    soft_target_loss,
+    reduce_positions,
+    soft_target_divergences,
     standardize_logits,
 )
+from lightning_optim.distillation.kernel.blocks import in_blocks
 from lightning_optim.distillation.kernel.top import top_soft_target_loss
 from lightning_optim.distillation.loss.base import Context
 from lightning_optim.distillation.loss.classes import ClassLoss
@@ -33,6 +36,9 @@ class SoftTarget(ClassLoss):
     With ``standardize``, logits of both networks are first brought to mean 0 and variance 1 over their classes, so that
     the student learns their relations and not their size (Sun et al., 2024; arXiv:2403.01427): worth trying where the
     student is far smaller than its teacher. The temperature is then 1 to 5, and the weight larger.
+
+    Over large vocabularies the divergence is computed a few positions at a time, and again in the backward pass, to the
+    same bits: besides its gradient, no tensor of the logits' size is made.
 
     Args:
         temperature: Softens both softmaxes, above 0; a number, or a schedule over the callback's window. A student far
@@ -77,10 +83,16 @@ class SoftTarget(ClassLoss):
         if top is not None:
             return self._compare_top(student, top, self.temperature_at(context.progress))
         mine, theirs, class_dim, mask = self.logits(student, teacher)
-        if self.standardize:
-            mine, theirs = standardize_logits(mine, class_dim), standardize_logits(theirs, class_dim)
+        check_logits(mine, theirs, class_dim)
         temperature = self.temperature_at(context.progress)
-        return soft_target_loss(mine, theirs, temperature, reduction=self.reduction, class_dim=class_dim, mask=mask)
+
+        def divergence(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+            if self.standardize:
+                student, teacher = standardize_logits(student, dim), standardize_logits(teacher, dim)
+            return soft_target_divergences(student, teacher, temperature, dim)
+
+        found = in_blocks(divergence, mine, theirs, class_dim)
+        return temperature**2 * reduce_positions(found, self.reduction, mask)
 
     def _compare_top(self, student: Observation, top: TopLogits, temperature: float) -> Tensor:
         mine = select_output(student.output, self.output).movedim(self.class_axis(student), -1)
