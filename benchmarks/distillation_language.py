@@ -1,6 +1,6 @@
 """Do attention and relations of tokens help a small sentence encoder, beside the last layer alone?
 
-    python -m benchmarks.distillation_language [--epochs 3] [--seeds 0] [--quick] [--out FILE]
+    python -m benchmarks.distillation_language [--epochs 6] [--seeds 0] [--quick] [--out FILE]
 
 all-MiniLM-L6-v2 teaches three layers, which begin as every second one of its six (``initialize_from``), on 20,000
 glosses of WordNet without labels. Word embeddings are the teacher's, and stay. Both arms have three tries of a quarter
@@ -43,7 +43,7 @@ from benchmarks.study import Kept
 from lightning_optim import DistillationTeacher
 from lightning_optim.distillation import AttentionTransfer, Hint, Loss, MiniLMRelations
 
-EPOCHS, BATCH, LONGEST, NEAREST = 3, 32, 48, 10
+EPOCHS, BATCH, LONGEST, NEAREST = 6, 32, 48, 10
 LAYERS = {"student": "net.encoder.layer.2", "teacher": "encoder.layer.5"}
 START = {"net.embeddings": "embeddings", "net.encoder.layer.*": "encoder.layer.*"}
 LOSSES: Mapping[str, Loss] = {
@@ -55,7 +55,7 @@ LOSSES: Mapping[str, Loss] = {
     ),
     "relations": MiniLMRelations(**LAYERS, relation_heads=12, mask="attention_mask"),
 }
-RATES = (2e-4, 5e-4, 1e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 HINT = 10.0
 WEIGHTS = (
     {"attention": 0.1, "relations": 0.1},
