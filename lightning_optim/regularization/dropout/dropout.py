@@ -28,6 +28,8 @@ class Dropout(AddedDropout):
     neighbors tell what a single dropped pixel was. Probabilities of 0.1 to 0.5 are usual.
 
     Measured: it adds 12 ms to a step that drops numbers of a map [128, 16, 32, 32], 2 ms for channels (one thread).
+    Before the last layer it brought nothing to the test accuracy of ResNet-8 on 1,000 images of Fashion-MNIST (-0.1
+    points, within the error of five seeds).
 
     Args:
         unit: ``"element"`` drops single numbers; ``"channel"`` whole channels, the second dimension of ``[B, C, ...]``
