@@ -8,7 +8,7 @@ has six tries, judged on 5,000 other images with seed 0, then every seed of ``--
 the weights, the order of the images, and the teacher, which was trained with that seed:
 
 - teacher, student: six learning rates.
-- each loss, beside the student's own: three weights a factor of 4 apart, then a lower and two higher learning rates.
+- each loss, beside the student's own: three weights a factor of 4 apart, then three higher learning rates.
   Those that look inside compare the last stage, ``attention_map`` every stage. Losses of attention and of tokens need
   other networks: ``benchmarks.distillation_language``.
 - pair: the best loss by the mean over the seeds on those 5,000 images together with the next best two and with the best
@@ -65,8 +65,8 @@ from lightning_optim.distillation import (
 TEACHER, STUDENT = (24, 48, 96), (8, 16, 32)
 LAST = {"student": "net.layers.2", "teacher": "layers.2"}
 EVERY = {"student": "net.layers.*", "teacher": "layers.*"}
-RATES = (1e-2, 5e-3, 2e-2, 4e-2)  # the first is that of the search over weights
-ALONE_RATES = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+RATES = (1e-2, 2e-2, 4e-2, 8e-2)  # the first is that of the search over weights
+ALONE_RATES = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1)
 FACTORS = (0.25, 1.0, 4.0)
 
 # Each with a weight of the size that its paper, or the size of its values, suggests.
