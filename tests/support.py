@@ -1,7 +1,9 @@
 """What many tests need alike."""
 
+import contextlib
 import copy
 import os
+import signal
 import subprocess
 import sys
 
@@ -45,19 +47,27 @@ def run_script(name, *arguments, cwd, timeout=280):
     """Run a Python file in a process of its own, as ``torchrun`` would be: one thread, the same import path.
 
     What a process group in this process has left in the environment is not handed on: its port may still be in use.
+    What the script and its ranks have said is shown where the test fails: a rank may end in an error of its own.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    done = subprocess.run(
-        [sys.executable, str(name), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        cwd=cwd,
-        env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    command = [sys.executable, str(name), *map(str, arguments)]
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **pipes)
+    ended = True
+    try:
+        said = process.communicate(timeout=timeout)
+    except BaseException as error:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its ranks too, which would wait for each other
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        said, ended = process.communicate(), False
+    for text, stream in zip(said, (sys.stdout, sys.stderr), strict=True):
+        stream.write(text)
+    assert ended, f"{name} had not ended after {timeout} s"
+    assert process.returncode == 0, f"exit status {process.returncode}: {said[1][-3000:]}"
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
 class ReadsItsWeight(nn.Module):

@@ -487,6 +487,7 @@ _SCRIPT = """
     except RankMismatchError as error:
         assert "seed" in str(error)
         print("agreed", flush=True)
+    distributed.destroy_process_group()
 """
 
 

@@ -79,6 +79,7 @@ def main():
             said = run(kind, shared.Case(case.callback, case.overrides, case.label, Path(folder)))
             sys.stdout.write(f"{case.label} {said}\n")  # in one piece: both ranks share the stream
             sys.stdout.flush()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

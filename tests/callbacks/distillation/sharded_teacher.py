@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -42,6 +43,7 @@ def main():
         ends.append(dict(student.state_dict()))
     sys.stdout.write(f"rank {student.global_rank} {'equal' if same(*ends) else 'differs'}\n")
     sys.stdout.flush()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def main():
             assert torch.equal(value, other), f"{name} differs when resumed at step {step}"
     sys.stdout.write("resumed equal\n")
     sys.stdout.flush()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -201,6 +201,7 @@ def fit_on_two_ranks():
             expected = module.net.eval()(x)
         error = (callback.simulated()(x) - expected).norm() / expected.norm()
         assert error < 0.1, error  # without a range of its own, one of them would be cut off, or be a step or two
+    torch.distributed.destroy_process_group()
 
 
 def test_ranks_that_take_other_branches_end_with_the_ranges_of_both(tmp_path):
