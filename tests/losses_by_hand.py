@@ -176,8 +176,10 @@ def minilm_relations(seen):
         return kl(relations[1], relations[0]).mean()
 
 
-def log_softmax(logits):
-    return logits - logits.logsumexp(-1, keepdim=True)
+def softmax_of_sum_one(logits):
+    """Softmax as the kernels round it: divided by its sum, which is 1 but for rounding."""
+    probabilities = logits.softmax(-1)
+    return probabilities / probabilities.sum(-1, keepdim=True)
 
 
 def attention_transfer(seen):
@@ -189,9 +191,9 @@ def attention_transfer(seen):
     for sample in range(len(mine)):
         for head in range(2):
             logits = mine[sample, head] @ my_key[sample, head].T
-            p = log_softmax(in_full(logits.detach()) * scale)
-            q = log_softmax(in_full(theirs[sample, head] @ their_key[sample, head].T) * their_scale)
-            total = total + (in_full(logits) * ((p.exp() - q.exp()) * (scale * share))).sum()
+            p = softmax_of_sum_one(in_full(logits.detach()) * scale)
+            q = softmax_of_sum_one(in_full(theirs[sample, head] @ their_key[sample, head].T) * their_scale)
+            total = total + (in_full(logits) * ((p - q) * (scale * share))).sum()
     return total
 
 
