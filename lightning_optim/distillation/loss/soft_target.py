@@ -40,6 +40,10 @@ class SoftTarget(ClassLoss):
     Over large vocabularies the divergence is computed a few positions at a time, and again in the backward pass, to the
     same bits: besides its gradient, no tensor of the logits' size is made.
 
+    Measured: beside the labels it closed 6 % of the gap of 1.0 points between a residual net and one of nine times its
+    computation; standardized, none of it (10,000 images of Fashion-MNIST, three seeds,
+    ``benchmarks.distillation_accuracy``).
+
     Args:
         temperature: Softens both softmaxes, above 0; a number, or a schedule over the callback's window. A student far
             smaller than its teacher wants a lower one.
