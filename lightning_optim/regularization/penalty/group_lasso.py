@@ -33,7 +33,9 @@ class GroupLasso(Penalty):
     are no keywords. Targets name the layers whose output channels are meant; those that cannot go, such as the classes
     of the last layer, are passed over. The network is captured as a graph in the first step.
 
-    Measured: it adds 4.1 ms to a step of 372 ms (ResNet-20, batches of 128, one thread).
+    Measured: it adds 4.1 ms to a step of 372 ms (ResNet-20, batches of 128, one thread). It neither helped nor hurt
+    where 70 % of the channels of a residual net were removed within one fit (three seeds,
+    ``benchmarks.regularization_pruning``).
 
     Example:
         >>> from lightning_optim.graph import capture_network, couple
