@@ -259,7 +259,11 @@ def measure_arms(arms: Sequence[str], seeds: Sequence[int], out: Path | None, *,
         folder = Path(temporary) if out is None else out.with_suffix(".teachers")
         folder.mkdir(parents=True, exist_ok=True)
         images, epochs = (1000, 2) if quick else (10_000, 10)
-        rows = rows_of(Study(Kept(out), images, epochs, folder), ["teacher", "student", *arms], seeds)
+        rows = rows_of(
+            Study(Kept(out, {"images": images, "epochs": epochs}), images, epochs, folder),
+            ["teacher", "student", *arms],
+            seeds,
+        )
     summary = summarize(rows)
     show(rows, summary)
     return {"macs_ratio": macs_ratio(), **summary}

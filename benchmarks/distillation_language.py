@@ -257,7 +257,7 @@ def show(rows: Mapping[str, Figures]) -> None:
 def measure_arms(seeds: Sequence[int], epochs: int, out: Path | None, *, quick: bool) -> Figures:
     """Train, print the table, and return the figures."""
     sizes = (1000, 200, 300) if quick else (20_000, 1000, 5000)
-    rows = rows_of(Study(Kept(out), sizes, epochs), seeds)
+    rows = rows_of(Study(Kept(out, {"sizes": [*sizes], "epochs": epochs}), sizes, epochs), seeds)
     show(rows)
     arms = ("hint", "relations")
     found = {f"language_{arm}_{name}": round(rows[arm][name], 4) for arm in arms for name in ("spearman", "recall")}

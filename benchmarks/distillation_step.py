@@ -4,7 +4,7 @@
 
 The student is ResNet-20, the teacher ResNet-32 of twice its width, both on random images of 32 x 32, in turns within
 one process on one thread. A step is timed in CPU time, from the end of one batch to the end of the next; ratios are of
-medians.
+medians. Networks lie in torch's default layout.
 
 - teacher: as it comes. ``compiled``: with ``compile=True``, its weights as constants. ``bf16``: in bfloat16
   besides, where the processor has it (or a GPU is there), else null.

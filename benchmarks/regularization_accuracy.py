@@ -90,7 +90,8 @@ def measure_arms(names: Sequence[str], seeds: Sequence[int], out: Path | None, *
     """Train, print the table, and return the figures."""
     images, epochs = (200, 4) if quick else (1000, 40)
     training = Training(epochs=epochs, lr=RATES[0], batch_size=50, weight_decay=0.0)
-    arms = Arms(Kept(out), Clothes(images), lambda: CifarResNet(8, channels=1), training, RATES, ARMS)
+    kept = Kept(out, {"images": images, "epochs": epochs})
+    arms = Arms(kept, Clothes(images), lambda: CifarResNet(8, channels=1), training, RATES, ARMS)
     rows = arms.rows(names, seeds)
     show(rows, arms.lr)
     gains = {arm: round(row["gain"], 3) for arm, row in rows.items() if arm != NONE}

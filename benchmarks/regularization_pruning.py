@@ -85,7 +85,7 @@ def measure_arms(seeds: Sequence[int], out: Path | None, *, quick: bool) -> dict
     """Train, print the table, and return the figures."""
     images, epochs = (1000, 5) if quick else (10_000, 12)
     training = Training(epochs=epochs, lr=RATES[0])
-    kept, data = Kept(out), Clothes(images)
+    kept, data = Kept(out, {"images": images, "epochs": epochs}), Clothes(images)
     arms = Arms(kept, data, lambda: small_residual_net(*WIDTHS), training, RATES, ARMS, removed)
     rows = arms.rows([arm for arm in ARMS if arm != NONE], seeds)
     show(rows, arms.lr)

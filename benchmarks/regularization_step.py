@@ -4,6 +4,7 @@
 
 ResNet-20 on random images of 32 x 32, every variant in turns within one process on one thread. A step is timed in CPU
 time, from the end of one batch to the end of the next; ratios are of medians, and ``control`` is the plain step again.
+The net lies in torch's default layout: in ``channels_last``, a step with ``jacobian`` takes some five times as long.
 """
 
 from __future__ import annotations

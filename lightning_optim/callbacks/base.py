@@ -129,7 +129,7 @@ class TechniqueCallback(Callback, ABC):
             name, logged = self.metric(technique, key), value.detach()
             pl_module.log(name, logged)
             if not is_repeating():
-                self._terms[name] = logged
+                self._terms[name] = logged.clone()
 
     @final
     def take_terms(self) -> dict[str, Tensor]:

@@ -89,12 +89,12 @@ class LossRecorder(Callback):
         output = original(*args, **kwargs)
         loss = loss_of(output)
         if loss is not None and pl_module.automatic_optimization and not is_repeating():
-            self._step.setdefault(name, loss.detach())
+            self._step.setdefault(name, loss.detach().clone())  # a step may go on to change it in place
         return output
 
     def _go_back(self, name: str, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not is_repeating():
-            self._step[name] = self._step[name] + loss.detach() if name in self._step else loss.detach()
+            self._step[name] = self._step[name] + loss.detach() if name in self._step else loss.detach().clone()
         return original(loss, *args, **kwargs)
 
     def _take_in(self) -> None:

@@ -111,7 +111,8 @@ class Recipe:
                     _apply_saved_cut(folder, module)
                     load_weights(folder / "weights.safetensors", module)
                 result = StageResult.from_dict(_read_json(folder / "stage.json"))
-                losses = None if stage.kind == "export" else LossCurves.from_dict(_read_json(folder / "losses.json"))
+                curves = folder / "losses.json"  # a stage that was finished by a version without them has none
+                losses = LossCurves.from_dict(_read_json(curves)) if curves.is_file() else None
                 finished.append(Finished(kind=stage.kind, folder=folder, result=result, losses=losses))
                 display.done(stage.name, _line(result))
         return finished

@@ -29,6 +29,19 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(computing_dtype(values.dtype))
 
 
+def wide_in_range(values: Tensor) -> Tensor:
+    """Values of float16 in float32, others as they are.
+
+    What computes a gradient in the forward pass does so before a loss scale has multiplied it: in float16, small
+    numbers would be 0 by then, and a scale of 65,536 is infinite.
+
+    Example:
+        >>> [wide_in_range(torch.ones(1, dtype=dtype)).dtype for dtype in (torch.float16, torch.bfloat16)]
+        [torch.float32, torch.bfloat16]
+    """
+    return values.float() if values.dtype == torch.float16 else values
+
+
 @contextmanager
 def default_float32() -> Iterator[None]:
     """Context in which new tensors are in float32; Lightning's true half and double precision have others in a step.

@@ -17,7 +17,7 @@ from lightning_optim.distillation.kernel.divergence import (
     row_weights,
     weighted_,
 )
-from lightning_optim.surgery.precision import at_least_float32, computing_dtype
+from lightning_optim.surgery.precision import at_least_float32, computing_dtype, wide_in_range
 
 
 @final
@@ -115,8 +115,9 @@ def attention_transfer_loss_from_queries(
     check_reduction(reduction)
     check_attention(student.shape, teacher.shape)
     settings = (student, teacher.detached(), reduction, mask)
+    inputs = wide_in_range(student.query), wide_in_range(student.key)
     with torch.autocast(student.query.device.type, enabled=False):
-        loss: Tensor = _AttentionTransfer.apply(student.query, student.key, *settings)  # type: ignore[no-untyped-call]
+        loss: Tensor = _AttentionTransfer.apply(*inputs, *settings)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -23,10 +23,10 @@ _LARGE = 2**23
 def in_blocks(divergence: Divergence, student: Tensor, teacher: Tensor, class_dim: int) -> Tensor:
     """Divergence of each position, without the tensors that automatic differentiation would keep of large logits.
 
-    Its values and its gradient are those of ``divergence`` to the bit. Where logits are large and their classes lie
-    along the last axis, they are computed for a few rows at a time, and once more in the backward pass: beside the
-    gradient itself, nothing of the size of the logits is made. What is differentiated twice or forward, compiled or
-    mapped over is left to operators.
+    Its values and its gradient are those of ``divergence``, on one thread to the bit. Where logits are large and their
+    classes lie along the last axis, they are computed for a few rows at a time, and once more in the backward pass: of
+    contiguous logits, nothing of their size is made beside the gradient itself. What is differentiated twice or
+    forward, compiled or mapped over is left to operators.
 
     Args:
         divergence: Takes logits of the student and of the teacher, and the axis of their classes; returns one number

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_optim.distillation.functional import Reduction, check_reduction, check_temperature
 from lightning_optim.distillation.kernel.divergence import row_weights, soft_target_
-from lightning_optim.surgery.precision import computing_dtype
+from lightning_optim.surgery.precision import computing_dtype, wide_in_range
 
 # Positions of a block: enough that products of matrices are fast, few enough that two blocks of logits are small beside
 # the whole.
@@ -54,7 +54,9 @@ def soft_target_loss_from_hidden(
     check_temperature(temperature)
     check_reduction(reduction)
     _check_shapes(*student, *teacher)
-    student, teacher = ((hidden, weight.to(hidden.dtype)) for hidden, weight in (student, teacher))
+    student, teacher = (
+        (wide_in_range(hidden), weight.to(wide_in_range(hidden).dtype)) for hidden, weight in (student, teacher)
+    )
     with torch.autocast(student[0].device.type, enabled=False):
         loss: Tensor = _SoftTarget.apply(*student, *teacher, temperature, reduction, mask)  # type: ignore[no-untyped-call]
     return loss

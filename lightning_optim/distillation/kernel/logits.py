@@ -40,8 +40,8 @@ def soft_target_loss_(
         A scalar in at least float32. Its gradient can be taken once, and not be differentiated again.
 
     Raises:
-        ValueError: If shapes or number formats differ, the teacher's logits cannot be overwritten, or a setting is out
-            of range.
+        ValueError: If shapes or number formats differ or are float16, the teacher's logits cannot be overwritten, or a
+            setting is out of range.
 
     Example:
         >>> student, teacher = torch.zeros(1, 2, requires_grad=True), torch.tensor([[0.0, 3.0]]).log_softmax(-1)
@@ -62,6 +62,11 @@ def soft_target_loss_(
         raise ValueError(
             f"the student's logits are {student_logits.dtype}, the teacher's {teacher_logits.dtype}: the gradient of "
             "the one is written into the other, so convert the teacher's first"
+        )
+    if student_logits.dtype == torch.float16:
+        raise ValueError(
+            "the gradient lies in the number format of the logits before a loss scale has multiplied it, and small "
+            "numbers would be 0 in float16: take soft_target_loss, or logits in bfloat16 or float32"
         )
     with torch.autocast(student_logits.device.type, enabled=False):
         settings = (temperature, reduction, mask)

@@ -17,7 +17,7 @@ from lightning_optim.distillation.functional import (
     log_buckets,
 )
 from lightning_optim.distillation.kernel.divergence import row_blocks, row_weights, weighted_
-from lightning_optim.surgery.precision import computing_dtype
+from lightning_optim.surgery.precision import computing_dtype, wide_in_range
 
 
 def top_soft_target_loss(
@@ -64,7 +64,7 @@ def top_soft_target_loss(
     check_reduction(reduction)
     with torch.autocast(student_logits.device.type, enabled=False):
         settings = (temperature, reduction, mask)
-        loss: Tensor = _TopSoftTarget.apply(student_logits, indices, teacher_log, *settings)  # type: ignore[no-untyped-call]
+        loss: Tensor = _TopSoftTarget.apply(wide_in_range(student_logits), indices, teacher_log, *settings)  # type: ignore[no-untyped-call]
     return loss
 
 

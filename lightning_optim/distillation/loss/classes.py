@@ -106,7 +106,7 @@ class ClassLoss(OutputLoss):
 class DivergenceLoss(ClassLoss):
     """Divergence loss: ``temperature ** 2`` times a divergence of the two softmaxes at each position.
 
-    Over large vocabularies it is computed a few positions at a time, and again in the backward pass, to the same bits.
+    Over large vocabularies it is computed a few positions at a time, and again in the backward pass.
 
     Args:
         temperature: Softens both softmaxes; see ``ClassLoss``.

@@ -36,8 +36,9 @@ class DKD(ClassLoss):
 
     Use it for classifiers with a sure teacher. Logits are ``[B, C]``; the labels are looked up in the batch.
 
-    Measured: beside the labels it closed none of the gap of 1.0 points between a residual net and one of nine times its
-    computation (10,000 images of Fashion-MNIST, three seeds, ``benchmarks.distillation_accuracy``).
+    Measured: beside the labels it closed -46 % (± 16) of the gap of 1.0 points between a residual net and one of nine
+    times its computation at the smallest of the weights that were tried (10,000 images of Fashion-MNIST, three seeds,
+    ``benchmarks.distillation_accuracy``).
 
     Args:
         temperature: Softens both softmaxes, above 0; a number, or a schedule over the callback's window.

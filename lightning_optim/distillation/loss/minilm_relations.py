@@ -38,6 +38,10 @@ class MiniLMRelations(FeatureLoss):
     Use it for transformers, on the projections of queries, keys and values of one layer each: the student's last, and
     one from the upper middle of a large teacher.
 
+    Measured: after a quarter of an epoch of MiniLM-L6 into three layers, attention and relations beside a hint of the
+    last layer gave a rank correlation of 0.72 with the teacher's similarities of sentences, the hint alone 0.73
+    (``benchmarks.distillation_language``).
+
     Args:
         student: Places in the student, such as ``["net.layer.2.q", "net.layer.2.k", "net.layer.2.v"]``; see
             ``FeatureLoss``.

@@ -8,11 +8,13 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from lightning_optim.distillation import TopLogits
 from lightning_optim.distillation.functional import attention_transfer_loss, soft_target_loss
 from lightning_optim.distillation.kernel.attention import QueriesAndKeys, attention_transfer_loss_from_queries
 from lightning_optim.distillation.kernel.divergence import row_blocks
 from lightning_optim.distillation.kernel.hidden import soft_target_loss_from_hidden
 from lightning_optim.distillation.kernel.logits import soft_target_loss_
+from lightning_optim.distillation.kernel.top import top_soft_target_loss
 
 
 def rand(*shape, seed=0, dtype=torch.float64):
@@ -193,8 +195,8 @@ def test_heads_of_other_number_formats_are_compared():
     assert hidden.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
+def test_half_precision_is_computed_in_float32():
+    dtype = torch.bfloat16
     student, teacher = rand(6, 50, dtype=torch.float32).to(dtype), rand(6, 50, seed=1, dtype=torch.float32).to(dtype)
     expected = soft_target_loss(student, teacher)
     leaf = student.clone().requires_grad_()
@@ -203,6 +205,45 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(loss, expected)
     assert loss.dtype is torch.float32
     assert leaf.grad.dtype is dtype
+
+
+SCALE = 65536.0  # where loss scales begin
+
+
+def transfer_attention(hidden, weight, other):
+    heads = [QueriesAndKeys(*(each.view(1, 1, -1, 8) for each in pair)) for pair in ((hidden, weight), other)]
+    return attention_transfer_loss_from_queries(*heads)
+
+
+def transfer_likeliest(hidden, weight, other):
+    top = TopLogits.of((other[0] @ other[1].T).float(), 4, [1.0])
+    return top_soft_target_loss(hidden @ weight.T, top.indices, top.log_probabilities(1.0))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        transfer_attention,
+        transfer_likeliest,
+        lambda hidden, weight, other: soft_target_loss_from_hidden((hidden, weight), other),
+    ],
+)
+def test_float16_holds_the_gradient_that_a_loss_scale_multiplies(loss):
+    values = [rand(*shape, seed=seed, dtype=torch.float32) for seed, shape in enumerate([(20000, 8), (64, 8)] * 2)]
+
+    def gradients(dtype):
+        hidden, weight, *other = (each.to(dtype) for each in values)
+        leaves = hidden.requires_grad_(), weight.requires_grad_()
+        (SCALE * loss(*leaves, other)).backward()
+        return [leaf.grad.float() for leaf in leaves]
+
+    for found, expected in zip(gradients(torch.float16), gradients(torch.float32), strict=True):
+        assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+def test_float16_has_no_room_for_a_gradient_in_place():
+    with pytest.raises(ValueError, match="take soft_target_loss"):
+        soft_target_loss_(torch.zeros(2, 3, dtype=torch.float16), torch.zeros(2, 3, dtype=torch.float16))
 
 
 def test_autocast_changes_nothing_in_a_kernel():
