@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from lightning.pytorch import Callback
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from benchmarks.clothes import Clothes, Training, accuracy, judged
@@ -94,6 +96,24 @@ class Arms:
             return found
 
         return dict(self.kept.once(f"{name}/{strength:g}/lr={lr:g}/{seed}", measure))
+
+
+def show_rows(title: str, rows: Mapping[str, Figures], columns: Mapping[str, Callable[[Figures], str]]) -> None:
+    """Print a table of ``Arms.rows``.
+
+    Args:
+        title: Its title.
+        rows: The rows.
+        columns: What stands between the strength and the seeds, by name.
+    """
+    table = Table(title=title)
+    for name in ("arm", "strength", *columns, "seeds", "test", "gain", "error"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for arm, row in rows.items():
+        between, seeds = (read(row) for read in columns.values()), " ".join(f"{value:.2f}" for value in row["test"])
+        figures = (f"{value:.2f}" for value in (row["mean_test"], row["gain"], row["error"]))
+        table.add_row(arm, f"{row['strength']:g}", *between, seeds, *figures)
+    Console(width=120).print(table)
 
 
 def _squared_error(values: Sequence[float]) -> float:

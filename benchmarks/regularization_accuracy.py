@@ -19,16 +19,12 @@ drawn. ``none`` tries three learning rates; the others take the best of them, an
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.arms import NONE, Arm, Arms
+from benchmarks.arms import NONE, Arm, Arms, show_rows
 from benchmarks.clothes import Clothes, Training
 from benchmarks.common import add_study, parser_for, quiet
 from benchmarks.residual_nets import CifarResNet
@@ -74,18 +70,6 @@ ARMS: Mapping[str, Arm] = {
 KNOWN = [arm for arm in ARMS if arm != NONE]
 
 
-def show(rows: Mapping[str, Mapping[str, Any]], lr: float) -> None:
-    """Print the table."""
-    table = Table(title=f"Accuracy of ResNet-8 on few images, in percent; learning rate {lr:g}")
-    for name in ("arm", "strength", "seeds", "test", "gap", "gain", "error"):
-        table.add_column(name, justify="left" if name == "arm" else "right")
-    for arm, row in rows.items():
-        seeds, mean = " ".join(f"{value:.2f}" for value in row["test"]), statistics.mean(row["test"])
-        figures = (f"{value:.2f}" for value in (mean, row["mean_train"] - mean, row["gain"], row["error"]))
-        table.add_row(arm, f"{row['strength']:g}", seeds, *figures)
-    Console(width=120).print(table)
-
-
 def measure_arms(names: Sequence[str], seeds: Sequence[int], out: Path | None, *, quick: bool) -> dict[str, Any]:
     """Train, print the table, and return the figures."""
     images, epochs = (200, 4) if quick else (1000, 40)
@@ -93,7 +77,8 @@ def measure_arms(names: Sequence[str], seeds: Sequence[int], out: Path | None, *
     kept = Kept(out, {"images": images, "epochs": epochs})
     arms = Arms(kept, Clothes(images), lambda: CifarResNet(8, channels=1), training, RATES, ARMS)
     rows = arms.rows(names, seeds)
-    show(rows, arms.lr)
+    title = f"Accuracy of ResNet-8 on few images, in percent; learning rate {arms.lr:g}"
+    show_rows(title, rows, {"gap": lambda row: f"{row['mean_train'] - row['mean_test']:.2f}"})
     gains = {arm: round(row["gain"], 3) for arm, row in rows.items() if arm != NONE}
     above = [arm for arm in gains if rows[arm]["gain"] > rows[arm]["error"]]
     return {"generalization_gain": len(above), "generalization_above": above, "generalization_gains": gains}

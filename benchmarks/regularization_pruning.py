@@ -19,16 +19,13 @@ judged on 5,000 other images with seed 0, then every seed of ``--seeds`` with th
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.arms import NONE, Arm, Arms
+from benchmarks.arms import NONE, Arm, Arms, show_rows
 from benchmarks.clothes import Clothes, Training, small_residual_net
 from benchmarks.common import add_study, parser_for, quiet
 from benchmarks.study import Kept
@@ -69,18 +66,6 @@ def removed(callbacks: Sequence[Callback]) -> dict[str, float]:
     return {"removed": sum(each.sparsity for each in callbacks if isinstance(each, PruningScheduler))}
 
 
-def show(rows: Mapping[str, Mapping[str, Any]], lr: float) -> None:
-    """Print the table."""
-    table = Table(title=f"Test accuracy with {SPARSITY:.0%} of the channels gone, in percent; learning rate {lr:g}")
-    for name in ("arm", "strength", "gone", "seeds", "test", "gain", "error"):
-        table.add_column(name, justify="left" if name == "arm" else "right")
-    for arm, row in rows.items():
-        seeds, mean = " ".join(f"{value:.2f}" for value in row["test"]), statistics.mean(row["test"])
-        figures = (f"{value:.2f}" for value in (mean, row["gain"], row["error"]))
-        table.add_row(arm, f"{row['strength']:g}", f"{row['mean_removed']:.3f}", seeds, *figures)
-    Console(width=120).print(table)
-
-
 def measure_arms(seeds: Sequence[int], out: Path | None, *, quick: bool) -> dict[str, Any]:
     """Train, print the table, and return the figures."""
     images, epochs = (1000, 5) if quick else (10_000, 12)
@@ -88,7 +73,8 @@ def measure_arms(seeds: Sequence[int], out: Path | None, *, quick: bool) -> dict
     kept, data = Kept(out, {"images": images, "epochs": epochs}), Clothes(images)
     arms = Arms(kept, data, lambda: small_residual_net(*WIDTHS), training, RATES, ARMS, removed)
     rows = arms.rows([arm for arm in ARMS if arm != NONE], seeds)
-    show(rows, arms.lr)
+    title = f"Test accuracy with {SPARSITY:.0%} of the channels gone, in percent; learning rate {arms.lr:g}"
+    show_rows(title, rows, {"gone": lambda row: f"{row['mean_removed']:.3f}"})
     prepared = [arm for arm in rows if arm not in (NONE, "dense")]
     return {f"{arm}_pruned_{figure}": round(rows[arm][figure], 3) for arm in prepared for figure in ("gain", "error")}
 

@@ -12,7 +12,7 @@ from lightning_optim.report.result import Report
 LOSS_LEGEND = (
     "task: the module's own loss. distillation/... and the like: terms of callbacks. Both are drawn before they are "
     "multiplied by their weights. total: what was trained with, weights included; left out where it is the task's. "
-    "A point is the mean over a stretch of batches. Each stage has a scale of its own."
+    "A point is the mean over a stretch of batches, on the first of several ranks. Each stage has a scale of its own."
 )
 _COLUMNS = 2
 _WIDE = 10.0  # largest over smallest value from which on a scale is logarithmic

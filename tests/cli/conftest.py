@@ -53,3 +53,17 @@ def contents(tmp_path):
         }
 
     return read
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Write ``mine.py``, a project's own module, into a folder that no path leads to; returns the folder."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+    def write(text: str) -> Path:
+        (tmp_path / "mine.py").write_text(text)
+        return tmp_path
+
+    yield write
+    sys.modules.pop("mine", None)

@@ -2,7 +2,6 @@
 
 import csv
 import re
-import sys
 from io import StringIO
 from pathlib import Path
 
@@ -227,13 +226,9 @@ class Spy(Callback):
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(own_module):
     """A folder with a project's own module, data and teacher."""
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    yield tmp_path
-    sys.modules.pop("mine", None)
+    return own_module(MINE)
 
 
 def columns(path):

@@ -109,13 +109,9 @@ OWN = ("model._target_=mine.Module", "data._target_=mine.Data")
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(own_module):
     """A folder with a project's own module and data, which no path leads to."""
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    yield tmp_path
-    sys.modules.pop("mine", None)
+    return own_module(MINE)
 
 
 @pytest.mark.filterwarnings("ignore")
