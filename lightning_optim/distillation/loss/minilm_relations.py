@@ -38,8 +38,9 @@ class MiniLMRelations(FeatureLoss):
     Use it for transformers, on the projections of queries, keys and values of one layer each: the student's last, and
     one from the upper middle of a large teacher.
 
-    Measured: after a quarter of an epoch of MiniLM-L6 into three layers, attention and relations beside a hint of the
-    last layer gave a rank correlation of 0.72 with the teacher's similarities of sentences, the hint alone 0.73
+    Measured: MiniLM-L6 into three of its layers, six epochs of 20,000 glosses: with attention and relations beside a hint
+    of the last layer, the rank correlation with the teacher's similarities of sentences is 0.857, with the hint alone
+    0.863 in seven tenths of the time, each at the best of five settings; one seed
     (``benchmarks.distillation_language``).
 
     Args:
