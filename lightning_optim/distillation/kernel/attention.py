@@ -86,6 +86,11 @@ class QueriesAndKeys:
         return logits
 
 
+def sees_no_key(logits: Tensor) -> Tensor:
+    """Which queries see no key, of logits ``[..., Q, K]``; one whose logits are NaN is broken, and sees some."""
+    return logits.amax(-1) == float("-inf")
+
+
 def attention_transfer_loss_from_queries(
     student: QueriesAndKeys, teacher: QueriesAndKeys, *, reduction: Reduction = "mean", mask: Tensor | None = None
 ) -> Tensor:
@@ -159,9 +164,11 @@ class _AttentionTransfer(torch.autograd.Function):
         for sample in range(batch):
             for head in range(heads):
                 logits, gradient = (each.logits(sample, head, dtype) for each in (student, teacher))
+                counts = weights[sample, head]
+                if student.mask is not None or teacher.mask is not None:
+                    counts = counts.masked_fill(sees_no_key(logits) | sees_no_key(gradient), 0.0)
                 for block, rows, difference in divergences(logits, gradient):
-                    # A query that sees no key has no divergence.
-                    weight = torch.where(rows.isnan(), 0.0, weights[sample, head, block])
+                    weight = counts[block]
                     total += torch.where(weight > 0, rows, 0.0).dot(weight)
                     gradient[block] = weighted_(difference, weight, student.factor)
                 gradient = gradient.to(query.dtype)

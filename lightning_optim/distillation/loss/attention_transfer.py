@@ -17,6 +17,7 @@ from lightning_optim.distillation.kernel.attention import (
     QueriesAndKeys,
     attention_transfer_loss_from_queries,
     check_attention,
+    sees_no_key,
 )
 from lightning_optim.distillation.loss.base import Context, Loss
 from lightning_optim.distillation.loss.feature import place_texts
@@ -112,4 +113,5 @@ class AttentionTransfer(Loss):
 
 def _probabilities(attention: Attention) -> Tensor:
     logits = attention.all_logits() if isinstance(attention, QueriesAndKeys) else attention
-    return at_least_float32(logits).softmax(-1).nan_to_num()  # a query that sees no key
+    is_blind = sees_no_key(logits).unsqueeze(-1)  # all of its logits are -inf, whose softmax is no number
+    return at_least_float32(logits).masked_fill(is_blind, 0.0).softmax(-1).masked_fill(is_blind, 0.0)

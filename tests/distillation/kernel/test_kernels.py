@@ -112,6 +112,16 @@ def test_a_query_that_sees_no_key_adds_nothing():
     assert query.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("broken", ["student", "teacher"])
+def test_a_query_that_is_no_number_is_not_taken_for_one_that_sees_no_key(broken):
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    mask[..., 1, :] = False
+    queries = {"student": rand(1, 1, 3, 2), "teacher": rand(1, 1, 3, 2, seed=2)}
+    queries[broken][0, 0, 2, 0] = math.nan
+    student, teacher = (QueriesAndKeys(query, rand(1, 1, 3, 2, seed=1), mask) for query in queries.values())
+    assert attention_transfer_loss_from_queries(student, teacher).isnan()
+
+
 def test_a_position_that_is_masked_adds_nothing_whatever_it_holds():
     valid = torch.tensor([True, False, True])
     student, teacher = rand(3, 4), rand(3, 4, seed=1)

@@ -35,3 +35,17 @@ def test_softmaxes_are_computed_in_float32_whatever_autocast_says(heads, dtype):
         found = AttentionTransfer(student="net.attend", heads=heads).compare(*both, None)
     assert found.dtype is torch.float32
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_query_that_sees_no_key_adds_nothing_to_the_mean_of_heads_and_one_that_is_no_number_shows():
+    mask = torch.zeros(1, 1, 3, 3)
+    mask[..., 1, :] = -math.inf
+    query, key = rand(1, 2, 3, 4).requires_grad_(), rand(1, 2, 3, 4, seed=1)
+    teacher = QueriesAndKeys(rand(1, 2, 3, 4, seed=2), key, mask)
+    compare = AttentionTransfer(student="net.attend", heads="mean").compare
+    compare(QueriesAndKeys(query, key, mask), teacher, None).backward()
+    assert query.grad.isfinite().all()
+    assert not query.grad[..., 1, :].any()
+    with torch.no_grad():
+        query[0, 0, 2, 0] = math.nan
+    assert compare(QueriesAndKeys(query, key, mask), teacher, None).isnan()
