@@ -15,9 +15,9 @@ the weights, the order of the images, and the teacher, which was trained with th
   of the other kind (of outputs, or of insides), then the other learning rates.
 
 ``test`` is the accuracy on the 10,000 test images, in percent. ``closed`` is the share of the gap from student to
-teacher; ``gap_closed`` is that of the arm, pair or single, that is best on the 5,000 images. All losses read the
-teacher's answers from a cache, features too. ``--out`` keeps what is done, with a gigabyte of answers in a folder
-beside it, and a second call goes on from there.
+teacher, ``error`` its standard error over the seeds as a ratio of two means; ``gap_closed`` is that of the arm, pair or
+single, that is best on the 5,000 images. All losses read the teacher's answers from a cache, features too. ``--out``
+keeps what is done, with a gigabyte of answers in a folder beside it, and a second call goes on from there.
 """
 
 from __future__ import annotations
@@ -224,24 +224,44 @@ def summarize(rows: Mapping[str, Figures]) -> Figures:
     means = {arm: statistics.mean(row["test"]) for arm, row in rows.items()}
     gap = means["teacher"] - means["student"]
     closed = {arm: (means[arm] - means["student"]) / gap for arm in rows if arm not in ("teacher", "student")}
+    errors = {arm: error_of(rows[arm]["test"], rows["student"]["test"], rows["teacher"]["test"]) for arm in closed}
     best = max(closed, key=lambda arm: rows[arm]["validation"], default=None)
     return {
         "gap": gap,
         "gap_closed": None if best is None else closed[best],
         "gap_closed_by": None if best is None else rows[best]["setting"],
         "closed": closed,
+        "closed_errors": errors,
     }
+
+
+def error_of(arm: Sequence[float], student: Sequence[float], teacher: Sequence[float]) -> float | None:
+    """Standard error over seeds of the share that is closed, a ratio of two means; ``None`` of one seed."""
+    gains, gaps = ([a - b for a, b in zip(each, student, strict=True)] for each in (arm, teacher))
+    if len(gains) < 2:
+        return None
+    share, gap = statistics.mean(gains) / statistics.mean(gaps), statistics.mean(gaps)
+    rest = [gain - share * each for gain, each in zip(gains, gaps, strict=True)]
+    return statistics.stdev(rest) / len(rest) ** 0.5 / abs(gap)
 
 
 def show(rows: Mapping[str, Figures], summary: Mapping[str, Any]) -> None:
     """Print the table."""
     table = Table(title=f"Test accuracy of a student, in percent; the gap to its teacher is {summary['gap']:.2f}")
-    for name in ("arm", "setting", "seeds", "mean", "closed"):
+    for name in ("arm", "setting", "seeds", "mean", "closed", "error"):
         table.add_column(name, justify="left" if name in ("arm", "setting") else "right")
     for arm, row in rows.items():
         closed = f"{summary['closed'][arm]:.0%}" if arm in summary["closed"] else ""
+        error = summary["closed_errors"].get(arm)
         seeds = " ".join(f"{value:.2f}" for value in row["test"])
-        table.add_row(arm, row["setting"], seeds, f"{statistics.mean(row['test']):.2f}", closed)
+        table.add_row(
+            arm,
+            row["setting"],
+            seeds,
+            f"{statistics.mean(row['test']):.2f}",
+            closed,
+            "" if error is None else f"{error:.0%}",
+        )
     Console(width=120).print(table)
 
 
