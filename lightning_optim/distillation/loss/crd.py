@@ -35,7 +35,7 @@ class CRD(LearningLoss):
     Use it with large batches, on what the heads receive (``"net.fc:input"``), where features are to transfer to other
     data; the weight is 0.1 to 1.
 
-    Measured: beside the labels it closed -10 % (± 18) of the gap of 1.0 points between a residual net and one of nine
+    Measured: beside the labels it closed -10 % (± 23) of the gap of 1.0 points between a residual net and one of nine
     times its computation at the smallest of the weights that were tried (10,000 images of Fashion-MNIST, three seeds,
     ``benchmarks.distillation_accuracy``).
 

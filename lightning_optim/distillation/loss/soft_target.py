@@ -40,8 +40,8 @@ class SoftTarget(ClassLoss):
     Over large vocabularies the divergence is computed a few positions at a time, and again in the backward pass: of
     contiguous logits, no tensor of their size is made besides the gradient.
 
-    Measured: beside the labels it closed 6 % (± 25) of the gap of 1.0 points between a residual net and one of nine
-    times its computation; standardized, -20 % (± 23), at the smallest of the weights that were tried (10,000 images of
+    Measured: beside the labels it closed 6 % (± 29) of the gap of 1.0 points between a residual net and one of nine
+    times its computation; standardized, -20 % (± 28), at the smallest of the weights that were tried (10,000 images of
     Fashion-MNIST, three seeds, ``benchmarks.distillation_accuracy``).
 
     Args:
