@@ -40,7 +40,6 @@ from lightning_optim.nas.result import SearchResult
 from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.nas.supernet import Supernet, build_supernet
-from lightning_optim.search.decision import check_candidate
 from lightning_optim.search.strategy.base import Strategy
 from lightning_optim.search.strategy.evolution import Evolution
 from lightning_optim.surgery.patch import Patches
@@ -304,7 +303,7 @@ class NASSupernet(TechniqueCallback):
         )  # fmt: skip
         cheapest = trainer.strategy.broadcast(supernet.find_cheapest(selection.cost))
         first = [supernet.default, cheapest]
-        progress = SearchProgress(self.strategy.start(supernet.decisions, self.seed, first), selection)
+        progress = SearchProgress(self.strategy.start(supernet.space, self.seed, first=first), selection)
         try:
             with joined(trainer, evaluator, owner=self):
                 self.result = self._run(progress, evaluator, trainer, path)
@@ -386,4 +385,4 @@ class NASSupernet(TechniqueCallback):
     def release(self) -> None:
         self._patches.undo()
         if self._supernet is not None:
-            self._supernet.activate(check_candidate(self._supernet.decisions, self.eval_architecture))
+            self._supernet.activate(self.eval_architecture)

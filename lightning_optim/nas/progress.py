@@ -26,9 +26,9 @@ class SearchProgress:
         selection: The bound and the number of evaluations.
 
     Example:
-        >>> from lightning_optim.search import Decision
-        >>> from lightning_optim.search import RandomSearch
-        >>> search = RandomSearch().start([Decision(name="width", options=("1", "2", "3"), default=2)], seed=0)
+        >>> from lightning_optim.search import Decision, RandomSearch, SearchSpace
+        >>> space = SearchSpace([Decision(name="width", options=("1", "2", "3"), default=2)])
+        >>> search = RandomSearch().start(space, seed=0)
         >>> cost = lambda architecture: architecture["width"] + 1
         >>> SearchProgress(search, Selection(max_cost=2)).run(lambda found: float(cost(found)), cost).pick.cost
         2
@@ -65,17 +65,18 @@ class SearchProgress:
         """
         most_refused = _REFUSALS_PER_EVALUATION * self._selection.evaluations
         while len(self._evaluations) < self._selection.evaluations and self._refused < most_refused:
-            architecture = self._search.ask()
-            if architecture is None:
+            proposal = self._search.ask()
+            if proposal is None:
                 break
+            architecture = proposal.candidate
             cost = measure(architecture)
             self._cheapest = min(self._cheapest, cost)
             if not self._selection.allows(cost):
-                self._search.tell(architecture, None)
+                self._search.tell(proposal, None)
                 self._refused += 1
                 continue
             score = evaluate(architecture)
-            self._search.tell(architecture, None if math.isnan(score) else self._selection.gain(score))
+            self._search.tell(proposal, [self._selection.gain(score)])
             self._evaluations.append(Evaluation(architecture=architecture, score=score, cost=cost))
             save(self)
         self._check_any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, final
@@ -13,16 +14,12 @@ from lightning_optim.cost.base import Cost
 from lightning_optim.cost.macs import MACs
 from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.architecture import Architecture
-from lightning_optim.nas.forward.choice import Dispatch, output_layout
+from lightning_optim.nas.forward.choice import output_layout
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
 from lightning_optim.nas.forward.switchable import activate, strip, switchable_forwards
 from lightning_optim.nas.space.base import SearchDimension, Site
-from lightning_optim.search.decision import (
-    Decision,
-    check_candidate,
-    default_candidate,
-    sample_candidate,
-)
+from lightning_optim.search.decision import Decision
+from lightning_optim.search.space import SearchSpace
 from lightning_optim.surgery.copies import copy_model, eval_copy
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.inputs import Inputs
@@ -42,18 +39,27 @@ class Supernet:
     """
 
     def __init__(self, site: Site, decisions: Sequence[Decision]) -> None:
-        self.site, self.decisions = site, tuple(decisions)
+        self.site, self.space = site, SearchSpace(decisions)
         self._costs: dict[tuple[str, tuple[int, ...]], float] = {}
         self._hollow: nn.Module | None = None
 
     @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What there is to decide, in a fixed order."""
+        return self.space.decisions
+
+    @property
     def default(self) -> Architecture:
         """The user's own network: own operations at full width."""
-        return default_candidate(self.decisions)
+        return self.space.default
 
     def sample(self, seed: int, step: int) -> Architecture:
-        """Draw an architecture uniformly, as a function of ``(seed, step)`` alone."""
-        return sample_candidate(self.decisions, seed, step)
+        """Draw an architecture uniformly, as a function of ``(seed, step)`` alone.
+
+        Every rank of a job, and every resumed run, thus draws the same without communication.
+        """
+        # A string seeds through SHA-512: the same on every platform, and unlike hash() in every process.
+        return self.space.sample(random.Random(f"{seed}/{step}"))
 
     def activate(self, architecture: Mapping[str, int]) -> None:
         """Make the model run one path, until the next call.
@@ -61,7 +67,7 @@ class Supernet:
         Raises:
             ValueError: If the architecture is not one of this space.
         """
-        activate(self.site.root, check_candidate(self.decisions, architecture))
+        activate(self.site.root, self.space.canonical(architecture))
 
     def measure(self, architecture: Mapping[str, int], cost: Cost) -> float:
         """Cost of one path, measured once per architecture.
@@ -74,7 +80,7 @@ class Supernet:
         Raises:
             ValueError: If the architecture is not one of this space.
         """
-        checked = check_candidate(self.decisions, architecture)
+        checked = self.space.canonical(architecture)
         key = (repr(cost), tuple(checked.values()))
         if key not in self._costs:
             measured = self._measured_path if isinstance(cost, MACs) else self._measured_copy
@@ -102,18 +108,16 @@ class Supernet:
         Raises:
             ValueError: If the architecture is not one of this space.
         """
-        checked = check_candidate(self.decisions, architecture)
+        checked = self.space.canonical(architecture)
         model = copy_model(self.site.root)
         activate(model, checked)
         plan = cut_plan(model)
         if plan:
             apply_cut(model, plan)
-        chosen = {
-            forward.owner: forward.chosen() for forward in switchable_forwards(model) if isinstance(forward, Dispatch)
-        }
+        plain = {forward.owner: forward.extracted() for forward in switchable_forwards(model)}
         strip(model)
         vars(model).pop(_SPACES, None)
-        _put_in_place(model, chosen)
+        _put_in_place(model, {owner: module for owner, module in plain.items() if module is not owner})
         return model
 
     def _measured_path(self, architecture: Architecture, cost: Cost) -> float:

@@ -1,5 +1,8 @@
+from .decision import Condition as Condition
 from .decision import Decision as Decision
 from .pareto import pareto_front as pareto_front
+from .proposal import Proposal as Proposal
+from .space import SearchSpace as SearchSpace
 from .strategy.base import SearchState as SearchState
 from .strategy.base import Strategy as Strategy
 from .strategy.evolution import Evolution as Evolution

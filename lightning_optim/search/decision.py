@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 Candidate = dict[str, int]  # name of each decision -> index of its option
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """Condition of a decision: another decision has one of certain options.
+
+    Args:
+        decision: Name of the other decision. Where that one is inactive itself, the condition does not hold.
+        options: Indices of the options with which it holds, at least one.
+
+    Raises:
+        ValueError: If there is no option.
+    """
+
+    decision: str
+    options: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))
+        if not self.options:
+            raise ValueError(
+                f"a condition on {self.decision!r} needs at least one option with which it holds, got none"
+            )
 
 
 @final
@@ -19,53 +41,21 @@ class Decision:
         name: Tells it from the other decisions, such as ``"net.mix:operation"`` or ``"learning_rate"``.
         options: What can be chosen, at least one, as text for people to read.
         default: Index of the option that holds without a search.
+        conditions: It is active only where all of them hold, such as a block's kernel size only where the block is
+            not skipped; an inactive decision changes nothing.
+
+    Raises:
+        ValueError: If there is no option, or the default is none of them.
     """
 
     name: str
     options: tuple[str, ...]
     default: int
+    conditions: tuple[Condition, ...] = ()
 
-
-def default_candidate(decisions: Sequence[Decision]) -> Candidate:
-    """Candidate of the defaults: what holds without a search.
-
-    Example:
-        >>> default_candidate([Decision(name="stem:width", options=("8", "16"), default=1)])
-        {'stem:width': 1}
-    """
-    return {decision.name: decision.default for decision in decisions}
-
-
-def sample_candidate(decisions: Sequence[Decision], seed: int, step: int) -> Candidate:
-    """Candidate with every decision drawn uniformly, as a function of ``(seed, step)`` alone.
-
-    Every rank of a job, and every resumed run, thus draws the same without communication
-    (single-path uniform sampling: Guo et al., 2020; arXiv:1904.00420, section 3.2).
-
-    Example:
-        >>> decisions = [Decision(name="mix:operation", options=("own", "skip"), default=0)]
-        >>> sample_candidate(decisions, seed=1, step=7) == sample_candidate(decisions, seed=1, step=7)
-        True
-    """
-    # A string seeds through SHA-512: the same on every platform, and unlike hash() in every process.
-    draw = random.Random(f"{seed}/{step}")
-    return {decision.name: draw.randrange(len(decision.options)) for decision in decisions}
-
-
-def check_candidate(decisions: Sequence[Decision], candidate: Mapping[str, int]) -> Candidate:
-    """Return the candidate, in the order of the decisions.
-
-    Raises:
-        ValueError: If a decision is missing or unknown, or its option out of range.
-    """
-    known = {decision.name: decision for decision in decisions}
-    if candidate.keys() != known.keys():
-        missing, unknown = sorted(known.keys() - candidate.keys()), sorted(candidate.keys() - known.keys())
-        raise ValueError(f"a candidate decides {list(known)}; missing {missing}, unknown {unknown}")
-    for name, option in candidate.items():
-        if not 0 <= option < len(known[name].options):
+    def __post_init__(self) -> None:
+        if not 0 <= self.default < len(self.options):
             raise ValueError(
-                f"{name!r} has the options {list(known[name].options)}, indexed from 0 to "
-                f"{len(known[name].options) - 1}, got {option}"
+                f"the default of {self.name!r} must be the index of one of its options {list(self.options)}, "
+                f"got {self.default}"
             )
-    return {name: int(candidate[name]) for name in known}

@@ -7,9 +7,10 @@ import pytest
 
 from lightning_optim.nas import SearchResult, Selection
 from lightning_optim.nas.progress import SearchProgress
-from lightning_optim.search import Decision, Evolution, RandomSearch
+from lightning_optim.search import Decision, Evolution, RandomSearch, SearchSpace
 
 DECISIONS = tuple(Decision(name=f"d{i}", options=("a", "b", "c", "d"), default=0) for i in range(5))
+SEARCHED = SearchSpace(DECISIONS)
 NAMES = [decision.name for decision in DECISIONS]
 SPACE = [dict(zip(NAMES, options, strict=True)) for options in itertools.product(range(4), repeat=5)]
 STRATEGIES = [RandomSearch(), Evolution(population=8, sample=3)]
@@ -32,27 +33,27 @@ def test_evolution_finds_the_optimum_under_a_bound_in_a_third_of_the_space():
     bound = 40
     best = max((found for found in SPACE if macs(found) <= bound), key=score)
     for seed in range(5):
-        search = Evolution(population=16, sample=6).start(DECISIONS, seed)
+        search = Evolution(population=16, sample=6).start(SEARCHED, seed)
         result = run_search(search, score, macs, Selection(max_cost=bound, evaluations=340))
         assert result.pick.architecture == best
 
 
 def test_nothing_over_the_bound_is_evaluated_and_nothing_twice():
     for strategy in STRATEGIES:
-        result = run_search(strategy.start(DECISIONS, 0), score, macs, Selection(max_cost=20, evaluations=60))
+        result = run_search(strategy.start(SEARCHED, 0), score, macs, Selection(max_cost=20, evaluations=60))
         seen = [tuple(entry.architecture.values()) for entry in result.evaluations]
         assert len(set(seen)) == len(seen) == 60
         assert all(entry.cost <= 20 for entry in result.evaluations)
 
 
 def test_a_tight_bound_is_met_from_the_cheapest_architecture_on():
-    search = Evolution().start(DECISIONS, 0, first=[dict.fromkeys(NAMES, 0)])
+    search = Evolution().start(SEARCHED, 0, first=[dict.fromkeys(NAMES, 0)])
     result = run_search(search, score, macs, Selection(max_cost=8, evaluations=6))
     assert len(result.evaluations) == 6  # the cheapest and its five neighbours: 0.6 % of the space
 
 
 def test_the_pareto_front_is_what_brute_force_finds():
-    result = run_search(RandomSearch().start(DECISIONS, 1), score, macs, Selection(evaluations=200))
+    result = run_search(RandomSearch().start(SEARCHED, 1), score, macs, Selection(evaluations=200))
     front = [
         one
         for one in result.evaluations
@@ -65,16 +66,16 @@ def test_the_pareto_front_is_what_brute_force_finds():
 
 
 def test_min_mode_picks_the_lowest_and_ties_go_to_the_cheapest():
-    result = run_search(RandomSearch().start(DECISIONS, 0), score, macs, Selection(mode="min", evaluations=2000))
+    result = run_search(RandomSearch().start(SEARCHED, 0), score, macs, Selection(mode="min", evaluations=2000))
     assert result.pick.score == min(map(score, SPACE))
     assert len(result.evaluations) == len(SPACE)
-    tied = run_search(RandomSearch().start(DECISIONS, 0), lambda _: 1.0, macs, Selection(evaluations=2000))
+    tied = run_search(RandomSearch().start(SEARCHED, 0), lambda _: 1.0, macs, Selection(evaluations=2000))
     assert tied.pick.cost == 5
     assert tied.pareto == (tied.pick,)
 
 
 def test_of_equals_on_the_front_the_first_stands():
-    result = run_search(RandomSearch().start(DECISIONS, 0), lambda _: 1.0, lambda _: 7, Selection(evaluations=9))
+    result = run_search(RandomSearch().start(SEARCHED, 0), lambda _: 1.0, lambda _: 7, Selection(evaluations=9))
     assert result.pareto == result.evaluations[:1] == (result.pick,)
 
 
@@ -82,19 +83,19 @@ def test_nan_is_never_picked():
     def evaluate(architecture):
         return math.nan if architecture["d0"] else score(architecture)
 
-    result = run_search(Evolution().start(DECISIONS, 0), evaluate, macs, Selection(evaluations=100))
+    result = run_search(Evolution().start(SEARCHED, 0), evaluate, macs, Selection(evaluations=100))
     assert result.pick.architecture["d0"] == 0
     with pytest.raises(ValueError, match="scored NaN"):
-        run_search(RandomSearch().start(DECISIONS, 0), lambda _: math.nan, macs, Selection(evaluations=3))
+        run_search(RandomSearch().start(SEARCHED, 0), lambda _: math.nan, macs, Selection(evaluations=3))
 
 
 def test_a_bound_that_nothing_meets_says_what_the_cheapest_costs():
     with pytest.raises(ValueError, match=r"max_cost=4 \(MACs\), the cheapest has 5"):
-        run_search(RandomSearch().start(DECISIONS, 0), score, macs, Selection(max_cost=4, evaluations=100))
+        run_search(RandomSearch().start(SEARCHED, 0), score, macs, Selection(max_cost=4, evaluations=100))
 
 
 def test_a_result_survives_as_plain_primitives():
-    result = run_search(RandomSearch().start(DECISIONS, 0), score, macs, Selection(evaluations=10))
+    result = run_search(RandomSearch().start(SEARCHED, 0), score, macs, Selection(evaluations=10))
     assert SearchResult.from_state_dict(result.state_dict()) == result
 
 
@@ -102,7 +103,7 @@ def test_a_result_survives_as_plain_primitives():
 @pytest.mark.parametrize("stop", [1, 17])
 def test_a_search_that_was_killed_continues_to_the_same_result(strategy, stop):
     selection = Selection(max_cost=30, evaluations=40)
-    whole = SearchProgress(strategy.start(DECISIONS, 0), selection).run(score, macs)
+    whole = SearchProgress(strategy.start(SEARCHED, 0), selection).run(score, macs)
     files, scored = [], []
 
     def evaluate(architecture):
@@ -115,9 +116,9 @@ def test_a_search_that_was_killed_continues_to_the_same_result(strategy, stop):
         files.append(json.dumps(progress.state_dict()))
 
     with pytest.raises(KeyboardInterrupt):
-        SearchProgress(strategy.start(DECISIONS, 0), selection).run(evaluate, macs, save)
+        SearchProgress(strategy.start(SEARCHED, 0), selection).run(evaluate, macs, save)
     rest = []
-    resumed = SearchProgress(strategy.start(DECISIONS, 0), selection)
+    resumed = SearchProgress(strategy.start(SEARCHED, 0), selection)
     resumed.load_state_dict(json.loads(files[-1]))
     assert resumed.run(lambda found: rest.append(found) or score(found), macs) == whole
     assert scored + rest == [entry.architecture for entry in whole.evaluations]
@@ -125,7 +126,7 @@ def test_a_search_that_was_killed_continues_to_the_same_result(strategy, stop):
 
 def test_a_finished_search_continues_with_more_evaluations_and_refuses_fewer():
     def progress(evaluations):
-        return SearchProgress(Evolution().start(DECISIONS, 0), Selection(evaluations=evaluations))
+        return SearchProgress(Evolution().start(SEARCHED, 0), Selection(evaluations=evaluations))
 
     first, longer = progress(10), progress(30)
     first.run(score, macs)

@@ -88,8 +88,8 @@ class Dispatch(SwitchableForward):
         super().detach()
         vars(self.owner)["_modules"].pop(RESERVED, None)
 
-    def chosen(self) -> nn.Module:
-        """The module that runs: the owner or a candidate."""
+    @override
+    def extracted(self) -> nn.Module:
         return self.owner if self.active == 0 else self._candidates.get_submodule(self._names[self.active - 1])
 
     def _run(self, option: int, *args: Any, **kwargs: Any) -> Any:

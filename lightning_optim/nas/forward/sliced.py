@@ -115,6 +115,10 @@ class SlicedForward(SwitchableForward):
         self._cuts, self._attributes = self._known[key]
 
     @override
+    def extracted(self) -> nn.Module:
+        return self.owner  # which has been cut
+
+    @override
     def superpose(self) -> None:
         self._cuts, self._attributes = {}, {}
 

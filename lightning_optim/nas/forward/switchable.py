@@ -39,6 +39,10 @@ class SwitchableForward(ABC):
         """Stop following these decisions."""
 
     @abstractmethod
+    def extracted(self) -> nn.Module:
+        """The plain module that takes the owner's place in an extracted model; the owner where it only shrinks."""
+
+    @abstractmethod
     def superpose(self) -> None:
         """Run every option at once, until the next ``activate``: one graph then shows what each of them ties."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,11 @@ from typing import Any, final
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.search.decision import Candidate, Decision, sample_candidate
-from lightning_optim.search.strategy.base import SearchState, Strategy
-from lightning_optim.search.strategy.memory import Memory
+from lightning_optim.search.decision import Candidate
+from lightning_optim.search.proposal import Proposal
+from lightning_optim.search.space import SearchSpace
+from lightning_optim.search.strategy.base import SearchState, Strategy, check_one_score
+from lightning_optim.search.strategy.history import History, Scores
 
 _PATIENCE = 20
 
@@ -36,11 +38,12 @@ class Evolution(Strategy):
         ValueError: If a value is out of range.
 
     Example:
-        >>> decisions = [Decision(name=name, options=("a", "b"), default=0) for name in ("one", "two")]
-        >>> search = Evolution(population=2, sample=1).start(decisions, seed=0)
+        >>> from lightning_optim.search import Decision, SearchSpace
+        >>> space = SearchSpace([Decision(name=name, options=("a", "b"), default=0) for name in ("one", "two")])
+        >>> search = Evolution(population=2, sample=1).start(space, seed=0)
         >>> for _ in range(4):
         ...     proposal = search.ask()
-        ...     search.tell(proposal, float(sum(proposal.values())))
+        ...     search.tell(proposal, [float(sum(proposal.candidate.values()))])
         >>> search.ask() is None
         True
     """
@@ -55,65 +58,49 @@ class Evolution(Strategy):
             raise ValueError(f"sample must be in [1, population={self.population}], got {self.sample}")
 
     @override
-    def start(self, decisions: Sequence[Decision], seed: int, first: Sequence[Candidate] = ()) -> EvolutionState:
-        return EvolutionState(self, decisions, seed, first)
+    def start(
+        self, space: SearchSpace, seed: int, *, num_scores: int = 1, first: Sequence[Candidate] = ()
+    ) -> EvolutionState:
+        check_one_score(self, num_scores)
+        return EvolutionState(self, space, seed, History(space, self, seed, first=first))
 
 
 @final
 class EvolutionState(SearchState):
     """Evolution under way."""
 
-    def __init__(
-        self, setting: Evolution, decisions: Sequence[Decision], seed: int, first: Sequence[Candidate]
-    ) -> None:
-        self._setting, self._decisions, self._seed = setting, tuple(decisions), seed
-        self._memory = Memory(decisions, first)
-        self._alive: list[tuple[Candidate, float]] = []
-        self._born = 0
-        self._refused_in_a_row = 0
+    def __init__(self, setting: Evolution, space: SearchSpace, seed: int, history: History) -> None:
+        self._setting, self._space, self._seed, self._history = setting, space, seed, history
 
     @override
-    def ask(self) -> Candidate | None:
-        number = len(self._memory)
-        is_impatient = self._refused_in_a_row >= _PATIENCE and bool(self._alive)
-        if self._born < self._setting.population and not is_impatient:
-            return self._memory.propose(
-                lambda attempt: sample_candidate(self._decisions, self._seed, (number << 20) + attempt)
-            )
-        draw = random.Random(f"{self._seed}/mutation/{number}")
-        return self._memory.propose(lambda attempt: self._mutated(draw, changes=1 + attempt // 20))
+    def ask(self) -> Proposal | None:
+        draw = random.Random(f"{self._seed}/{len(self._history)}")
+        alive = self._history.scored[-self._setting.population :]
+        is_full = len(alive) == self._setting.population
+        if alive and (is_full or self._refused_in_a_row() >= _PATIENCE):
+            return self._history.propose(lambda attempt: self._mutated(alive, draw, changes=1 + attempt // 20))
+        return self._history.propose(lambda attempt: self._space.sample(draw))
 
     @override
-    def tell(self, candidate: Candidate, score: float | None) -> None:
-        if score is None or math.isnan(score):
-            self._refused_in_a_row += 1
-            return
-        self._refused_in_a_row = 0
-        self._born += 1
-        self._alive.append((dict(candidate), score))
-        del self._alive[: -self._setting.population]
+    def tell(self, proposal: Proposal, scores: Sequence[float] | None) -> None:
+        self._history.tell(proposal, scores)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "proposed": self._memory.state(),
-            "alive": [[candidate, score] for candidate, score in self._alive],
-            "born": self._born,
-            "refused_in_a_row": self._refused_in_a_row,
-        }
+        return self._history.state_dict()
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._memory.load_state(state["proposed"])
-        self._alive = [(dict(candidate), float(score)) for candidate, score in state["alive"]]
-        self._born, self._refused_in_a_row = int(state["born"]), int(state["refused_in_a_row"])
+        self._history.load_state_dict(state)
 
-    def _mutated(self, draw: random.Random, changes: int) -> Candidate:
+    def _refused_in_a_row(self) -> int:
+        refused = itertools.takewhile(lambda entry: entry.scores is None, reversed(self._history.entries))
+        return sum(1 for _ in refused)
+
+    def _mutated(self, alive: Sequence[tuple[Candidate, Scores]], draw: random.Random, changes: int) -> Candidate:
         # Children of one parent may all be known already: more mutations at once then reach candidates further away.
-        rivals = draw.sample(self._alive, min(self._setting.sample, len(self._alive)))
-        child = dict(max(rivals, key=lambda rival: rival[1])[0])
+        rivals = draw.sample(alive, min(self._setting.sample, len(alive)))
+        child = max(rivals, key=lambda rival: rival[1])[0]
         for _ in range(changes):
-            decision = draw.choice(self._decisions)
-            others = [option for option in range(len(decision.options)) if option != child[decision.name]]
-            child[decision.name] = draw.choice(others) if others else child[decision.name]
+            child = self._space.mutated(child, draw)
         return child

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,9 +10,11 @@ from typing import Any, final
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.search.decision import Candidate, Decision, sample_candidate
+from lightning_optim.search.decision import Candidate
+from lightning_optim.search.proposal import Proposal
+from lightning_optim.search.space import SearchSpace
 from lightning_optim.search.strategy.base import SearchState, Strategy
-from lightning_optim.search.strategy.memory import Memory
+from lightning_optim.search.strategy.history import History
 
 
 @final
@@ -20,38 +23,43 @@ from lightning_optim.search.strategy.memory import Memory
 class RandomSearch(Strategy):
     """Random search: uniform draws without repeats (Li and Talwalkar, 2019; arXiv:1902.07638).
 
+    It takes any number of objectives.
+
     Example:
-        >>> search = RandomSearch().start([Decision(name="mix", options=("own", "skip"), default=0)], seed=0)
-        >>> sorted(search.ask()["mix"] for _ in range(2)), search.ask()
+        >>> from lightning_optim.search import Decision, SearchSpace
+        >>> space = SearchSpace([Decision(name="mix", options=("own", "skip"), default=0)])
+        >>> search = RandomSearch().start(space, seed=0)
+        >>> sorted(search.ask().candidate["mix"] for _ in range(2)), search.ask()
         ([0, 1], None)
     """
 
     @override
-    def start(self, decisions: Sequence[Decision], seed: int, first: Sequence[Candidate] = ()) -> RandomState:
-        return RandomState(decisions, seed, first)
+    def start(
+        self, space: SearchSpace, seed: int, *, num_scores: int = 1, first: Sequence[Candidate] = ()
+    ) -> RandomState:
+        return RandomState(space, seed, History(space, self, seed, num_scores=num_scores, first=first))
 
 
 @final
 class RandomState(SearchState):
     """Random search under way."""
 
-    def __init__(self, decisions: Sequence[Decision], seed: int, first: Sequence[Candidate]) -> None:
-        self._decisions, self._seed, self._memory = tuple(decisions), seed, Memory(decisions, first)
+    def __init__(self, space: SearchSpace, seed: int, history: History) -> None:
+        self._space, self._seed, self._history = space, seed, history
 
     @override
-    def ask(self) -> Candidate | None:
-        # A large stride: an attempt of one proposal is never an attempt of another.
-        begin = len(self._memory) << 20
-        return self._memory.propose(lambda attempt: sample_candidate(self._decisions, self._seed, begin + attempt))
+    def ask(self) -> Proposal | None:
+        draw = random.Random(f"{self._seed}/{len(self._history)}")
+        return self._history.propose(lambda attempt: self._space.sample(draw))
 
     @override
-    def tell(self, candidate: Candidate, score: float | None) -> None:
-        pass
+    def tell(self, proposal: Proposal, scores: Sequence[float] | None) -> None:
+        self._history.tell(proposal, scores)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"proposed": self._memory.state()}
+        return self._history.state_dict()
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._memory.load_state(state["proposed"])
+        self._history.load_state_dict(state)

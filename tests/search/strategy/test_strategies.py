@@ -1,11 +1,23 @@
+import json
+import math
+
 import pytest
-import torch
 
-from lightning_optim.search import Decision, Evolution, RandomSearch
-from lightning_optim.search.decision import sample_candidate
+from lightning_optim.search import Condition, Decision, Evolution, Proposal, RandomSearch, SearchSpace
 
-DECISIONS = tuple(Decision(name=f"d{i}", options=("a", "b", "c"), default=0) for i in range(4))
+NAMES = ("d0", "d1", "d2", "d3")
+SPACE = SearchSpace([Decision(name=name, options=("a", "b", "c"), default=0) for name in NAMES])
+CONDITIONAL = SearchSpace(
+    [
+        Decision(name="depth", options=("1", "2"), default=1),
+        Decision(name="first", options=("a", "b", "c"), default=0),
+        Decision(
+            name="second", options=("a", "b", "c"), default=0, conditions=(Condition(decision="depth", options=(1,)),)
+        ),
+    ]
+)
 STRATEGIES = [RandomSearch(), Evolution(population=6, sample=3)]
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
 
 
 def run(search, steps):
@@ -13,61 +25,113 @@ def run(search, steps):
     for _ in range(steps):
         proposals.append(search.ask())
         if proposals[-1] is not None:
-            total = sum(proposals[-1].values())
-            search.tell(proposals[-1], None if total > 6 else float(total))
+            total = sum(proposals[-1].candidate.values())
+            search.tell(proposals[-1], None if total > 6 else [float(total)])
     return proposals
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
-def test_the_whole_space_is_proposed_once_then_nothing(strategy):
-    proposals = run(strategy.start(DECISIONS, 0), 82)
-    assert len({tuple(proposal.values()) for proposal in proposals[:81]}) == 81
-    assert proposals[81] is None
+def key(proposal):
+    return proposal.fidelity, tuple(proposal.candidate.values())
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
+@each_strategy
+@pytest.mark.parametrize("space", [SPACE, CONDITIONAL], ids=["plain", "conditional"])
+def test_the_whole_space_is_proposed_once_then_nothing(strategy, space):
+    count = space.num_candidates
+    proposals = run(strategy.start(space, 0), count + 2)
+    assert len({key(proposal) for proposal in proposals[:count]}) == count
+    assert proposals[count:] == [None, None]
+
+
+@each_strategy
 def test_proposals_are_a_function_of_the_seed(strategy):
-    runs = [run(strategy.start(DECISIONS, seed), 30) for seed in (3, 3, 4)]
+    runs = [run(strategy.start(SPACE, seed), 30) for seed in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
-def test_a_search_goes_on_from_a_file_as_if_never_stopped(strategy, tmp_path):
-    expected = run(strategy.start(DECISIONS, 0), 40)
-    first = strategy.start(DECISIONS, 0)
-    begun = run(first, 17)
-    torch.save(first.state_dict(), tmp_path / "search.pt")
-    second = strategy.start(DECISIONS, 0)
-    second.load_state_dict(torch.load(tmp_path / "search.pt", weights_only=True))
-    assert begun + run(second, 23) == expected
+@each_strategy
+@pytest.mark.parametrize("stop", [0, 1, 5, 6, 17, 39])
+def test_a_search_goes_on_from_a_file_as_if_never_stopped(strategy, stop):
+    expected = run(strategy.start(SPACE, 0), 40)
+    first = strategy.start(SPACE, 0)
+    begun = run(first, stop)
+    second = strategy.start(SPACE, 0)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert begun + run(second, 40 - stop) == expected
+    assert second.state_dict() == json.loads(json.dumps(second.state_dict()))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
+@each_strategy
 def test_first_ones_come_first(strategy):
-    first = [dict.fromkeys(("d0", "d1", "d2", "d3"), 2), dict.fromkeys(("d0", "d1", "d2", "d3"), 1)]
-    assert run(strategy.start(DECISIONS, 0, first), 2) == first
+    first = [dict.fromkeys(NAMES, 2), dict.fromkeys(NAMES, 1)]
+    assert [proposal.candidate for proposal in run(strategy.start(SPACE, 0, first=first), 2)] == first
+
+
+@each_strategy
+def test_several_may_be_asked_for_before_one_is_told(strategy):
+    search = strategy.start(SPACE, 0)
+    for _ in range(9):
+        batch = [search.ask() for _ in range(9)]
+        for proposal in batch:
+            search.tell(proposal, [math.nan if sum(proposal.candidate.values()) == 2 else 1.0])
+    assert search.ask() is None
+
+
+@each_strategy
+def test_the_state_of_another_search_is_refused(strategy):
+    search = strategy.start(SPACE, 0)
+    run(search, 3)
+    state = search.state_dict()
+    others = {
+        "space": strategy.start(CONDITIONAL, 0),
+        "seed": strategy.start(SPACE, 1),
+        "strategy": Evolution(population=7).start(SPACE, 0),
+    }
+    for what, other in others.items():
+        with pytest.raises(ValueError, match=f"another {what}"):
+            other.load_state_dict(state)
+
+
+@each_strategy
+def test_what_was_not_asked_for_and_wrong_numbers_of_scores_are_refused(strategy):
+    search = strategy.start(SPACE, 0)
+    proposal = search.ask()
+    other = {name: (option + 1) % 3 for name, option in proposal.candidate.items()}
+    with pytest.raises(ValueError, match="was not asked for"):
+        search.tell(Proposal(candidate=other), [1.0])
+    with pytest.raises(ValueError, match="needs 1 scores, one per objective, got 2"):
+        search.tell(proposal, [1.0, 2.0])
 
 
 def test_the_oldest_die_and_children_differ_from_a_living_parent_in_one_decision():
-    search = Evolution(population=6, sample=3).start(DECISIONS, 0)
+    search = Evolution(population=6, sample=3).start(SPACE, 0)
+    proposals = []
     for step in range(30):
-        alive = [dict(candidate) for candidate, _ in search.state_dict()["alive"]]
         proposal = search.ask()
         if step >= 6:
-            assert min(sum(proposal[name] != parent[name] for name in proposal) for parent in alive) <= 2
-        search.tell(proposal, float(step))
-    assert [score for _, score in search.state_dict()["alive"]] == [24.0, 25.0, 26.0, 27.0, 28.0, 29.0]
+            distances = [sum(proposal.candidate[name] != parent.candidate[name] for name in NAMES)
+                         for parent in proposals[-6:]]  # fmt: skip
+            assert min(distances) <= 2
+        proposals.append(proposal)
+        search.tell(proposal, [float(step)])
 
 
-def test_what_is_not_allowed_never_lives():
-    search = Evolution(population=6, sample=3).start(DECISIONS, 0)
-    run(search, 60)
-    assert all(sum(candidate.values()) <= 6 for candidate, _ in search.state_dict()["alive"])
+def test_what_is_not_allowed_has_no_children():
+    # The least total that is refused is 7: a child of a refused one could have 8, a child of an allowed one 6 + 2.
+    search = Evolution(population=2, sample=2).start(SPACE, 0)
+    alive = [dict.fromkeys(NAMES, 0)]
+    for _ in range(30):
+        proposal = search.ask()
+        is_allowed = sum(proposal.candidate.values()) <= 2
+        search.tell(proposal, [1.0] if is_allowed else None)
+        alive += [proposal.candidate] if is_allowed else []
+    assert len(alive) > 8
 
 
-def test_every_option_is_drawn_equally_often():
-    draws = [sample_candidate(DECISIONS, 0, step)["d2"] for step in range(3000)]
-    assert all(abs(draws.count(option) - 1000) < 120 for option in range(3))
+def test_one_score_is_all_that_evolution_ranks_by():
+    with pytest.raises(ValueError, match="Evolution ranks by one score, got 2 objectives"):
+        Evolution().start(SPACE, 0, num_scores=2)
+    assert RandomSearch().start(SPACE, 0, num_scores=2).ask() is not None
 
 
 def test_settings_out_of_range_are_refused():
@@ -75,9 +139,5 @@ def test_settings_out_of_range_are_refused():
         Evolution(population=1)
     with pytest.raises(ValueError, match="sample"):
         Evolution(population=4, sample=5)
-    with pytest.raises(ValueError, match="at least one decision"):
-        RandomSearch().start([], 0)
-    with pytest.raises(ValueError, match="decides 1 things"):
-        Evolution().start(DECISIONS, 0).load_state_dict(
-            {"proposed": [[0]], "alive": [], "born": 0, "refused_in_a_row": 0}
-        )
+    with pytest.raises(ValueError, match="at least one objective"):
+        RandomSearch().start(SPACE, 0, num_scores=0)
