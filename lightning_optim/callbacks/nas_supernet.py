@@ -18,7 +18,8 @@ from lightning_optim.callbacks.nas.fit_end import (
     SearchAt,
     check_before_fit,
     check_data,
-    check_monitor,
+    check_monitors,
+    check_search,
     checked_moment,
     log_after_fit,
     progress_path,
@@ -34,6 +35,8 @@ from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.architecture import Architecture
+from lightning_optim.nas.bounds import cheapest_architectures
+from lightning_optim.nas.measure import NetworkCost
 from lightning_optim.nas.progress import SearchProgress
 from lightning_optim.nas.recalibration import batch_norm_statistics, set_batch_norm_statistics
 from lightning_optim.nas.result import SearchResult
@@ -153,7 +156,7 @@ class NASSupernet(TechniqueCallback):
             check_slices(trainer, self.space)
             self._has_trained = False
             if self.search_at == "fit_end":
-                check_before_fit(trainer, self.selection.monitor)
+                check_before_fit(trainer, self.selection)
         try:
             self.convert(pl_module)
         except TargetError:
@@ -167,6 +170,8 @@ class NASSupernet(TechniqueCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         settings = (self.supernet.decisions, self.seed)
         check_ranks_agree(trainer, settings, "the search space or the seed of NASSupernet")
+        if self.search_at == "fit_end":
+            check_search(trainer, self.supernet, self.strategy, self.selection)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -190,7 +195,7 @@ class NASSupernet(TechniqueCallback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.search_at == "fit_end" and trainer.state.fn == "fit":
-            check_monitor(trainer, self.selection.monitor)
+            check_monitors(trainer, self.selection)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -215,7 +220,7 @@ class NASSupernet(TechniqueCallback):
                 pick = self.search(trainer, pl_module, path=path).pick
             if path is not None and trainer.is_global_zero:
                 path.unlink(missing_ok=True)
-            log_after_fit(trainer, {self.metric("nas", "score"): pick.score, self.metric("nas", "cost"): pick.cost})
+            log_after_fit(trainer, {self.metric("nas", name): value for name, value in pick.values.items()})
             save_after_fit(trainer, "nas_pick" if self.name is None else f"nas_{self.name}_pick")
 
     @override
@@ -273,7 +278,8 @@ class NASSupernet(TechniqueCallback):
             dataloaders: What to validate on; ``None`` takes the validation data of the trainer's fit.
             calibration: Batches for the statistics, of the form that ``validation_step`` takes; ``None`` takes the
                 training data of the trainer's fit.
-            score: Scores the module in place of its validation, in the sense of ``selection.mode``.
+            score: Scores the module in place of its validation, in the sense of ``selection.mode``; validation then
+                logs nothing, so that ``selection.measures`` can hold costs alone.
             path: JSON file of the search's progress, written after each evaluation. If it is there, the search
                 continues from it: after a kill, or with more ``selection.evaluations``. The data and ``score`` must be
                 the same; the weights, the space and the settings are checked.
@@ -301,9 +307,9 @@ class NASSupernet(TechniqueCallback):
             trainer, pl_module, self._evaluate_next,
             selection=selection, dataloaders=dataloaders, calibration=batches, score=score,
         )  # fmt: skip
-        cheapest = trainer.strategy.broadcast(supernet.find_cheapest(selection.cost))
-        first = [supernet.default, cheapest]
-        progress = SearchProgress(self.strategy.start(supernet.space, self.seed, first=first), selection)
+        first = [supernet.default, *trainer.strategy.broadcast(cheapest_architectures(supernet, selection))]
+        started = self.strategy.start(supernet.space, self.seed, num_scores=len(selection.objectives), first=first)
+        progress = SearchProgress(started, selection)
         try:
             with joined(trainer, evaluator, owner=self):
                 self.result = self._run(progress, evaluator, trainer, path)
@@ -361,11 +367,12 @@ class NASSupernet(TechniqueCallback):
     def _run(
         self, progress: SearchProgress, evaluator: SubnetEvaluator, trainer: Trainer, path: str | Path | None
     ) -> SearchResult:
-        supernet, cost = self.supernet, self.selection.cost
+        supernet = self.supernet
         messages = SearchMessages(trainer, self.selection, self.name)
 
-        def measure(architecture: Architecture) -> float:
-            return float(trainer.strategy.broadcast(supernet.measure(architecture, cost)))  # ranks measure other times
+        def measure(architecture: Architecture, entry: NetworkCost) -> float:
+            found = supernet.measure(architecture, entry.cost)
+            return float(trainer.strategy.broadcast(found))  # ranks measure other times
 
         file: SearchFile | None = None
         if path is not None:
@@ -378,7 +385,7 @@ class NASSupernet(TechniqueCallback):
             messages.evaluated(progress.evaluations)
 
         result = progress.run(evaluator, measure, keep)
-        messages.found(result, supernet.decisions)
+        messages.found(result, supernet.space)
         return result
 
     @override

@@ -1,3 +1,6 @@
+from .measure import LoggedMetric as LoggedMetric
+from .measure import Measure as Measure
+from .measure import NetworkCost as NetworkCost
 from .result import Evaluation as Evaluation
 from .result import SearchResult as SearchResult
 from .selection import Selection as Selection

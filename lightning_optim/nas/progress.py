@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, final
 
 from lightning_optim.nas.architecture import Architecture
+from lightning_optim.nas.measure import NetworkCost
 from lightning_optim.nas.result import Evaluation, SearchResult, best_of
 from lightning_optim.nas.selection import Selection
+from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.strategy.base import SearchState
 
 _REFUSALS_PER_EVALUATION = 100
+
+Values = Mapping[str, float]
+Evaluate = Callable[[Sequence[Proposal]], Sequence[Values]]
+MeasureCost = Callable[[Architecture, NetworkCost], float]
 
 
 @final
 class SearchProgress:
     """Progress of a search: the strategy's state and the evaluations so far.
 
-    What breaks the bound is refused before it is evaluated, and costs no evaluation.
+    What breaks a bound on a cost is refused before it is evaluated, and costs no evaluation.
 
     Args:
         search: A started strategy.
-        selection: The bound and the number of evaluations.
+        selection: The bounds and the number of evaluations.
+        at_once: How many proposals are evaluated side by side, at least 1.
 
     Example:
         >>> from lightning_optim.search import Decision, RandomSearch, SearchSpace
         >>> space = SearchSpace([Decision(name="width", options=("1", "2", "3"), default=2)])
-        >>> search = RandomSearch().start(space, seed=0)
-        >>> cost = lambda architecture: architecture["width"] + 1
-        >>> SearchProgress(search, Selection(max_cost=2)).run(lambda found: float(cost(found)), cost).pick.cost
+        >>> progress = SearchProgress(RandomSearch().start(space, seed=0), Selection(max_cost=2))
+        >>> def evaluate(proposals):
+        ...     return [{"score": float(proposal.candidate["width"])} for proposal in proposals]
+        >>> progress.run(evaluate, lambda architecture, cost: architecture["width"] + 1).pick.cost
         2
     """
 
-    def __init__(self, search: SearchState, selection: Selection) -> None:
-        self._search, self._selection = search, selection
+    def __init__(self, search: SearchState, selection: Selection, at_once: int = 1) -> None:
+        self._search, self._selection, self._at_once = search, selection, at_once
         self._evaluations: list[Evaluation] = []
-        self._refused, self._cheapest = 0, math.inf
+        self._refused, self._cheapest = 0, dict.fromkeys(selection.costs, math.inf)
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -46,38 +54,30 @@ class SearchProgress:
 
     def run(
         self,
-        evaluate: Callable[[Architecture], float],
-        measure: Callable[[Architecture], float],
+        evaluate: Evaluate,
+        measure: MeasureCost,
         save: Callable[[SearchProgress], None] = lambda progress: None,
     ) -> SearchResult:
-        """Ask, evaluate and tell until the evaluations are spent or the space is exhausted.
+        """Ask, evaluate and tell until the evaluations are spent or the space is used up.
 
         Args:
-            evaluate: Returns the score of an architecture.
-            measure: Returns its cost.
-            save: Called after each evaluation.
+            evaluate: Returns the logged metrics of each proposal, by the names of the selection.
+            measure: Returns one cost of an architecture.
+            save: Called each time that evaluations have been told.
 
         Returns:
             The pick, the Pareto front and all evaluations, those of a loaded state included.
 
         Raises:
-            ValueError: If nothing within the bound was found, or every score is NaN.
+            ValueError: If nothing within the bounds was found, or every score is NaN.
         """
-        most_refused = _REFUSALS_PER_EVALUATION * self._selection.evaluations
-        while len(self._evaluations) < self._selection.evaluations and self._refused < most_refused:
-            proposal = self._search.ask()
-            if proposal is None:
+        while True:
+            batch = self._next_batch(measure)
+            if not batch:
                 break
-            architecture = proposal.candidate
-            cost = measure(architecture)
-            self._cheapest = min(self._cheapest, cost)
-            if not self._selection.allows(cost):
-                self._search.tell(proposal, None)
-                self._refused += 1
-                continue
-            score = evaluate(architecture)
-            self._search.tell(proposal, [self._selection.gain(score)])
-            self._evaluations.append(Evaluation(architecture=architecture, score=score, cost=cost))
+            metrics = evaluate([proposal for proposal, _ in batch])
+            for (proposal, costs), found in zip(batch, metrics, strict=True):
+                self._tell(proposal, {**found, **costs})
             save(self)
         self._check_any()
         return best_of(self._evaluations, self._selection)
@@ -88,7 +88,7 @@ class SearchProgress:
             "strategy": self._search.state_dict(),
             "evaluations": list(map(asdict, self._evaluations)),
             "refused": self._refused,
-            "cheapest": self._cheapest,
+            "cheapest": dict(self._cheapest),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -104,12 +104,50 @@ class SearchProgress:
             )
         self._search.load_state_dict(state["strategy"])
         self._evaluations = [Evaluation(**entry) for entry in state["evaluations"]]
-        self._refused, self._cheapest = int(state["refused"]), state["cheapest"]
+        self._refused, self._cheapest = int(state["refused"]), dict(state["cheapest"])
+
+    def _next_batch(self, measure: MeasureCost) -> list[tuple[Proposal, Values]]:
+        left = self._selection.evaluations - len(self._evaluations)
+        batch: list[tuple[Proposal, Values]] = []
+        while len(batch) < min(left, self._at_once):
+            if self._refused >= _REFUSALS_PER_EVALUATION * self._selection.evaluations:
+                break
+            proposal = self._search.ask()
+            if proposal is None:
+                break
+            costs = self._costs_within(proposal.candidate, measure)
+            if costs is None:
+                self._search.tell(proposal, None)
+                self._refused += 1
+            else:
+                batch.append((proposal, costs))
+        return batch
+
+    def _costs_within(self, architecture: Architecture, measure: MeasureCost) -> Values | None:
+        # One after the other: a latency is not measured where the MACs are too many already.
+        costs: dict[str, float] = {}
+        for name, entry in self._selection.costs.items():
+            costs[name] = measure(architecture, entry)
+            self._cheapest[name] = min(self._cheapest[name], costs[name])
+            if not entry.allows(costs[name]):
+                return None
+        return costs
+
+    def _tell(self, proposal: Proposal, values: Values) -> None:
+        selection = self._selection
+        ordered = {name: values[name] for name in selection.all_measures}
+        is_allowed = not selection.broken_by(ordered)
+        self._search.tell(proposal, selection.gains(ordered, selection.objectives) if is_allowed else None)
+        self._evaluations.append(Evaluation.of(proposal, ordered))
 
     def _check_any(self) -> None:
-        if not self._evaluations:
-            raise ValueError(
-                f"no architecture tried meets max_cost={self._selection.max_cost:g} "
-                f"({type(self._selection.cost).__name__}), the cheapest has "
-                f"{self._cheapest:g}; raise the bound, or widen the space downwards"
-            )
+        if self._evaluations:
+            return
+        bounded = {name: entry for name, entry in self._selection.costs.items() if entry.bound is not None}
+        broken = [name for name, entry in bounded.items() if not entry.allows(self._cheapest[name])]
+        texts = [f"{entry.describe()}, the cheapest has {self._cheapest[name]:,.6g}"
+                 for name, entry in bounded.items() if name in (broken or bounded)]  # fmt: skip
+        raise ValueError(
+            f"no architecture tried is within the bounds: {'; '.join(texts)}; raise the bound, or widen the space "
+            "downwards"
+        )

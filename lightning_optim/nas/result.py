@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from lightning_optim.nas.architecture import Architecture
-from lightning_optim.nas.selection import Selection
+from lightning_optim.nas.selection import COST, SCORE, Selection
 from lightning_optim.search.pareto import pareto_front
+from lightning_optim.search.proposal import Proposal
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Evaluation of an architecture: its score as monitored, and its cost."""
+    """Evaluation of an architecture.
+
+    Args:
+        architecture: What was evaluated.
+        score: As monitored.
+        cost: In the unit of the selection's cost.
+        measures: What else was measured, by name.
+        fidelity: How much was spent on it, where the strategy says so.
+    """
 
     architecture: Architecture
     score: float
     cost: float
+    measures: Mapping[str, float] = field(default_factory=dict)
+    fidelity: int | None = None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Everything that was measured, by name."""
+        return {SCORE: self.score, COST: self.cost, **self.measures}
+
+    @classmethod
+    def of(cls, proposal: Proposal, values: Mapping[str, float]) -> Evaluation:
+        """The evaluation of a proposal, with everything that was measured."""
+        others = {name: value for name, value in values.items() if name not in (SCORE, COST)}
+        return cls(
+            architecture=proposal.candidate,
+            score=values[SCORE],
+            cost=values[COST],
+            measures=others,
+            fidelity=proposal.fidelity,
+        )
 
 
 @final
@@ -28,8 +56,11 @@ class SearchResult:
     """Result of a search.
 
     Args:
-        pick: The best evaluation; of equals, the cheapest.
-        pareto: The evaluations that no other beats in both score and cost, cheapest first.
+        pick: The best evaluation in the first objective within all bounds; of equals, the better one in what else the
+            front is of. Where architectures were evaluated with more or less effort, those of the highest fidelity
+            alone can be picked.
+        pareto: The evaluations within all bounds that no other beats in everything the front is of: the
+            objectives, or the only objective and the cost. The cheapest comes first.
         evaluations: All evaluations, in order.
     """
 
@@ -53,27 +84,50 @@ class SearchResult:
 
 
 def best_of(evaluations: Sequence[Evaluation], selection: Selection) -> SearchResult:
-    """Return the pick and the Pareto front; evaluations whose score is NaN are neither.
+    """Return the pick and the Pareto front.
+
+    Evaluations with a NaN, beyond a bound, or of less than the highest fidelity are neither.
 
     Raises:
-        ValueError: If every score is NaN.
+        ValueError: If every evaluation has a NaN, or all others break a bound.
 
     Example:
         >>> found = [Evaluation(architecture={"width": w}, score=0.1 * w, cost=w) for w in (1, 3, 2)]
         >>> [entry.cost for entry in best_of(found, Selection()).pareto]
         [1, 2, 3]
     """
-    ranked = [entry for entry in evaluations if not math.isnan(entry.score)]
-    if not ranked:
+    numbers = [entry for entry in evaluations if not any(map(math.isnan, entry.values.values()))]
+    if not numbers:
         raise ValueError(
             f"every one of {len(evaluations)} architectures scored NaN; has the supernet diverged in training?"
         )
-    pick = max(ranked, key=lambda entry: (selection.gain(entry.score), -entry.cost))
-    return SearchResult(pick=pick, pareto=tuple(_front(ranked, selection)), evaluations=tuple(evaluations))
+    highest = max(_effort(entry) for entry in numbers)
+    ranked = [entry for entry in numbers if _effort(entry) == highest]
+    allowed = [entry for entry in ranked if not selection.broken_by(entry.values)]
+    if not allowed:
+        raise ValueError(_nothing_allowed(ranked, selection))
+    pick = max(allowed, key=lambda entry: selection.gains(entry.values, selection.front_axes))
+    return SearchResult(pick=pick, pareto=tuple(_front(allowed, selection)), evaluations=tuple(evaluations))
+
+
+def _effort(evaluation: Evaluation) -> float:
+    return math.inf if evaluation.fidelity is None else evaluation.fidelity
 
 
 def _front(evaluations: Sequence[Evaluation], selection: Selection) -> list[Evaluation]:
     # Reversed, so that of equals the first stands.
-    points = {(entry.cost, -selection.gain(entry.score)): entry for entry in reversed(evaluations)}
-    costs = list(points)
-    return [points[costs[index]] for index in sorted(pareto_front(costs), key=costs.__getitem__)]
+    points = {selection.gains(entry.values, selection.front_axes): entry for entry in reversed(evaluations)}
+    gains = list(points)
+    front = pareto_front([[-gain for gain in row] for row in gains])
+    return sorted((points[gains[index]] for index in front), key=lambda entry: (entry.cost, entry.score))
+
+
+def _nothing_allowed(evaluations: Sequence[Evaluation], selection: Selection) -> str:
+    broken = [selection.broken_by(entry.values) for entry in evaluations]
+    fewest = min(range(len(evaluations)), key=lambda index: len(broken[index]))
+    found, measures = evaluations[fewest].values, selection.all_measures
+    texts = [f"{measures[name].describe()}, got {found[name]:.6g}" for name in broken[fewest]]
+    return (
+        f"none of {len(evaluations)} architectures evaluated is within all bounds; the nearest breaks: "
+        f"{'; '.join(texts)}. Loosen the bound, or widen the space"
+    )

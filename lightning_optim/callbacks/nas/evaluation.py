@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.recalibration import recalibrating
-from lightning_optim.nas.selection import Selection
+from lightning_optim.nas.selection import SCORE, Selection
+from lightning_optim.search.proposal import Proposal
 from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.torch_private import BatchNorm
 
@@ -34,6 +35,9 @@ class SubnetEvaluator(Callback):
         dataloaders: What to validate on.
         calibration: The batches for the batch-norm statistics.
         score: Scores the module itself, in evaluation mode, in place of its validation.
+
+    Raises:
+        ValueError: If metrics beside the score are wanted of a function that finds the score alone.
     """
 
     def __init__(
@@ -47,17 +51,26 @@ class SubnetEvaluator(Callback):
         calibration: FirstBatches,
         score: Score | None,
     ) -> None:
+        others = [name for name in selection.metrics if name != SCORE]
+        if score is not None and others:
+            raise ValueError(
+                "a score of your own takes the place of validation, which alone logs "
+                f"{', '.join(map(repr, others))} of selection.measures: drop the one or the others"
+            )
         self._trainer, self._module, self._activate, self._selection = trainer, pl_module, activate, selection
         self._dataloaders, self._calibration, self._score = dataloaders, calibration, score
         self._is_calibrating = False
         self._open = ExitStack()
         self._norms: list[nn.Module] = []
 
-    def __call__(self, architecture: Architecture) -> float:
-        """Recalibrate and score one architecture; every rank gets the score of rank 0."""
-        self.calibrate(architecture)
-        score = self._validated() if self._score is None else self._scored(self._score)
-        return float(self._trainer.strategy.broadcast(score))
+    def __call__(self, proposals: Sequence[Proposal]) -> list[Mapping[str, float]]:
+        """Recalibrate and score one architecture after the other; every rank gets the metrics of rank 0."""
+        return [self._evaluated(proposal) for proposal in proposals]
+
+    def _evaluated(self, proposal: Proposal) -> Mapping[str, float]:
+        self.calibrate(proposal.candidate)
+        metrics = self._validated(proposal.fidelity) if self._score is None else self._scored(self._score)
+        return dict(self._trainer.strategy.broadcast(metrics))
 
     def calibrate(self, architecture: Architecture) -> None:
         """Activate an architecture and give it batch-norm statistics of its own."""
@@ -86,18 +99,33 @@ class SubnetEvaluator(Callback):
                     statistic.copy_(trainer.strategy.reduce(statistic.clone(), reduce_op="mean"))
         self._open.close()
 
-    def _validated(self) -> float:
-        self._trainer.validate(self._module, self._dataloaders, verbose=False)
-        metrics, monitor = self._trainer.callback_metrics, self._selection.monitor
-        if monitor not in metrics:
-            raise ValueError(
-                f"validation logs {sorted(metrics)}, but no {monitor!r}: set selection.monitor to one of them"
-            )
-        return float(metrics[monitor])
+    def _validated(self, num_batches: int | None) -> dict[str, float]:
+        with _limited(self._trainer, num_batches):
+            self._trainer.validate(self._module, self._dataloaders, verbose=False)
+        logged = self._trainer.callback_metrics
+        for entry in self._selection.metrics.values():
+            if entry.monitor not in logged:
+                raise ValueError(
+                    f"validation logs {sorted(logged)}, but no {entry.monitor!r}: set selection.monitor, or the entry "
+                    "of selection.measures, to one of them"
+                )
+        return {name: float(logged[entry.monitor]) for name, entry in self._selection.metrics.items()}
 
-    def _scored(self, score: Score) -> float:
+    def _scored(self, score: Score) -> dict[str, float]:
         with evaluating(self._module):
-            return float(score(self._module))
+            return {SCORE: float(score(self._module))}
+
+
+@contextmanager
+def _limited(trainer: Trainer, num_batches: int | None) -> Iterator[None]:
+    # A fidelity is a number of validation batches.
+    before = trainer.limit_val_batches
+    try:
+        if num_batches is not None:
+            trainer.limit_val_batches = num_batches
+        yield
+    finally:
+        trainer.limit_val_batches = before
 
 
 @contextmanager

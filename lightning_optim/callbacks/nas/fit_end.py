@@ -18,6 +18,10 @@ from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.callbacks.trainer.lightning_private import spawns_processes
 from lightning_optim.callbacks.trainer.messages import tell
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
+from lightning_optim.nas.bounds import find_broken_bound
+from lightning_optim.nas.selection import Selection
+from lightning_optim.nas.supernet import Supernet
+from lightning_optim.search.strategy.base import Strategy
 
 SearchAt = Literal["fit_end", "call"]
 
@@ -37,7 +41,7 @@ def checked_moment(search_at: SearchAt | None, *, is_configured: bool) -> Search
     return search_at
 
 
-def check_before_fit(trainer: Trainer, monitor: str) -> None:
+def check_before_fit(trainer: Trainer, selection: Selection) -> None:
     """Refuse a fit after which no search could be made.
 
     Raises:
@@ -55,7 +59,7 @@ def check_before_fit(trainer: Trainer, monitor: str) -> None:
         )
     if not trainer.enable_validation:
         raise ValueError(
-            f"the search at the end of the fit compares {monitor!r}, but this fit validates nothing: "
+            f"the search at the end of the fit compares {selection.monitor!r}, but this fit validates nothing: "
             f"give it validation data and a validation_step, {_BY_HAND}"
         )
 
@@ -73,17 +77,36 @@ def check_data(trainer: Trainer, num_batches: int) -> None:
         )
 
 
-def check_monitor(trainer: Trainer, monitor: str) -> None:
-    """Refuse a score that validation does not log, as soon as there has been one.
+def check_search(trainer: Trainer, supernet: Supernet, strategy: Strategy, selection: Selection) -> None:
+    """Refuse a search that could not find anything, before its supernet is trained.
+
+    Raises:
+        ValueError: If the strategy cannot rank by so many objectives, or a bound excludes the whole space.
+    """
+    strategy.start(supernet.space, 0, num_scores=len(selection.objectives))
+    # A latency differs from rank to rank, and all of them must find the same.
+    broken = trainer.strategy.broadcast(find_broken_bound(supernet, selection) if trainer.is_global_zero else None)
+    if broken is not None:
+        raise ValueError(broken)
+
+
+def check_monitors(trainer: Trainer, selection: Selection) -> None:
+    """Refuse metrics that validation does not log, as soon as there has been one.
+
+    The validation before the first step counts where it logs anything: many modules log nothing then.
 
     Raises:
         ValueError: Naming what is logged.
     """
-    if not trainer.sanity_checking and monitor not in trainer.callback_metrics:
-        raise ValueError(
-            f"the search at the end of the fit compares {monitor!r}, but the module logs "
-            f"{sorted(trainer.callback_metrics)}: set selection.monitor to one of them, {_BY_HAND}"
-        )
+    logged = trainer.callback_metrics
+    if trainer.sanity_checking and not logged:
+        return
+    for entry in selection.metrics.values():
+        if entry.monitor not in logged:
+            raise ValueError(
+                f"the search at the end of the fit compares {entry.monitor!r}, but the module logs {sorted(logged)}: "
+                f"set selection.monitor, or the entry of selection.measures, to one of them, {_BY_HAND}"
+            )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning_optim.callbacks.trainer.messages import Pace, tell
 from lightning_optim.nas.result import Evaluation, SearchResult
 from lightning_optim.nas.selection import Selection
-from lightning_optim.search.decision import Decision
+from lightning_optim.search.space import SearchSpace
 
 
 @final
@@ -30,30 +30,40 @@ class SearchMessages:
     def evaluated(self, evaluations: Sequence[Evaluation]) -> None:
         """Tell how many architectures were evaluated, if it is time to."""
         if self._pace.is_due():
-            scores = [entry.score for entry in evaluations]
-            best = max(scores, key=self._selection.gain)
+            name = self._selection.objectives[0]
+            measure = self._selection.all_measures[name]
+            best = max((entry.values[name] for entry in evaluations), key=measure.gain)
             self._tell(
                 f"{len(evaluations)} of at most {self._selection.evaluations} architectures evaluated, "
-                f"best {self._selection.monitor} {best:.4g}"
+                f"best {measure.title} {best:.4g}"
             )
 
-    def found(self, result: SearchResult, decisions: Sequence[Decision]) -> None:
-        """Tell what was picked."""
+    def found(self, result: SearchResult, space: SearchSpace) -> None:
+        """Tell what was picked, and whether anything is left that was not tried."""
+        decisions = space.decisions
         chosen = {entry.name: entry.options[result.pick.architecture[entry.name]] for entry in decisions}
-        own = {entry.name: entry.default for entry in decisions}
+        own, count = space.default, len(result.evaluations)
         compared = "".join(
             f" (the network as it was: {self._worth(entry)})"
             for entry in result.evaluations
             if entry.architecture == own
         )
+        ended = ""
+        if count == space.num_candidates:
+            ended = ", the whole space"
+        elif count < self._selection.evaluations:
+            ended = ", no other was found within the bounds"
         self._tell(
-            f"{len(result.evaluations)} architectures evaluated; the pick has {self._worth(result.pick)}{compared}: "
+            f"{count} architectures evaluated{ended}; the pick has {self._worth(result.pick)}{compared}: "
             + ", ".join(f"{name}={option}" for name, option in chosen.items())
         )
 
     def _worth(self, entry: Evaluation) -> str:
-        unit = type(self._selection.cost).__name__
-        return f"{self._selection.monitor} {entry.score:.4g} at {entry.cost:,.6g} ({unit})"
+        found = entry.values
+        costs, metrics = self._selection.costs, self._selection.metrics
+        texts = [f"{measure.title} {found[name]:.4g}" for name, measure in metrics.items()]
+        prices = [f"{found[name]:,.6g} ({measure.title})" for name, measure in costs.items()]
+        return f"{', '.join(texts)} at {', '.join(prices)}"
 
     def _tell(self, text: str) -> None:
         tell(self._trainer, f"{self._prefix}: {text}")

@@ -19,7 +19,7 @@ from lightning_optim.callbacks.trainer.messages import Pace
 from lightning_optim.callbacks.trainer.strategy import StrategyKind
 from lightning_optim.cost import Parameters
 from lightning_optim.errors import ArtefactError
-from lightning_optim.nas import ElasticWidth, Selection
+from lightning_optim.nas import ElasticWidth, LoggedMetric, NetworkCost, Selection
 from lightning_optim.search import RandomSearch
 from support import quiet
 
@@ -230,7 +230,7 @@ def test_a_fit_that_trains_nothing_searches_nothing(tmp_path):
     callback = supernet()
     _, trainer = fit(callback)
     trainer.save_checkpoint(tmp_path / "end.ckpt")
-    again = supernet(selection=Selection(monitor="nothing"))
+    again = supernet(selection=Selection(evaluations=1))
     quiet(again, max_epochs=1).fit(User(), loader(), loader(), ckpt_path=tmp_path / "end.ckpt", weights_only=True)
     assert again.result == callback.result
 
@@ -243,7 +243,7 @@ def test_progress_and_pick_are_told(caplog, monkeypatch):
     assert [text.split(",")[0] for text in told[:3]] == [
         f"NASSupernet 'net': {done} of at most 64 architectures evaluated" for done in (1, 2, 3)
     ]
-    assert "3 architectures evaluated; the pick has val/accuracy" in told[3]
+    assert "3 architectures evaluated, the whole space; the pick has val/accuracy" in told[3]
     assert "(the network as it was: val/accuracy" in told[3]
     assert told[3].count("(Parameters)") == 2
     assert "net.0:width=" in told[3]
@@ -265,17 +265,82 @@ def test_what_no_search_could_use_is_refused_before_training():
     with pytest.raises(ValueError, match="one training loader, got a list"):
         quiet(supernet(), max_epochs=1).fit(User(), [loader(), loader()], loader())
     with pytest.raises(ValueError, match="ddp_spawn"):
-        check_before_fit(quiet(strategy="ddp_spawn"), "val/accuracy")
+        check_before_fit(quiet(strategy="ddp_spawn"), Selection())
     with pytest.raises(ValueError, match="search_at must be"):
         supernet(search_at="end")
     quiet(supernet(search_at="call"), max_epochs=1).fit(Unvalidated(), loader())
 
 
-def test_a_score_that_is_not_logged_is_told_after_the_first_validation():
-    trainer = quiet(supernet(selection=Selection(monitor="val/f1")), max_epochs=3, num_sanity_val_steps=1)
-    with pytest.raises(ValueError, match=r"'val/f1', but the module logs .*'val/accuracy'"):
+class Silent(User):
+    """Logs nothing before the first step, as many do."""
+
+    def validation_step(self, batch, batch_idx):
+        if not self.trainer.sanity_checking:
+            super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sanity", "steps"), [(User, 1, 0), (User, 0, 4), (Silent, 1, 4)], ids=["before", "unchecked", "silent"]
+)
+def test_a_metric_that_is_not_logged_is_told_before_the_first_step_if_validation_logs_then(kind, sanity, steps):
+    for selection in (Selection(monitor="val/f1"), Selection(measures={"f1": LoggedMetric(monitor="val/f1")})):
+        trainer = quiet(supernet(selection=selection), max_epochs=3, num_sanity_val_steps=sanity)
+        with pytest.raises(ValueError, match=r"'val/f1', but the module logs .*'val/accuracy'"):
+            trainer.fit(kind(), loader(), loader())
+        assert trainer.global_step == steps
+
+
+def test_a_bound_that_excludes_the_whole_space_is_told_before_the_first_step():
+    for selection in (
+        Selection(cost=Parameters(), max_cost=23),
+        Selection(measures={"size": NetworkCost(cost=Parameters(), bound=23)}),
+    ):
+        trainer = quiet(supernet(selection=selection), max_epochs=3)
+        with pytest.raises(ValueError, match=r"within Parameters at most 23: the cheapest has 24 \(net.0:width=2\)"):
+            trainer.fit(User(), loader(), loader())
+        assert trainer.global_step == 0
+
+
+def test_a_strategy_of_one_objective_refuses_two_before_the_first_step():
+    trainer = quiet(supernet(selection=Selection(objectives=("score", "cost"))), max_epochs=3)
+    with pytest.raises(ValueError, match="Evolution ranks by one score, got 2 objectives"):
         trainer.fit(User(), loader(), loader())
-    assert trainer.current_epoch == 0
+    assert trainer.global_step == 0
+
+
+def test_several_measures_are_found_bounded_and_make_the_front():
+    selection = Selection(
+        measures={
+            "size": NetworkCost(cost=Parameters(), bound=80),
+            "loss": LoggedMetric(monitor="val/loss", mode="min"),
+        },
+        objectives=("loss", "size"),
+        recalibration_batches=2,
+    )
+    callback = supernet(strategy=RandomSearch(), selection=selection)
+    module, trainer = fit(callback, module=Lossy())
+    assert float(trainer.callback_metrics["nas/size"]) == callback.result.pick.values["size"]
+    found = {entry.values["size"]: entry for entry in callback.result.evaluations}
+    assert sorted(found) == [24, 46]  # 90 is beyond the bound
+    assert callback.result.pick == min(found.values(), key=lambda entry: entry.values["loss"])
+    (tested,) = trainer.test(module, loader(), verbose=False)
+    assert tested["val/loss"] == pytest.approx(callback.result.pick.values["loss"])
+    small, large = found[24], found[46]
+    beaten = small.values["loss"] <= large.values["loss"]
+    assert callback.result.pareto == ((small,) if beaten else (small, large))
+
+
+class Lossy(User):
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log("val/loss", F.cross_entropy(self.net(batch[0]), batch[1]))
+
+
+def test_a_score_of_the_users_own_leaves_no_other_metric_to_compare():
+    callback = supernet(search_at="call", selection=Selection(measures={"f1": LoggedMetric(monitor="val/f1")}))
+    module, trainer = fit(callback)
+    with pytest.raises(ValueError, match="which alone logs 'f1' of selection"):
+        callback.search(trainer, module, score=lambda module: 0.0)
 
 
 def test_what_is_tested_after_the_fit_is_the_pick_whatever_checkpoint_its_weights_come_from(tmp_path):
@@ -306,4 +371,4 @@ def test_the_pick_is_kept_beside_the_checkpoints_of_the_fit_and_over_no_other_fi
 def test_a_search_of_parts_of_weights_is_refused_before_the_fit(monkeypatch):
     monkeypatch.setattr(fit_end, "strategy_kind", lambda _: StrategyKind.SHARDED)
     with pytest.raises(ValueError, match="holds a part of every weight; use DDPStrategy, or set search_at='call'"):
-        fit_end.check_before_fit(quiet(), "val/accuracy")
+        fit_end.check_before_fit(quiet(), Selection())
