@@ -18,6 +18,7 @@ from lightning_optim.nas.forward.choice import output_layout
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
 from lightning_optim.nas.forward.switchable import activate, strip, switchable_forwards
 from lightning_optim.nas.space.base import SearchDimension, Site
+from lightning_optim.nas.space.conditions import with_conditions
 from lightning_optim.search.decision import Decision
 from lightning_optim.search.space import SearchSpace
 from lightning_optim.surgery.copies import copy_model, eval_copy
@@ -114,10 +115,10 @@ class Supernet:
         plan = cut_plan(model)
         if plan:
             apply_cut(model, plan)
-        plain = {forward.owner: forward.extracted() for forward in switchable_forwards(model)}
+        plain = [(forward.owner, forward.extracted()) for forward in switchable_forwards(model)]
         strip(model)
         vars(model).pop(_SPACES, None)
-        _put_in_place(model, {owner: module for owner, module in plain.items() if module is not owner})
+        _put_in_place(model, {owner: module for owner, module in plain if module is not owner})
         return model
 
     def _measured_path(self, architecture: Architecture, cost: Cost) -> float:
@@ -180,13 +181,19 @@ def build_supernet(site: Site, space: Mapping[str, SearchDimension], name: str =
 def _attached(site: Site, space: Mapping[str, SearchDimension]) -> Supernet:
     before = switchable_forwards(site.root)
     has_slices = any(isinstance(forward, SlicedForward) for forward in before)
-    if has_slices and any(dimension.adds_modules for dimension in space.values()):
-        raise TargetError("widths vary already and would not know of added modules; choose the operations first")
+    early = [key for key, dimension in space.items() if not dimension.slices_weights]
+    if has_slices and early:
+        raise TargetError(
+            f"widths vary already and would not know of {early[0]!r}; put it into the same space, or convert with it "
+            "first"
+        )
     decisions: list[Decision] = []
     try:
-        for dimension in sorted(space.values(), key=lambda dimension: not dimension.adds_modules):
+        # Widths must see all that may run; a block is skipped with the choice of its operation.
+        for dimension in sorted(space.values(), key=lambda each: (not each.adds_modules, each.slices_weights)):
             decisions += dimension.attach(site)
-        supernet = Supernet(site, decisions)
+        _refuse_twice(decisions)
+        supernet = Supernet(site, with_conditions(site.root, decisions))
         _check_every_option(supernet)
     except BaseException:
         ours = {
@@ -199,6 +206,13 @@ def _attached(site: Site, space: Mapping[str, SearchDimension]) -> Supernet:
         strip(site.root, keep=before, forget=ours - theirs)
         raise
     return supernet
+
+
+def _refuse_twice(decisions: Sequence[Decision]) -> None:
+    names = [decision.name for decision in decisions]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise TargetError(f"two entries of the space decide {twice!r}; narrow the targets of one of them")
 
 
 def _signature(space: Mapping[str, SearchDimension]) -> str:
@@ -239,10 +253,12 @@ def _runner(network: nn.Module, site: Site) -> Callable[[Architecture], list[str
     return run
 
 
-def _put_in_place(model: nn.Module, chosen: Mapping[nn.Module, nn.Module]) -> None:
+def _put_in_place(model: nn.Module, plain: Mapping[nn.Module, nn.Module | None]) -> None:
     parents: Iterable[nn.Module] = list(model.modules())
     for parent in parents:
         children: dict[str, Any] = vars(parent)["_modules"]
-        for name, child in children.items():
-            if child in chosen:
-                children[name] = chosen[child]
+        for name, child in [*children.items()]:
+            if child in plain:
+                children[name] = plain[child]
+            if children[name] is None and child is not None:
+                del children[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lightning_optim.surgery.kernel import crop_kernel
 from lightning_optim.surgery.layer_kinds import Conv1D
 from lightning_optim.surgery.parametrized import weight_shape
 from lightning_optim.surgery.torch_private import Convolution, NormBase, TransposedConvolution, refresh_flat_weights
@@ -20,6 +21,8 @@ def refresh_attributes(module: nn.Module, old_shape: tuple[int, ...]) -> None:
     shape = weight_shape(module)
     if isinstance(module, Convolution):
         _refresh_convolution(module, shape)
+        if shape[2:] != old_shape[2:]:
+            crop_kernel(module, shape[2:])
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
     elif isinstance(module, Conv1D):

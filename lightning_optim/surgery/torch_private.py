@@ -8,7 +8,7 @@ been the same for years. ``torch._dynamo`` is loaded when it is first needed, si
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -225,6 +225,27 @@ def function_of(node: Node | None) -> type:
 def refresh_flat_weights(module: nn.RNNBase) -> None:
     """Let a recurrent layer, which holds its weights in a list as well, read them from its attributes again."""
     module._init_flat_weights()
+
+
+def refresh_repeated_padding(module: Convolution) -> None:
+    """Let a convolution, which holds its padding in the form of ``F.pad`` as well, read it from its attributes again.
+
+    Example:
+        >>> layer = nn.Conv2d(1, 1, 5, padding=2, padding_mode="circular")
+        >>> layer.kernel_size, layer.padding = (3, 3), (1, 1)
+        >>> refresh_repeated_padding(layer)
+        >>> layer(torch.ones(1, 1, 4, 4)).shape[2:]
+        torch.Size([2, 2])
+    """
+    if module.padding == "same":
+        reach = [step * (size - 1) for step, size in zip(module.dilation, module.kernel_size, strict=True)]
+        sides = [side for each in reversed(reach) for side in (each // 2, each - each // 2)]
+    elif module.padding == "valid":
+        sides = [0, 0] * len(module.kernel_size)
+    else:
+        own: Sequence[int] = module.padding  # type: ignore[assignment]  # the words are those above
+        sides = [side for side in reversed(own) for _ in range(2)]
+    module._reversed_padding_repeated_twice = type(module._reversed_padding_repeated_twice)(sides)
 
 
 def arguments_of(operator: OpOverload) -> list[Any]:

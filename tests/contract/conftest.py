@@ -64,6 +64,7 @@ VALUES = {
     "dropout_scheduler": ["callbacks.dropout_scheduler.targets.include=[net.mix]"],
     "present_dropout": ["callbacks.dropout_scheduler.targets.include=['*']"],
     "elastic_width": ["callbacks.nas_supernet.space.entry.targets.exclude=[net.head]"],
+    "elastic_kernel": ["callbacks.nas_supernet.space.entry.sizes=[1]"],
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "onnx_file": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.onnx"],

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_optim.nas.forward.switchable import SwitchableForward
+from lightning_optim.nas.forward.switchable import GatingForward
+from lightning_optim.search.decision import Condition
 from lightning_optim.surgery.torch_private import pytree
 
 RESERVED = "_candidates"
@@ -44,7 +45,7 @@ def _fill_in(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 
 
 @final
-class Dispatch(SwitchableForward):
+class Dispatch(GatingForward):
     """Dispatch to the operation that the architecture chooses.
 
     Args:
@@ -65,6 +66,17 @@ class Dispatch(SwitchableForward):
         outputs = [pytree.tree_flatten(self._run(option, *args, **kwargs)) for option in range(len(self._names) + 1)]
         structure, by_option = outputs[0][1], [leaves for leaves, _ in outputs]
         return pytree.tree_unflatten([_superposed(leaves) for leaves in zip(*by_option, strict=True)], structure)
+
+    @property
+    @override
+    def follows(self) -> Set[str]:
+        return {self.decision}
+
+    @override
+    def gates(self) -> list[tuple[Set[nn.Module], Condition]]:
+        added = [set(self._candidates.get_submodule(name).modules()) for name in self._names]
+        runs = [set(self.owner.modules()) - set(self._candidates.modules()), *added]
+        return [(modules, Condition(decision=self.decision, options=(option,))) for option, modules in enumerate(runs)]
 
     @override
     def activate(self, architecture: Mapping[str, int]) -> None:

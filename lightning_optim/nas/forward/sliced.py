@@ -72,16 +72,16 @@ class SlicedForward(SwitchableForward):
             is_same_place = (other.tensor, other.dim) == (slicing.tensor, slicing.dim)
             if is_same_place and other.decision != slicing.decision and torch.isin(other.index, slicing.index).any():
                 raise TargetError(
-                    f"{slicing.decision!r} would vary channels that {other.decision!r} has already: the layers are "
-                    "coupled; give them to one entry of the space"
+                    f"{slicing.decision!r} would vary positions of a {slicing.tensor!r} that {other.decision!r} varies "
+                    "already, in the same layer or one coupled to it; give them to one entry of the space"
                 )
         self._slicings.append(slicing)
         self._options.setdefault(slicing.decision, len(slicing.counts) - 1)
         self._known.clear()
 
     @property
+    @override
     def follows(self) -> Set[str]:
-        """Names of the decisions that this module follows."""
         return self._options.keys()
 
     @override
@@ -223,4 +223,4 @@ def _attributes_after(owner: nn.Module, cuts: Cuts) -> dict[str, Any]:
     vars(twin).update(_parameters=hollow, _buffers=buffers, _modules={})
     apply_cut(twin, cuts)
     return {name: value for name, value in vars(twin).items()
-            if isinstance(value, (int, tuple)) and name in own and value != own[name]}  # fmt: skip
+            if isinstance(value, (int, tuple, list)) and name in own and value != own[name]}  # fmt: skip

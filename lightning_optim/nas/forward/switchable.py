@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_optim.search.decision import Condition
+
 _FORWARDS = "_nas_forwards"
 
 
@@ -30,6 +32,11 @@ class SwitchableForward(ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the owner as the active architecture has it."""
 
+    @property
+    @abstractmethod
+    def follows(self) -> Set[str]:
+        """Names of the decisions that concern this module."""
+
     @abstractmethod
     def activate(self, architecture: Mapping[str, int]) -> None:
         """Take over the options of the decisions that concern this module, and ignore the others."""
@@ -39,8 +46,11 @@ class SwitchableForward(ABC):
         """Stop following these decisions."""
 
     @abstractmethod
-    def extracted(self) -> nn.Module:
-        """The plain module that takes the owner's place in an extracted model; the owner where it only shrinks."""
+    def extracted(self) -> nn.Module | None:
+        """The plain module that takes the owner's place in an extracted model.
+
+        It is the owner where that only shrinks, and ``None`` where the container of the owner does without it.
+        """
 
     @abstractmethod
     def superpose(self) -> None:
@@ -61,6 +71,14 @@ class SwitchableForward(ABC):
         vars(self.owner).pop("forward", None)
         if self._inner is not None:
             vars(self.owner)["forward"] = self._inner
+
+
+class GatingForward(SwitchableForward):
+    """Gating forward: with some options, modules do not run, and what there is to decide in them changes nothing."""
+
+    @abstractmethod
+    def gates(self) -> list[tuple[Set[nn.Module], Condition]]:
+        """Modules, each set with the condition under which it runs; those that always run are left out."""
 
 
 def switchable_forwards(root: nn.Module) -> list[SwitchableForward]:
