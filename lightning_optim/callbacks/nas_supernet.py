@@ -12,8 +12,9 @@ from typing_extensions import override
 
 from lightning_optim.callbacks.base import TechniqueCallback
 from lightning_optim.callbacks.nas.checks import check_slices, checked_space, prepare_strategy, refuse_compiled
-from lightning_optim.callbacks.nas.evaluation import FirstBatches, Score, SubnetEvaluator, joined
+from lightning_optim.callbacks.nas.evaluation import Score, SubnetEvaluator, joined
 from lightning_optim.callbacks.nas.example import network_inputs
+from lightning_optim.callbacks.nas.first_batches import FirstBatches
 from lightning_optim.callbacks.nas.fit_end import (
     SearchAt,
     check_before_fit,

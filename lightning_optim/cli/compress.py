@@ -161,6 +161,7 @@ def _stage(name: str, config: DictConfig, trainer: DictConfig) -> Stage:
         make_callbacks=partial(_make_callbacks, config.get("callbacks") or {}),
         settings=OmegaConf.to_container(config.get("settings") or OmegaConf.create(), resolve=True),  # type: ignore[arg-type]
         needs=_ARTEFACT.findall(str(written)),
+        weights=config.get("weights", "scratch"),
     )
 
 

@@ -101,13 +101,18 @@ def best_of(evaluations: Sequence[Evaluation], selection: Selection) -> SearchRe
         raise ValueError(
             f"every one of {len(evaluations)} architectures scored NaN; has the supernet diverged in training?"
         )
-    highest = max(_effort(entry) for entry in numbers)
-    ranked = [entry for entry in numbers if _effort(entry) == highest]
+    ranked = of_highest_fidelity(numbers)
     allowed = [entry for entry in ranked if not selection.broken_by(entry.values)]
     if not allowed:
         raise ValueError(_nothing_allowed(ranked, selection))
     pick = max(allowed, key=lambda entry: selection.gains(entry.values, selection.front_axes))
     return SearchResult(pick=pick, pareto=tuple(_front(allowed, selection)), evaluations=tuple(evaluations))
+
+
+def of_highest_fidelity(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations on which as much was spent as on any; without a fidelity, everything was."""
+    highest = max(map(_effort, evaluations), default=math.inf)
+    return [entry for entry in evaluations if _effort(entry) == highest]
 
 
 def _effort(evaluation: Evaluation) -> float:

@@ -18,7 +18,7 @@ from lightning_optim.errors import ArtefactError
 from lightning_optim.surgery.cut import CutPlan
 from lightning_optim.surgery.weights import load_state, read_plain
 
-_BEGIN_AGAIN = "remove it to begin its stage again"
+BEGIN_AGAIN = "remove it to begin its stage again"
 
 
 def save_weights(path: Path, module: nn.Module) -> str:
@@ -64,13 +64,13 @@ def check_checkpoint(path: Path) -> None:
         ArtefactError: If the file is missing, broken or no checkpoint.
     """
     if "state_dict" not in _load_plain(path):
-        raise ArtefactError(f"{path} is no checkpoint of a Trainer; {_BEGIN_AGAIN}")
+        raise ArtefactError(f"{path} is no checkpoint of a Trainer; {BEGIN_AGAIN}")
 
 
 def _load_plain(path: Path) -> dict[str, Any]:
-    content = read_plain(path, advice=_BEGIN_AGAIN)
+    content = read_plain(path, advice=BEGIN_AGAIN)
     if not isinstance(content, dict):
-        raise ArtefactError(f"{path} holds a {type(content).__name__}, not what a stage leaves; {_BEGIN_AGAIN}")
+        raise ArtefactError(f"{path} holds a {type(content).__name__}, not what a stage leaves; {BEGIN_AGAIN}")
     return content
 
 

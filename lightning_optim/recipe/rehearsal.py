@@ -17,7 +17,8 @@ from lightning_optim.recipe.determinism import seed_everything
 from lightning_optim.recipe.evaluate import StageWriter, first_call, metric_of
 from lightning_optim.recipe.order import check_order
 from lightning_optim.recipe.run import Recipe
-from lightning_optim.recipe.stage import KeepingCallback, Stage, check_stages
+from lightning_optim.recipe.search_stage import give_example, searching_callback
+from lightning_optim.recipe.stage import QUIET, KeepingCallback, Stage, check_stages
 from lightning_optim.surgery.select import find_network
 
 
@@ -50,6 +51,9 @@ def _rehearse_fit(stage: Stage, recipe: Recipe) -> None:
     seed_everything(recipe.seed, "rehearsal", stage.name)
     module = recipe.make_module()
     callbacks = stage.make_callbacks(lambda _: _untrained(recipe))
+    searcher = searching_callback(stage, callbacks)
+    if searcher is not None:
+        give_example(searcher, stage, module, recipe.data, recipe.network)
     for callback in callbacks:
         if isinstance(callback, KeepingCallback):
             callback.keep_nothing()
@@ -91,12 +95,7 @@ def _untrained(recipe: Recipe) -> nn.Module:
     return find_network(recipe.make_module(), recipe.network)[1]
 
 
-_QUIET: Mapping[str, Any] = {
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "logger": False,
-}
+_QUIET: Mapping[str, Any] = {**QUIET, "enable_checkpointing": False}
 
 
 class _RehearsedError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -26,7 +26,14 @@ from lightning_optim.recipe.evaluate import Metrics, StageWriter, evaluate
 from lightning_optim.recipe.loss_recorder import LossRecorder
 from lightning_optim.recipe.order import Kind, check_order
 from lightning_optim.recipe.progress import EpochProgress, RecipeProgress
-from lightning_optim.recipe.stage import CuttingCallback, Stage, check_stages
+from lightning_optim.recipe.search_stage import (
+    SearchingCallback,
+    extract_pick,
+    give_example,
+    keep_pick,
+    searching_callback,
+)
+from lightning_optim.recipe.stage import QUIET, CuttingCallback, Stage, check_stages
 from lightning_optim.report.loss_curves import LossCurves
 from lightning_optim.report.result import StageResult
 from lightning_optim.surgery.cut import apply_cut
@@ -102,14 +109,16 @@ class Recipe:
         finished: list[Finished] = []
         with RecipeProgress(len(self.stages), self.console, is_shown=is_first_process()) as display:
             for number, stage in enumerate(self.stages):
-                folder = self.folder / "stages" / f"{number}-{stage.name}"
+                folder = self._folder_of(number)
                 display.begin(stage.name)
                 if not (folder / "stage.json").is_file():
-                    self._do(stage, folder, module, finished, display)
+                    module = self._do(stage, folder, module, finished, display)
                 elif stage.kind != "export":
                     stage.apply_settings(module)  # later stages inherit them
-                    _apply_saved_cut(folder, module)
+                    module = self._shaped_by(stage, folder, module, finished)
                     load_weights(folder / "weights.safetensors", module)
+                if stage.kind == "search" and stage.weights == "scratch":
+                    module = self._fresh(number, finished)
                 result = StageResult.from_dict(_read_json(folder / "stage.json"))
                 curves = folder / "losses.json"  # a stage that was finished by a version without them has none
                 losses = LossCurves.from_dict(_read_json(curves)) if curves.is_file() else None
@@ -119,18 +128,25 @@ class Recipe:
 
     def _do(
         self, stage: Stage, folder: Path, module: LightningModule, finished: list[Finished], display: RecipeProgress
-    ) -> None:
+    ) -> LightningModule:
         if stage.kind == "export":
             self._publish(stage.name, finished[-1], folder)
-            return
+            return module
         began = time.perf_counter()
         process_pace().remember()  # by the calmest of such moments it is told later whether files are timed in calm
-        callbacks = list(stage.make_callbacks(lambda name: self._network_of(name, finished)))
+        callbacks = self._callbacks_of(stage, finished)
+        searcher = self._searcher_of(stage, callbacks, module)
         stage.apply_settings(module)
         losses = self._fit(stage, folder, module, callbacks, display)
         display.measuring(stage.name)
+        if searcher is not None:
+            if is_first_process():
+                keep_pick(folder, module, searcher)
+            _barrier()
+            module = extract_pick(module, folder, searcher)
+            callbacks = [callback for callback in callbacks if not isinstance(callback, SearchingCallback)]
         digest = self._keep(folder, module, callbacks)
-        make_trainer = lambda extra: stage.make_trainer(callbacks=[*callbacks, *extra], **_QUIET)  # noqa: E731  # one use
+        make_trainer = lambda extra: stage.make_trainer(callbacks=[*callbacks, *extra], **QUIET)  # noqa: E731  # one use
         writer = StageWriter(callbacks=callbacks, fallbacks=self.fallbacks, shapes=self.shapes)
         path = folder / "model.onnx"
         result = evaluate(
@@ -143,6 +159,7 @@ class Recipe:
             write_json(folder / "losses.json", losses.to_dict())
             write_json(folder / "stage.json", measured.to_dict())
         _barrier()
+        return module
 
     def _fit(
         self, stage: Stage, folder: Path, module: LightningModule, callbacks: list[Callback], display: RecipeProgress
@@ -152,7 +169,7 @@ class Recipe:
         )
         own: list[Callback] = [EpochSeed(self.seed, stage.name), EpochProgress(display, stage.name), checkpoint]
         recorder = LossRecorder()
-        trainer = stage.make_trainer(callbacks=[recorder, *callbacks, *own], **_QUIET)
+        trainer = stage.make_trainer(callbacks=[recorder, *callbacks, *own], **QUIET)
         last = folder / "last.ckpt"
         if last.is_file():
             check_checkpoint(last)
@@ -190,24 +207,47 @@ class Recipe:
     def _network_of(self, name: str, finished: Sequence[Finished]) -> nn.Module:
         """Return the network that a finished stage has left, without its module."""
         module = self.make_module()
-        for done in finished:
-            _apply_saved_cut(done.folder, module)
+        for number, done in enumerate(finished):
+            module = self._shaped_by(self.stages[number], done.folder, module, finished[:number])
             if done.result.name == name:
                 load_weights(done.folder / "weights.safetensors", module)
                 return find_network(module, self.network)[1]
         raise OrderError(f"no finished stage is named {name!r}; there are {[done.result.name for done in finished]}")
 
+    def _callbacks_of(self, stage: Stage, finished: Sequence[Finished]) -> list[Callback]:
+        return list(stage.make_callbacks(lambda name: self._network_of(name, finished)))
 
-def _apply_saved_cut(folder: Path, module: LightningModule) -> None:
-    if (folder / "cut.pt").is_file():
-        apply_cut(module, load_cut(folder / "cut.pt"))
+    def _searcher_of(
+        self, stage: Stage, callbacks: Sequence[Callback], module: LightningModule
+    ) -> SearchingCallback | None:
+        searcher = searching_callback(stage, callbacks)
+        if searcher is not None:
+            give_example(searcher, stage, module, self.data, self.network)
+        return searcher
 
+    def _shaped_by(
+        self, stage: Stage, folder: Path, module: LightningModule, finished: Sequence[Finished]
+    ) -> LightningModule:
+        """Return the module, as it was before a finished stage, in the shape in which that stage left it."""
+        if stage.kind == "search":
+            searcher = self._searcher_of(stage, self._callbacks_of(stage, finished), module)
+            assert searcher is not None, "a search stage has a callback that searches"
+            return extract_pick(module, folder, searcher)
+        if (folder / "cut.pt").is_file():
+            apply_cut(module, load_cut(folder / "cut.pt"))
+        return module
 
-_QUIET: Mapping[str, Any] = {
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "logger": False,
-}
+    def _fresh(self, number: int, finished: Sequence[Finished]) -> LightningModule:
+        """Return the module as it is after the search that is stage ``number``, with the weights of a new one."""
+        seed_everything(self.seed, "model")
+        module = self.make_module()
+        for place, stage in enumerate(self.stages[: number + 1]):
+            stage.apply_settings(module)
+            module = self._shaped_by(stage, self._folder_of(place), module, finished[:place])
+        return module
+
+    def _folder_of(self, number: int) -> Path:
+        return self.folder / "stages" / f"{number}-{self.stages[number].name}"
 
 
 def _line(result: StageResult) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Literal, Protocol, final, get_args, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
@@ -14,6 +15,11 @@ from lightning_optim.errors import OrderError
 from lightning_optim.export.fallbacks import Fallbacks
 from lightning_optim.export.onnx_file.open_shapes import Dynamic
 from lightning_optim.recipe.order import Kind
+
+QUIET: Mapping[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+"""Keywords of a Trainer that shows nothing of its own."""
+
+Weights = Literal["scratch", "inherited"]
 
 Artefacts = Callable[[str], nn.Module]
 """Name of a finished stage -> its network, rebuilt from what the stage left on disk."""
@@ -81,6 +87,11 @@ class Stage:
         settings: Attributes of the LightningModule, or entries of its ``hparams``, to set before the stage, such as its
             learning rate.
         needs: Names of earlier stages whose artefacts the callbacks use.
+        weights: Of a search, what its pick begins with in the next stage: ``"scratch"`` is the weights of a fresh
+            module, ``"inherited"`` those that were trained while it was searched.
+
+    Raises:
+        ValueError: If ``weights`` is neither.
     """
 
     name: str
@@ -89,6 +100,13 @@ class Stage:
     make_callbacks: Callable[[Artefacts], Sequence[Callback]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: Sequence[str] = ()
+    weights: Weights = "scratch"
+
+    def __post_init__(self) -> None:
+        if self.weights not in get_args(Weights):
+            raise ValueError(
+                f"weights of stage {self.name!r} must be one of {', '.join(get_args(Weights))}, got {self.weights!r}"
+            )
 
     def apply_settings(self, module: LightningModule) -> None:
         """Set the stage's attributes and hyperparameters on ``module``.
@@ -110,7 +128,7 @@ class Stage:
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Refuse stages of the same name, and stages that use one that does not come before them.
+    """Refuse stages of the same name, stages that use one that does not come before them, and untrained picks.
 
     Raises:
         OrderError: If there are some; the message names the stage.
@@ -125,3 +143,9 @@ def check_stages(stages: Sequence[Stage]) -> None:
                     f"stage {stage.name!r} uses stage {need!r}, which does not come before it; before it come {seen}"
                 )
         seen.append(stage.name)
+    for stage, following in itertools.pairwise(stages):
+        if stage.kind == "search" and stage.weights == "scratch" and following.kind != "train":
+            raise OrderError(
+                f"stage {following.name!r} cannot come right after {stage.name!r}: its pick begins from scratch; put a "
+                f"train stage between them, or set weights='inherited' in {stage.name!r}"
+            )

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_optim.errors import ArtefactError
 from lightning_optim.recipe.artefact import load_cut, load_weights
+from lightning_optim.recipe.search_stage import PICK
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.weights import load_state, read_plain
 
@@ -37,6 +38,12 @@ def _load_stage(module: LightningModule, folder: Path) -> None:
     if not (folder / "weights.safetensors").is_file() or not number.isdigit():
         raise ArtefactError(f"{folder} is no finished stage; name a folder such as outputs/<run>/stages/0-base")
     stages = {int(stage.name.split("-")[0]): stage for stage in folder.parent.glob("[0-9]*-*") if stage.is_dir()}
+    searched = [stages[place] for place in sorted(stages) if (stages[place] / PICK).is_file() and place <= int(number)]
+    if searched:
+        raise ArtefactError(
+            f"{folder} comes after {searched[0].name}, which has searched another architecture: {searched[0] / PICK} "
+            "says which; name weights of a module that is built in this shape"
+        )
     for place in sorted(stages):
         if place <= int(number) and (stages[place] / "cut.pt").is_file():
             apply_cut(module, load_cut(stages[place] / "cut.pt"))

@@ -123,6 +123,31 @@ class SearchSpace:
         woken = {entry.name: drawn[entry.name] for entry in self.decisions if entry.name not in before}
         return self._canonical({**changed, **woken})
 
+    def options_of(self, candidate: Mapping[str, int]) -> dict[str, str]:
+        """What a candidate decides, for people and files: name of each active decision -> its option."""
+        return {decision.name: decision.options[candidate[decision.name]] for decision in self.active(candidate)}
+
+    def from_options(self, options: Mapping[str, str]) -> Candidate:
+        """The candidate of these options, as ``options_of`` returns them.
+
+        Raises:
+            ValueError: If an active decision is missing, or a name or an option is unknown.
+        """
+        unknown = sorted(options.keys() - {decision.name for decision in self.decisions})
+        if unknown:
+            raise ValueError(f"nothing is decided about {unknown[0]!r}, but about {[d.name for d in self.decisions]}")
+        candidate = self.default
+        for decision in self.decisions:
+            option = options.get(decision.name)
+            if option is not None and option not in decision.options:
+                raise ValueError(f"{decision.name!r} has the options {list(decision.options)}, got {option!r}")
+            if option is not None:
+                candidate[decision.name] = decision.options.index(option)
+        missing = [decision.name for decision in self.active(candidate) if decision.name not in options]
+        if missing:
+            raise ValueError(f"an option of {missing[0]!r} is needed, got none")
+        return self.canonical(candidate)
+
     def __iter__(self) -> Iterator[Candidate]:
         """All candidates, each once, the first decision varying slowest."""
         return self._completed({})

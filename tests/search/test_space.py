@@ -126,3 +126,16 @@ def test_wrong_spaces_and_candidates_are_refused():
         SPACE.canonical({"depth": 0, "kernel0": 0, "kernel2": 0})
     with pytest.raises(ValueError, match="'depth' has the options"):
         SPACE.canonical({"depth": 3, "kernel0": 0, "kernel1": 0, "kernel2": 0})
+
+
+def test_options_by_name_lead_back_to_the_candidate():
+    for candidate in SPACE:
+        options = SPACE.options_of(candidate)
+        assert len(options) == 2 + candidate["depth"]
+        assert SPACE.from_options(options) == candidate
+    with pytest.raises(ValueError, match="nothing is decided about 'width'"):
+        SPACE.from_options({"width": "3"})
+    with pytest.raises(ValueError, match=r"'depth' has the options .* got '4'"):
+        SPACE.from_options({"depth": "4"})
+    with pytest.raises(ValueError, match="option of 'kernel1' is needed"):
+        SPACE.from_options({"depth": "2", "kernel0": "3"})

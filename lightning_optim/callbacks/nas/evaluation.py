@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
@@ -12,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
+from lightning_optim.callbacks.nas.first_batches import FirstBatches
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.recalibration import recalibrating
 from lightning_optim.nas.selection import SCORE, Selection
@@ -151,36 +151,3 @@ def joined(trainer: Trainer, evaluator: SubnetEvaluator, owner: Callback) -> Ite
         trainer.loggers = loggers
         if bar is not None:
             bar.enable()
-
-
-@final
-class FirstBatches:
-    """First batches of a loader, drawn once: every iteration gives the same.
-
-    Where the loader draws its order from torch's random numbers, the batches are a function of the seed.
-
-    Args:
-        batches: One loader; it is not touched if ``count`` is 0.
-        count: How many batches, at least 0; fewer if the loader has fewer.
-        seed: Seeds the order.
-
-    Raises:
-        TypeError: If several loaders are given.
-
-    Example:
-        >>> list(FirstBatches(iter([[1], [2], [3]]), 2, seed=0))
-        [[1], [2]]
-    """
-
-    def __init__(self, batches: Iterable[Any], count: int, seed: int) -> None:
-        if isinstance(batches, (Mapping, Sequence)):
-            raise TypeError(f"statistics need one loader of batches, got a {type(batches).__name__}; pass calibration")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self._batches = list(itertools.islice(iter(batches), count)) if count else []
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)

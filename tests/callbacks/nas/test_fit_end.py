@@ -10,14 +10,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optim import NASSupernet, Targets
 from lightning_optim.callbacks.nas import fit_end, search_messages
+from lightning_optim.callbacks.nas.first_batches import FirstBatches
 from lightning_optim.callbacks.nas.fit_end import check_before_fit
 from lightning_optim.callbacks.trainer.messages import Pace
 from lightning_optim.callbacks.trainer.strategy import StrategyKind
 from lightning_optim.cost import Parameters
+from lightning_optim.demo import Split
+from lightning_optim.demo.data.tensors import TensorLoader
 from lightning_optim.errors import ArtefactError
 from lightning_optim.nas import ElasticWidth, LoggedMetric, NetworkCost, Selection
 from lightning_optim.search import RandomSearch
@@ -162,6 +165,31 @@ def test_a_checkpoint_of_another_module_or_without_a_supernet_is_refused(tmp_pat
     wider.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
     with pytest.raises(ArtefactError, match="give the module that was trained"):
         supernet().load(wider, tmp_path / "supernet.ckpt")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_batches_for_statistics_are_the_same_wherever_the_orders_of_a_loader_stand(own):
+    generator = torch.Generator().manual_seed(5)
+    data = TensorDataset(torch.arange(64.0))
+    shuffled = DataLoader(data, batch_size=4, shuffle=True, generator=generator if own else None)
+    first = [batch[0] for batch in FirstBatches(shuffled, 3, seed=1)]
+    expected = torch.Generator().manual_seed(5)
+    assert torch.equal(generator.get_state(), expected.get_state())
+    list(shuffled)  # an epoch
+    state = torch.get_rng_state()
+    assert torch.equal(torch.stack(first), torch.stack([batch[0] for batch in FirstBatches(shuffled, 3, seed=1)]))
+    assert torch.equal(torch.get_rng_state(), state)
+    spread = DistributedSampler(data, num_replicas=2, rank=1, seed=3)
+    loader = DataLoader(data, batch_size=4, sampler=spread)
+    first = [batch[0] for batch in FirstBatches(loader, 3, seed=1)]
+    spread.set_epoch(7)
+    assert torch.equal(torch.stack(first), torch.stack([batch[0] for batch in FirstBatches(loader, 3, seed=1)]))
+    assert spread.epoch == 7
+    images = Split(images=torch.rand(64, 1, 4, 4), labels=torch.arange(64))
+    fresh, resumed = TensorLoader(images, 8, seed=0), TensorLoader(images, 8, seed=0)
+    resumed.load_state_dict({"epoch": 0, "position": 4})  # within an epoch
+    both = [torch.stack([labels for _, labels in FirstBatches(each, 3, seed=1)]) for each in (fresh, resumed)]
+    assert torch.equal(*both)
 
 
 class Watcher(Callback):
