@@ -7,4 +7,5 @@ from .selection import Selection as Selection
 from .space.base import SearchDimension as SearchDimension
 from .space.elastic_kernel import ElasticKernel as ElasticKernel
 from .space.elastic_width import ElasticWidth as ElasticWidth
+from .space.input_choice import InputChoice as InputChoice
 from .space.operation_choice import OperationChoice as OperationChoice

@@ -15,6 +15,7 @@ from lightning_optim.cost.macs import MACs
 from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.forward.choice import output_layout
+from lightning_optim.nas.forward.chosen_input import check_sources_run, chosen_inputs
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
 from lightning_optim.nas.forward.switchable import activate, strip, switchable_forwards
 from lightning_optim.nas.space.base import SearchDimension, Site
@@ -116,9 +117,13 @@ class Supernet:
         if plan:
             apply_cut(model, plan)
         plain = [(forward.owner, forward.extracted()) for forward in switchable_forwards(model)]
+        wires = [forward.plain(model) for forward in chosen_inputs(model)]
         strip(model)
         vars(model).pop(_SPACES, None)
-        _put_in_place(model, {owner: module for owner, module in plain if module is not owner})
+        replaced = {owner: module for owner, module in plain if module is not owner}
+        _put_in_place(model, replaced)
+        for wire in wires:
+            wire.install(model, replaced)
         return model
 
     def _measured_path(self, architecture: Architecture, cost: Cost) -> float:
@@ -189,10 +194,14 @@ def _attached(site: Site, space: Mapping[str, SearchDimension]) -> Supernet:
         )
     decisions: list[Decision] = []
     try:
-        # Widths must see all that may run; a block is skipped with the choice of its operation.
-        for dimension in sorted(space.values(), key=lambda each: (not each.adds_modules, each.slices_weights)):
+        # Widths must see all that may run; a block is skipped with the choice of its operation, and a module that is
+        # rewired runs whichever operation was chosen for it.
+        for dimension in sorted(
+            space.values(), key=lambda each: (not each.adds_modules, each.rewires, each.slices_weights)
+        ):
             decisions += dimension.attach(site)
         _refuse_twice(decisions)
+        check_sources_run(site.root)
         supernet = Supernet(site, with_conditions(site.root, decisions))
         _check_every_option(supernet)
     except BaseException:

@@ -65,6 +65,10 @@ VALUES = {
     "present_dropout": ["callbacks.dropout_scheduler.targets.include=['*']"],
     "elastic_width": ["callbacks.nas_supernet.space.entry.targets.exclude=[net.head]"],
     "elastic_kernel": ["callbacks.nas_supernet.space.entry.sizes=[1]"],
+    "input_choice": [
+        "callbacks.nas_supernet.space.entry.targets.include=[net.top]",
+        "callbacks.nas_supernet.space.entry.sources=[net.stem,net.mix]",
+    ],
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "onnx_file": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.onnx"],

@@ -35,7 +35,8 @@ DEFAULTS = [
 CHANNELS = "pruning_scheduler-structure-channel"
 CHOICE = "nas_supernet-space.entry-operation_choice"
 EMA = "distillation_teacher-teacher-ema"
-MORE = [EMA, "pruning_scheduler-criterion-mean_activation", "pruning_scheduler-allocation-global_threshold"]
+INPUT = "nas_supernet-space.entry-input_choice"
+MORE = [EMA, INPUT, "pruning_scheduler-criterion-mean_activation", "pruning_scheduler-allocation-global_threshold"]
 
 
 def test_ranks_end_equal_under_ddp(teachers):

@@ -103,10 +103,12 @@ class SearchDimension(ABC):
     Attributes:
         adds_modules: Whether it adds modules to the network. Such dimensions are attached first, for the
             others must see what was added.
+        rewires: Whether it exchanges what modules are given. Such dimensions come after those that exchange modules.
         slices_weights: Whether paths use parts of a weight, so that each rank must hold all of it.
     """
 
     adds_modules: ClassVar[bool]
+    rewires: ClassVar[bool] = False
     slices_weights: ClassVar[bool] = False
 
     @abstractmethod

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from lightning_optim.nas.forward.chosen_input import ChosenInput
 from lightning_optim.nas.forward.switchable import GatingForward, SwitchableForward, switchable_forwards
 from lightning_optim.search.decision import Condition, Decision
 
@@ -40,8 +41,8 @@ def with_conditions(root: nn.Module, decisions: Sequence[Decision]) -> list[Deci
 
 
 def _is_within(forward: SwitchableForward, gating: GatingForward) -> bool:
-    # Of two gates on one module, the outer one decides whether the inner one matters.
-    if forward.owner is not gating.owner or not isinstance(forward, GatingForward):
+    # Of two gates on one module, the outer one decides whether the inner one matters; so it is with a chosen input.
+    if forward.owner is not gating.owner or not isinstance(forward, (GatingForward, ChosenInput)):
         return True
     order = switchable_forwards(gating.owner)
     return order.index(forward) < order.index(gating)

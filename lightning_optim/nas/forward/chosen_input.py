@@ -1,0 +1,169 @@
+"""Chosen input: a module runs on its own input or on what earlier modules have put out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_optim.errors import TargetError
+from lightning_optim.nas.forward.choice import RESERVED, Candidates
+from lightning_optim.nas.forward.switchable import GatingForward, SwitchableForward, switchable_forwards
+from lightning_optim.nas.forward.wire import OWN, InputAdapters, Wire
+from lightning_optim.surgery.select import submodule
+
+
+@final
+class ChosenInput(SwitchableForward):
+    """Chosen input: replaces one argument of the owner's forward.
+
+    Args:
+        owner: The module whose input is chosen.
+        wire: Brings the outputs of the sources; its adapters go below the one reserved prefix.
+        scope: Name, in the whole model, of the module in each call of which owner and sources run.
+        decisions: Names of the decisions: of one whose options are the inputs, or one for each input, to take it or
+            not.
+    """
+
+    def __init__(self, owner: nn.Module, wire: Wire, scope: str, decisions: Sequence[str]) -> None:
+        super().__init__(owner)
+        self.wire, self.scope, self._decisions = wire, scope, tuple(decisions)
+        self._options = dict.fromkeys(decisions, 0)
+        if len(decisions) > 1:
+            self._options[decisions[OWN]] = 1
+        self._handles: list[RemovableHandle] = []
+        wire.adapters.train(owner.training)
+
+    @property
+    @override
+    def follows(self) -> Set[str]:
+        return set(self._decisions)
+
+    @property
+    def key(self) -> str:
+        """Name of the adapters' container: one for each argument of the owner."""
+        return f"_input_{self.wire.argument.name or 'first'}"
+
+    @override
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = self.wire.rewire(self.owner, args, kwargs)
+        return self.__wrapped__(*args, **kwargs)
+
+    @override
+    def activate(self, architecture: Mapping[str, int]) -> None:
+        self._options = {name: architecture.get(name, option) for name, option in self._options.items()}
+        chosen = tuple(self._options.values())
+        several = tuple(index for index, is_taken in enumerate(chosen) if is_taken)
+        self.wire.takes = chosen if len(chosen) == 1 else several
+
+    @override
+    def forget(self, decisions: Set[str]) -> None:
+        assert not self.follows & decisions, "its decisions are of one entry, and it is detached with them"
+
+    @override
+    def superpose(self) -> None:
+        self.wire.takes = tuple(range(len(self.wire.sources) + 1))
+
+    def connect(self, root: nn.Module) -> None:
+        """Take the place of the owner's forward, and follow the sources.
+
+        Args:
+            root: The whole model.
+        """
+        super().attach()
+        children = vars(self.owner)["_modules"]
+        if RESERVED not in children:
+            self.owner.add_module(RESERVED, Candidates({}).train(self.owner.training))
+        children[RESERVED].add_module(self.key, self.wire.adapters)
+        sources = [submodule(root, source) for source in self.wire.sources]
+        self._handles = self.wire.attach(submodule(root, self.scope), sources)
+
+    @override
+    def detach(self) -> None:
+        super().detach()
+        while self._handles:
+            self._handles.pop().remove()
+        children = vars(self.owner)["_modules"]
+        if RESERVED in children:
+            vars(children[RESERVED])["_modules"].pop(self.key, None)
+            if not vars(children[RESERVED])["_modules"]:
+                del children[RESERVED]
+
+    @override
+    def extracted(self) -> nn.Module:
+        return self.owner  # which is rewired once all is in its place
+
+    def plain(self, root: nn.Module) -> PlainWire:
+        """What replaces it in an extracted model."""
+        taken = [index for index in self.wire.takes if index != OWN]
+        names = [self.wire.sources[index - 1] for index in taken]
+        adapters = InputAdapters({name: self.wire.adapters.of(name) for name in names})
+        takes = [*([OWN] if OWN in self.wire.takes else []), *range(1, len(names) + 1)]
+        wire = Wire(self.wire.target, names, self.wire.argument, adapters, takes)
+        sources = [submodule(root, name) for name in names]
+        return PlainWire(self.owner, submodule(root, self.scope), sources, wire, self.key)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PlainWire:
+    """Wire of an extracted model: hooks that a copy or a pickle of the model has too.
+
+    Args:
+        target: The module whose input is replaced.
+        scope: The module in each call of which it and the sources run.
+        sources: Where the inputs come from.
+        wire: Their hooks.
+        key: Name of the adapters among the target's children, if there is any to speak of.
+    """
+
+    target: nn.Module
+    scope: nn.Module
+    sources: list[nn.Module]
+    wire: Wire
+    key: str
+
+    def install(self, root: nn.Module, replaced: Mapping[nn.Module, nn.Module | None]) -> None:
+        """Set the hooks on the modules that have taken their places, if the target is there and not on its own input.
+
+        Args:
+            root: The extracted model.
+            replaced: What has taken the place of which module.
+        """
+        target, scope, *sources = (replaced.get(module, module) for module in (self.target, self.scope, *self.sources))
+        if target not in set(root.modules()) or self.wire.takes == (OWN,):
+            return
+        assert target is not None, "what is left out is not among the modules"
+        assert scope is not None, "it holds the target"
+        self.wire.attach(scope, [source for source in sources if source is not None])
+        target.register_forward_pre_hook(self.wire.rewire, with_kwargs=True)
+        if any(not isinstance(adapter, nn.Identity) for adapter in self.wire.adapters.children()):
+            target.add_module(self.key, self.wire.adapters)
+
+
+def chosen_inputs(root: nn.Module) -> list[ChosenInput]:
+    """Every chosen input in ``root``."""
+    return [forward for forward in switchable_forwards(root) if isinstance(forward, ChosenInput)]
+
+
+def check_sources_run(root: nn.Module) -> None:
+    """Refuse a source that another choice may leave out, where its target runs all the same.
+
+    Raises:
+        TargetError: Naming both.
+    """
+    gates = [(gating.owner, modules) for gating in switchable_forwards(root) if isinstance(gating, GatingForward)
+             for modules, _ in gating.gates()]  # fmt: skip
+    for forward in chosen_inputs(root):
+        for name in forward.wire.sources:
+            source = submodule(root, name)
+            for owner, modules in gates:
+                if source in modules and source is not owner and forward.owner not in modules:
+                    raise TargetError(
+                        f"{name!r} feeds {forward.wire.target!r}, but lies inside a choice that may leave it out; name "
+                        "the module that is chosen as the source, or take it out of that choice"
+                    )
