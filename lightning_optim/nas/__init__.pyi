@@ -5,6 +5,7 @@ from .result import Evaluation as Evaluation
 from .result import SearchResult as SearchResult
 from .selection import Selection as Selection
 from .space.base import SearchDimension as SearchDimension
+from .space.elastic_depth import ElasticDepth as ElasticDepth
 from .space.elastic_kernel import ElasticKernel as ElasticKernel
 from .space.elastic_width import ElasticWidth as ElasticWidth
 from .space.input_choice import InputChoice as InputChoice

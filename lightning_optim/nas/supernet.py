@@ -43,7 +43,7 @@ class Supernet:
     def __init__(self, site: Site, decisions: Sequence[Decision]) -> None:
         self.site, self.space = site, SearchSpace(decisions)
         self._costs: dict[tuple[str, tuple[int, ...]], float] = {}
-        self._hollow: nn.Module | None = None
+        self._counted: nn.Module | None = None  # on the meta device where every path so far runs there
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -128,10 +128,17 @@ class Supernet:
 
     def _measured_path(self, architecture: Architecture, cost: Cost) -> float:
         # Options that do not run are not counted, so nothing needs to be extracted.
-        if self._hollow is None:
-            self._hollow = copy_model(submodule(self.site.root, self.site.network)).to("meta")
-        activate(self._hollow, architecture)
-        return cost.measure(self._hollow, self._inputs()) // self.site.num_samples
+        network = submodule(self.site.root, self.site.network)
+        if self._counted is None:
+            self._counted = copy_model(network).to("meta")
+        activate(self._counted, architecture)
+        try:
+            return cost.measure(self._counted, self._inputs()) // self.site.num_samples
+        except Exception:  # whatever a path may raise that makes or reads tensors on a device of its own
+            if not any(parameter.is_meta for parameter in self._counted.parameters()):
+                raise
+        self._counted = copy_model(network).cpu()
+        return self._measured_path(architecture, cost)
 
     def _measured_copy(self, architecture: Architecture, cost: Cost) -> float:
         network = submodule(self.extract(architecture), self.site.network).cpu()

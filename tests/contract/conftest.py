@@ -64,6 +64,7 @@ VALUES = {
     "dropout_scheduler": ["callbacks.dropout_scheduler.targets.include=[net.mix]"],
     "present_dropout": ["callbacks.dropout_scheduler.targets.include=['*']"],
     "elastic_width": ["callbacks.nas_supernet.space.entry.targets.exclude=[net.head]"],
+    "elastic_depth": ["callbacks.nas_supernet.space.entry.targets.include=[net.stem]"],
     "elastic_kernel": ["callbacks.nas_supernet.space.entry.sizes=[1]"],
     "input_choice": [
         "callbacks.nas_supernet.space.entry.targets.include=[net.top]",

@@ -52,11 +52,15 @@ class Site:
     def calls(self, names: Sequence[str]) -> dict[str, ModuleCall]:
         """Return what goes into and comes out of each module, the first time that the example reaches it.
 
+        Every option runs, so that modules are reached that were added to choose from.
+
         Raises:
             TargetError: If a module lies outside the network.
             TapError: If the example does not reach a module.
         """
         network = eval_copy(submodule(self.root, self.network))
+        for forward in switchable_forwards(network):
+            forward.superpose()
         taps = Taps()
         taps.attach({name: submodule(network, self.inner_name(name)) for name in names})
         taps.open()
