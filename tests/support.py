@@ -32,6 +32,20 @@ def quiet(*callbacks, **settings):
     return Trainer(callbacks=list(callbacks), **silent | plain | settings)
 
 
+def three_choices(num_options):
+    """A supernet of three linear layers, each of which may be one of other linear layers."""
+    from lightning_optim import Targets
+    from lightning_optim.nas import OperationChoice
+    from lightning_optim.nas.space.base import Site
+    from lightning_optim.nas.supernet import build_supernet
+
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    others = {f"other{number}": nn.Linear(4, 4) for number in range(1, num_options)}
+    choice = OperationChoice(targets=Targets(include=["0", "1", "2"]), candidates=others)
+    return build_supernet(Site(root=net, network="", args=(torch.ones(2, 4),)), {"choice": choice})
+
+
 def same(left, right):
     """Whether two nested states are equal, tensors bit for bit."""
     if isinstance(left, torch.Tensor):

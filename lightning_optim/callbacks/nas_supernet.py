@@ -31,7 +31,7 @@ from lightning_optim.callbacks.nas.late import Afterwards, late_hook
 from lightning_optim.callbacks.nas.loading import load_weights, read_supernet
 from lightning_optim.callbacks.nas.search_file import SearchFile, search_identity
 from lightning_optim.callbacks.nas.search_messages import SearchMessages
-from lightning_optim.callbacks.trainer.clock import clock_of
+from lightning_optim.callbacks.nas.supernet_training import SupernetTraining
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
@@ -41,6 +41,8 @@ from lightning_optim.nas.measure import NetworkCost
 from lightning_optim.nas.progress import SearchProgress
 from lightning_optim.nas.recalibration import batch_norm_statistics, set_batch_norm_statistics
 from lightning_optim.nas.result import SearchResult
+from lightning_optim.nas.sampler.base import Sampler
+from lightning_optim.nas.sampler.uniform_sampling import UniformSampling
 from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.nas.supernet import Supernet, build_supernet
@@ -54,10 +56,10 @@ from lightning_optim.surgery.shard import local
 @final
 @checked
 class NASSupernet(TechniqueCallback):
-    """Supernet of any LightningModule (NAS): trains one path per optimizer step, drawn uniformly.
+    """Supernet of any LightningModule (NAS): each optimizer step trains the paths that a sampler draws.
 
-    The architecture is a function of the seed and the number of steps done: the same on every rank and in a resumed
-    run. Under manual optimization a step is a batch.
+    The paths are a function of the seed and the number of steps done, and of the architecture parameters of a sampler
+    that learns: the same on every rank and in a resumed run. Under manual optimization a step is a batch.
     At the end of the fit, or when ``search`` is called, architectures are evaluated with the weights that they inherit.
     ``extract`` returns the pick as a plain module, to be trained on its own.
 
@@ -73,6 +75,7 @@ class NASSupernet(TechniqueCallback):
     Args:
         space: What may vary, by names of your choice.
         network: Name of the network in the LightningModule, ``""`` for the LightningModule itself; ``None`` finds it.
+        sampler: Draws the paths that a step trains; ``None`` is one path, drawn uniformly.
         strategy: Proposes architectures to the search; ``None`` is regularized evolution.
         selection: Which score the search compares, and the bound on the cost; ``None`` takes its defaults.
         search_at: When the search happens: ``"fit_end"``, on the data of the fit, or ``"call"``, when ``search`` is
@@ -100,6 +103,7 @@ class NASSupernet(TechniqueCallback):
         *,
         space: Mapping[str, SearchDimension],
         network: str | None = None,
+        sampler: Sampler | None = None,
         strategy: Strategy | None = None,
         selection: Selection | None = None,
         search_at: SearchAt | None = None,
@@ -114,9 +118,10 @@ class NASSupernet(TechniqueCallback):
         self.strategy: Strategy = Evolution() if strategy is None else strategy
         self.selection = Selection() if selection is None else selection
         self.network, self.example, self.seed, self.guard = network, example, seed, guard
+        self.sampler: Sampler = UniformSampling() if sampler is None else sampler
+        self._training = SupernetTraining(self.sampler, seed, guard=guard)
         self._supernet: Supernet | None = None
         self._patches = Patches()
-        self._counts: dict[str, list[int]] = {}
         self._evaluated: Architecture | None = None
         self._has_trained = False
         self._statistics: dict[str, Tensor] = {}
@@ -136,8 +141,7 @@ class NASSupernet(TechniqueCallback):
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """How many batches each option of each decision was trained with."""
-        decisions = self.supernet.decisions
-        return {entry.name: dict(zip(entry.options, self._counts[entry.name], strict=True)) for entry in decisions}
+        return self._training.counts(self.supernet.decisions)
 
     @property
     def eval_architecture(self) -> Architecture:
@@ -169,25 +173,22 @@ class NASSupernet(TechniqueCallback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        settings = (self.supernet.decisions, self.seed)
-        check_ranks_agree(trainer, settings, "the search space or the seed of NASSupernet")
+        settings = (self.supernet.decisions, self.seed, self.sampler)
+        check_ranks_agree(trainer, settings, "the search space, the sampler or the seed of NASSupernet")
+        self._training.start(self.supernet)
         if self.search_at == "fit_end":
             check_search(trainer, self.supernet, self.strategy, self.selection)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_trained, self._statistics = True, {}
+        self._training.begin(trainer, pl_module)
         if self.search_at == "fit_end":
             check_data(trainer, self.selection.recalibration_batches)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        architecture = self.supernet.sample(self.seed, clock_of(trainer).step)
-        if self.guard:
-            check_ranks_agree(trainer, architecture, "the architecture of this step")
-        self.supernet.activate(architecture)
-        for name, option in architecture.items():
-            self._counts[name][option] += 1
+        self._training.begin_batch(trainer)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,7 +214,7 @@ class NASSupernet(TechniqueCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        was_trained = self.result is None and any(map(sum, self._counts.values()))  # by a fit that was killed since
+        was_trained = self.result is None and self._training.has_trained  # by a fit that was killed since
         if self.search_at == "fit_end" and (self._has_trained or was_trained):
             check_data(trainer, self.selection.recalibration_batches)
             path = progress_path(trainer, self._identity)
@@ -227,15 +228,11 @@ class NASSupernet(TechniqueCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         result = None if self.result is None else self.result.state_dict()
-        return {"counts": {name: list(counts) for name, counts in self._counts.items()}, "result": result}
+        return {"training": self._training.state_dict(), "result": result}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        saved = {name: len(counts) for name, counts in state_dict["counts"].items()}
-        here = {name: len(counts) for name, counts in self._counts.items()}
-        if here and saved != here:
-            raise ValueError(f"the checkpoint's supernet decides {saved}, this one {here}: give it the same space")
-        self._counts = {name: [int(count) for count in counts] for name, counts in state_dict["counts"].items()}
+        self._training.load_state_dict(state_dict["training"])
         result = state_dict["result"]
         if result is not None:  # a checkpoint from before the search does not undo it
             self.result = SearchResult.from_state_dict(result)
@@ -255,8 +252,7 @@ class NASSupernet(TechniqueCallback):
             inputs = network_inputs(pl_module, network, self.example)
             site = Site(root=pl_module, network=name, args=inputs.args, kwargs=inputs.kwargs, seed=self.seed)
             self._supernet = build_supernet(site, self.space, self.name or "")
-            fresh = {decision.name: [0] * len(decision.options) for decision in self._supernet.decisions}
-            self._counts = {name: self._counts.get(name, counts) for name, counts in fresh.items()}
+            self._training.count(self._supernet.decisions)
         return self._supernet
 
     def search(
@@ -392,5 +388,6 @@ class NASSupernet(TechniqueCallback):
     @override
     def release(self) -> None:
         self._patches.undo()
+        self._training.release()
         if self._supernet is not None:
             self._supernet.activate(self.eval_architecture)

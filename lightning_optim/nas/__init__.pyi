@@ -3,6 +3,12 @@ from .measure import Measure as Measure
 from .measure import NetworkCost as NetworkCost
 from .result import Evaluation as Evaluation
 from .result import SearchResult as SearchResult
+from .sampler.base import Sampler as Sampler
+from .sampler.base import SamplerState as SamplerState
+from .sampler.fair_nas import FairNAS as FairNAS
+from .sampler.progressive_shrinking import ProgressiveShrinking as ProgressiveShrinking
+from .sampler.sandwich import Sandwich as Sandwich
+from .sampler.uniform_sampling import UniformSampling as UniformSampling
 from .selection import Selection as Selection
 from .space.base import SearchDimension as SearchDimension
 from .space.elastic_depth import ElasticDepth as ElasticDepth

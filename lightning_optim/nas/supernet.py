@@ -91,10 +91,17 @@ class Supernet:
 
     def find_cheapest(self, cost: Cost) -> Architecture:
         """The architecture of the lowest cost, deciding one thing at a time."""
+        return self._find(cost, min)
+
+    def find_costliest(self, cost: Cost) -> Architecture:
+        """The architecture of the highest cost, deciding one thing at a time."""
+        return self._find(cost, max)
+
+    def _find(self, cost: Cost, choose: Callable[[list[float]], float]) -> Architecture:
         found = self.default
         for decision in self.decisions:
             costs = [self.measure({**found, decision.name: option}, cost) for option in range(len(decision.options))]
-            found[decision.name] = costs.index(min(costs))
+            found[decision.name] = costs.index(choose(costs))
         return found
 
     def extract(self, architecture: Mapping[str, int]) -> nn.Module:

@@ -57,6 +57,8 @@ _TWO_TEACHERS = (
     "other: {_target_: lightning_optim.distillation.EMA, decay: 0.5}}"
 )
 _WIDTH = "+lightning_optim/nas/space@callbacks.nas_supernet.space.entry=elastic_width"
+# Samplers that train several paths in one step.
+SEVERAL_PATHS = ("fair_nas", "sandwich")
 # What a callback or a leaf cannot do without, or what makes it small.
 VALUES = {
     "pruning_scheduler": ["callbacks.pruning_scheduler.window.every=0.25"],
@@ -294,8 +296,9 @@ class Case:
 
     @property
     def runs_steps_twice(self):
-        """Whether the training step runs with either of two labels or students, which manual optimization rules out."""
-        return self.leaf == "peer" or (self.callback == "batch_mixer" and self.leaf != "label_smoothing")
+        """Whether the training step runs more than once for one batch, which manual optimization rules out."""
+        mixes = self.callback == "batch_mixer" and self.leaf != "label_smoothing"
+        return mixes or self.leaf in ("peer", *SEVERAL_PATHS)
 
     @property
     def place(self):

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from lightning_optim.callbacks.trainer.lightning_private import (
     blocked_sync,
-    is_compiled,
     own_attributes,
     skips_backward,
 )
 from lightning_optim.callbacks.trainer.own_parameters import loss_scale_of
+from lightning_optim.callbacks.trainer.silent_repeats import silence_repeats
 from lightning_optim.callbacks.trainer.step_output import loss_of
 from lightning_optim.surgery.generator_state import GeneratorState
 from lightning_optim.surgery.module_state import ModuleState
-from lightning_optim.surgery.passes import is_repeating, repeating
+from lightning_optim.surgery.passes import repeating
 from lightning_optim.surgery.patch import Patches
-from lightning_optim.surgery.torch_private import checkpoints_followed, never_compiled
+from lightning_optim.surgery.torch_private import checkpoints_followed
 
 Moves = Callable[[list[nn.Parameter], list[Tensor]], Sequence[Tensor]]
 """Takes weights and their gradients, and returns how far each weight moves."""
@@ -114,9 +114,7 @@ class TwoPassStep:
         self._patches.wrap(strategy, "training_step", partial(self._training_step, trainer, pl_module))
         self._patches.wrap(strategy, "backward", partial(self._backward, trainer))
         self._patches.wrap(strategy.precision_plugin, "backward", self._model_backward)
-        once = never_compiled(_once) if is_compiled(pl_module) else _once
-        for method in ("log", "print"):  # log_dict comes to log
-            self._patches.wrap(pl_module, method, once)
+        silence_repeats(self._patches, pl_module)
 
     def detach(self) -> None:
         """Take steps as they are, and put weights back that are moved; a second call does nothing."""
@@ -236,11 +234,6 @@ def _not_reentrant(
             "have: pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
         )
     return function
-
-
-def _once(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    if not is_repeating():
-        original(*args, **kwargs)
 
 
 @contextmanager

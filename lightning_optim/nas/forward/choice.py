@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.nas.forward.mixture import MixedForward, Mixture, run_mixture
 from lightning_optim.nas.forward.switchable import GatingForward
 from lightning_optim.search.decision import Condition
 from lightning_optim.surgery.torch_private import pytree
@@ -45,7 +46,7 @@ def _fill_in(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 
 
 @final
-class Dispatch(GatingForward):
+class Dispatch(GatingForward, MixedForward):
     """Dispatch to the operation that the architecture chooses.
 
     Args:
@@ -57,10 +58,13 @@ class Dispatch(GatingForward):
     def __init__(self, owner: nn.Module, decision: str, candidates: Mapping[str, nn.Module]) -> None:
         super().__init__(owner)
         self.decision, self._names, self.active = decision, tuple(candidates), 0
+        self._mixture: Mixture | None = None
         self._candidates = Candidates(candidates).train(owner.training)
 
     @override
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._mixture is not None:
+            return run_mixture(self._mixture, self._run, *args, **kwargs)
         if self.active != _EVERY:
             return self._run(self.active, *args, **kwargs)
         outputs = [pytree.tree_flatten(self._run(option, *args, **kwargs)) for option in range(len(self._names) + 1)]
@@ -80,7 +84,11 @@ class Dispatch(GatingForward):
 
     @override
     def activate(self, architecture: Mapping[str, int]) -> None:
-        self.active = architecture.get(self.decision, max(self.active, 0))
+        self.active, self._mixture = architecture.get(self.decision, max(self.active, 0)), None
+
+    @override
+    def mix(self, mixture: Mixture) -> None:
+        self._mixture = mixture
 
     @override
     def forget(self, decisions: Set[str]) -> None:
@@ -88,7 +96,7 @@ class Dispatch(GatingForward):
 
     @override
     def superpose(self) -> None:
-        self.active = _EVERY
+        self.active, self._mixture = _EVERY, None
 
     @override
     def attach(self) -> None:

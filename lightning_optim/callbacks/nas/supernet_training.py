@@ -1,0 +1,145 @@
+"""Training of a supernet: the paths of each step, as its sampler has them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_optim.callbacks.nas.paths_step import PathsStep
+from lightning_optim.callbacks.trainer.clock import FitProgress, clock_of
+from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
+from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
+from lightning_optim.nas.forward.mixture import mix
+from lightning_optim.nas.sampler.base import Sampler, SamplerState
+from lightning_optim.nas.sampler.path import Path
+from lightning_optim.nas.supernet import Supernet
+from lightning_optim.search.decision import Decision
+from lightning_optim.surgery.select import submodule
+from lightning_optim.window import Window
+
+
+@final
+class SupernetTraining:
+    """Training of a supernet, in the hooks of a fit.
+
+    Args:
+        sampler: Which paths a step trains.
+        seed: Seeds them.
+        guard: Whether ranks compare the paths of each step.
+    """
+
+    def __init__(self, sampler: Sampler, seed: int, *, guard: bool) -> None:
+        self.sampler, self._seed, self._guard = sampler, seed, guard
+        self._progress = FitProgress(Window())
+        self._supernet: Supernet | None = None
+        self._state: SamplerState | None = None
+        self._step: PathsStep | None = None
+        self._counts: dict[str, list[int]] = {}
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether any batch was trained on, in this fit or one that it continues."""
+        return any(map(sum, self._counts.values()))
+
+    def count(self, decisions: Sequence[Decision]) -> None:
+        """Count from now on how often the options of these decisions are trained; what was loaded goes on."""
+        fresh = {decision.name: [0] * len(decision.options) for decision in decisions}
+        self._counts = {name: self._counts.get(name, counts) for name, counts in fresh.items()}
+
+    def counts(self, decisions: Sequence[Decision]) -> dict[str, dict[str, int]]:
+        """How many passes each option was trained with, by its text."""
+        return {entry.name: dict(zip(entry.options, self._counts[entry.name], strict=True)) for entry in decisions}
+
+    def start(self, supernet: Supernet) -> None:
+        """Begin with a supernet, in ``on_fit_start``; one that was begun with goes on.
+
+        Raises:
+            ValueError: If the sampler cannot train this space.
+        """
+        if self._supernet is not supernet:
+            self._supernet, self._state = supernet, self.sampler.start(supernet, self._seed)
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what the sampler needs of a fit, and wrap its step, in ``on_train_start``.
+
+        Raises:
+            ValueError: If the sampler cannot be used in this fit.
+        """
+        supernet, state = self._started
+        if self.sampler.needs_progress:
+            self._progress.check(trainer)
+        paths = state.paths(0, 0.0)
+        if len(paths) > 1:
+            _check_several(trainer, pl_module, self.sampler)
+            network = submodule(pl_module, supernet.site.network)
+            self._step = PathsStep(self._run, state.temperature)
+            self._step.attach(pl_module, supernet.site.network, network)
+
+    def begin_batch(self, trainer: Trainer) -> None:
+        """Make the supernet run the first path of the step, in ``on_train_batch_start``.
+
+        Raises:
+            RankMismatchError: If ranks would train other paths.
+        """
+        _, state = self._started
+        paths = state.paths(clock_of(trainer).step, self._progress.read(trainer) or 0.0)
+        if self._guard:
+            check_ranks_agree(trainer, [path.architecture for path in paths], "the paths of this step")
+        if self._step is not None:
+            self._step.paths = paths
+        self._run(paths[0])
+        for path, (name, counts) in itertools.product(paths, self._counts.items()):
+            for option in path.options(name):
+                counts[option] += 1
+
+    def release(self) -> None:
+        """Take every patch and hook off; a second call does nothing."""
+        step, self._step = self._step, None
+        if step is not None:
+            step.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the paths of the next steps depend on beside the trainer's counters."""
+        counts = {name: list(counts) for name, counts in self._counts.items()}
+        return {"counts": counts, "progress": self._progress.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``.
+
+        Raises:
+            ValueError: If it counts other decisions.
+        """
+        saved = {name: len(counts) for name, counts in state["counts"].items()}
+        here = {name: len(counts) for name, counts in self._counts.items()}
+        if here and saved != here:
+            raise ValueError(f"the checkpoint's supernet decides {saved}, this one {here}: give it the same space")
+        self._counts = {name: [int(count) for count in counts] for name, counts in state["counts"].items()}
+        self._progress.load_state_dict(state["progress"])
+
+    @property
+    def _started(self) -> tuple[Supernet, SamplerState]:
+        assert self._supernet is not None, "a fit begins with on_fit_start"
+        assert self._state is not None, "as above"
+        return self._supernet, self._state
+
+    def _run(self, path: Path) -> None:
+        supernet, _ = self._started
+        supernet.activate(path.architecture)
+        mix(supernet.site.root, path.mixtures)
+
+
+def _check_several(trainer: Trainer, pl_module: LightningModule, sampler: Sampler) -> None:
+    name = type(sampler).__name__
+    if not pl_module.automatic_optimization:
+        raise ValueError(
+            f"{name} trains several paths in one optimizer step, but under manual optimization a training step takes "
+            "its steps itself; use automatic optimization, or UniformSampling"
+        )
+    if strategy_kind(trainer) is StrategyKind.SHARDED:
+        raise ValueError(
+            f"{name} trains several paths in one backward, for which {strategy_name(trainer)} would gather the weights "
+            "of other paths; use DDPStrategy, or UniformSampling"
+        )

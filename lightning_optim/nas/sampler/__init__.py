@@ -1,0 +1,1 @@
+"""Samplers: which paths of a supernet each optimizer step trains."""
