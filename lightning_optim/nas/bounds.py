@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_optim.nas.architecture import Architecture
+from lightning_optim.nas.measure import say_number
 from lightning_optim.nas.selection import COST, Selection
 from lightning_optim.nas.supernet import Supernet
 
@@ -28,7 +29,7 @@ def find_broken_bound(supernet: Supernet, selection: Selection) -> str | None:
             chosen = {decision.name: decision.options[cheapest[decision.name]] for decision in supernet.decisions}
             listed = ", ".join(f"{name}={option}" for name, option in chosen.items())
             return (
-                f"no architecture of the space is within {entry.describe()}: the cheapest has {least:,.6g} ({listed}); "
-                "raise the bound, or widen the space downwards"
+                f"no architecture of the space is within {entry.describe()}: the cheapest has {say_number(least)} "
+                f"({listed}); raise the bound, or widen the space downwards"
             )
     return None

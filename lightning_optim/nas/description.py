@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from lightning_optim.nas.result import Evaluation, SearchResult, of_highest_fidelity
+from lightning_optim.nas.result import Evaluation, SearchResult, has_nan, of_highest_fidelity
 from lightning_optim.nas.selection import Selection
 from lightning_optim.search.space import SearchSpace
 
@@ -17,8 +17,8 @@ _RIDGE = 1.0
 def describe_search(space: SearchSpace, selection: Selection, result: SearchResult) -> dict[str, Any]:
     """Return a search as plain primitives, for a file that programs read.
 
-    Architectures are told by the options that matter to them. ``effects`` is what ``decision_effects`` finds for the
-    first objective.
+    Architectures are told by the options that matter to them; those that scored NaN are left out. ``effects`` is what
+    ``decision_effects`` finds for the first objective.
     """
 
     def plain(entry: Evaluation) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def describe_search(space: SearchSpace, selection: Selection, result: SearchResu
         "own": space.options_of(space.default),
         "pick": plain(result.pick),
         "pareto": list(map(plain, result.pareto)),
-        "evaluations": list(map(plain, result.evaluations)),
+        "evaluations": [plain(entry) for entry in result.evaluations if not has_nan(entry)],
         "effects": decision_effects(space, result.evaluations, objective),
     }
 

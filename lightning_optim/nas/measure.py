@@ -35,6 +35,16 @@ class Measure(ABC):
         """What is measured and its bound, in a few words."""
 
 
+def say_number(value: float) -> str:
+    """Write a metric or a cost: thousands apart, small ones with four digits.
+
+    Example:
+        >>> say_number(1_500_000.0), say_number(0.98765)
+        ('1,500,000', '0.9877')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
 @final
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +89,7 @@ class LoggedMetric(Measure):
     @override
     def describe(self) -> str:
         sign = "at least" if self.mode == "max" else "at most"
-        return self.title if self.bound is None else f"{self.title} {sign} {self.bound:g}"
+        return self.title if self.bound is None else f"{self.title} {sign} {say_number(self.bound)}"
 
 
 @final
@@ -124,4 +134,4 @@ class NetworkCost(Measure):
 
     @override
     def describe(self) -> str:
-        return self.title if self.bound is None else f"{self.title} at most {self.bound:,.6g}"
+        return self.title if self.bound is None else f"{self.title} at most {say_number(self.bound)}"

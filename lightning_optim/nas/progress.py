@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, final
 
 from lightning_optim.nas.architecture import Architecture
-from lightning_optim.nas.measure import NetworkCost
+from lightning_optim.nas.measure import NetworkCost, say_number
 from lightning_optim.nas.result import Evaluation, SearchResult, best_of
 from lightning_optim.nas.selection import Selection
 from lightning_optim.search.proposal import Proposal
@@ -145,7 +145,7 @@ class SearchProgress:
             return
         bounded = {name: entry for name, entry in self._selection.costs.items() if entry.bound is not None}
         broken = [name for name, entry in bounded.items() if not entry.allows(self._cheapest[name])]
-        texts = [f"{entry.describe()}, the cheapest has {self._cheapest[name]:,.6g}"
+        texts = [f"{entry.describe()}, the cheapest has {say_number(self._cheapest[name])}"
                  for name, entry in bounded.items() if name in (broken or bounded)]  # fmt: skip
         raise ValueError(
             f"no architecture tried is within the bounds: {'; '.join(texts)}; raise the bound, or widen the space "

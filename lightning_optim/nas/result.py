@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from lightning_optim.nas.architecture import Architecture
+from lightning_optim.nas.measure import say_number
 from lightning_optim.nas.selection import COST, SCORE, Selection
 from lightning_optim.search.pareto import pareto_front
 from lightning_optim.search.proposal import Proposal
@@ -96,7 +97,7 @@ def best_of(evaluations: Sequence[Evaluation], selection: Selection) -> SearchRe
         >>> [entry.cost for entry in best_of(found, Selection()).pareto]
         [1, 2, 3]
     """
-    numbers = [entry for entry in evaluations if not any(map(math.isnan, entry.values.values()))]
+    numbers = [entry for entry in evaluations if not has_nan(entry)]
     if not numbers:
         raise ValueError(
             f"every one of {len(evaluations)} architectures scored NaN; has the supernet diverged in training?"
@@ -107,6 +108,11 @@ def best_of(evaluations: Sequence[Evaluation], selection: Selection) -> SearchRe
         raise ValueError(_nothing_allowed(ranked, selection))
     pick = max(allowed, key=lambda entry: selection.gains(entry.values, selection.front_axes))
     return SearchResult(pick=pick, pareto=tuple(_front(allowed, selection)), evaluations=tuple(evaluations))
+
+
+def has_nan(evaluation: Evaluation) -> bool:
+    """Whether anything that was measured is no number."""
+    return any(map(math.isnan, evaluation.values.values()))
 
 
 def of_highest_fidelity(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -131,7 +137,7 @@ def _nothing_allowed(evaluations: Sequence[Evaluation], selection: Selection) ->
     broken = [selection.broken_by(entry.values) for entry in evaluations]
     fewest = min(range(len(evaluations)), key=lambda index: len(broken[index]))
     found, measures = evaluations[fewest].values, selection.all_measures
-    texts = [f"{measures[name].describe()}, got {found[name]:.6g}" for name in broken[fewest]]
+    texts = [f"{measures[name].describe()}, got {say_number(found[name])}" for name in broken[fewest]]
     return (
         f"none of {len(evaluations)} architectures evaluated is within all bounds; the nearest breaks: "
         f"{'; '.join(texts)}. Loosen the bound, or widen the space"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,7 @@ from lightning_optim.nas.supernet import Supernet
 from lightning_optim.recipe.artefact import BEGIN_AGAIN, write_json
 from lightning_optim.recipe.evaluate import first_call
 from lightning_optim.recipe.stage import QUIET, Stage
+from lightning_optim.report.search_findings import SearchFindings
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.select import find_network
 
@@ -90,6 +92,19 @@ def keep_pick(folder: Path, module: LightningModule, searcher: SearchingCallback
     choices = space.options_of(searcher.result.pick.architecture)
     write_atomic(folder / PICK, yaml.safe_dump(choices, sort_keys=False).encode())
     write_json(folder / FOUND, describe_search(space, searcher.selection, searcher.result))
+
+
+def read_findings(folder: Path) -> SearchFindings:
+    """Read what a finished search stage has found.
+
+    Raises:
+        ArtefactError: If the file is missing or broken.
+    """
+    try:
+        content = json.loads((folder / FOUND).read_text())
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"cannot read {folder / FOUND}: {error}; {BEGIN_AGAIN}") from error
+    return SearchFindings.from_dict(content)
 
 
 def extract_pick(module: LightningModule, folder: Path, searcher: SearchingCallback) -> LightningModule:

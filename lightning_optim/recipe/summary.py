@@ -13,8 +13,10 @@ from lightning_optim.export.onnx_file.kernels import Kernels, inspect_kernels
 from lightning_optim.export.onnx_file.session import load_session, time_models
 from lightning_optim.recipe.artefact import load_inputs
 from lightning_optim.recipe.run import Finished
+from lightning_optim.recipe.search_stage import PICK, read_findings
 from lightning_optim.report.deployment import Deployment
 from lightning_optim.report.result import MEASURED, Report, StageResult, collect_versions
+from lightning_optim.report.search_findings import SearchFindings
 from lightning_optim.report.wording import say_percent
 from lightning_optim.report.write import write_report
 
@@ -39,7 +41,8 @@ def summarize(
         batch: The only batch that the files take, which is timed then; ``None`` times 1 and 32.
     """
     deployment = deployment or Deployment()
-    trained = [done for done in finished if done.kind != "export"]
+    trained = [done for done in finished if done.kind not in ("export", "search")]
+    trained = trained or [done for done in finished if done.kind == "search"]  # a pick is compared once it is trained
     paths = {done.result.name: done.folder / "model.onnx" for done in trained}
     example = [tensor.numpy() for tensor in load_inputs(trained[0].folder / "inputs.safetensors")]
     timings = time_models(paths, example, _BATCHES if batch is None else (batch,), seconds=seconds)
@@ -49,7 +52,7 @@ def summarize(
     ]
     model = deployment.chosen(stages, timings)
     remarks = deployment.remarks(stages, timings)
-    if len(trained) < len(finished):
+    if any(done.kind == "export" for done in finished):
         _publish(paths[model], folder / "model.onnx")
         remarks += _choice(model, stages[-1].name, deployment.aim)
     kernels, inputs = inspect_kernels(paths[model]), load_session(paths[model]).input_shapes
@@ -67,9 +70,34 @@ def summarize(
         model=model,
         remarks=remarks,
         losses={done.result.name: done.losses for done in trained if done.losses is not None},
+        searches=_searches(finished, stages),
     )
     write_report(report, folder)
     return report
+
+
+def _searches(finished: Sequence[Finished], stages: Sequence[StageResult]) -> dict[str, SearchFindings]:
+    """What the search stages have found, with the figures of the stage that then trained the pick."""
+    found: dict[str, SearchFindings] = {}
+    for place, done in enumerate(finished):
+        if done.kind != "search":
+            continue
+        findings = read_findings(done.folder)
+        names = [later.result.name for later in finished[place + 1 : place + 2]]
+        after = next((stage for stage in stages if stage.name in names), done.result)
+        found[done.result.name] = replace(findings, measured=_measured(findings, after))
+    return found
+
+
+def _measured(findings: SearchFindings, stage: StageResult) -> dict[str, float]:
+    figures = {
+        "MACs": stage.macs,
+        "Parameters": stage.parameters,
+        "WeightBytes": stage.bytes,
+        "Latency": stage.latency_ms_b1,
+    }
+    known = {name: figures.get(findings.title(name)) for name in findings.measures}
+    return {name: float(value) for name, value in known.items() if value is not None}
 
 
 def _publish(chosen: Path, model: Path) -> None:
@@ -122,4 +150,6 @@ def _artefacts(finished: Sequence[Finished], folder: Path, model: str) -> dict[s
             place = done.folder.relative_to(folder)
             artefacts[str(place / "weights.safetensors")] = f"trained weights of {done.result.name}"
             artefacts[str(place / "last.ckpt")] = f"checkpoint of {done.result.name}"
+        if done.kind == "search":
+            artefacts[str(place / PICK)] = f"what {done.result.name} has picked"
     return artefacts

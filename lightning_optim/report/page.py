@@ -10,6 +10,7 @@ from lightning_optim.report.figure import can_plot
 from lightning_optim.report.loss_plot import LOSS_LEGEND, plot_losses
 from lightning_optim.report.plot import plot_curves, plot_stages, plot_trade_off
 from lightning_optim.report.result import Report
+from lightning_optim.report.search_section import render_search
 from lightning_optim.report.table import (
     DEPLOY_HEADINGS,
     DEPLOY_LEGEND,
@@ -35,6 +36,7 @@ def render_page(report: Report) -> str:
     """
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body = [_headline(report), _deploy(report), _stages(report), _latency(report), *_plots(report)]
+    body += [render_search(name, findings) for name, findings in report.searches.items()]
     body += [_files(report), _notes(report)]
     return "\n".join(
         [

@@ -13,6 +13,7 @@ from typing import Any, final
 from lightning_optim.cost.turns import Spread, Timing, speedup
 from lightning_optim.errors import ArtefactError
 from lightning_optim.report.loss_curves import LossCurves
+from lightning_optim.report.search_findings import SearchFindings
 
 MEASURED = (
     "Accuracies are top-1, of the exported file run in ONNX Runtime over the whole split.",
@@ -109,6 +110,8 @@ class Report:
         notes: How the figures were taken.
         curves: Stage -> validation accuracy after each of its epochs, in ``[0, 1]``.
         losses: Stage -> the losses that it was trained with.
+        searches: Search stage -> what it has found. Such a stage need not be one of ``stages``: its pick is compared
+            once it is trained.
         artefacts: File, relative to the run's folder -> what it is.
         timings: Stage -> batch size -> times of a call, which were taken side by side.
         best: Aim (accuracy, speed, size) -> the stage whose file serves it best on this machine.
@@ -126,6 +129,7 @@ class Report:
     notes: Sequence[str] = MEASURED
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     losses: Mapping[str, LossCurves] = field(default_factory=dict)
+    searches: Mapping[str, SearchFindings] = field(default_factory=dict)
     artefacts: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, Mapping[int, Timing]] = field(default_factory=dict)
     best: Mapping[str, str] = field(default_factory=dict)
@@ -176,6 +180,7 @@ class Report:
             "notes": list(self.notes),
             "curves": {name: list(curve) for name, curve in self.curves.items()},
             "losses": {name: curves.to_dict() for name, curves in self.losses.items()},
+            "searches": {name: findings.to_dict() for name, findings in self.searches.items()},
             "artefacts": dict(self.artefacts),
             "best": dict(self.best),
             "model": self.deployed.name,
@@ -210,7 +215,8 @@ class Report:
             }
             given = {name: value for name, value in values.items() if name != "speedups"}  # follow from the times
             losses = {name: LossCurves.from_dict(curves) for name, curves in values.get("losses", {}).items()}
-            return Report(**{**given, "stages": stages, "timings": timings, "losses": losses})
+            found = {name: SearchFindings.from_dict(each) for name, each in values.get("searches", {}).items()}
+            return Report(**{**given, "stages": stages, "timings": timings, "losses": losses, "searches": found})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, ArtefactError):
                 raise

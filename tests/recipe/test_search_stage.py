@@ -18,6 +18,8 @@ from lightning_optim.nas import ElasticWidth, OperationChoice, Selection
 from lightning_optim.pruning import Channel
 from lightning_optim.recipe import Recipe, Stage, load_trained
 from lightning_optim.recipe.rehearsal import rehearse
+from lightning_optim.recipe.summary import summarize
+from lightning_optim.report import read_report
 from lightning_optim.schedule import Iterative
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -117,6 +119,15 @@ def test_the_pick_is_what_later_stages_train_prune_and_quantize(whole):
     assert found["num_architectures"] == 6
     assert found["pick"]["options"] == choices
     assert found["pick"]["values"]["cost"] == searched.macs
+
+
+def test_the_report_compares_from_the_first_trained_stage_and_shows_the_search(whole):
+    folder, finished = whole
+    report = summarize(finished, folder, 0.05)
+    assert [stage.name for stage in report.stages] == ["base", "prune", "qat"]
+    assert report.searches["search"].measured == {"cost": report.stages[0].macs}
+    assert "Search: search" in (folder / "report.html").read_text()
+    assert read_report(folder / "report.json") == report
 
 
 STOPS = {

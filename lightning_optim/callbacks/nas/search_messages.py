@@ -8,6 +8,7 @@ from typing import final
 from lightning.pytorch import Trainer
 
 from lightning_optim.callbacks.trainer.messages import Pace, tell
+from lightning_optim.nas.measure import say_number
 from lightning_optim.nas.result import Evaluation, SearchResult
 from lightning_optim.nas.selection import Selection
 from lightning_optim.search.space import SearchSpace
@@ -62,7 +63,7 @@ class SearchMessages:
         found = entry.values
         costs, metrics = self._selection.costs, self._selection.metrics
         texts = [f"{measure.title} {found[name]:.4g}" for name, measure in metrics.items()]
-        prices = [f"{found[name]:,.6g} ({measure.title})" for name, measure in costs.items()]
+        prices = [f"{say_number(found[name])} ({measure.title})" for name, measure in costs.items()]
         return f"{', '.join(texts)} at {', '.join(prices)}"
 
     def _tell(self, text: str) -> None:
