@@ -29,16 +29,13 @@ from lightning_optim.callbacks.nas.fit_end import (
 )
 from lightning_optim.callbacks.nas.late import Afterwards, late_hook
 from lightning_optim.callbacks.nas.loading import load_weights, read_supernet
-from lightning_optim.callbacks.nas.search_file import SearchFile, search_identity
-from lightning_optim.callbacks.nas.search_messages import SearchMessages
+from lightning_optim.callbacks.nas.search_file import search_identity
+from lightning_optim.callbacks.nas.search_run import SearchRun
 from lightning_optim.callbacks.nas.supernet_training import SupernetTraining
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.architecture import Architecture
-from lightning_optim.nas.bounds import cheapest_architectures
-from lightning_optim.nas.measure import NetworkCost
-from lightning_optim.nas.progress import SearchProgress
 from lightning_optim.nas.recalibration import batch_norm_statistics, set_batch_norm_statistics
 from lightning_optim.nas.result import SearchResult
 from lightning_optim.nas.sampler.base import Sampler
@@ -219,11 +216,12 @@ class NASSupernet(TechniqueCallback):
             check_data(trainer, self.selection.recalibration_batches)
             path = progress_path(trainer, self._identity)
             with within_fit(trainer):
-                pick = self.search(trainer, pl_module, path=path).pick
+                result = self.search(trainer, pl_module, path=path)
             if path is not None and trainer.is_global_zero:
                 path.unlink(missing_ok=True)
-            log_after_fit(trainer, {self.metric("nas", name): value for name, value in pick.values.items()})
-            save_after_fit(trainer, "nas_pick" if self.name is None else f"nas_{self.name}_pick")
+            log_after_fit(trainer, {self.metric("nas", name): value for name, value in result.pick.values.items()})
+            findings = self._search_run(trainer).findings(result)
+            save_after_fit(trainer, "nas_pick" if self.name is None else f"nas_{self.name}_pick", findings)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -268,6 +266,7 @@ class NASSupernet(TechniqueCallback):
 
         Each gets batch-norm statistics of its own, then the trainer validates it. Loggers, progress bars,
         checkpoints and early stopping do not see this. Afterwards the module runs the pick, with its statistics.
+        ``describe_search`` makes plain data of the result, and ``write_findings`` a file and a plot.
 
         Args:
             trainer: The trainer of the fit, or any other.
@@ -304,12 +303,9 @@ class NASSupernet(TechniqueCallback):
             trainer, pl_module, self._evaluate_next,
             selection=selection, dataloaders=dataloaders, calibration=batches, score=score,
         )  # fmt: skip
-        first = [supernet.default, *trainer.strategy.broadcast(cheapest_architectures(supernet, selection))]
-        started = self.strategy.start(supernet.space, self.seed, num_scores=len(selection.objectives), first=first)
-        progress = SearchProgress(started, selection)
         try:
             with joined(trainer, evaluator, owner=self):
-                self.result = self._run(progress, evaluator, trainer, path)
+                self.result = self._search_run(trainer).run(evaluator, path, self._identity if path else {})
                 evaluator.calibrate(self.result.pick.architecture)
             self._statistics = batch_norm_statistics(pl_module) if batches else {}
         finally:
@@ -361,29 +357,15 @@ class NASSupernet(TechniqueCallback):
         self._evaluated = architecture
         self.supernet.activate(architecture)
 
-    def _run(
-        self, progress: SearchProgress, evaluator: SubnetEvaluator, trainer: Trainer, path: str | Path | None
-    ) -> SearchResult:
-        supernet = self.supernet
-        messages = SearchMessages(trainer, self.selection, self.name)
-
-        def measure(architecture: Architecture, entry: NetworkCost) -> float:
-            found = supernet.measure(architecture, entry.cost)
-            return float(trainer.strategy.broadcast(found))  # ranks measure other times
-
-        file: SearchFile | None = None
-        if path is not None:
-            file = SearchFile(path, trainer, self._identity)
-            file.load(progress)
-
-        def keep(progress: SearchProgress) -> None:
-            if file is not None:
-                file.save(progress)
-            messages.evaluated(progress.evaluations)
-
-        result = progress.run(evaluator, measure, keep)
-        messages.found(result, supernet.space)
-        return result
+    def _search_run(self, trainer: Trainer) -> SearchRun:
+        return SearchRun(
+            trainer=trainer,
+            supernet=self.supernet,
+            strategy=self.strategy,
+            selection=self.selection,
+            seed=self.seed,
+            name=self.name,
+        )
 
     @override
     def release(self) -> None:

@@ -1,3 +1,4 @@
+from .description import describe_search as describe_search
 from .measure import LoggedMetric as LoggedMetric
 from .measure import Measure as Measure
 from .measure import NetworkCost as NetworkCost

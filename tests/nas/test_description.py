@@ -5,8 +5,8 @@ import random
 import numpy
 import pytest
 
-from lightning_optim.nas import Evaluation, LoggedMetric, Selection
-from lightning_optim.nas.description import decision_effects, describe_search
+from lightning_optim.nas import Evaluation, LoggedMetric, Selection, describe_search
+from lightning_optim.nas.description import decision_effects
 from lightning_optim.nas.result import best_of
 from lightning_optim.search import Condition, Decision, SearchSpace
 

@@ -1,7 +1,8 @@
 import pytest
 
 from lightning_optim.errors import ArtefactError
-from lightning_optim.report.search_findings import Found, SearchFindings
+from lightning_optim.report import SearchFindings
+from lightning_optim.report.search_findings import Found
 from lightning_optim.report.search_section import render_search
 
 

@@ -21,6 +21,8 @@ from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_ki
 from lightning_optim.nas.bounds import find_broken_bound
 from lightning_optim.nas.selection import Selection
 from lightning_optim.nas.supernet import Supernet
+from lightning_optim.report.search_files import write_findings
+from lightning_optim.report.search_findings import SearchFindings
 from lightning_optim.search.strategy.base import Strategy
 
 SearchAt = Literal["fit_end", "call"]
@@ -153,13 +155,26 @@ def _folder(trainer: Trainer) -> Path | None:
     return Path(trainer.strategy.broadcast(checkpoint.dirpath))  # type: ignore[union-attr]  # known by its name
 
 
-def save_after_fit(trainer: Trainer, name: str) -> None:
-    """Save a checkpoint that knows the pick beside those of the fit, if it saves any; no file is written over."""
+def save_after_fit(trainer: Trainer, name: str, findings: SearchFindings) -> None:
+    """Save a checkpoint that knows the pick beside those of the fit, if it saves any; no file is written over.
+
+    Args:
+        trainer: The fit's.
+        name: Of the checkpoint, without its suffix.
+        findings: What was found, which is written beside it as JSON and as a plot.
+    """
     folder = _folder(trainer)
     if folder is None:
         return
     names = itertools.chain([name], (f"{name}-v{number}" for number in itertools.count(1)))
-    free = next(path for path in (folder / f"{name}.ckpt" for name in names) if not path.exists())
-    path = trainer.strategy.broadcast(free)
+    free = next(path for path in (folder / f"{name}.ckpt" for name in names) if not _is_taken(path))
+    path: Path = trainer.strategy.broadcast(free)
     trainer.save_checkpoint(path)
-    tell(trainer, f"the pick and its weights are kept in {path}")
+    if trainer.is_global_zero:
+        written = write_findings(findings, path.with_suffix(".json"))
+        listed = " and ".join(file.name for file in written)
+        tell(trainer, f"the pick and its weights are kept in {path}, what else was found in {listed} beside it")
+
+
+def _is_taken(path: Path) -> bool:
+    return any(path.with_suffix(suffix).exists() for suffix in (".ckpt", ".json", ".svg"))

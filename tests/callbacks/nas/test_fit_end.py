@@ -23,6 +23,7 @@ from lightning_optim.demo import Split
 from lightning_optim.demo.data.tensors import TensorLoader
 from lightning_optim.errors import ArtefactError
 from lightning_optim.nas import ElasticWidth, LoggedMetric, NetworkCost, Selection
+from lightning_optim.report import SearchFindings
 from lightning_optim.search import RandomSearch
 from support import quiet
 
@@ -381,12 +382,16 @@ def test_what_is_tested_after_the_fit_is_the_pick_whatever_checkpoint_its_weight
 
 def test_the_pick_is_kept_beside_the_checkpoints_of_the_fit_and_over_no_other_file(tmp_path):
     def files():
-        return {path.name for path in tmp_path.glob("nas*")}
+        return {path.name for path in tmp_path.glob("nas*.ckpt")}
 
     (tmp_path / "nas_pick.ckpt").write_bytes(b"another fit's")
     callback = supernet()
     module, _ = fit(callback, ModelCheckpoint(tmp_path), enable_checkpointing=True)
     assert files() == {"nas_pick.ckpt", "nas_pick-v1.ckpt"}
+    found = SearchFindings.from_dict(json.loads((tmp_path / "nas_pick-v1.json").read_text()))
+    assert found.pick.values == callback.result.pick.values
+    assert len(found.evaluations) == len(callback.result.evaluations) == found.num_architectures == 3
+    assert "<svg" in (tmp_path / "nas_pick-v1.svg").read_text()
     fresh, loaded = User(), supernet()
     quiet(loaded).test(fresh, loader(), ckpt_path=tmp_path / "nas_pick-v1.ckpt", verbose=False, weights_only=True)
     x = torch.randn(5, 6)
