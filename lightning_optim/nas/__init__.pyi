@@ -13,6 +13,9 @@ from .sampler.uniform_sampling import UniformSampling as UniformSampling
 from .selection import Selection as Selection
 from .space.base import SearchDimension as SearchDimension
 from .space.elastic_depth import ElasticDepth as ElasticDepth
+from .space.elastic_embedding import ElasticEmbedding as ElasticEmbedding
+from .space.elastic_expansion import ElasticExpansion as ElasticExpansion
+from .space.elastic_heads import ElasticHeads as ElasticHeads
 from .space.elastic_kernel import ElasticKernel as ElasticKernel
 from .space.elastic_width import ElasticWidth as ElasticWidth
 from .space.input_choice import InputChoice as InputChoice

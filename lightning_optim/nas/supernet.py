@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.forward.choice import output_layout
 from lightning_optim.nas.forward.chosen_input import check_sources_run, chosen_inputs
+from lightning_optim.nas.forward.fused import attach_fused
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
-from lightning_optim.nas.forward.switchable import activate, strip, switchable_forwards
+from lightning_optim.nas.forward.switchable import activate, put_in_place, strip, switchable_forwards
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.nas.space.conditions import with_conditions
 from lightning_optim.search.decision import Decision
@@ -128,7 +129,7 @@ class Supernet:
         strip(model)
         vars(model).pop(_SPACES, None)
         replaced = {owner: module for owner, module in plain if module is not owner}
-        _put_in_place(model, replaced)
+        put_in_place(model, replaced)
         for wire in wires:
             wire.install(model, replaced)
         return model
@@ -215,6 +216,7 @@ def _attached(site: Site, space: Mapping[str, SearchDimension]) -> Supernet:
         ):
             decisions += dimension.attach(site)
         _refuse_twice(decisions)
+        attach_fused(site.root)
         check_sources_run(site.root)
         supernet = Supernet(site, with_conditions(site.root, decisions))
         _check_every_option(supernet)
@@ -274,14 +276,3 @@ def _runner(network: nn.Module, site: Site) -> Callable[[Architecture], list[str
             return output_layout(network(*site.args, **site.kwargs))
 
     return run
-
-
-def _put_in_place(model: nn.Module, plain: Mapping[nn.Module, nn.Module | None]) -> None:
-    parents: Iterable[nn.Module] = list(model.modules())
-    for parent in parents:
-        children: dict[str, Any] = vars(parent)["_modules"]
-        for name, child in [*children.items()]:
-            if child in plain:
-                children[name] = plain[child]
-            if children[name] is None and child is not None:
-                del children[name]

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from lightning_optim.surgery.bypass import Bypass
+
+_DERIVED = ("embed_dim", "kdim", "vdim", "head_dim")
+"""What PyTorch's own attention holds as numbers, and one with cut heads reads off its weights."""
 
 
 @final
@@ -132,10 +137,31 @@ def free_heads(attention: nn.MultiheadAttention) -> None:
         (4, 'PrunedMultiheadAttention')
     """
     scale = attention.head_dim**-0.5
-    for name in ("embed_dim", "kdim", "vdim", "head_dim"):
+    for name in _DERIVED:
         del vars(attention)[name]
     attention.__class__ = PrunedMultiheadAttention
     attention.scale = scale
+
+
+def attend_with_cut_heads(attention: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> Any:
+    """Run PyTorch's own attention, whose weights were cut for this call, as ``free_heads`` would have it run.
+
+    Args:
+        attention: Not of a subclass; its class and attributes are left as they are.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Example:
+        >>> attention, x = nn.MultiheadAttention(8, 2), torch.ones(3, 1, 8)
+        >>> attend_with_cut_heads(attention, x, x, x)[0].shape
+        torch.Size([3, 1, 8])
+    """
+    stand_in = PrunedMultiheadAttention.__new__(PrunedMultiheadAttention)
+    vars(stand_in).update(
+        {name: value for name, value in vars(attention).items() if name not in (*_DERIVED, "forward")}
+    )
+    stand_in.scale = attention.head_dim**-0.5
+    return stand_in.forward(*args, **kwargs)
 
 
 def plain_attentions(root: nn.Module) -> list[nn.MultiheadAttention]:
@@ -146,7 +172,7 @@ def plain_attentions(root: nn.Module) -> list[nn.MultiheadAttention]:
 def free_cut_heads(root: nn.Module) -> None:
     """Turn every attention whose cut weights PyTorch's own code cannot use into one that can use them."""
     for attention in plain_attentions(root):
-        if not _is_whole(attention):
+        if not is_whole(attention):
             free_heads(attention)
 
 
@@ -159,13 +185,39 @@ def leave_fast_paths(root: nn.Module) -> None:
         if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer) and any(
             isinstance(part, PrunedMultiheadAttention | Bypass) for part in module.modules()
         ):
-            if isinstance(module, nn.TransformerEncoder):
-                module.use_nested_tensor = False
-            else:
-                module.activation_relu_or_gelu = 0
+            leave_fast_path(module)
 
 
-def _is_whole(attention: nn.MultiheadAttention) -> bool:
+def leave_fast_path(module: nn.TransformerEncoder | nn.TransformerEncoderLayer) -> None:
+    """Let one of PyTorch's encoders, or a layer of one, evaluate as it trains.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> leave_fast_path(layer)
+        >>> layer.activation_relu_or_gelu
+        0
+    """
+    vars(module).update(_off_fast_path(module))
+
+
+@contextmanager
+def off_fast_path(module: nn.Module) -> Iterator[None]:
+    """Context in which one of PyTorch's encoders, or a layer of one, evaluates as it trains."""
+    off = _off_fast_path(module) if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer) else {}
+    before = {name: vars(module)[name] for name in off}
+    vars(module).update(off)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+
+
+def _off_fast_path(module: nn.TransformerEncoder | nn.TransformerEncoderLayer) -> dict[str, int]:
+    return {"use_nested_tensor": False} if isinstance(module, nn.TransformerEncoder) else {"activation_relu_or_gelu": 0}
+
+
+def is_whole(attention: nn.MultiheadAttention) -> bool:
+    """Whether PyTorch's own code can use the weights that an attention holds."""
     width = attention.num_heads * attention.head_dim
     weights = [attention.in_proj_weight, attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight]
     shapes = [None if weight is None else tuple(weight.shape) for weight in weights]

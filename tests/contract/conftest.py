@@ -67,6 +67,11 @@ VALUES = {
     "present_dropout": ["callbacks.dropout_scheduler.targets.include=['*']"],
     "elastic_width": ["callbacks.nas_supernet.space.entry.targets.exclude=[net.head]"],
     "elastic_depth": ["callbacks.nas_supernet.space.entry.targets.include=[net.stem]"],
+    "elastic_embedding": ["callbacks.nas_supernet.space.entry.targets.include=[net.stem.0]"],
+    "elastic_expansion": [
+        "callbacks.nas_supernet.space.entry.targets.include=[net.more]",
+        "callbacks.nas_supernet.space.entry.ratios=[0.25]",
+    ],
     "elastic_kernel": ["callbacks.nas_supernet.space.entry.sizes=[1]"],
     "input_choice": [
         "callbacks.nas_supernet.space.entry.targets.include=[net.top]",
@@ -202,7 +207,7 @@ class SignedNet(Net):
 REPEATING = {"answer_cache"}
 # Leaves that need other networks, and the layers that pruning takes from.
 NETWORKS = {"attention_transfer": AttentiveNet, "head": AttentiveNet, "layer": DeepNet, "binary_activation": SignedNet}
-NETWORKS |= {"present_dropout": DroppingNet}
+NETWORKS |= {"present_dropout": DroppingNet, "elastic_heads": AttentiveNet, "elastic_expansion": DeepNet}
 PRUNED = {"head": ("net.query", "net.key", "net.value"), "layer": ("net.mix.0", "net.more.0", "net.more.2")}
 
 

@@ -76,6 +76,11 @@ class Dispatch(GatingForward, MixedForward):
     def follows(self) -> Set[str]:
         return {self.decision}
 
+    @property
+    @override
+    def runs_as_built(self) -> bool:
+        return self.active == 0
+
     @override
     def gates(self) -> list[tuple[Set[nn.Module], Condition]]:
         added = [set(self._candidates.get_submodule(name).modules()) for name in self._names]

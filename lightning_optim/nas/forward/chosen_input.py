@@ -44,6 +44,11 @@ class ChosenInput(SwitchableForward):
         return set(self._decisions)
 
     @property
+    @override
+    def runs_as_built(self) -> bool:
+        return self.wire.takes == (OWN,)
+
+    @property
     def key(self) -> str:
         """Name of the adapters' container: one for each argument of the owner."""
         return f"_input_{self.wire.argument.name or 'first'}"

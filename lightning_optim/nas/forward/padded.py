@@ -40,6 +40,11 @@ class PaddedForward(SwitchableForward):
     def follows(self) -> Set[str]:
         return {self._decision}
 
+    @property
+    @override
+    def runs_as_built(self) -> bool:
+        return self._option == len(self._paddings) - 1
+
     @override
     def activate(self, architecture: Mapping[str, int]) -> None:
         self._option = architecture.get(self._decision, self._option)

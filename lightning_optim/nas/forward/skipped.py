@@ -55,6 +55,11 @@ class SkippedForward(GatingForward):
     def follows(self) -> Set[str]:
         return {self._decision}
 
+    @property
+    @override
+    def runs_as_built(self) -> bool:
+        return not self.skips
+
     @override
     def gates(self) -> list[tuple[Set[nn.Module], Condition]]:
         options = tuple(option for option, has_block in enumerate(self._has_block) if has_block)

@@ -61,6 +61,7 @@ class SlicedForward(SwitchableForward):
         self._cuts: Cuts = {}
         self._attributes: dict[str, Any] = {}
         self._known: dict[tuple[int, ...], tuple[Cuts, dict[str, Any]]] = {}
+        self._is_open = False
 
     def add(self, slicing: Slicing) -> None:
         """Follow one more decision, at full width until it is taken.
@@ -84,6 +85,11 @@ class SlicedForward(SwitchableForward):
     def follows(self) -> Set[str]:
         return self._options.keys()
 
+    @property
+    @override
+    def runs_as_built(self) -> bool:
+        return not self._cuts
+
     @override
     def forget(self, decisions: Set[str]) -> None:
         """Stop following these decisions."""
@@ -101,7 +107,7 @@ class SlicedForward(SwitchableForward):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._cuts:
             return self.__wrapped__(*args, **kwargs)
-        with self._sliced():
+        with self.sliced():
             return self.__wrapped__(*args, **kwargs)
 
     @override
@@ -136,7 +142,11 @@ class SlicedForward(SwitchableForward):
         return cuts
 
     @contextmanager
-    def _sliced(self) -> Iterator[None]:
+    def sliced(self) -> Iterator[None]:
+        """Context in which the owner holds the slices of the active path; a second one inside changes nothing."""
+        if self._is_open or not self._cuts:
+            yield
+            return
         own = vars(self.owner)
         attributes = {name: own[name] for name in self._attributes}
         full: dict[str, Tensor] = {}
@@ -147,8 +157,10 @@ class SlicedForward(SwitchableForward):
                     continue  # an integer, set below with the other attributes
                 full[name], store[name] = store[name], _slice(store[name], cuts, is_buffer=store is own["_buffers"])
             own.update(self._attributes)
+            self._is_open = True
             yield
         finally:
+            self._is_open = False
             own.update(attributes)
             for name, tensor in full.items():
                 if name in own["_parameters"]:
@@ -220,7 +232,8 @@ def _attributes_after(owner: nn.Module, cuts: Cuts) -> dict[str, Any]:
     hollow = {name: None if value is None else nn.Parameter(value.to("meta"), requires_grad=False)
               for name, value in own["_parameters"].items()}  # fmt: skip
     buffers = {name: None if value is None else value.to("meta") for name, value in own["_buffers"].items()}
-    vars(twin).update(_parameters=hollow, _buffers=buffers, _modules={})
+    children = own["_modules"] if isinstance(owner, nn.MultiheadAttention) else {}  # it reads its output projection
+    vars(twin).update(_parameters=hollow, _buffers=buffers, _modules=children)
     apply_cut(twin, cuts)
     return {name: value for name, value in vars(twin).items()
             if isinstance(value, (int, tuple, list)) and name in own and value != own[name]}  # fmt: skip

@@ -37,6 +37,11 @@ class SwitchableForward(ABC):
     def follows(self) -> Set[str]:
         """Names of the decisions that concern this module."""
 
+    @property
+    @abstractmethod
+    def runs_as_built(self) -> bool:
+        """Whether the active options run the owner as the user has built it."""
+
     @abstractmethod
     def activate(self, architecture: Mapping[str, int]) -> None:
         """Take over the options of the decisions that concern this module, and ignore the others."""
@@ -110,3 +115,15 @@ def strip(root: nn.Module, keep: Collection[SwitchableForward] = (), forget: Set
                 forward.detach()
         if stay:
             vars(module)[_FORWARDS] = stay
+
+
+def put_in_place(root: nn.Module, replaced: Mapping[nn.Module, nn.Module | None]) -> None:
+    """Put other modules in the places of some, wherever they are registered; ``None`` takes a module out."""
+    for parent in [*root.modules()]:
+        children: dict[str, nn.Module | None] = vars(parent)["_modules"]
+        for name, child in [*children.items()]:
+            if child is None or child not in replaced:
+                continue
+            children[name] = replaced[child]
+            if children[name] is None:
+                del children[name]

@@ -15,7 +15,7 @@ from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.choice import RESERVED, output_layout
 from lightning_optim.nas.forward.skipped import SkippedForward
 from lightning_optim.nas.space.base import SearchDimension, Site
-from lightning_optim.nas.space.removal import can_remove
+from lightning_optim.nas.space.removal import try_removal
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.pass_through import pass_through_of
 from lightning_optim.surgery.select import Targets
@@ -82,9 +82,7 @@ class ElasticDepth(SearchDimension):
         for forwards in planned.values():
             for forward in forwards:
                 forward.attach()
-            if can_remove(site, forwards):
-                for forward in forwards:
-                    forward.is_removable = True
+            try_removal(site, forwards)
         return [self._decision(name, len(blocks)) for name, blocks in varying.items()]
 
     def _sequences(self, site: Site) -> dict[str, Blocks]:

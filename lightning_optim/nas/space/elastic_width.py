@@ -5,21 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
-from torch import nn
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.errors import TargetError
-from lightning_optim.nas.forward.sliced import Slicing, sliced_forward
 from lightning_optim.nas.space.base import SearchDimension, Site
+from lightning_optim.nas.space.groups import attach_widths
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.layer_kinds import LAYERS
-from lightning_optim.surgery.select import Targets, submodule
-
-if TYPE_CHECKING:
-    from lightning_optim.graph.coupling import Group
+from lightning_optim.surgery.select import Targets
 
 
 @final
@@ -68,57 +63,4 @@ class ElasticWidth(SearchDimension):
     def attach(self, site: Site) -> list[Decision]:
         chosen = self.targets.select(site.root, LAYERS)
         groups = {name: site.coupling.group_of(site.inner_name(f"{name}.weight")) for name in chosen}
-        frozen = [name for name, group in groups.items() if group is None]
-        if frozen:
-            unknown = ", ".join(site.coupling.unknown) or "none"
-            advice = "add them to targets.exclude" if len(frozen) < len(groups) else _others(site)
-            raise TargetError(
-                f"the channels of {', '.join(map(repr, frozen))} cannot vary: they reach the network's output or an "
-                f"operator without a coupling rule (met here: {unknown}); {advice}"
-            )
-        # Layers that are coupled share a group: one decision, named after the first of them.
-        leaders = {id(group): (name, group) for name, group in reversed(groups.items()) if group is not None}
-        return [self._attach_group(name, group, site) for name, group in reversed(leaders.values())]
-
-    def _attach_group(self, leader: str, group: Group, site: Site) -> Decision:
-        name, counts = f"{leader}:width", self.counts(group.size)
-        owners = _owners(site.root)
-        found = [(member, owners[site.outer_name(member.name)]) for member in group.members]
-        found += [(member, [_attribute(site, member.name)]) for member in group.counts]
-        for member, places in found:
-            for owner, tensor in places:
-                slicing = Slicing(decision=name, tensor=tensor, dim=member.dim, index=member.index, counts=counts)
-                sliced_forward(owner).add(slicing)
-        return Decision(name=name, options=tuple(map(str, counts)), default=len(counts) - 1)
-
-
-def _others(site: Site) -> str:
-    """What to do where no target can vary."""
-    prefix = f"{site.network}." if site.network else ""
-    names = [name for name in Targets().select(site.root, LAYERS) if f"{name}.".startswith(prefix)]
-    free = [name for name in names if site.coupling.group_of(site.inner_name(f"{name}.weight")) is not None]
-    if not free:
-        return "no layer of this network can vary: leave this entry out of the space, or search a larger network"
-    more = f" or {len(free) - 3} more" if len(free) > 3 else ""
-    return f"name others in targets.include, such as {', '.join(map(repr, free[:3]))}{more}"
-
-
-def _attribute(site: Site, name: str) -> tuple[nn.Module, str]:
-    path, _, attribute = site.outer_name(name).rpartition(".")
-    return submodule(site.root, path), attribute
-
-
-def _owners(root: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    # A tied tensor has several owners, and each of them runs with it.
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    named: dict[str, list[tuple[nn.Module, str]]] = {}
-    for prefix, module in root.named_modules(remove_duplicate=False):
-        tensors = {**vars(module)["_parameters"], **vars(module)["_buffers"]}
-        for local, tensor in tensors.items():
-            if tensor is None:
-                continue
-            owners = places.setdefault(id(tensor), [])
-            if (module, local) not in owners:
-                owners.append((module, local))
-            named[f"{prefix}.{local}" if prefix else local] = owners
-    return named
+        return attach_widths(site, groups, "width", self.counts)
