@@ -22,8 +22,8 @@ from lightning_optim.export.onnx_file.integer_speed import measure_integer_speed
 from lightning_optim.export.onnx_file.open_shapes import OpenShapes
 from lightning_optim.recipe.progress import Heartbeat
 from lightning_optim.recipe.rehearsal import rehearse
-from lightning_optim.recipe.run import Recipe, is_first_process
-from lightning_optim.recipe.stage import Artefacts, Stage
+from lightning_optim.recipe.run import Recipe
+from lightning_optim.recipe.stage import Artefacts, Stage, is_first_process
 from lightning_optim.recipe.summary import summarize
 from lightning_optim.report.table import print_table
 
@@ -162,6 +162,7 @@ def _stage(name: str, config: DictConfig, trainer: DictConfig) -> Stage:
         settings=OmegaConf.to_container(config.get("settings") or OmegaConf.create(), resolve=True),  # type: ignore[arg-type]
         needs=_ARTEFACT.findall(str(written)),
         weights=config.get("weights", "scratch"),
+        trial_epochs=config.get("trial_epochs"),
     )
 
 

@@ -17,7 +17,7 @@ from lightning_optim.recipe.determinism import seed_everything
 from lightning_optim.recipe.evaluate import StageWriter, first_call, metric_of
 from lightning_optim.recipe.order import check_order
 from lightning_optim.recipe.run import Recipe
-from lightning_optim.recipe.search_stage import give_example, searching_callback
+from lightning_optim.recipe.search_stage import SearchingCallback, give_example, searching_callback
 from lightning_optim.recipe.stage import QUIET, KeepingCallback, Stage, check_stages
 from lightning_optim.surgery.select import find_network
 
@@ -50,10 +50,14 @@ def rehearse(recipe: Recipe) -> None:
 def _rehearse_fit(stage: Stage, recipe: Recipe) -> None:
     seed_everything(recipe.seed, "rehearsal", stage.name)
     module = recipe.make_module()
-    callbacks = stage.make_callbacks(lambda _: _untrained(recipe))
+    callbacks = list(stage.make_callbacks(lambda _: _untrained(recipe)))
     searcher = searching_callback(stage, callbacks)
     if searcher is not None:
         give_example(searcher, stage, module, recipe.data, recipe.network)
+        if stage.trial_epochs is not None:  # the callback says what may vary, and is in no Trainer
+            searcher.convert(module)
+            module = recipe.make_module()
+            callbacks = [callback for callback in callbacks if not isinstance(callback, SearchingCallback)]
     for callback in callbacks:
         if isinstance(callback, KeepingCallback):
             callback.keep_nothing()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from torch import distributed, nn
@@ -33,9 +32,11 @@ from lightning_optim.recipe.search_stage import (
     keep_pick,
     searching_callback,
 )
-from lightning_optim.recipe.stage import QUIET, CuttingCallback, Stage, check_stages
+from lightning_optim.recipe.stage import QUIET, CuttingCallback, Stage, check_stages, is_first_process
+from lightning_optim.recipe.trials import BEST, TrialSearch
 from lightning_optim.report.loss_curves import LossCurves
 from lightning_optim.report.result import StageResult
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.select import find_network
 
@@ -137,13 +138,14 @@ class Recipe:
         callbacks = self._callbacks_of(stage, finished)
         searcher = self._searcher_of(stage, callbacks, module)
         stage.apply_settings(module)
-        losses = self._fit(stage, folder, module, callbacks, display)
+        if searcher is not None and stage.trial_epochs is not None:
+            self._try_out(stage, folder, module, searcher, finished)
+            losses, callbacks = LossRecorder().curves, []  # every trial had its own
+        else:
+            losses = self._fit(stage, folder, module, callbacks, display)
         display.measuring(stage.name)
         if searcher is not None:
-            if is_first_process():
-                keep_pick(folder, module, searcher)
-            _barrier()
-            module = extract_pick(module, folder, searcher)
+            module = _picked(stage, folder, module, searcher)
             callbacks = [callback for callback in callbacks if not isinstance(callback, SearchingCallback)]
         digest = self._keep(folder, module, callbacks)
         make_trainer = lambda extra: stage.make_trainer(callbacks=[*callbacks, *extra], **QUIET)  # noqa: E731  # one use
@@ -183,6 +185,30 @@ class Recipe:
         if trainer.interrupted:
             raise KeyboardInterrupt
         return recorder.curves
+
+    def _try_out(
+        self,
+        stage: Stage,
+        folder: Path,
+        module: LightningModule,
+        searcher: SearchingCallback,
+        finished: Sequence[Finished],
+    ) -> None:
+        """Search by training architectures on their own, each with callbacks of its own beside the searching one."""
+
+        def make_trainer(**keywords: Any) -> Trainer:
+            made = self._callbacks_of(stage, finished)
+            others = [callback for callback in made if not isinstance(callback, SearchingCallback)]
+            return stage.make_trainer(callbacks=others, **keywords)
+
+        TrialSearch(
+            searcher=searcher,
+            make_module=lambda: copy_model(module),
+            make_trainer=make_trainer,
+            data=self.data,
+            folder=folder,
+            epochs=stage.trial_epochs or 1,
+        ).run()
 
     def _keep(self, folder: Path, module: LightningModule, callbacks: Sequence[Callback]) -> str:
         """Write what a later process needs to rebuild the module: what was cut, then its weights."""
@@ -250,6 +276,16 @@ class Recipe:
         return self.folder / "stages" / f"{number}-{self.stages[number].name}"
 
 
+def _picked(stage: Stage, folder: Path, module: LightningModule, searcher: SearchingCallback) -> LightningModule:
+    if is_first_process():
+        keep_pick(folder, module, searcher)
+    _barrier()
+    picked = extract_pick(module, folder, searcher)
+    if stage.trial_epochs is not None:
+        load_weights(folder / BEST, picked)
+    return picked
+
+
 def _line(result: StageResult) -> str:
     return f"test accuracy {result.test_accuracy:.2%}  {result.parameters:,} parameters  {result.bytes / 1e3:,.0f} kB"
 
@@ -260,11 +296,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtefactError(f"cannot read {path}: {error}") from error
     return content
-
-
-def is_first_process() -> bool:
-    """Whether this process writes: rank 0 of the first machine, also before any process group runs."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def _barrier() -> None:

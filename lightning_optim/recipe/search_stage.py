@@ -21,6 +21,7 @@ from lightning_optim.recipe.artefact import BEGIN_AGAIN, write_json
 from lightning_optim.recipe.evaluate import first_call
 from lightning_optim.recipe.stage import QUIET, Stage
 from lightning_optim.report.search_findings import SearchFindings
+from lightning_optim.search.strategy.base import Strategy
 from lightning_optim.surgery.inputs import Inputs
 from lightning_optim.surgery.select import find_network
 
@@ -31,7 +32,9 @@ PICK, FOUND = "architecture.yaml", "search.json"
 class SearchingCallback(Protocol):
     """Callback that searches an architecture at the end of its fit."""
 
+    strategy: Strategy
     selection: Selection
+    seed: int
     result: SearchResult | None
     example: Any
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,9 +90,10 @@ class Stage:
         needs: Names of earlier stages whose artefacts the callbacks use.
         weights: Of a search, what its pick begins with in the next stage: ``"scratch"`` is the weights of a fresh
             module, ``"inherited"`` those that were trained while it was searched.
+        trial_epochs: Of a search, epochs for which each architecture is trained on its own; ``None`` trains a supernet.
 
     Raises:
-        ValueError: If ``weights`` is neither.
+        ValueError: If ``weights`` is neither, or ``trial_epochs`` below 1.
     """
 
     name: str
@@ -101,11 +103,17 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: Sequence[str] = ()
     weights: Weights = "scratch"
+    trial_epochs: int | None = None
 
     def __post_init__(self) -> None:
         if self.weights not in get_args(Weights):
             raise ValueError(
                 f"weights of stage {self.name!r} must be one of {', '.join(get_args(Weights))}, got {self.weights!r}"
+            )
+        if self.trial_epochs is not None and (self.trial_epochs < 1 or self.kind != "search"):
+            raise ValueError(
+                f"trial_epochs are those of a search stage and at least 1, got {self.trial_epochs} in stage "
+                f"{self.name!r} of kind {self.kind!r}"
             )
 
     def apply_settings(self, module: LightningModule) -> None:
@@ -149,3 +157,8 @@ def check_stages(stages: Sequence[Stage]) -> None:
                 f"stage {following.name!r} cannot come right after {stage.name!r}: its pick begins from scratch; put a "
                 f"train stage between them, or set weights='inherited' in {stage.name!r}"
             )
+
+
+def is_first_process() -> bool:
+    """Whether this process writes: rank 0 of the first machine, also before any process group runs."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0

@@ -102,18 +102,27 @@ class SubnetEvaluator(Callback):
     def _validated(self, num_batches: int | None) -> dict[str, float]:
         with _limited(self._trainer, num_batches):
             self._trainer.validate(self._module, self._dataloaders, verbose=False)
-        logged = self._trainer.callback_metrics
-        for entry in self._selection.metrics.values():
-            if entry.monitor not in logged:
-                raise ValueError(
-                    f"validation logs {sorted(logged)}, but no {entry.monitor!r}: set selection.monitor, or the entry "
-                    "of selection.measures, to one of them"
-                )
-        return {name: float(logged[entry.monitor]) for name, entry in self._selection.metrics.items()}
+        return logged_metrics(self._trainer, self._selection)
 
     def _scored(self, score: Score) -> dict[str, float]:
         with evaluating(self._module):
             return {SCORE: float(score(self._module))}
+
+
+def logged_metrics(trainer: Trainer, selection: Selection) -> dict[str, float]:
+    """Return the metrics of a selection, by name, that a trainer's validation has logged.
+
+    Raises:
+        ValueError: If one is not logged.
+    """
+    logged = trainer.callback_metrics
+    for entry in selection.metrics.values():
+        if entry.monitor not in logged:
+            raise ValueError(
+                f"validation logs {sorted(logged)}, but no {entry.monitor!r}: set selection.monitor, or the entry of "
+                "selection.measures, to one of them"
+            )
+    return {name: float(logged[entry.monitor]) for name, entry in selection.metrics.items()}
 
 
 @contextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_optim.atomic import write_atomic
@@ -28,12 +27,21 @@ class SearchFile:
 
     Args:
         path: The file; it need not exist.
-        trainer: Its ranks all continue from what rank 0 reads.
         identity: What makes a search the same search, as plain primitives: see ``search_identity``.
+        is_writer: Whether this process writes.
+        broadcast: Gives every rank what the first one has read.
     """
 
-    def __init__(self, path: str | Path, trainer: Trainer, identity: Mapping[str, Any]) -> None:
-        self._path, self._trainer, self._identity = Path(path), trainer, dict(identity)
+    def __init__(
+        self,
+        path: str | Path,
+        identity: Mapping[str, Any],
+        *,
+        is_writer: bool = True,
+        broadcast: Callable[[Any], Any] = lambda value: value,
+    ) -> None:
+        self._path, self._identity = Path(path), dict(identity)
+        self._is_writer, self._broadcast = is_writer, broadcast
 
     def load(self, progress: SearchProgress) -> None:
         """Let a search continue from the file, if there is one.
@@ -42,7 +50,7 @@ class SearchFile:
             ArtefactError: If the file is of another search, or holds none.
         """
         text = self._path.read_text() if self._path.is_file() else None
-        text, identity = self._trainer.strategy.broadcast((text, self._identity))
+        text, identity = self._broadcast((text, self._identity))
         if text is None:
             return
         saved = self._parsed(text)
@@ -59,7 +67,7 @@ class SearchFile:
 
     def save(self, progress: SearchProgress) -> None:
         """Replace the file with the present progress."""
-        if self._trainer.is_global_zero:
+        if self._is_writer:
             write_atomic(self._path, json.dumps({"search": self._identity, "progress": progress.state_dict()}).encode())
 
     def _parsed(self, text: str) -> dict[str, dict[str, Any]]:

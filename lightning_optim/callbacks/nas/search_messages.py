@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from lightning.pytorch import Trainer
-
-from lightning_optim.callbacks.trainer.messages import Pace, tell
+from lightning_optim.callbacks.trainer.messages import MESSAGES, Pace
 from lightning_optim.nas.measure import say_number
 from lightning_optim.nas.result import Evaluation, SearchResult
 from lightning_optim.nas.selection import Selection
@@ -19,13 +17,13 @@ class SearchMessages:
     """Messages of one search: every few seconds a line, and one at the end.
 
     Args:
-        trainer: Rank 0 of it speaks.
         selection: The score and the cost.
         name: Of the callback.
+        is_shown: Whether this process speaks.
     """
 
-    def __init__(self, trainer: Trainer, selection: Selection, name: str | None) -> None:
-        self._trainer, self._selection, self._pace = trainer, selection, Pace()
+    def __init__(self, selection: Selection, name: str | None, *, is_shown: bool) -> None:
+        self._selection, self._is_shown, self._pace = selection, is_shown, Pace()
         self._prefix = "NASSupernet" if name is None else f"NASSupernet {name!r}"
 
     def evaluated(self, evaluations: Sequence[Evaluation]) -> None:
@@ -67,4 +65,5 @@ class SearchMessages:
         return f"{', '.join(texts)} at {', '.join(prices)}"
 
     def _tell(self, text: str) -> None:
-        tell(self._trainer, f"{self._prefix}: {text}")
+        if self._is_shown:
+            MESSAGES.info(f"{self._prefix}: {text}")

@@ -62,9 +62,10 @@ class SearchRun:
         num_scores = len(self.selection.objectives)
         started = self.strategy.start(self.supernet.space, self.seed, num_scores=num_scores, first=first)
         progress = SearchProgress(started, self.selection)
-        messages = SearchMessages(self.trainer, self.selection, self.name)
-        file = None if path is None else SearchFile(path, self.trainer, identity)
-        if file is not None:
+        messages = SearchMessages(self.selection, self.name, is_shown=self.trainer.is_global_zero)
+        file: SearchFile | None = None
+        if path is not None:
+            file = SearchFile(path, identity, is_writer=self.trainer.is_global_zero, broadcast=broadcast)
             file.load(progress)
 
         def measure(architecture: Architecture, entry: NetworkCost) -> float:
