@@ -1,3 +1,6 @@
+from .chosen_bits import BitWidths as BitWidths
+from .chosen_bits import find_bits as find_bits
+from .chosen_bits import release_bits as release_bits
 from .description import describe_search as describe_search
 from .measure import LoggedMetric as LoggedMetric
 from .measure import Measure as Measure
@@ -17,6 +20,8 @@ from .space.elastic_embedding import ElasticEmbedding as ElasticEmbedding
 from .space.elastic_expansion import ElasticExpansion as ElasticExpansion
 from .space.elastic_heads import ElasticHeads as ElasticHeads
 from .space.elastic_kernel import ElasticKernel as ElasticKernel
+from .space.elastic_resolution import ElasticResolution as ElasticResolution
 from .space.elastic_width import ElasticWidth as ElasticWidth
 from .space.input_choice import InputChoice as InputChoice
+from .space.layer_bits import LayerBits as LayerBits
 from .space.operation_choice import OperationChoice as OperationChoice

@@ -77,6 +77,7 @@ VALUES = {
         "callbacks.nas_supernet.space.entry.targets.include=[net.top]",
         "callbacks.nas_supernet.space.entry.sources=[net.stem,net.mix]",
     ],
+    "elastic_resolution": ["callbacks.nas_supernet.space.entry.sizes=[4,8]"],
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "onnx_file": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.onnx"],
