@@ -155,6 +155,7 @@ class NASSupernet(TechniqueCallback):
         refuse_compiled(pl_module)
         if stage == "fit":
             prepare_strategy(trainer)
+            self._training.prepare(trainer)
             check_slices(trainer, self.space)
             self._has_trained = False
             if self.search_at == "fit_end":
@@ -250,7 +251,7 @@ class NASSupernet(TechniqueCallback):
             inputs = network_inputs(pl_module, network, self.example)
             site = Site(root=pl_module, network=name, args=inputs.args, kwargs=inputs.kwargs, seed=self.seed)
             self._supernet = build_supernet(site, self.space, self.name or "")
-            self._training.count(self._supernet.decisions)
+            self._training.renew(self._supernet.decisions)
         return self._supernet
 
     def search(
@@ -365,6 +366,7 @@ class NASSupernet(TechniqueCallback):
             selection=self.selection,
             seed=self.seed,
             name=self.name,
+            first=self._training.picks(self.supernet),
         )
 
     @override

@@ -7,10 +7,17 @@ from .measure import Measure as Measure
 from .measure import NetworkCost as NetworkCost
 from .result import Evaluation as Evaluation
 from .result import SearchResult as SearchResult
+from .sampler.architecture_parameters import ArchitectureSteps as ArchitectureSteps
 from .sampler.base import Sampler as Sampler
 from .sampler.base import SamplerState as SamplerState
+from .sampler.darts import DARTS as DARTS
+from .sampler.expected_cost import ExpectedCost as ExpectedCost
 from .sampler.fair_nas import FairNAS as FairNAS
+from .sampler.gdas import GDAS as GDAS
+from .sampler.learned import LearnedSampler as LearnedSampler
+from .sampler.pc_darts import PCDARTS as PCDARTS
 from .sampler.progressive_shrinking import ProgressiveShrinking as ProgressiveShrinking
+from .sampler.proxyless_nas import ProxylessNAS as ProxylessNAS
 from .sampler.sandwich import Sandwich as Sandwich
 from .sampler.uniform_sampling import UniformSampling as UniformSampling
 from .selection import Selection as Selection

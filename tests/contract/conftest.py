@@ -25,9 +25,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import lightning_optim.conf
+from lightning_optim import NASSupernet
 from lightning_optim.cli.build import build
 from lightning_optim.cost import MACs, Prices, Subject
 from lightning_optim.graph import capture_network, couple
+from lightning_optim.nas import LearnedSampler
 from lightning_optim.pruning import Sensitivity, SensitivityCurve, targeted_groups
 from support import write_linear_onnx
 
@@ -56,9 +58,11 @@ _TWO_TEACHERS = (
     f"{{one: {{_target_: lightning_optim.distillation.ModuleTeacher, module: {_LINEAR_TEACHER}}},"
     "other: {_target_: lightning_optim.distillation.EMA, decay: 0.5}}"
 )
-_WIDTH = "+lightning_optim/nas/space@callbacks.nas_supernet.space.entry=elastic_width"
+_ENTRY = "+lightning_optim/nas/space@callbacks.nas_supernet.space.entry"
 # Samplers that train several paths in one step.
 SEVERAL_PATHS = ("fair_nas", "sandwich")
+# Samplers with architecture parameters: they choose among operations, and hold half of the samples out.
+LEARNED = ("darts", "gdas", "pc_darts", "proxyless_nas")
 # What a callback or a leaf cannot do without, or what makes it small.
 VALUES = {
     "pruning_scheduler": ["callbacks.pruning_scheduler.window.every=0.25"],
@@ -304,7 +308,7 @@ class Case:
     def runs_steps_twice(self):
         """Whether the training step runs more than once for one batch, which manual optimization rules out."""
         mixes = self.callback == "batch_mixer" and self.leaf != "label_smoothing"
-        return mixes or self.leaf in ("peer", *SEVERAL_PATHS)
+        return mixes or self.leaf in ("peer", *SEVERAL_PATHS, *LEARNED)
 
     @property
     def place(self):
@@ -386,8 +390,9 @@ def _case(callback: str, group: str, package: str, option: str, default: str | N
         sign = "+" if group in LISTS else ""
         overrides.append(f"{sign}{group}@callbacks.{package}={option}")
     if callback == "nas_supernet" and group not in LISTS:
-        overrides.append(_WIDTH)
-        chosen.add("elastic_width")
+        entry = "operation_choice" if option in LEARNED else "elastic_width"
+        overrides.append(f"{_ENTRY}={entry}")
+        chosen.add(entry)
     if (callback, option) == ("nas_supernet", "latency"):
         overrides.append("callbacks.nas_supernet.search_at=call")  # no two measurements, and so no two picks, are alike
     if callback == "distillation_teacher" and not group.endswith("teacher"):
@@ -514,6 +519,11 @@ def loader(batches=BATCHES):
     return DataLoader(torch.arange(batches), batch_size=1, collate_fn=with_labels)
 
 
+def holds_out_half(callback):
+    """Whether a callback takes half of the training samples for itself."""
+    return isinstance(callback, NASSupernet) and isinstance(callback.sampler, LearnedSampler)
+
+
 def with_labels(numbers):
     return torch.tensor(numbers), torch.arange(6) % 3
 
@@ -548,7 +558,8 @@ class Kit:
     @staticmethod
     def fit(module, *callbacks, ckpt_path=None, **settings):
         trainer = make_trainer(*callbacks, **settings)
-        trainer.fit(module, loader(), loader(2), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        batches = BATCHES * (2 if any(holds_out_half(each) for each in callbacks) else 1)
+        trainer.fit(module, loader(batches), loader(2), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         return trainer
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -36,6 +36,7 @@ class SearchRun:
         selection: What is measured, and how many are evaluated.
         seed: Of the strategy.
         name: Of the callback.
+        first: Architectures to evaluate before any others.
     """
 
     trainer: Trainer
@@ -44,6 +45,7 @@ class SearchRun:
     selection: Selection
     seed: int
     name: str | None
+    first: Sequence[Architecture] = ()
 
     def run(self, evaluator: SubnetEvaluator, path: str | Path | None, identity: Mapping[str, Any]) -> SearchResult:
         """Search, or go on with the search whose progress is in a file.
@@ -58,7 +60,8 @@ class SearchRun:
             ValueError: If nothing within the bounds was found.
         """
         broadcast = self.trainer.strategy.broadcast
-        first = [self.supernet.default, *broadcast(cheapest_architectures(self.supernet, self.selection))]
+        cheapest = broadcast(cheapest_architectures(self.supernet, self.selection))
+        first = [*self.first, self.supernet.default, *cheapest]
         num_scores = len(self.selection.objectives)
         started = self.strategy.start(self.supernet.space, self.seed, num_scores=num_scores, first=first)
         progress = SearchProgress(started, self.selection)

@@ -8,12 +8,15 @@ from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_optim.callbacks.nas.architecture_step import ArchitectureStep
 from lightning_optim.callbacks.nas.paths_step import PathsStep
 from lightning_optim.callbacks.trainer.clock import FitProgress, clock_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
+from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.forward.mixture import mix
 from lightning_optim.nas.sampler.base import Sampler, SamplerState
+from lightning_optim.nas.sampler.learned import LearnedSampler, LearnedState
 from lightning_optim.nas.sampler.path import Path
 from lightning_optim.nas.supernet import Supernet
 from lightning_optim.search.decision import Decision
@@ -38,20 +41,45 @@ class SupernetTraining:
         self._state: SamplerState | None = None
         self._step: PathsStep | None = None
         self._counts: dict[str, list[int]] = {}
+        self._learned = ArchitectureStep(sampler, seed, self._run) if isinstance(sampler, LearnedSampler) else None
 
     @property
     def has_trained(self) -> bool:
         """Whether any batch was trained on, in this fit or one that it continues."""
         return any(map(sum, self._counts.values()))
 
-    def count(self, decisions: Sequence[Decision]) -> None:
-        """Count from now on how often the options of these decisions are trained; what was loaded goes on."""
+    def renew(self, decisions: Sequence[Decision]) -> None:
+        """Let another supernet be trained from now on; what was loaded goes on.
+
+        Args:
+            decisions: What it decides.
+        """
+        self._supernet = self._state = None
+        if self._learned is not None:
+            self._learned.forget()
         fresh = {decision.name: [0] * len(decision.options) for decision in decisions}
         self._counts = {name: self._counts.get(name, counts) for name, counts in fresh.items()}
 
     def counts(self, decisions: Sequence[Decision]) -> dict[str, dict[str, int]]:
         """How many passes each option was trained with, by its text."""
         return {entry.name: dict(zip(entry.options, self._counts[entry.name], strict=True)) for entry in decisions}
+
+    def picks(self, supernet: Supernet) -> list[Architecture]:
+        """What was learned so far: the architecture that the parameters stand for; none where nothing is learned."""
+        if self._learned is None:
+            return []
+        self.start(supernet)
+        assert isinstance(self._state, LearnedState), "its sampler learns"
+        return [self._state.parameters.pick()]
+
+    def prepare(self, trainer: Trainer) -> None:
+        """Have training samples held out where something is learned, in ``setup``.
+
+        Raises:
+            ValueError: If the sampler cannot be used under this strategy.
+        """
+        if self._learned is not None:
+            self._learned.prepare(trainer)
 
     def start(self, supernet: Supernet) -> None:
         """Begin with a supernet, in ``on_fit_start``; one that was begun with goes on.
@@ -61,6 +89,8 @@ class SupernetTraining:
         """
         if self._supernet is not supernet:
             self._supernet, self._state = supernet, self.sampler.start(supernet, self._seed)
+        if self._learned is not None and isinstance(self._state, LearnedState):
+            self._learned.start(self._state)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what the sampler needs of a fit, and wrap its step, in ``on_train_start``.
@@ -71,8 +101,9 @@ class SupernetTraining:
         supernet, state = self._started
         if self.sampler.needs_progress:
             self._progress.check(trainer)
-        paths = state.paths(0, 0.0)
-        if len(paths) > 1:
+        if self._learned is not None:
+            self._learned.begin(trainer, pl_module)
+        elif len(state.paths(0, 0.0)) > 1:
             _check_several(trainer, pl_module, self.sampler)
             network = submodule(pl_module, supernet.site.network)
             self._step = PathsStep(self._run, state.temperature)
@@ -85,9 +116,15 @@ class SupernetTraining:
             RankMismatchError: If ranks would train other paths.
         """
         _, state = self._started
-        paths = state.paths(clock_of(trainer).step, self._progress.read(trainer) or 0.0)
+        step, progress = clock_of(trainer).step, self._progress.read(trainer) or 0.0
+        if self._learned is not None and self._progress.enters_step(trainer):
+            self._learned.take(trainer, trainer.lightning_module, step, progress)
+        paths = state.paths(step, progress)
         if self._guard:
             check_ranks_agree(trainer, [path.architecture for path in paths], "the paths of this step")
+            if isinstance(state, LearnedState):
+                values = [value.tolist() for value in state.parameters.values.values()]
+                check_ranks_agree(trainer, values, "the architecture parameters of this step")
         if self._step is not None:
             self._step.paths = paths
         self._run(paths[0])
@@ -97,6 +134,8 @@ class SupernetTraining:
 
     def release(self) -> None:
         """Take every patch and hook off; a second call does nothing."""
+        if self._learned is not None:
+            self._learned.release()
         step, self._step = self._step, None
         if step is not None:
             step.detach()
@@ -104,7 +143,8 @@ class SupernetTraining:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the paths of the next steps depend on beside the trainer's counters."""
         counts = {name: list(counts) for name, counts in self._counts.items()}
-        return {"counts": counts, "progress": self._progress.state_dict()}
+        learned = {} if self._learned is None else self._learned.state_dict()
+        return {"counts": counts, "progress": self._progress.state_dict(), "learned": learned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``.
@@ -118,6 +158,8 @@ class SupernetTraining:
             raise ValueError(f"the checkpoint's supernet decides {saved}, this one {here}: give it the same space")
         self._counts = {name: [int(count) for count in counts] for name, counts in state["counts"].items()}
         self._progress.load_state_dict(state["progress"])
+        if self._learned is not None:
+            self._learned.load_state_dict(state["learned"])
 
     @property
     def _started(self) -> tuple[Supernet, SamplerState]:

@@ -40,6 +40,11 @@ def transfer_batch(pl_module: LightningModule, batch: Any) -> Any:
     return pl_module._apply_batch_transfer_handler(pl_module._on_before_batch_transfer(batch))
 
 
+def train_source(trainer: Trainer) -> object:
+    """Return what gives a fit its training data, by a method ``dataloader``; valid from ``setup`` on."""
+    return trainer.fit_loop._data_source
+
+
 def is_validation_due(trainer: Trainer) -> bool:
     """Whether the fit's own rule asks for a validation after the batch that came last."""
     fetcher = trainer.fit_loop._data_fetcher
