@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -16,11 +17,12 @@ from lightning_optim.checked import checked
 from lightning_optim.errors import TargetError, reason_of
 from lightning_optim.nas.forward.choice import RESERVED, Dispatch, output_layout
 from lightning_optim.nas.space.base import SearchDimension, Site
+from lightning_optim.nas.space.open_keywords import open_keywords
 from lightning_optim.search.decision import Decision
 from lightning_optim.surgery.select import Targets
 from lightning_optim.surgery.tap import ModuleCall
 
-Candidate = nn.Module | Callable[[], nn.Module]
+Candidate = nn.Module | Callable[..., nn.Module]
 
 
 @final
@@ -34,11 +36,16 @@ class OperationChoice(SearchDimension):
 
     Args:
         targets: The operations to choose; each match is a decision of its own.
-        candidates: Other operations by name: a factory, called once per target, or a module, copied for
-            each. They must take the target's input and return what it returns, shape by shape.
+        candidates: Other operations by name: a factory, called once per target, or a module, copied for each. They
+            must take the target's input and return what it returns, shape by shape. A factory of layers on maps that
+            leaves its ``in_channels``, ``out_channels`` or ``stride`` open is told them: ``partial(nn.Conv2d,
+            kernel_size=1)`` fits targets of any size.
+        alike: Regular expression that is sought in the names of targets; those with the same text in its groups are one
+            decision, such as an edge that all cells of a kind have in common (Zoph et al., 2018; arXiv:1707.07012,
+            section 3). ``None``, and where it is not found, makes each target a decision.
 
     Raises:
-        ValueError: If there is no candidate, or a name is no identifier.
+        ValueError: If there is no candidate, a name is no identifier, or ``alike`` is no regular expression.
 
     Example:
         >>> OperationChoice(targets=Targets(include=("net.mix",)), candidates={"skip": nn.Identity}).candidates
@@ -49,11 +56,16 @@ class OperationChoice(SearchDimension):
 
     targets: Targets
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
+    alike: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", dict(self.candidates))
         if not self.candidates:
             raise ValueError("an operation choice needs at least one candidate beside the own operation, got none")
+        try:
+            re.compile(self.alike or "")
+        except re.error as error:
+            raise ValueError(f"alike must be a regular expression, got {self.alike!r}: {error}") from error
         for name in self.candidates:
             if not name.isidentifier() or name in ("own", *dir(nn.Module)):
                 raise ValueError(f"a candidate's name must be a free identifier other than 'own', got {name!r}")
@@ -64,10 +76,25 @@ class OperationChoice(SearchDimension):
         _refuse_overlap(chosen)
         calls = site.calls(list(chosen))
         added = {name: self._build(name, calls[name], site.seed) for name in chosen}
+        leaders = self._leaders(list(chosen))
         for name, module in chosen.items():
-            Dispatch(module, f"{name}:operation", added[name]).attach()
+            Dispatch(module, f"{leaders[name]}:operation", added[name]).attach()
         options = ("own", *self.candidates)
-        return [Decision(name=f"{name}:operation", options=options, default=0) for name in chosen]
+        names = dict.fromkeys(leaders.values())
+        return [Decision(name=f"{name}:operation", options=options, default=0) for name in names]
+
+    def _leaders(self, names: list[str]) -> dict[str, str]:
+        """For each target the one after which its decision is named."""
+        if self.alike is None:
+            return {name: name for name in names}
+        found = {name: re.search(self.alike, name) for name in names}
+        if not any(found.values()):
+            raise TargetError(
+                f"alike={self.alike!r} is found in none of the targets {names[:5]}; mend it, or leave it out"
+            )
+        leaders: dict[tuple[Any, ...], str] = {}
+        return {name: leaders.setdefault((name,) if match is None else match.groups(), name)
+                for name, match in found.items()}  # fmt: skip
 
     def _build(self, name: str, call: ModuleCall, seed: int) -> dict[str, nn.Module]:
         like = next((leaf for leaf in call.args if isinstance(leaf, torch.Tensor)), torch.empty(0))
@@ -75,13 +102,17 @@ class OperationChoice(SearchDimension):
         with torch.random.fork_rng(devices=[]):  # the user's own random numbers go on as if nothing had been built
             torch.manual_seed(random.Random(f"{seed}/{name}").getrandbits(62))
             for key, candidate in self.candidates.items():
-                module = copy.deepcopy(candidate) if isinstance(candidate, nn.Module) else candidate()
+                module = copy.deepcopy(candidate) if isinstance(candidate, nn.Module) else _made(candidate, call)
                 if not isinstance(module, nn.Module):
                     raise TypeError(f"candidate {key!r} must be a module or build one, got {type(module).__name__}")
                 built[key] = module.to(like.device)
         for key, module in built.items():
             _check_candidate(name, key, module, call)
         return built
+
+
+def _made(factory: Callable[..., nn.Module], call: ModuleCall) -> nn.Module:
+    return factory(**open_keywords(factory, call))
 
 
 def _refuse_overlap(chosen: Mapping[str, nn.Module]) -> None:
