@@ -130,7 +130,7 @@ class Supernet:
         vars(model).pop(_SPACES, None)
         replaced = {owner: module for owner, module in plain if module is not owner}
         put_in_place(model, replaced)
-        for wire in wires:
+        for wire in reversed(wires):  # hooks run in their order, forwards the last that was set first
             wire.install(model, replaced)
         return model
 

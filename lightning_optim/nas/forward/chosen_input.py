@@ -12,36 +12,40 @@ from typing_extensions import override
 
 from lightning_optim.errors import TargetError
 from lightning_optim.nas.forward.choice import RESERVED, Candidates
-from lightning_optim.nas.forward.switchable import GatingForward, SwitchableForward, switchable_forwards
+from lightning_optim.nas.forward.mixture import MixedForward, Mixture, run_mixture
+from lightning_optim.nas.forward.skipped import SkippedForward
+from lightning_optim.nas.forward.switchable import GatingForward, switchable_forwards
 from lightning_optim.nas.forward.wire import OWN, InputAdapters, Wire
+from lightning_optim.surgery.pass_through import PassThrough
 from lightning_optim.surgery.select import submodule
 
 
 @final
-class ChosenInput(SwitchableForward):
+class ChosenInput(MixedForward):
     """Chosen input: replaces one argument of the owner's forward.
 
     Args:
         owner: The module whose input is chosen.
         wire: Brings the outputs of the sources; its adapters go below the one reserved prefix.
         scope: Name, in the whole model, of the module in each call of which owner and sources run.
-        decisions: Names of the decisions: of one whose options are the inputs, or one for each input, to take it or
-            not.
+        decision: Name of the decision.
+        takes: By option, the indices of the inputs that are added up.
     """
 
-    def __init__(self, owner: nn.Module, wire: Wire, scope: str, decisions: Sequence[str]) -> None:
+    def __init__(
+        self, owner: nn.Module, wire: Wire, scope: str, decision: str, takes: Sequence[tuple[int, ...]]
+    ) -> None:
         super().__init__(owner)
-        self.wire, self.scope, self._decisions = wire, scope, tuple(decisions)
-        self._options = dict.fromkeys(decisions, 0)
-        if len(decisions) > 1:
-            self._options[decisions[OWN]] = 1
+        self.wire, self.scope, self.decision, self._takes = wire, scope, decision, tuple(takes)
+        self._option = self._takes.index((OWN,))
+        self._mixture: Mixture | None = None
         self._handles: list[RemovableHandle] = []
         wire.adapters.train(owner.training)
 
     @property
     @override
     def follows(self) -> Set[str]:
-        return set(self._decisions)
+        return {self.decision}
 
     @property
     @override
@@ -55,23 +59,35 @@ class ChosenInput(SwitchableForward):
 
     @override
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = self.wire.rewire(self.owner, args, kwargs)
+        if self._mixture is None:
+            args, kwargs = self.wire.rewire(self.owner, args, kwargs)
+            return self.__wrapped__(*args, **kwargs)
+        mixed = run_mixture(
+            self._mixture,
+            lambda option, own: self.wire.combine(self._takes[option], own),
+            self.wire.argument.read(args, kwargs),
+        )
+        self.wire.finish()
+        args, kwargs = self.wire.argument.replaced(args, kwargs, mixed)
         return self.__wrapped__(*args, **kwargs)
 
     @override
     def activate(self, architecture: Mapping[str, int]) -> None:
-        self._options = {name: architecture.get(name, option) for name, option in self._options.items()}
-        chosen = tuple(self._options.values())
-        several = tuple(index for index, is_taken in enumerate(chosen) if is_taken)
-        self.wire.takes = chosen if len(chosen) == 1 else several
+        self._option, self._mixture = architecture.get(self.decision, self._option), None
+        self.wire.takes = self._takes[self._option]
+
+    @override
+    def mix(self, mixture: Mixture) -> None:
+        self._mixture = mixture
+        self.wire.takes = tuple({index: None for option in mixture.weights for index in self._takes[option]})
 
     @override
     def forget(self, decisions: Set[str]) -> None:
-        assert not self.follows & decisions, "its decisions are of one entry, and it is detached with them"
+        assert self.decision not in decisions, "it has one decision and is detached with it"
 
     @override
     def superpose(self) -> None:
-        self.wire.takes = tuple(range(len(self.wire.sources) + 1))
+        self._mixture, self.wire.takes = None, tuple(range(len(self.wire.sources) + 1))
 
     def connect(self, root: nn.Module) -> None:
         """Take the place of the owner's forward, and follow the sources.
@@ -83,7 +99,8 @@ class ChosenInput(SwitchableForward):
         children = vars(self.owner)["_modules"]
         if RESERVED not in children:
             self.owner.add_module(RESERVED, Candidates({}).train(self.owner.training))
-        children[RESERVED].add_module(self.key, self.wire.adapters)
+        adapters = vars(children[RESERVED])["_modules"].setdefault(self.key, InputAdapters({}))
+        adapters.update(self.wire.adapters)
         sources = [submodule(root, source) for source in self.wire.sources]
         self._handles = self.wire.attach(submodule(root, self.scope), sources)
 
@@ -140,14 +157,15 @@ class PlainWire:
             replaced: What has taken the place of which module.
         """
         target, scope, *sources = (replaced.get(module, module) for module in (self.target, self.scope, *self.sources))
-        if target not in set(root.modules()) or self.wire.takes == (OWN,):
+        # A skipped block hands on what it is given itself.
+        if target not in set(root.modules()) or isinstance(target, PassThrough) or self.wire.takes == (OWN,):
             return
         assert target is not None, "what is left out is not among the modules"
         assert scope is not None, "it holds the target"
         self.wire.attach(scope, [source for source in sources if source is not None])
         target.register_forward_pre_hook(self.wire.rewire, with_kwargs=True)
         if any(not isinstance(adapter, nn.Identity) for adapter in self.wire.adapters.children()):
-            target.add_module(self.key, self.wire.adapters)
+            vars(target)["_modules"].setdefault(self.key, InputAdapters({})).update(self.wire.adapters)
 
 
 def chosen_inputs(root: nn.Module) -> list[ChosenInput]:
@@ -158,17 +176,23 @@ def chosen_inputs(root: nn.Module) -> list[ChosenInput]:
 def check_sources_run(root: nn.Module) -> None:
     """Refuse a source that another choice may leave out, where its target runs all the same.
 
+    A block that may be skipped, and feeds another module by what it hands on, keeps its place in the extracted network.
+
     Raises:
         TargetError: Naming both.
     """
-    gates = [(gating.owner, modules) for gating in switchable_forwards(root) if isinstance(gating, GatingForward)
+    gates = [(gating, modules) for gating in switchable_forwards(root) if isinstance(gating, GatingForward)
              for modules, _ in gating.gates()]  # fmt: skip
     for forward in chosen_inputs(root):
         for name in forward.wire.sources:
             source = submodule(root, name)
-            for owner, modules in gates:
-                if source in modules and source is not owner and forward.owner not in modules:
+            for gating, modules in gates:
+                if source not in modules or forward.owner in modules:
+                    continue
+                if source is not gating.owner:
                     raise TargetError(
                         f"{name!r} feeds {forward.wire.target!r}, but lies inside a choice that may leave it out; name "
                         "the module that is chosen as the source, or take it out of that choice"
                     )
+                if isinstance(gating, SkippedForward):
+                    gating.is_removable = False

@@ -26,7 +26,7 @@ class SwitchableForward(ABC):
 
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
-        self._inner: Callable[..., Any] | None = vars(owner).get("forward")
+        self._inner: Callable[..., Any] | None = None
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -68,6 +68,7 @@ class SwitchableForward(ABC):
 
     def attach(self) -> None:
         """Take the place of the owner's forward."""
+        self._inner = vars(self.owner).get("forward")
         vars(self.owner).setdefault(_FORWARDS, []).append(self)
         vars(self.owner)["forward"] = self
 

@@ -31,6 +31,11 @@ class InputAdapters(nn.Module):
         for source, adapter in adapters.items():
             self.add_module(source.replace(".", "/"), adapter)
 
+    def update(self, others: InputAdapters) -> None:
+        """Take in the adapters of further sources."""
+        for source, adapter in others.named_children():
+            self.add_module(source, adapter)
+
     def of(self, source: str) -> nn.Module:
         """The adapter of a source."""
         return self.get_submodule(source.replace(".", "/"))
@@ -125,9 +130,18 @@ class Wire:
         if self.takes == (OWN,):
             return args, kwargs
         own = self.argument.read(args, kwargs)
-        inputs = [own if index == OWN else self._taken(index) for index in self.takes]
+        chosen = self.combine(self.takes, own)
+        self.finish()
+        return self.argument.replaced(args, kwargs, chosen)
+
+    def combine(self, takes: Sequence[int], own: Tensor) -> Tensor:
+        """The sum of some inputs, or zeros."""
+        inputs = [own if index == OWN else self._taken(index) for index in takes]
+        return reduce(add, inputs) if inputs else torch.zeros_like(own)
+
+    def finish(self) -> None:
+        """The target has what it needs."""
         self._again.clear()
-        return self.argument.replaced(args, kwargs, reduce(add, inputs) if inputs else torch.zeros_like(own))
 
     @property
     def _recorded(self) -> dict[int, Tensor]:

@@ -76,16 +76,21 @@ class InputChoice(SearchDimension):
         for target, source in [(target, source) for target in chosen for source in self.sources]:
             _refuse_cycle(target, source, chosen[target], submodule(site.root, source))
         order = CallOrder(site, list(chosen), self.sources)
-        plans = {name: self._plan(name, module, order, site) for name, module in chosen.items()}
-        taken = {(forward.owner, forward.key): forward for forward in chosen_inputs(site.root)}
-        for name, (forward, _) in plans.items():
+        planned = [self._plan(name, module, order, site) for name, module in chosen.items()]
+        forwards = [forward for each, _ in planned for forward in each]
+        taken = {(forward.owner, forward.key) for forward in chosen_inputs(site.root)}
+        for forward in forwards:
             if (forward.owner, forward.key) in taken:
-                raise TargetError(f"{name!r} has a choice of this input already; give it to one entry of the space")
-        for forward, _ in plans.values():
+                raise TargetError(
+                    f"{forward.wire.target!r} has a choice of this input already; give it to one entry of the space"
+                )
+        for forward in forwards:
             forward.connect(site.root)
-        return [decision for _, decisions in plans.values() for decision in decisions]
+        return [decision for _, decisions in planned for decision in decisions]
 
-    def _plan(self, name: str, module: nn.Module, order: CallOrder, site: Site) -> tuple[ChosenInput, list[Decision]]:
+    def _plan(
+        self, name: str, module: nn.Module, order: CallOrder, site: Site
+    ) -> tuple[list[ChosenInput], list[Decision]]:
         if name not in order.arrivals:
             raise TargetError(f"the example does not reach {name!r}; take it out of targets, or give another example")
         if name in order.changes_input:
@@ -102,19 +107,22 @@ class InputChoice(SearchDimension):
             given = _output(name, source, arrival, order.outputs)
             adapters[source], text = _adapter(name, source, module, given, needed, site.seed)
             texts.append(f"{source} ({text})" if text else source)
-        wire = Wire(name, self.sources, argument, InputAdapters(adapters), (OWN,))
-        decisions = self._decisions(name if self.argument is None else f"{name}:{self.argument}", texts)
         scope = arrival.scope_of(self.sources)
-        return ChosenInput(module, wire, scope, [decision.name for decision in decisions]), decisions
+        title = name if self.argument is None else f"{name}:{self.argument}"
 
-    def _decisions(self, name: str, texts: list[str]) -> list[Decision]:
+        def chosen(decision: Decision, sources: Sequence[str], takes: Sequence[tuple[int, ...]]) -> ChosenInput:
+            held = InputAdapters({source: adapters[source] for source in sources})
+            return ChosenInput(module, Wire(name, sources, argument, held, (OWN,)), scope, decision.name, takes)
+
         if self.combine == "one":
-            return [Decision(name=f"{name}:input", options=("own", *texts), default=0)]
-        with_texts = zip(("own", *self.sources), ("own", *texts), strict=True)
-        return [
-            Decision(name=f"{name}:input:{key}", options=("without", f"with {text}"), default=int(index == OWN))
-            for index, (key, text) in enumerate(with_texts)
-        ]
+            decision = Decision(name=f"{title}:input", options=("own", *texts), default=OWN)
+            return [chosen(decision, self.sources, [(index,) for index in range(len(texts) + 1)])], [decision]
+        own = Decision(name=f"{title}:input:own", options=("without", "with own"), default=1)
+        edges = {source: Decision(name=f"{title}:input:{source}", options=("without", f"with {text}"), default=0)
+                 for source, text in zip(self.sources, texts, strict=True)}  # fmt: skip
+        # The last that is set runs first: the own input is left out before anything is added to it.
+        forwards = [chosen(decision, [source], [(OWN,), (OWN, 1)]) for source, decision in reversed(edges.items())]
+        return [*forwards, chosen(own, [], [(), (OWN,)])], [own, *edges.values()]
 
 
 def _refuse_cycle(target: str, source: str, module: nn.Module, given: nn.Module) -> None:

@@ -18,7 +18,8 @@ from lightning_optim import Targets
 from lightning_optim.cost import MACs, count_macs
 from lightning_optim.errors import TargetError
 from lightning_optim.export import export_onnx, load_session
-from lightning_optim.nas import ElasticWidth, InputChoice, OperationChoice
+from lightning_optim.nas import ElasticDepth, ElasticWidth, InputChoice, OperationChoice
+from lightning_optim.nas.forward.mixture import Mixture, mix
 from lightning_optim.nas.forward.switchable import switchable_forwards
 from lightning_optim.nas.space.base import Site
 from lightning_optim.nas.supernet import build_supernet
@@ -339,7 +340,9 @@ def test_it_composes_with_operations_of_target_and_source_and_with_widths(is_fir
     supernet = convert(net, **(inputs | others if is_first else others | inputs))
     assert {decision.name for decision in supernet.decisions} >= {"mix:operation", "mix:input", "stem:width"}
     assert not any(decision.conditions for decision in supernet.decisions if decision.name.endswith(":input"))
-    for architecture, mode in itertools.product(every_architecture(supernet), (False, True)):
+    for architecture, mode in itertools.islice(
+        itertools.product(every_architecture(supernet), (False, True)), int(is_first), None, 5
+    ):
         supernet.activate(architecture)
         subnet = supernet.extract(architecture).train(mode)
         assert torch.equal(net.train(mode)(x), subnet(x)), architecture
@@ -349,6 +352,70 @@ def test_it_composes_with_operations_of_target_and_source_and_with_widths(is_fir
         "mix.bias",
         "mix._input_input.stem.1.weight",
     }
+
+
+class Stack(nn.Module):
+    """Blocks in a sequence, and a layer behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.blocks(x))
+
+
+@pytest.mark.parametrize(
+    ("entry", "num_architectures"),
+    [
+        (choice("head", "blocks.0", "blocks.2"), 3 * 3),  # a skipped block feeds on what it is given
+        (choice("blocks.2", "blocks.0"), 1 + 1 + 2),  # and is not rewired
+        (choice("blocks.2", "blocks.0", combine="sum"), 1 + 1 + 4),
+        (choice("blocks.2.0", "blocks.0.0", "blocks.1"), 1 + 1 + 3),
+    ],
+)
+def test_it_composes_with_depth(entry, num_architectures):
+    torch.manual_seed(0)
+    net, x = Stack(), torch.randn(3, 4)
+    space = {"input": entry, "depth": ElasticDepth(targets=Targets(include=("blocks",)), depths=(1, 2))}
+    supernet = build_supernet(Site(root=net, network="", args=(x,)), space)
+    assert supernet.space.num_candidates == num_architectures
+    for architecture in every_architecture(supernet):
+        supernet.activate(architecture)
+        subnet = supernet.extract(architecture)
+        assert torch.equal(net(x), subnet(x)), architecture
+
+
+def test_a_source_inside_a_block_that_may_be_skipped_is_refused():
+    space = {"input": choice("head", "blocks.2.0"), "depth": ElasticDepth(targets=Targets(include=("blocks",)))}
+    with pytest.raises(TargetError, match=r"'blocks\.2\.0' feeds 'head', but lies inside a choice"):
+        build_supernet(Site(root=Stack(), network="", args=(torch.randn(2, 4),)), space)
+
+
+def test_a_mixture_is_the_weighted_sum_of_the_inputs_and_its_weights_have_gradients():
+    torch.manual_seed(0)
+    net, x = Stack(), torch.randn(3, 4)
+    space = {"one": choice("head", "blocks.0", "blocks.1"), "sum": choice("blocks.1", "blocks.0", combine="sum")}
+    supernet = build_supernet(Site(root=net, network="", args=(x,)), space)
+    weights = torch.tensor([0.2, 0.3, 0.5, 0.1, 0.9, 0.4, 0.6], requires_grad=True)
+    supernet.activate(supernet.default)
+    mixtures = {
+        "head:input": Mixture(weights={0: weights[0], 1: weights[1], 2: weights[2]}),
+        "blocks.1:input:own": Mixture(weights={0: weights[3], 1: weights[4]}),
+        "blocks.1:input:blocks.0": Mixture(weights={0: weights[5], 1: weights[6]}),
+    }
+    mix(net, mixtures)
+    first = torch.tanh(F.linear(x, net.blocks[0][0].weight, net.blocks[0][0].bias))
+    second = torch.tanh(F.linear(0.9 * first + 0.6 * first, net.blocks[1][0].weight, net.blocks[1][0].bias))
+    third = torch.tanh(F.linear(second, net.blocks[2][0].weight, net.blocks[2][0].bias))
+    needed = F.linear(0.2 * third + 0.3 * first + 0.5 * second, net.head.weight, net.head.bias)
+    found = net(x)
+    torch.testing.assert_close(found, needed)
+    found.sum().backward()
+    assert weights.grad[[0, 1, 2, 4, 6]].count_nonzero() == 5
+    supernet.activate(supernet.default)
+    assert torch.equal(net(x), supernet.extract(supernet.default)(x))
 
 
 class Odd(nn.Module):
