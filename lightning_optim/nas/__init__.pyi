@@ -32,3 +32,4 @@ from .space.elastic_width import ElasticWidth as ElasticWidth
 from .space.input_choice import InputChoice as InputChoice
 from .space.layer_bits import LayerBits as LayerBits
 from .space.operation_choice import OperationChoice as OperationChoice
+from .space_description import SpaceDescription as SpaceDescription

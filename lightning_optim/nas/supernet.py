@@ -21,6 +21,7 @@ from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
 from lightning_optim.nas.forward.switchable import activate, put_in_place, strip, switchable_forwards
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.nas.space.conditions import with_conditions
+from lightning_optim.nas.space_description import SpaceDescription
 from lightning_optim.search.decision import Decision
 from lightning_optim.search.space import SearchSpace
 from lightning_optim.surgery.copies import copy_model, eval_copy
@@ -103,7 +104,36 @@ class Supernet:
         for decision in self.decisions:
             costs = [self.measure({**found, decision.name: option}, cost) for option in range(len(decision.options))]
             found[decision.name] = costs.index(choose(costs))
-        return found
+        return self.space.canonical(found)
+
+    def describe(self, cost: Cost | None = None) -> SpaceDescription:
+        """Say what can vary, how many architectures there are, and the range of their costs.
+
+        Args:
+            cost: As ``measure`` takes it; ``None`` counts MACs. A cost that is measured takes its time for each option.
+
+        Example:
+            >>> from lightning_optim.nas import ElasticWidth
+            >>> from lightning_optim import Targets
+            >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> widths = ElasticWidth(targets=Targets(include=["0"]), fractions=(0.5, 1.0))
+            >>> supernet = build_supernet(Site(root=net, network="", args=(torch.ones(1, 4),)), {"widths": widths})
+            >>> print(supernet.describe())
+            1 decision, 2 architectures
+            MACs from 24 to 48, deciding one thing at a time; the own network has 48
+              0:width  4 | [8]
+        """
+        cost = MACs() if cost is None else cost
+        ends = [self.find_cheapest(cost), self.default, self.find_costliest(cost)]
+        cheapest, own, dearest = (self.measure(architecture, cost) for architecture in ends)
+        return SpaceDescription(
+            decisions=self.decisions,
+            num_architectures=self.space.num_candidates,
+            cost=type(cost).__name__,
+            cheapest=cheapest,
+            own=own,
+            dearest=dearest,
+        )
 
     def extract(self, architecture: Mapping[str, int]) -> nn.Module:
         """Return one path as a plain model.
