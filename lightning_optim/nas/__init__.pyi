@@ -20,6 +20,7 @@ from .sampler.progressive_shrinking import ProgressiveShrinking as ProgressiveSh
 from .sampler.proxyless_nas import ProxylessNAS as ProxylessNAS
 from .sampler.sandwich import Sandwich as Sandwich
 from .sampler.uniform_sampling import UniformSampling as UniformSampling
+from .screening import Screening as Screening
 from .selection import Selection as Selection
 from .space.base import SearchDimension as SearchDimension
 from .space.elastic_depth import ElasticDepth as ElasticDepth
@@ -33,3 +34,7 @@ from .space.input_choice import InputChoice as InputChoice
 from .space.layer_bits import LayerBits as LayerBits
 from .space.operation_choice import OperationChoice as OperationChoice
 from .space_description import SpaceDescription as SpaceDescription
+from .zero_cost.base import ZeroCostScore as ZeroCostScore
+from .zero_cost.naswot import NASWOT as NASWOT
+from .zero_cost.synflow import SynFlow as SynFlow
+from .zero_cost.zen_score import ZenScore as ZenScore

@@ -19,6 +19,7 @@ _REFUSALS_PER_EVALUATION = 100
 Values = Mapping[str, float]
 Evaluate = Callable[[Sequence[Proposal]], Sequence[Values]]
 MeasureCost = Callable[[Architecture, NetworkCost], float]
+Screen = Callable[[Architecture], float]
 
 
 @final
@@ -31,6 +32,8 @@ class SearchProgress:
         search: A started strategy.
         selection: The bounds and the number of evaluations.
         at_once: How many proposals are evaluated side by side, at least 1.
+        screen: Zero-cost score of an architecture, where the selection has a screening.
+        unscreened: Architectures that are evaluated whatever their zero-cost score.
 
     Example:
         >>> from lightning_optim.search import Decision, RandomSearch, SearchSpace
@@ -42,8 +45,17 @@ class SearchProgress:
         2
     """
 
-    def __init__(self, search: SearchState, selection: Selection, at_once: int = 1) -> None:
+    def __init__(
+        self,
+        search: SearchState,
+        selection: Selection,
+        at_once: int = 1,
+        *,
+        screen: Screen | None = None,
+        unscreened: Sequence[Architecture] = (),
+    ) -> None:
         self._search, self._selection, self._at_once = search, selection, at_once
+        self._screen, self._unscreened = screen, unscreened
         self._evaluations: list[Evaluation] = []
         self._refused, self._cheapest = 0, dict.fromkeys(selection.costs, math.inf)
 
@@ -110,18 +122,38 @@ class SearchProgress:
         left = self._selection.evaluations - len(self._evaluations)
         batch: list[tuple[Proposal, Values]] = []
         while len(batch) < min(left, self._at_once):
-            if self._refused >= _REFUSALS_PER_EVALUATION * self._selection.evaluations:
+            found = self._next_screened(measure)
+            if found is None:
                 break
+            batch.append(found)
+        return batch
+
+    def _next_screened(self, measure: MeasureCost) -> tuple[Proposal, Values] | None:
+        found = self._next_allowed(measure)
+        screening = self._selection.screening
+        if found is None or screening is None or self._screen is None or found[0].candidate in self._unscreened:
+            return found
+        rivals = [found]
+        while len(rivals) < screening.candidates and (other := self._next_allowed(measure)) is not None:
+            rivals.append(other)
+        scores = [self._screen(proposal.candidate) for proposal, _ in rivals]
+        best = scores.index(max(scores))
+        for place, (proposal, _) in enumerate(rivals):
+            if place != best:
+                self._search.tell(proposal, None)
+        return rivals[best]
+
+    def _next_allowed(self, measure: MeasureCost) -> tuple[Proposal, Values] | None:
+        while self._refused < _REFUSALS_PER_EVALUATION * self._selection.evaluations:
             proposal = self._search.ask()
             if proposal is None:
-                break
+                return None
             costs = self._costs_within(proposal.candidate, measure)
-            if costs is None:
-                self._search.tell(proposal, None)
-                self._refused += 1
-            else:
-                batch.append((proposal, costs))
-        return batch
+            if costs is not None:
+                return proposal, costs
+            self._search.tell(proposal, None)
+            self._refused += 1
+        return None
 
     def _costs_within(self, architecture: Architecture, measure: MeasureCost) -> Values | None:
         # One after the other: a latency is not measured where the MACs are too many already.

@@ -10,6 +10,7 @@ from lightning_optim.checked import checked
 from lightning_optim.cost.base import Cost
 from lightning_optim.cost.macs import MACs
 from lightning_optim.nas.measure import LoggedMetric, Measure, NetworkCost
+from lightning_optim.nas.screening import Screening
 
 SCORE, COST = "score", "cost"
 
@@ -35,6 +36,7 @@ class Selection:
             need a strategy that ranks by several. The front of the result is theirs; with one objective, the front of
             it and the cost.
         evaluations: Number of architectures to evaluate, at least 1.
+        screening: A cheap first filter of what is proposed; ``None`` evaluates all that is within the bounds.
         recalibration_batches: Batches that set the batch-norm statistics of an architecture before its score is
             measured; with 0 it has the statistics of the supernet.
 
@@ -56,6 +58,7 @@ class Selection:
     measures: Mapping[str, Measure] = field(default_factory=dict)
     objectives: Sequence[str] = (SCORE,)
     evaluations: int = 64
+    screening: Screening | None = None
     recalibration_batches: int = 20
 
     def __post_init__(self) -> None:

@@ -85,7 +85,10 @@ class TrialSearch:
         first = [supernet.default, *cheapest_architectures(supernet, selection)]
         num_scores = len(selection.objectives)
         started = searcher.strategy.start(supernet.space, searcher.seed, num_scores=num_scores, first=first)
-        progress, file = SearchProgress(started, selection), self._file(supernet)
+        screening = selection.screening
+        screen = None if screening is None else lambda found: float(_agreed(screening.measure(supernet, found)))
+        progress = SearchProgress(started, selection, screen=screen, unscreened=first)
+        file = self._file(supernet)
         file.load(progress)
         messages = SearchMessages(selection, None, is_shown=is_first_process())
 

@@ -38,6 +38,7 @@ EPOCHS, BATCHES = 2, 4
 # Families that no callback has by default, and where an entry of them goes.
 LISTS = {
     "lightning_optim/nas/space": "nas_supernet.space.entry",
+    "lightning_optim/nas/zero_cost": "nas_supernet.selection.screening.score",
     "lightning_optim/distillation/input_map": "distillation_teacher.teacher.input_map",
 }
 # Families that an option of another family pulls in: where an entry goes, and what chooses that option.
@@ -59,6 +60,7 @@ _TWO_TEACHERS = (
     "other: {_target_: lightning_optim.distillation.EMA, decay: 0.5}}"
 )
 _ENTRY = "+lightning_optim/nas/space@callbacks.nas_supernet.space.entry"
+_SCREENING = "+callbacks.nas_supernet.selection.screening._target_=lightning_optim.nas.Screening"
 # Samplers that train several paths in one step.
 SEVERAL_PATHS = ("fair_nas", "sandwich")
 # Samplers with architecture parameters: they choose among operations, and hold half of the samples out.
@@ -82,6 +84,7 @@ VALUES = {
         "callbacks.nas_supernet.space.entry.sources=[net.stem,net.mix]",
     ],
     "elastic_resolution": ["callbacks.nas_supernet.space.entry.sizes=[4,8]"],
+    **{score: [_SCREENING] for score in ("synflow", "naswot", "zen_score")},
     "operation_choice": ["callbacks.nas_supernet.space.entry.targets.include=[net.mix]"],
     "checkpoint": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.ckpt"],
     "onnx_file": ["callbacks.distillation_teacher.teacher.path={folder}/teacher.onnx"],
@@ -389,7 +392,7 @@ def _case(callback: str, group: str, package: str, option: str, default: str | N
             chosen.add("budget")
         sign = "+" if group in LISTS else ""
         overrides.append(f"{sign}{group}@callbacks.{package}={option}")
-    if callback == "nas_supernet" and group not in LISTS:
+    if callback == "nas_supernet" and group != "lightning_optim/nas/space":
         entry = "operation_choice" if option in LEARNED else "elastic_width"
         overrides.append(f"{_ENTRY}={entry}")
         chosen.add(entry)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lightning_optim.nas import SearchResult, Selection
+from lightning_optim.nas import Screening, SearchResult, Selection
 from lightning_optim.nas.progress import SearchProgress
 from lightning_optim.search import Decision, Evolution, RandomSearch, SearchSpace
 
@@ -142,3 +142,44 @@ def test_a_finished_search_continues_with_more_evaluations_and_refuses_fewer():
     assert longer.run(scored_by(score), costed_by(macs)) == progress(30).run(scored_by(score), costed_by(macs))
     with pytest.raises(ValueError, match="raise it"):
         progress(9).load_state_dict(first.state_dict())
+
+
+def test_of_several_proposals_the_one_with_the_best_zero_cost_score_is_evaluated():
+    selection = Selection(max_cost=40, evaluations=10, screening=Screening(candidates=5))
+    own, screened, told = dict.fromkeys(NAMES, 0), [], []
+
+    class Spy:
+        """A search that notes what it is told."""
+
+        def __init__(self, search):
+            self.ask, self._search = search.ask, search
+
+        def tell(self, proposal, scores):
+            told.append((proposal.candidate, scores))
+            self._search.tell(proposal, scores)
+
+    def screen(architecture):
+        screened.append(architecture)
+        return -macs(architecture)
+
+    search = Spy(RandomSearch().start(SEARCHED, 0, first=[own]))
+    progress = SearchProgress(search, selection, screen=screen, unscreened=[own])
+    result = progress.run(scored_by(score), costed_by(macs))
+    assert result.evaluations[0].architecture == own
+    assert len(result.evaluations) == 10
+    assert own not in screened
+    assert len(screened) == 9 * 5
+    for place, entry in enumerate(result.evaluations[1:]):
+        rivals = screened[place * 5 : place * 5 + 5]
+        assert entry.cost == min(map(macs, rivals))
+    assert sum(scores is not None for _, scores in told) == 10
+    assert len({tuple(found.values()) for found, _ in told}) == len(told)
+
+
+def test_screening_ends_with_the_space():
+    small = SearchSpace(DECISIONS[:2])
+    progress = SearchProgress(
+        RandomSearch().start(small, 0), Selection(screening=Screening(candidates=3)), screen=lambda found: found["d0"]
+    )
+    result = progress.run(scored_by(lambda found: 1.0), lambda found, entry: 1.0)
+    assert len(result.evaluations) == 6  # of 16: five of three, and the last one

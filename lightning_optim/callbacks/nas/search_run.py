@@ -64,7 +64,9 @@ class SearchRun:
         first = [*self.first, self.supernet.default, *cheapest]
         num_scores = len(self.selection.objectives)
         started = self.strategy.start(self.supernet.space, self.seed, num_scores=num_scores, first=first)
-        progress = SearchProgress(started, self.selection)
+        screening = self.selection.screening
+        screen = None if screening is None else lambda found: float(broadcast(screening.measure(self.supernet, found)))
+        progress = SearchProgress(started, self.selection, screen=screen, unscreened=first)
         messages = SearchMessages(self.selection, self.name, is_shown=self.trainer.is_global_zero)
         file: SearchFile | None = None
         if path is not None:

@@ -22,7 +22,7 @@ from lightning_optim.cost import Parameters
 from lightning_optim.demo import Split
 from lightning_optim.demo.data.tensors import TensorLoader
 from lightning_optim.errors import ArtefactError
-from lightning_optim.nas import ElasticWidth, LoggedMetric, NetworkCost, Selection
+from lightning_optim.nas import ElasticWidth, LoggedMetric, NetworkCost, Screening, Selection, SynFlow
 from lightning_optim.report import SearchFindings
 from lightning_optim.search import RandomSearch
 from support import quiet
@@ -363,6 +363,16 @@ class Lossy(User):
     def validation_step(self, batch, batch_idx):
         super().validation_step(batch, batch_idx)
         self.log("val/loss", F.cross_entropy(self.net(batch[0]), batch[1]))
+
+
+def test_a_zero_cost_score_chooses_what_is_evaluated():
+    space = {"width": ElasticWidth(targets=Targets(include=["net.0"]), fractions=[0.125, 0.25, 0.5, 0.75, 1.0])}
+    screening = Screening(score=SynFlow(), candidates=3)
+    callback = supernet(space=space, selection=Selection(screening=screening, recalibration_batches=0))
+    fit(callback)
+    widths = [entry.architecture["net.0:width"] for entry in callback.result.evaluations]
+    # The own and the cheapest network first, and of the other three the one through which most flows: the widest.
+    assert widths == [4, 0, 3]
 
 
 def test_a_score_of_the_users_own_leaves_no_other_metric_to_compare():

@@ -1,0 +1,1 @@
+"""Zero-cost scores: what an architecture is worth, guessed without training."""
