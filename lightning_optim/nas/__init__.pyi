@@ -5,6 +5,15 @@ from .description import describe_search as describe_search
 from .measure import LoggedMetric as LoggedMetric
 from .measure import Measure as Measure
 from .measure import NetworkCost as NetworkCost
+from .network.cell_operations import DilatedConv as DilatedConv
+from .network.cell_operations import NoConnection as NoConnection
+from .network.cell_operations import PooledConnection as PooledConnection
+from .network.cell_operations import SeparableConv as SeparableConv
+from .network.cell_operations import SkipConnection as SkipConnection
+from .network.darts_like import DARTSLike as DARTSLike
+from .network.mobilenet_like import MobileNetLike as MobileNetLike
+from .network.resnet_like import ResNetLike as ResNetLike
+from .network.transformer_like import TransformerLike as TransformerLike
 from .result import Evaluation as Evaluation
 from .result import SearchResult as SearchResult
 from .sampler.architecture_parameters import ArchitectureSteps as ArchitectureSteps

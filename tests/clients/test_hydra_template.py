@@ -109,6 +109,15 @@ def test_a_supernet_trains_and_is_searched_by_an_experiment_file(train):
     assert small.net(POINTS).shape == (64, 4)
 
 
+def test_a_ready_made_space_is_searched_by_its_name(train):
+    _, objects = train("experiment=ready_made", "test=false", "trainer.max_epochs=1")
+    (search,) = (each for each in objects["callbacks"] if type(each).__name__ == "NASSupernet")
+    pick = search.supernet.space.options_of(search.result.pick.architecture)
+    small = search.extract(objects["model"])
+    assert [len(stage) for stage in small.net.stages] == [int(pick[f"net.stages.{place}:depth"]) for place in (0, 1)]
+    assert small.net(POINTS.view(-1, 1, 4, 4)).shape == (64, 4)
+
+
 def test_the_command_line_adds_a_callback_to_the_applications_own(tmp_path):
     words = ["callbacks=[default,pruning_scheduler]", "callbacks.pruning_scheduler.schedule.end=0.5"]
     run_script(TEMPLATE / "src" / "train.py", *words, "trainer.max_epochs=2", cwd=tmp_path)

@@ -46,7 +46,12 @@ INNER = {"lightning_optim/cost": "pruning_scheduler.allocation.cost"}
 _BUDGET = "lightning_optim/pruning/allocation@callbacks.pruning_scheduler.allocation=budget"
 # Families that callbacks do not take: of the command line, and what ``QATFakeQuant.calibrate`` is given.
 ELSEWHERE = {"lightning_optim", "lightning_optim/data", "lightning_optim/model", "lightning_optim/recipe"}
-ELSEWHERE |= {"lightning_optim/task", "lightning_optim/export/runtime", "lightning_optim/quantization/post_training"}
+ELSEWHERE |= {
+    "lightning_optim/nas/network",
+    "lightning_optim/task",
+    "lightning_optim/export/runtime",
+    "lightning_optim/quantization/post_training",
+}
 
 # Options that need a package which the tests don't install.
 PACKAGES = {"hugging_face": "transformers"}
