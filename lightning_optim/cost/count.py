@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_optim.surgery.copies import copy_model
+from lightning_optim.surgery.modes import evaluating
 from lightning_optim.surgery.torch_private import pytree
 
 
@@ -48,6 +49,10 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """
     to_meta = lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731  # one use, below
     inputs = (args, dict(kwargs or {}))
+    tensors = [*model.parameters(), *model.buffers()]
+    if tensors and all(tensor.is_meta for tensor in tensors):
+        with evaluating(model):  # there is nothing in it to be changed
+            return _count(model, *pytree.tree_map(to_meta, inputs))
     try:
         return _count(copy_model(model).to("meta"), *pytree.tree_map(to_meta, inputs))
     except Exception:  # a model that reads values of a meta tensor may raise anything

@@ -6,13 +6,21 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from operator import ge
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_optim.nas.forward.switchable import SwitchableForward, switchable_forwards
 from lightning_optim.surgery.torch_private import pytree
+
+_POOLS: Mapping[int, Callable[..., Tensor]] = {
+    3: F.adaptive_max_pool1d,
+    4: F.adaptive_max_pool2d,
+    5: F.adaptive_max_pool3d,
+}
 
 
 @final
@@ -23,8 +31,9 @@ class Mixture:
     Args:
         weights: Weight of each option that runs, by its index; scalars, which may need a gradient.
         skip: Weight of the input itself, which is added to the output where both have one shape (DARTS-).
-        channels: Which channels go through the options, one boolean each, for dimension 1 of the input; the others go
-            past them unchanged (PC-DARTS). ``None`` is all.
+        channels: Which channels go through the options, one boolean each, for dimension 1 of the input; each stands for
+            several next to each other where the input has more. The others go past them, as maximum of what is pooled
+            where the options make the sizes smaller (PC-DARTS). ``None`` is all.
     """
 
     weights: Mapping[int, Tensor]
@@ -82,13 +91,26 @@ def run_mixture(mixture: Mixture, run: Callable[..., Any], *args: Any, **kwargs:
     structure, by_option = outputs[0][1], [leaves for leaves, _ in outputs]
     weights = list(mixture.weights.values())
     mixed = [_mixed(leaves, weights) for leaves in zip(*by_option, strict=True)]
-    if x is not None and structure.is_leaf() and isinstance(mixed[0], Tensor) and mixed[0].shape == x.shape:
+    if x is not None and structure.is_leaf() and isinstance(mixed[0], Tensor) and can_go_past(x, mixed[0]):
         mixed[0] = _with_input(mixed[0], x, mask, mixture.skip)
     return pytree.tree_unflatten(mixed, structure)
 
 
+def can_go_past(x: Tensor, output: Tensor) -> bool:
+    """Whether an input can stand for an output: of its shape, or with as many channels and larger sizes.
+
+    Example:
+        >>> x = torch.ones(1, 2, 8, 8)
+        >>> can_go_past(x, torch.ones(1, 2, 4, 4)), can_go_past(x, torch.ones(1, 4, 8, 8))
+        (True, False)
+    """
+    is_pooled = x.dim() in _POOLS and x.dim() == output.dim() and x.shape[:2] == output.shape[:2]
+    return x.shape == output.shape or (is_pooled and all(map(ge, x.shape[2:], output.shape[2:])))
+
+
 def _mask(channels: Tensor, x: Tensor) -> Tensor:
-    return channels.to(x).view(1, -1, *(1,) * (x.dim() - 2))
+    nearest = torch.arange(x.shape[1], device=channels.device) * len(channels) // x.shape[1]
+    return channels[nearest].to(x).view(1, -1, *(1,) * (x.dim() - 2))
 
 
 def _mixed(leaves: tuple[Any, ...], weights: list[Tensor]) -> Any:
@@ -98,5 +120,6 @@ def _mixed(leaves: tuple[Any, ...], weights: list[Tensor]) -> Any:
 
 
 def _with_input(mixed: Tensor, x: Tensor, mask: Tensor | None, skip: float) -> Tensor:
-    past = mixed if mask is None else mixed * mask + x * (1.0 - mask)
-    return past + skip * x if skip else past
+    around = x if x.shape == mixed.shape else _POOLS[x.dim()](x, mixed.shape[2:])
+    past = mixed if mask is None else mixed * mask + around * (1.0 - mask)
+    return past + skip * x if skip and x.shape == mixed.shape else past

@@ -10,7 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.checked import checked
-from lightning_optim.nas.forward.mixture import Mixture, mixed_forwards
+from lightning_optim.nas.forward.chosen_input import ChosenInput
+from lightning_optim.nas.forward.mixture import MixedForward, Mixture, can_go_past
+from lightning_optim.nas.forward.switchable import switchable_forwards
 from lightning_optim.nas.sampler.architecture_parameters import ArchitectureSteps
 from lightning_optim.nas.sampler.expected_cost import ExpectedCost
 from lightning_optim.nas.sampler.learned import LearnedSampler, LearnedState, check_temperature
@@ -31,7 +33,8 @@ class PCDARTS(LearnedSampler):
     ``S * sum_i softmax(alpha / T)_i o_i(S * x) + (1 - S) * x``, with a mask ``S`` over channels.
 
     The options run on all channels, those outside the part being zero: what the paper saves in memory, for operations
-    that are built for fewer channels, is not saved here. Every choice must return the shape that it receives.
+    that are built for fewer channels, is not saved here. Every choice must return as many channels as it receives;
+    where it makes maps smaller, the maximum of what is pooled goes past it, as in the paper's code.
 
     Args:
         steps: Steps of the architecture parameters.
@@ -98,15 +101,22 @@ class PCDARTSState(LearnedState):
 
 
 def _channels_of(supernet: Supernet) -> dict[str, int]:
-    owners = {each.owner: decision for decision, each in mixed_forwards(supernet.site.root).items()}
-    names = {name: owners[module] for name, module in supernet.site.root.named_modules() if module in owners}
-    channels = {}
-    for name, call in supernet.site.calls(list(names)).items():
-        x, y = call.args[0] if call.args else None, call.output
-        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 1 and x.shape == y.shape):
+    """By decision, the channels that are mixed; where several modules follow one, those of the narrowest."""
+    root = supernet.site.root
+    mixed = [forward for forward in switchable_forwards(root) if isinstance(forward, MixedForward)]
+    names = {module: name for name, module in root.named_modules()}
+    calls = supernet.site.calls(list({names[forward.owner]: None for forward in mixed}))
+    channels: dict[str, int] = {}
+    for forward in mixed:
+        name = names[forward.owner]
+        if isinstance(forward, ChosenInput):
+            x = y = forward.wire.argument.read(calls[name].args, calls[name].kwargs)
+        else:
+            x, y = calls[name].args[0] if calls[name].args else None, calls[name].output
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() > 1 and can_go_past(x, y)):
             raise ValueError(
-                f"partial channels go past a choice unchanged, but {name!r} does not return the shape that it "
-                "receives: leave it out of the space, or take DARTS"
+                f"partial channels go past a choice, but {name!r} does not return the shape that it receives, nor one "
+                "of smaller sizes: leave it out of the space, or take DARTS"
             )
-        channels[names[name]] = x.shape[1]
+        channels[forward.decision] = min(channels.get(forward.decision, x.shape[1]), x.shape[1])
     return channels

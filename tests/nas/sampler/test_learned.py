@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lightning_optim import Targets
 from lightning_optim.nas import (
@@ -14,6 +15,7 @@ from lightning_optim.nas import (
     ArchitectureSteps,
     ElasticWidth,
     ExpectedCost,
+    InputChoice,
     OperationChoice,
     ProxylessNAS,
 )
@@ -97,6 +99,60 @@ def test_pc_darts_sends_a_part_of_the_channels_through_and_the_others_past():
     torch.testing.assert_close(found, through_softmax(shares, [f * float(X[0, mask].sum()) for f in FACTORS]))
     drawn = {tuple(state.architecture_path(step, 0.0).mixtures["0:operation"].channels.tolist()) for step in range(20)}
     assert len(drawn) > 1
+
+
+class Halved(nn.Module):
+    """Every second position, some number of times."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x[:, :, ::2, ::2]
+
+
+def test_partial_channels_of_one_decision_in_places_of_several_widths_that_make_maps_smaller():
+    # 4 channels, then 8: each of the first stands for two of the second, and the maximum of 2 x 2 goes past.
+    net = nn.Sequential(Halved(2.0), nn.Conv2d(4, 8, 1), Halved(2.0))
+    choice = OperationChoice(
+        targets=Targets(include=["0", "2"]), candidates={"five": lambda: Halved(5.0)}, alike="[02]"
+    )
+    x = torch.randn(2, 4, 8, 8)
+    supernet = build_supernet(Site(root=net, network="", args=(x,)), {"choice": choice})
+    state = PCDARTS(channel_share=0.5).start(supernet, 0)
+    set_values(state, [0.3, -0.4])
+    path = state.architecture_path(0, 0.0)
+    mask = path.mixtures["0:operation"].channels
+    factor = sum(p * f for p, f in zip(softmax([0.3, -0.4]), FACTORS, strict=True))
+    mix(net, path.mixtures)
+
+    def by_hand(x, mask):
+        return torch.where(mask.view(1, -1, 1, 1), factor * x[:, :, ::2, ::2], F.max_pool2d(x, 2))
+
+    assert len(mask) == 4
+    needed = by_hand(net[1](by_hand(x, mask)), mask.repeat_interleave(2))
+    torch.testing.assert_close(net(x), needed)
+
+
+@pytest.mark.parametrize("sampler", [DARTS(), GDAS(), PCDARTS(), ProxylessNAS()], ids=lambda each: type(each).__name__)
+def test_inputs_are_learned_as_operations_are(sampler):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    space = {
+        "one": InputChoice(targets=Targets(include=["3"]), sources=["0", "1"]),
+        "sum": InputChoice(targets=Targets(include=["2"]), sources=["0"], combine="sum"),
+        "operation": OperationChoice(targets=Targets(include=["3"]), candidates={"skip": nn.Identity}),
+    }
+    supernet = build_supernet(Site(root=net, network="", args=(X,)), space)
+    state = sampler.start(supernet, 0)
+    for step in range(12):  # an input that is drawn may leave out what is decided before it
+        path = state.architecture_path(step, 0.5)
+        supernet.activate(path.architecture)
+        mix(net, path.mixtures)
+        net(torch.randn(3, 4)).square().sum().backward()
+    assert len(state.parameters.values) == 4
+    assert all(value.grad.count_nonzero() >= 2 for value in state.parameters.values.values())
 
 
 def test_gdas_runs_the_drawn_option_alone_and_learns_through_its_share():
