@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_optim.callbacks.nas.held_out import HeldOutBatches, split_loader
+from lightning_optim.callbacks.nas.held_out import HeldOutBatches, SplittableLoader, split_loader
 from lightning_optim.callbacks.trainer.lightning_private import own_attributes, train_source, transfer_batch
 from lightning_optim.callbacks.trainer.messages import tell
 from lightning_optim.callbacks.trainer.own_parameters import OwnParameters, loss_scale_of
@@ -44,7 +44,7 @@ class ArchitectureStep:
     def __init__(self, sampler: LearnedSampler, seed: int, run: Callable[[Path], None]) -> None:
         self._sampler, self._seed, self._run = sampler, seed, run
         self._patches = Patches()
-        self._held_out: HeldOutBatches | None = None
+        self._held_out: HeldOutBatches | SplittableLoader | None = None
         self._own: OwnParameters | None = None
         self._state: LearnedState | None = None
         self._waiting: Mapping[str, Any] | None = None
@@ -131,10 +131,16 @@ class ArchitectureStep:
         )
 
     def _split(self, trainer: Trainer, original: Callable[..., Any]) -> Any:
-        loader, self._held_out = split_loader(
-            original(), self._sampler.steps.held_out, self._seed, trainer.global_rank, trainer.world_size
-        )
-        num_held, num_kept = len(self._held_out.samples), len(loader.dataset)  # type: ignore[arg-type]  # a Subset
+        given, share = original(), self._sampler.steps.held_out
+        loader: Any
+        if isinstance(given, SplittableLoader):
+            loader, self._held_out = given.hold_out(share, self._seed)
+            num_kept = loader.num_samples
+        else:
+            ranks = trainer.global_rank, trainer.world_size
+            loader, self._held_out = split_loader(given, share, self._seed, *ranks)
+            num_kept = len(loader.dataset)
+        num_held = self._held_out.num_samples
         tell(
             trainer,
             f"{type(self._sampler).__name__}: {num_held} of {num_held + num_kept} training samples, drawn with seed "

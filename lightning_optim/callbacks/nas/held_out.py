@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
@@ -12,6 +12,24 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 Loader = DataLoader[Any]
 
 _INSTEAD = "or take a sampler that holds nothing out, such as FairNAS"
+
+
+@runtime_checkable
+class SplittableLoader(Protocol):
+    """Loader that is none of torch's, and splits its samples itself."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of its samples."""
+        ...
+
+    def hold_out(self, share: float, seed: int) -> tuple[SplittableLoader, SplittableLoader]:
+        """Split it at random in two loaders without a common sample: of what is kept, and of the share held out."""
+        ...
+
+    def batch(self, number: int) -> Any:
+        """Return the batch of a number, from 0 on over all epochs: the same in every run."""
+        ...
 
 
 @final
@@ -30,6 +48,11 @@ class HeldOutBatches:
         self._loader, self.samples, self._seed = loader, tuple(samples), seed
         self._rank, self._num_ranks = rank, num_ranks
         self._next, self._batches = 0, iter(())
+
+    @property
+    def num_samples(self) -> int:
+        """Number of the samples held out."""
+        return len(self.samples)
 
     def batch(self, number: int) -> Any:
         """Return the batch of a number, from 0 on; those that follow one another are loaded ahead by the workers."""

@@ -181,6 +181,35 @@ class TensorLoader:
         """Go on behind the batch that was given out last, if that epoch is not over."""
         self._position_epoch, self._start = state["epoch"], state["position"]
 
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, of all ranks."""
+        return len(self.split)
+
+    def hold_out(self, share: float, seed: int) -> tuple[TensorLoader, TensorLoader]:
+        """Split it at random in two loaders without a common sample: of what is kept, and of the share held out."""
+        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed_of(seed)))
+        num_held = round(share * len(order))
+        return self._of(order[num_held:]), self._of(order[:num_held])
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the batch of a number, from 0 on over all epochs."""
+        epoch, index = divmod(number, len(self))
+        order = EpochOrder(len(self.split), self.sampler.seed)
+        order.set_epoch(epoch)
+        mine = order.indices()[self._rank :: self._world_size]
+        return self._batch(mine[index * self.batch_size : (index + 1) * self.batch_size], epoch, index)
+
+    def _of(self, samples: Tensor) -> TensorLoader:
+        return TensorLoader(
+            self.split.take(samples.sort().values),
+            self.batch_size,
+            seed=self.sampler.seed,
+            augmentation=self._augmentation,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+
     def _batch(self, indices: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         images = self.split.images[indices]
         if images.dtype == torch.uint8:

@@ -97,6 +97,32 @@ def test_a_finished_epoch_is_not_gone_on_with():
     assert labels_of(resumed) == whole
 
 
+def numbered(size, **settings):
+    split = Split(images=torch.zeros(size, 1, 8, 8), labels=torch.arange(size))
+    return TensorLoader(split, 4, seed=1, **settings)
+
+
+def test_a_part_is_held_out_that_shares_no_sample_with_the_rest():
+    kept, held = numbered(40).hold_out(0.4, seed=0)
+    assert (kept.num_samples, held.num_samples) == (24, 16)
+    parts = [set(torch.cat([labels for _, labels in part]).tolist()) for part in (kept, held)]
+    assert parts[0] | parts[1] == set(range(40))
+    assert not parts[0] & parts[1]
+    assert torch.equal(numbered(40).hold_out(0.4, seed=0)[1].split.labels, held.split.labels)
+    assert not torch.equal(numbered(40).hold_out(0.4, seed=1)[1].split.labels, held.split.labels)
+    ranks = [numbered(40, rank=rank, world_size=2).hold_out(0.4, seed=0)[1] for rank in (0, 1)]
+    assert torch.equal(ranks[0].split.labels, ranks[1].split.labels)
+    assert not set(ranks[0].batch(0)[1].tolist()) & set(ranks[1].batch(0)[1].tolist())
+
+
+def test_a_batch_has_a_number_over_all_epochs():
+    loader, batches = numbered(12), []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        batches += [labels for _, labels in loader]
+    assert all(torch.equal(numbered(12).batch(number)[1], labels) for number, labels in enumerate(batches))
+
+
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="do not fill one batch of 23"):
         TensorLoader(SPLIT, 23, seed=0)

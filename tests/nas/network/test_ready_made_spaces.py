@@ -10,12 +10,15 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import lightning_optim.conf
+from lightning_optim import NASSupernet
 from lightning_optim.cli.build import build
 from lightning_optim.cost import MACs
+from lightning_optim.demo import Digits
 from lightning_optim.errors import TargetError
-from lightning_optim.nas import DARTSLike, MobileNetLike, ResNetLike, TransformerLike
+from lightning_optim.nas import PCDARTS, DARTSLike, MobileNetLike, ResNetLike, TransformerLike
 from lightning_optim.nas.space.base import Site
 from lightning_optim.nas.supernet import build_supernet
+from support import quiet
 
 CONF = Path(lightning_optim.conf.__path__[0]) / "lightning_optim"
 SMALL = {
@@ -118,3 +121,13 @@ def test_a_space_that_fits_no_part_of_a_network_is_refused():
 def test_settings_out_of_range_are_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind(**settings)
+
+
+def test_cells_are_learned_on_the_data_of_the_main_job(tmp_path):
+    site, space = made("darts_like", *SMALL["darts_like"])
+    search = NASSupernet(space=space, sampler=PCDARTS(), example=site.args[0], search_at="call")
+    trainer = quiet(search, max_steps=3, limit_val_batches=0, default_root_dir=tmp_path)
+    trainer.fit(site.root, Digits(batch_size=16))
+    values = search.state_dict()["training"]["learned"]["values"]
+    assert len(values) == 10
+    assert all(value.abs().max() > 0.01 for value in values)  # they began at a deviation of 0.001
