@@ -75,14 +75,17 @@ class Site:
         Raises:
             CaptureError: If the network cannot be captured.
         """
-        # torch.export costs a second to import, and a space of operations alone does without.
-        from lightning_optim.graph.capture import capture_network
-        from lightning_optim.graph.coupling import couple
+        return _couple(submodule(self.root, self.network), self.args, self.kwargs)
 
-        network = copy_model(submodule(self.root, self.network))
-        for forward in switchable_forwards(network):
-            forward.superpose()
-        return couple(capture_network(network, self.args, dict(self.kwargs)))
+    def couplings_of(self, names: Sequence[str]) -> dict[str, Coupling]:
+        """Coupled channels of single modules, as the example reaches them; names are relative to each.
+
+        Raises:
+            CaptureError: If one cannot be captured.
+            TapError: If the example does not reach a module.
+        """
+        calls = self.calls(names)
+        return {name: _couple(submodule(self.root, name), calls[name].args, calls[name].kwargs) for name in names}
 
     def inner_name(self, name: str) -> str:
         """Name relative to the network of a module or parameter named relative to ``root``.
@@ -99,6 +102,17 @@ class Site:
     def outer_name(self, name: str) -> str:
         """Name relative to ``root`` of a parameter named relative to the network."""
         return f"{self.network}.{name}" if self.network else name
+
+
+def _couple(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coupling:
+    # torch.export costs a second to import, and a space of operations alone does without.
+    from lightning_optim.graph.capture import capture_network
+    from lightning_optim.graph.coupling import couple
+
+    network = copy_model(network)
+    for forward in switchable_forwards(network):
+        forward.superpose()
+    return couple(capture_network(network, args, dict(kwargs)))
 
 
 class SearchDimension(ABC):

@@ -20,7 +20,7 @@ from lightning_optim.surgery.select import Targets, named_modules
 from lightning_optim.surgery.torch_private import Convolution
 
 if TYPE_CHECKING:
-    from lightning_optim.graph.coupling import Group
+    from lightning_optim.graph.coupling import Coupling, Group
 
 
 @final
@@ -72,13 +72,10 @@ class ElasticExpansion(SearchDimension):
     @override
     def attach(self, site: Site) -> list[Decision]:
         layers = {name: module for name, module in named_modules(site.root).items() if isinstance(module, LAYERS)}
-        makers = {id(group): _maker(site, group, layers) for group in site.coupling.groups}
-        hidden = [group for group in site.coupling.groups if makers[id(group)] is not None]
-        planned = [
-            (group, *maker, self.counts(group.size, maker[1]))
-            for group in groups_within(site, self.targets, hidden, "a hidden layer")
-            if (maker := makers[id(group)]) is not None
-        ]
+        groups = groups_within(site, self.targets, _hidden, "a hidden layer")
+        makers = [_maker(site, group, layers) for group in groups]
+        planned = [(group, *maker, self.counts(group.size, maker[1]))
+                   for group, maker in zip(groups, makers, strict=True) if maker is not None]  # fmt: skip
         if not any(len(counts) > 1 for *_, counts in planned):
             found = ", ".join(f"{name!r} makes {group.size} of {width}" for group, name, width, _ in planned[:5])
             raise TargetError(f"ratios of {list(self.ratios)} make no hidden layer smaller: {found}; give smaller ones")
@@ -86,17 +83,22 @@ class ElasticExpansion(SearchDimension):
                 for group, name, _, counts in planned if len(counts) > 1]  # fmt: skip
 
 
+def _hidden(coupling: Coupling) -> list[Group]:
+    """Channels that a weight makes one by one, and another one reads."""
+    return [
+        group
+        for group in coupling.groups
+        if any(member.role == 0 and member.index.shape[1] == 1 for member in group.members)
+        and any(member.role == 1 for member in group.members)
+    ]
+
+
 def _maker(site: Site, group: Group, layers: Mapping[str, nn.Module]) -> tuple[str, int] | None:
-    """Name of the layer that makes hidden channels, and how many it reads; ``None`` if they are not hidden ones."""
-    made: list[tuple[str, int]] = []
-    is_read = False
+    """Name of the first layer that makes hidden channels, and how many it reads; ``None`` if no layer does."""
     for member in group.members:
         name, _, tensor = site.outer_name(member.name).rpartition(".")
-        if tensor != "weight" or name not in layers:
-            continue
-        layer = layers[name]
+        layer = layers.get(name)
         is_grouped = isinstance(layer, Convolution) and layer.groups > 1
-        if member.role == 0 and member.index.shape[1] == 1 and not is_grouped:
-            made.append((name, int(outputs_first(layer, vars(layer)["_parameters"]["weight"]).shape[1])))
-        is_read |= member.role == 1
-    return made[0] if made and is_read else None
+        if tensor == "weight" and layer is not None and member.role == 0 and not is_grouped:
+            return name, int(outputs_first(layer, vars(layer)["_parameters"]["weight"]).shape[1])
+    return None

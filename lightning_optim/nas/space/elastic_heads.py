@@ -66,7 +66,7 @@ class ElasticHeads(SearchDimension):
     def attach(self, site: Site) -> list[Decision]:
         from lightning_optim.graph.heads import attention_heads  # beside the coupling, which takes a second to import
 
-        groups = groups_within(site, self.targets, attention_heads(site.coupling), "attention heads")
+        groups = groups_within(site, self.targets, attention_heads, "attention heads")
         varying = [group for group in groups if len(self.counts(group.size)) > 1]
         if not varying:
             most = max(group.size for group in groups)

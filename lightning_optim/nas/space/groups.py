@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lightning_optim.errors import TargetError
+from lightning_optim.errors import CaptureError, TargetError
 from lightning_optim.nas.forward.sliced import Slicing, sliced_forward
 from lightning_optim.nas.space.base import Site
 from lightning_optim.search.decision import Decision
@@ -15,7 +16,7 @@ from lightning_optim.surgery.layer_kinds import LAYERS
 from lightning_optim.surgery.select import Targets, named_modules, submodule
 
 if TYPE_CHECKING:
-    from lightning_optim.graph.coupling import Group
+    from lightning_optim.graph.coupling import Coupling, Group
 
 
 def attach_widths(
@@ -69,29 +70,66 @@ def slice_group(site: Site, group: Group, name: str, counts: Sequence[int]) -> D
     return Decision(name=name, options=tuple(map(str, counts)), default=len(counts) - 1)
 
 
-def groups_within(site: Site, targets: Targets, groups: Sequence[Group], what: str) -> list[Group]:
+def groups_within(
+    site: Site, targets: Targets, find: Callable[[Coupling], Sequence[Group]], what: str
+) -> list[Group]:
     """Return the groups that lie as a whole inside a target, in their order.
+
+    Where the network cannot be captured, each target is looked at by itself: what lies inside it is coupled inside it.
 
     Args:
         site: The model.
         targets: Where to look; with ``"*"`` and no type, in the whole model too.
-        groups: What to look for.
+        find: Finds groups among coupled channels.
         what: What these groups are, for the message.
 
     Raises:
         TargetError: If a glob of ``targets.include`` names no module with such a group inside.
+        CaptureError: If neither the network nor a target can be captured.
     """
+    chosen = {glob: _chosen_by(glob, targets, site) for glob in targets.include}
     everywhere = Targets(exclude=targets.exclude).select(site.root, (nn.Module,))
     left_out = set(named_modules(site.root)) - set(everywhere)
+    looks = _looks(site, [name for names in chosen.values() for name in names])
+    groups = [_moved(group, prefix) for prefix, coupling in looks.items() for group in find(coupling)]
     found: dict[int, Group] = {}
-    for glob in targets.include:
-        one = Targets(include=(glob,), exclude=targets.exclude, types=targets.types)
-        chosen = [*one.select(site.root, (nn.Module,)), *([""] if glob == "*" and not targets.types else [])]
-        inside = [group for group in groups if _is_within(_homes(site, group), chosen, left_out)]
+    for glob, names in chosen.items():
+        inside = [group for group in groups if _is_within(_homes(site, group), names, left_out)]
         if not inside:
-            raise TargetError(f"{glob!r} matches no module with {what} inside that can vary{_reasons(site, chosen)}")
+            raise TargetError(f"{glob!r} matches no module with {what} inside that can vary{_reasons(looks, names, site)}")
         found |= {id(group): group for group in inside}
     return [group for group in groups if id(group) in found]
+
+
+def _chosen_by(glob: str, targets: Targets, site: Site) -> list[str]:
+    one = Targets(include=(glob,), exclude=targets.exclude, types=targets.types)
+    return [*one.select(site.root, (nn.Module,)), *([""] if glob == "*" and not targets.types else [])]
+
+
+def _looks(site: Site, names: Sequence[str]) -> dict[str, Coupling]:
+    """Coupled channels of the network; or, if it cannot be captured, of each outermost target, by its inner name."""
+    try:
+        return {"": site.coupling}
+    except CaptureError:
+        outermost = [name for name in dict.fromkeys(names) if not any(_is_inside(name, other) for other in names)]
+        if "" in outermost:
+            raise
+        return {site.inner_name(name): coupling for name, coupling in site.couplings_of(outermost).items()}
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return name != outer and (not outer or name.startswith(f"{outer}."))
+
+
+def _moved(group: Group, prefix: str) -> Group:
+    """A group whose tensors are named from the network, and not from a part of it."""
+    if not prefix:
+        return group
+    members, counts = (
+        tuple(replace(member, name=f"{prefix}.{member.name}") for member in each)
+        for each in (group.members, group.counts)
+    )
+    return replace(group, members=members, counts=counts)
 
 
 def _homes(site: Site, group: Group) -> set[str]:
@@ -103,13 +141,18 @@ def _is_within(homes: Collection[str], chosen: Collection[str], left_out: Collec
     return inside and not any(home in left_out for home in homes)
 
 
-def _reasons(site: Site, targets: Collection[str]) -> str:
+def _reasons(looks: Mapping[str, Coupling], targets: Collection[str], site: Site) -> str:
     """Why channels inside targets cannot vary, as far as it is known."""
-    whole = {site.outer_name(name): reason for name, reason in site.coupling.whole.items()}
+    whole = {
+        site.outer_name(f"{prefix}.{name}".lstrip(".")): reason
+        for prefix, coupling in looks.items()
+        for name, reason in coupling.whole.items()
+    }
     reasons = [f"{name!r} must stay whole: {reason}" for name, reason in whole.items()
                if any(name.startswith(f"{target}." if target else "") for target in targets)]  # fmt: skip
-    unknown = [f"no coupling rule for {', '.join(site.coupling.unknown)}"] if site.coupling.unknown else []
-    return "".join(f"; {reason}" for reason in [*reasons[:2], *unknown]) or "; name other modules in targets.include"
+    unknown = dict.fromkeys(name for coupling in looks.values() for name in coupling.unknown)
+    reasons = [*reasons[:2], *([f"no coupling rule for {', '.join(unknown)}"] if unknown else [])]
+    return "".join(f"; {reason}" for reason in reasons) or "; name other modules in targets.include"
 
 
 def _others(site: Site) -> str:
