@@ -70,9 +70,7 @@ def slice_group(site: Site, group: Group, name: str, counts: Sequence[int]) -> D
     return Decision(name=name, options=tuple(map(str, counts)), default=len(counts) - 1)
 
 
-def groups_within(
-    site: Site, targets: Targets, find: Callable[[Coupling], Sequence[Group]], what: str
-) -> list[Group]:
+def groups_within(site: Site, targets: Targets, find: Callable[[Coupling], Sequence[Group]], what: str) -> list[Group]:
     """Return the groups that lie as a whole inside a target, in their order.
 
     Where the network cannot be captured, each target is looked at by itself: what lies inside it is coupled inside it.
@@ -96,7 +94,9 @@ def groups_within(
     for glob, names in chosen.items():
         inside = [group for group in groups if _is_within(_homes(site, group), names, left_out)]
         if not inside:
-            raise TargetError(f"{glob!r} matches no module with {what} inside that can vary{_reasons(looks, names, site)}")
+            raise TargetError(
+                f"{glob!r} matches no module with {what} inside that can vary{_reasons(looks, names, site)}"
+            )
         found |= {id(group): group for group in inside}
     return [group for group in groups if id(group) in found]
 
