@@ -1,9 +1,16 @@
 from .decision import Condition as Condition
 from .decision import Decision as Decision
+from .pareto import hypervolume as hypervolume
 from .pareto import pareto_front as pareto_front
 from .proposal import Proposal as Proposal
+from .regression import smoothed_scores as smoothed_scores
 from .space import SearchSpace as SearchSpace
 from .strategy.base import SearchState as SearchState
 from .strategy.base import Strategy as Strategy
 from .strategy.evolution import Evolution as Evolution
+from .strategy.grid_search import GridSearch as GridSearch
+from .strategy.local_search import LocalSearch as LocalSearch
+from .strategy.pairwise_surrogate import PairwiseSurrogate as PairwiseSurrogate
+from .strategy.pareto_evolution import ParetoEvolution as ParetoEvolution
 from .strategy.random import RandomSearch as RandomSearch
+from .strategy.reinforce import Reinforce as Reinforce

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,7 @@ from lightning_optim.search.decision import Candidate
 from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.space import SearchSpace
 from lightning_optim.search.strategy.base import SearchState, Strategy, check_one_score
-from lightning_optim.search.strategy.history import History, Scores
-
-_PATIENCE = 20
+from lightning_optim.search.strategy.history import PATIENCE, History, Scores
 
 
 @final
@@ -77,7 +74,7 @@ class EvolutionState(SearchState):
         draw = random.Random(f"{self._seed}/{len(self._history)}")
         alive = self._history.scored[-self._setting.population :]
         is_full = len(alive) == self._setting.population
-        if alive and (is_full or self._refused_in_a_row() >= _PATIENCE):
+        if alive and (is_full or self._history.refused_in_a_row() >= PATIENCE):
             return self._history.propose(lambda attempt: self._mutated(alive, draw, changes=1 + attempt // 20))
         return self._history.propose(lambda attempt: self._space.sample(draw))
 
@@ -92,10 +89,6 @@ class EvolutionState(SearchState):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._history.load_state_dict(state)
-
-    def _refused_in_a_row(self) -> int:
-        refused = itertools.takewhile(lambda entry: entry.scores is None, reversed(self._history.entries))
-        return sum(1 for _ in refused)
 
     def _mutated(self, alive: Sequence[tuple[Candidate, Scores]], draw: random.Random, changes: int) -> Candidate:
         # Children of one parent may all be known already: more mutations at once then reach candidates further away.

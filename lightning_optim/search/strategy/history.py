@@ -14,6 +14,7 @@ from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.space import SearchSpace
 from lightning_optim.search.strategy.base import Strategy
 
+PATIENCE = 20  # refused in a row after which a strategy stops to draw at random
 _TRIES = 100
 
 Key = tuple[int | None, tuple[int, ...]]
@@ -81,6 +82,21 @@ class History:
     def scored(self) -> list[tuple[Candidate, Scores]]:
         """The candidates that have scores, none of them NaN, in the order of the telling."""
         return [(entry.proposal.candidate, entry.scores) for entry in self._told.values() if entry.scores is not None]
+
+    @property
+    def proposals(self) -> list[Proposal]:
+        """What has been proposed, in the order of the asking."""
+        return list(self._proposed.values())
+
+    @property
+    def pending(self) -> list[Proposal]:
+        """What has been proposed and not been told yet."""
+        return [proposal for key, proposal in self._proposed.items() if key not in self._told]
+
+    def refused_in_a_row(self) -> int:
+        """How many of the last that were told have no scores."""
+        refused = itertools.takewhile(lambda entry: entry.scores is None, reversed(self._told.values()))
+        return sum(1 for _ in refused)
 
     def is_known(self, candidate: Mapping[str, int], fidelity: int | None = None) -> bool:
         """Whether a candidate was proposed at this fidelity, with or without scores by now."""
