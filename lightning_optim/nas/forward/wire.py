@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_optim.surgery.torch_private import is_recomputing
-
 OWN = 0
 """Index of the module's own input; those of the sources follow."""
 
@@ -79,7 +77,9 @@ class Wire:
     """Wire: gives one module the outputs of earlier ones, in each call of a module that holds them all.
 
     Its bound methods are hooks, and it holds names and plain values: a copy of the model, or an unpickled one, has its
-    own. An output is kept from when its source has returned until the call ends, and only if it is taken.
+    own. An output is kept from when its source has returned until the call ends, and only if it is taken. Outside of
+    any call, where code runs the parts by themselves (a training step that does, a backward that runs a checkpointed
+    part once more), it is kept until the target has taken it.
 
     Args:
         target: Name of the module that is given them.
@@ -96,7 +96,7 @@ class Wire:
         self.target, self.sources, self.argument, self.adapters = target, tuple(sources), argument, adapters
         self.takes = tuple(takes)
         self._calls: list[dict[int, Tensor]] = []  # one of these inside the other, where a network calls itself
-        self._again: dict[int, Tensor] = {}  # of a part that runs once more in the backward, outside any call
+        self._outside: dict[int, Tensor] = {}
 
     def attach(self, scope: nn.Module, sources: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Set hooks on the module that holds all, and on the sources.
@@ -112,6 +112,7 @@ class Wire:
 
     def begin(self, *_: Any) -> None:
         """A call of the module that holds all begins."""
+        self._outside.clear()
         self._calls.append({})
 
     def end(self, *_: Any) -> None:
@@ -120,7 +121,7 @@ class Wire:
 
     def record(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         """A source has returned."""
-        if index in self.takes and (self._calls or is_recomputing()):
+        if index in self.takes:
             self._recorded[index] = output
 
     def rewire(
@@ -141,18 +142,18 @@ class Wire:
 
     def finish(self) -> None:
         """The target has what it needs."""
-        self._again.clear()
+        self._outside.clear()
 
     @property
     def _recorded(self) -> dict[int, Tensor]:
-        return self._calls[-1] if self._calls else self._again
+        return self._calls[-1] if self._calls else self._outside
 
     def _taken(self, index: int) -> Tensor:
         source = self.sources[index - 1]
         if index not in self._recorded:
             raise RuntimeError(
-                f"{self.target!r} takes the output of {source!r}, which has not run before it in the same call of the "
-                "network's forward; is one of them called elsewhere, or checkpointed without the other?"
+                f"{self.target!r} takes the output of {source!r}, which has not run before it in the same pass through "
+                "the network; is one of them called alone, or checkpointed without the other?"
             )
         adapted: Tensor = self.adapters.of(source)(self._recorded[index])
         return adapted

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_optim import Targets
 from lightning_optim.cost import MACs, count_macs
 from lightning_optim.errors import TargetError
-from lightning_optim.export import export_onnx, load_session
+from lightning_optim.export import calibrate, export_onnx, load_session
 from lightning_optim.nas import ElasticDepth, ElasticWidth, InputChoice, OperationChoice
 from lightning_optim.nas.forward.mixture import Mixture, mix
 from lightning_optim.nas.forward.switchable import switchable_forwards
@@ -211,13 +211,16 @@ def test_an_extracted_network_is_copied_pickled_exported_and_loaded(supernet, tm
     export_onnx(subnet, (x,), tmp_path / "net.onnx")
     (came,) = load_session(tmp_path / "net.onnx").run(x.numpy())
     torch.testing.assert_close(torch.from_numpy(came), needed, rtol=1e-4, atol=1e-5)
+    # What only the own input of 'wide' needed is no part of the file: the stem, the adapter and the layer are left.
+    assert [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node].count("Conv") == 3
 
 
-def test_what_only_the_own_input_needed_is_no_part_of_the_file(supernet, tmp_path):
-    subnet = supernet.extract(supernet.default | {"wide:input": 1})
-    export_onnx(subnet, (torch.randn(3, 1, 8, 8),), tmp_path / "net.onnx")
-    nodes = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
-    assert nodes.count("Conv") == 3  # the stem, the adapter and the layer; neither what halves nor the mix
+def test_an_extracted_network_is_deployed_in_integers(supernet, tmp_path):
+    subnet = supernet.extract(supernet.default | REWIRED).eval()
+    x = torch.randn(4, 1, 8, 8)
+    export = calibrate(subnet, [x, torch.randn(4, 1, 8, 8)]).export(tmp_path / "net.onnx")
+    assert export.integer_share == 1.0
+    assert export.parity.outputs[0].exact_fraction == 1.0
 
 
 def test_macs_count_the_adapters(supernet):
@@ -314,6 +317,20 @@ def test_names_are_relative_to_the_whole_model_and_the_innermost_module_is_the_s
     layers = net["net"].body.layers
     assert torch.equal(net["net"].body(x), layers[2][1](layers[2][0](layers[0](x))))
     assert torch.equal(supernet.extract({"net.body.layers.2:input": 1})["net"](x), net["net"](x))
+
+
+def test_parts_that_are_called_by_themselves_are_rewired_too():
+    net, x = Wrapped(), torch.randn(2, 4)
+    supernet = build_supernet(Site(root=net, network="", args=(x,)), {"w": choice("head", "body.layers.0")})
+    supernet.activate({"head:input": 1})
+    needed = net(x)
+    for model in (net, supernet.extract({"head:input": 1})):
+        for _ in range(2):
+            hidden = model.body(x)
+            assert torch.equal(model.head(hidden), needed)
+        with pytest.raises(RuntimeError, match=r"'head' takes the output of 'body\.layers\.0', which has not run"):
+            model.head(hidden)
+        assert torch.equal(model.forward(x), needed)
 
 
 def test_a_module_that_is_checkpointed_without_its_source_says_so():
