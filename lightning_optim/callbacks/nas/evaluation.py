@@ -12,6 +12,8 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_optim.callbacks.nas.first_batches import FirstBatches
+from lightning_optim.callbacks.nas.side_by_side import judging_alone, own_trainer, shared_out, whole_data
+from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.recalibration import recalibrating
 from lightning_optim.nas.selection import SCORE, Selection
@@ -24,7 +26,11 @@ Score = Callable[[LightningModule], float]
 
 @final
 class SubnetEvaluator(Callback):
-    """Evaluator of subnets: joins a trainer for the time of a search and scores one architecture after the other.
+    """Evaluator of subnets: joins a trainer for the time of a search and scores architectures.
+
+    Under DDP, where the whole of the validation data is known, each rank scores architectures of its own on all of
+    it, side by side with the other ranks; a module must then call no collectives of ``torch.distributed`` itself in its
+    validation (metrics and logging are looked after). Elsewhere all ranks score one architecture after the other.
 
     Args:
         trainer: Validates; after a fit, the trainer of the fit.
@@ -59,18 +65,32 @@ class SubnetEvaluator(Callback):
             )
         self._trainer, self._module, self._activate, self._selection = trainer, pl_module, activate, selection
         self._dataloaders, self._calibration, self._score = dataloaders, calibration, score
+        self._whole = None if score is not None else whole_data(trainer, dataloaders)
+        self._own: Trainer | None = None
         self._is_calibrating = False
         self._open = ExitStack()
         self._norms: list[nn.Module] = []
 
+    @property
+    def at_once(self) -> int:
+        """How many architectures are scored side by side."""
+        return 1 if self._whole is None else self._trainer.world_size
+
+    def begin(self, callbacks: Sequence[Callback]) -> None:
+        """Be given the callbacks of the trainer, this one included, before the first call."""
+        if self._whole is not None:
+            self._calibration.take_those_of_first_rank(self._trainer.strategy.broadcast)
+            self._own = own_trainer(self._trainer, [entry for entry in callbacks if not _is_about_the_fit(entry)])
+
     def __call__(self, proposals: Sequence[Proposal]) -> list[Mapping[str, float]]:
-        """Recalibrate and score one architecture after the other; every rank gets the metrics of rank 0."""
-        return [self._evaluated(proposal) for proposal in proposals]
+        """Recalibrate and score architectures; every rank gets the same metrics."""
+        if self._own is not None:
+            return shared_out(proposals, self._evaluated)
+        return [dict(self._trainer.strategy.broadcast(self._evaluated(proposal))) for proposal in proposals]
 
     def _evaluated(self, proposal: Proposal) -> Mapping[str, float]:
         self.calibrate(proposal.candidate)
-        metrics = self._validated(proposal.fidelity) if self._score is None else self._scored(self._score)
-        return dict(self._trainer.strategy.broadcast(metrics))
+        return self._validated(proposal.fidelity) if self._score is None else self._scored(self._score)
 
     def calibrate(self, architecture: Architecture) -> None:
         """Activate an architecture and give it batch-norm statistics of its own."""
@@ -80,7 +100,7 @@ class SubnetEvaluator(Callback):
             return
         self._is_calibrating = True
         try:
-            self._trainer.validate(self._module, self._calibration, verbose=False)
+            self._validate(self._calibration)
         finally:
             self._is_calibrating = False
             self._open.close()
@@ -92,7 +112,7 @@ class SubnetEvaluator(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_calibrating and trainer.world_size > 1:
+        if self._is_calibrating and trainer.world_size > 1:  # of a trainer of all ranks
             for norm in self._norms:
                 for statistic in (norm.running_mean, norm.running_var):
                     assert isinstance(statistic, torch.Tensor)
@@ -100,9 +120,17 @@ class SubnetEvaluator(Callback):
         self._open.close()
 
     def _validated(self, num_batches: int | None) -> dict[str, float]:
-        with _limited(self._trainer, num_batches):
-            self._trainer.validate(self._module, self._dataloaders, verbose=False)
-        return logged_metrics(self._trainer, self._selection)
+        trainer = self._trainer if self._own is None else self._own
+        with _limited(trainer, num_batches):
+            self._validate(self._dataloaders if self._own is None else self._whole)
+        return logged_metrics(trainer, self._selection)
+
+    def _validate(self, dataloaders: Any) -> None:
+        if self._own is None:
+            self._trainer.validate(self._module, dataloaders, verbose=False)
+            return
+        with judging_alone(self._trainer, self._module):
+            self._own.validate(self._module, dataloaders, verbose=False)
 
     def _scored(self, score: Score) -> dict[str, float]:
         with evaluating(self._module):
@@ -137,6 +165,11 @@ def _limited(trainer: Trainer, num_batches: int | None) -> Iterator[None]:
         trainer.limit_val_batches = before
 
 
+def _is_about_the_fit(callback: Callback) -> bool:
+    kinds = ("ProgressBar", "Checkpoint", "ModelSummary", "EarlyStopping")
+    return any(is_instance_of(callback, kind) for kind in kinds)
+
+
 @contextmanager
 def joined(trainer: Trainer, evaluator: SubnetEvaluator, owner: Callback) -> Iterator[None]:
     """Give the trainer an evaluator for a while; what it validates goes into no logger and no progress bar.
@@ -154,6 +187,7 @@ def joined(trainer: Trainer, evaluator: SubnetEvaluator, owner: Callback) -> Ite
     if bar is not None:
         bar.disable()
     try:
+        evaluator.begin([*others, evaluator])
         yield
     finally:
         trainer.callbacks = before  # type: ignore[attr-defined]  # as above

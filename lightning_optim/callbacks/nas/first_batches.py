@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -60,6 +60,10 @@ class FirstBatches:
             next(iter(batches), None)  # a resumed loader's first iteration goes on where it was; the next begins anew
         with _seeded(batches, seed):
             self._batches = list(itertools.islice(iter(batches), count)) if count else []
+
+    def take_those_of_first_rank(self, broadcast: Callable[[Any], Any]) -> None:
+        """Let all ranks have the batches of the first."""
+        self._batches = broadcast(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches)

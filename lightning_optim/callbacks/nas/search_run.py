@@ -66,7 +66,7 @@ class SearchRun:
         started = self.strategy.start(self.supernet.space, self.seed, num_scores=num_scores, first=first)
         screening = self.selection.screening
         screen = None if screening is None else lambda found: float(broadcast(screening.measure(self.supernet, found)))
-        progress = SearchProgress(started, self.selection, screen=screen, unscreened=first)
+        progress = SearchProgress(started, self.selection, evaluator.at_once, screen=screen, unscreened=first)
         messages = SearchMessages(self.selection, self.name, is_shown=self.trainer.is_global_zero)
         file: SearchFile | None = None
         if path is not None:

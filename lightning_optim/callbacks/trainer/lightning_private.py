@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import _update_dataloader
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
 
@@ -66,6 +68,11 @@ def ddp_settings(trainer: Trainer) -> dict[str, Any] | None:
     """
     settings: dict[str, Any] | None = vars(trainer.strategy).get("_ddp_kwargs")
     return settings
+
+
+def with_sampler(dataloader: DataLoader[Any], sampler: Sampler[Any]) -> DataLoader[Any]:
+    """Return a loader like another, of the same class and settings, that reads in another order."""
+    return _update_dataloader(dataloader, sampler)
 
 
 def spawns_processes(trainer: Trainer) -> bool:
