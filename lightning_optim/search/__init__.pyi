@@ -9,8 +9,11 @@ from .strategy.base import SearchState as SearchState
 from .strategy.base import Strategy as Strategy
 from .strategy.evolution import Evolution as Evolution
 from .strategy.grid_search import GridSearch as GridSearch
+from .strategy.hyperband import Hyperband as Hyperband
 from .strategy.local_search import LocalSearch as LocalSearch
+from .strategy.optuna_sampler import OptunaSampler as OptunaSampler
 from .strategy.pairwise_surrogate import PairwiseSurrogate as PairwiseSurrogate
 from .strategy.pareto_evolution import ParetoEvolution as ParetoEvolution
 from .strategy.random import RandomSearch as RandomSearch
 from .strategy.reinforce import Reinforce as Reinforce
+from .strategy.successive_halving import SuccessiveHalving as SuccessiveHalving

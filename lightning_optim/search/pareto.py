@@ -85,6 +85,24 @@ def crowding_distances(costs: Floats) -> Floats:
     return room
 
 
+def by_front(costs: Floats) -> NDArray[np.int64]:
+    """Indices of all points, best first: by the rank of their front, and within a front those with most room first.
+
+    Args:
+        costs: ``[N, K]``, lower is better; with one column it is the order of that.
+
+    Example:
+        >>> by_front(np.array([(3.0, 3.0), (2.0, 2.0), (1.0, 5.0)])).tolist()
+        [1, 2, 0]
+    """
+    if costs.shape[1] == 1:
+        return np.argsort(costs[:, 0], kind="stable")
+    ranks, room = front_ranks(costs), np.zeros(len(costs))
+    for rank in range(int(ranks.max(initial=-1)) + 1):
+        room[ranks == rank] = crowding_distances(costs[ranks == rank])
+    return np.lexsort((-room, ranks))
+
+
 def hypervolume(points: Sequence[Sequence[float]] | ArrayLike, reference: Sequence[float]) -> float:
     """Volume that points dominate, above a reference (Zitzler and Thiele, 1999; doi:10.1109/4235.797969, section IV-A).
 

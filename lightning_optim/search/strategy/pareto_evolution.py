@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from lightning_optim.checked import checked
 from lightning_optim.search.decision import Candidate
-from lightning_optim.search.pareto import crowding_distances, front_ranks
+from lightning_optim.search.pareto import by_front
 from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.space import SearchSpace
 from lightning_optim.search.strategy.base import SearchState, Strategy
-from lightning_optim.search.strategy.history import PATIENCE, History, Scores
+from lightning_optim.search.strategy.history import PATIENCE, History
 
 
 @final
@@ -81,7 +80,8 @@ class ParetoEvolutionState(SearchState):
         scored = self._history.scored
         is_full = len(scored) >= self._setting.population
         if scored and (is_full or self._history.refused_in_a_row() >= PATIENCE):
-            ranked = [scored[index][0] for index in _by_front(scored)[: self._setting.population]]
+            best = by_front(-np.array([scores for _, scores in scored]))[: self._setting.population]
+            ranked = [scored[index][0] for index in best]
             return self._history.propose(lambda attempt: self._child(ranked, draw, changes=1 + attempt // 20))
         return self._history.propose(lambda attempt: self._space.sample(draw))
 
@@ -105,12 +105,3 @@ class ParetoEvolutionState(SearchState):
         for _ in range(changes):
             child = self._space.mutated(child, draw)
         return child
-
-
-def _by_front(scored: Sequence[tuple[Candidate, Scores]]) -> NDArray[np.int64]:
-    """Indices by front, and within a front those with most room first."""
-    costs = -np.array([scores for _, scores in scored])
-    ranks, room = front_ranks(costs), np.zeros(len(costs))
-    for rank in range(ranks.max() + 1):
-        room[ranks == rank] = crowding_distances(costs[ranks == rank])
-    return np.lexsort((-room, ranks))
