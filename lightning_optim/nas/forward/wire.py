@@ -117,7 +117,8 @@ class Wire:
 
     def end(self, *_: Any) -> None:
         """A call of the module that holds all ends, and what was recorded in it is let go."""
-        self._calls.pop()
+        if self._calls:  # a hook of somebody else's may have raised before this one's turn to begin
+            self._calls.pop()
 
     def record(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         """A source has returned."""

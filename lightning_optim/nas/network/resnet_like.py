@@ -41,7 +41,7 @@ class ResNetLike(nn.Module):
 
     It is the largest member of the ready-made space ``nas/search_space/resnet_like``: kernels of 3 and 5, 1 to 3 blocks
     a stage, widths of the stages and inside the blocks. With ``kernel=3`` it is ResNet-20 (He et al., 2016;
-    arXiv:1512.03385, section 4.2), which is in the space.
+    arXiv:1512.03385, section 4.2) with projections as shortcuts where shapes change, which is in the space.
     With the defaults there are 180,553,727,808 architectures of 772,416 to 27,955,840 MACs,
     for an image of 16 x 16 pixels.
 
