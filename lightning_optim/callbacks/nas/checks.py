@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
-from lightning_optim.callbacks.trainer.lightning_private import ddp_settings, is_compiled
+from lightning_optim.callbacks.trainer.lightning_private import averaged_model, ddp_settings, is_compiled
 from lightning_optim.callbacks.trainer.strategy import StrategyKind, strategy_kind, strategy_name
 from lightning_optim.nas.space.base import SearchDimension
 
@@ -51,6 +51,23 @@ def check_slices(trainer: Trainer, space: Mapping[str, SearchDimension]) -> None
             f"space[{slicing[0]!r}] takes slices of weights, but under {strategy_name(trainer)} each rank holds a part "
             "of every weight; use DDPStrategy, or choose whole operations only"
         )
+
+
+def check_averages(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse an averaged copy that was made before the module became a supernet, in ``on_train_start``.
+
+    Raises:
+        ValueError: Naming the callback that keeps it.
+    """
+    count = len(list(pl_module.parameters()))
+    others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+    for callback in others:
+        average = averaged_model(callback)
+        if average is not None and len(list(average.parameters())) != count:
+            raise ValueError(
+                f"{type(callback).__name__} has copied the module before NASSupernet added its candidates: list "
+                f"NASSupernet before {type(callback).__name__}"
+            )
 
 
 def prepare_strategy(trainer: Trainer) -> None:

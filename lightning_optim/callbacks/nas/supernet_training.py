@@ -9,6 +9,7 @@ from typing import Any, final
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_optim.callbacks.nas.architecture_step import ArchitectureStep
+from lightning_optim.callbacks.nas.checks import check_averages
 from lightning_optim.callbacks.nas.paths_step import PathsStep
 from lightning_optim.callbacks.trainer.clock import FitProgress, clock_of
 from lightning_optim.callbacks.trainer.rank_agreement import check_ranks_agree
@@ -99,6 +100,7 @@ class SupernetTraining:
             ValueError: If the sampler cannot be used in this fit.
         """
         supernet, state = self._started
+        check_averages(trainer, pl_module)
         if self.sampler.needs_progress:
             self._progress.check(trainer)
         if self._learned is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,6 +19,7 @@ from lightning_optim.nas import (
     PCDARTS,
     ArchitectureSteps,
     ExpectedCost,
+    FairNAS,
     OperationChoice,
     ProxylessNAS,
     Selection,
@@ -187,6 +189,13 @@ def test_manual_optimization_and_too_few_samples_are_refused():
     callback = searcher(DARTS())
     with pytest.raises(ValueError, match="10 are too few"):
         quiet(callback, max_epochs=1).fit(User(), loader(10))
+
+
+@pytest.mark.parametrize("sampler", [None, FairNAS(), DARTS()], ids=lambda each: type(each).__name__)
+def test_an_average_copied_before_candidates_were_added_is_refused_by_name(sampler):
+    fit(sampler, None, EMAWeightAveraging(decay=0.5))
+    with pytest.raises(ValueError, match="list NASSupernet before EMAWeightAveraging"):
+        quiet(EMAWeightAveraging(decay=0.5), searcher(sampler), max_epochs=1).fit(User(), loader())
 
 
 class Counts(User):
