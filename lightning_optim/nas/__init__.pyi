@@ -11,6 +11,7 @@ from .network.cell_operations import PooledConnection as PooledConnection
 from .network.cell_operations import SeparableConv as SeparableConv
 from .network.cell_operations import SkipConnection as SkipConnection
 from .network.darts_like import DARTSLike as DARTSLike
+from .network.mobilenet_like import InvertedBottleneck as InvertedBottleneck
 from .network.mobilenet_like import MobileNetLike as MobileNetLike
 from .network.resnet_like import ResNetLike as ResNetLike
 from .network.transformer_like import TransformerLike as TransformerLike
