@@ -80,9 +80,10 @@ class InputChoice(SearchDimension):
         forwards = [forward for each, _ in planned for forward in each]
         taken = {(forward.owner, forward.key) for forward in chosen_inputs(site.root)}
         for forward in forwards:
-            if (forward.owner, forward.key) in taken:
+            if (forward.owner, forward.key) in taken or forward.key in vars(forward.owner)["_modules"]:
                 raise TargetError(
-                    f"{forward.wire.target!r} has a choice of this input already; give it to one entry of the space"
+                    f"{forward.wire.target!r} has a choice of this input already, or the adapters of one that was made "
+                    "before; give it to one entry of one space"
                 )
         for forward in forwards:
             forward.connect(site.root)

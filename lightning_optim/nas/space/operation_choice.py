@@ -118,7 +118,10 @@ def _made(factory: Callable[..., nn.Module], call: ModuleCall) -> nn.Module:
 def _refuse_overlap(chosen: Mapping[str, nn.Module]) -> None:
     for name, module in chosen.items():
         if RESERVED in vars(module)["_modules"]:
-            raise TargetError(f"{name!r} already has a choice of operations; give each module to one of them")
+            raise TargetError(
+                f"{name!r} already has a choice of operations, or of inputs in an earlier space; give each module to "
+                "one choice of operations, in the space that chooses its input"
+            )
         inside = [other for other in chosen if other.startswith(f"{name}.")]
         if inside:
             raise TargetError(f"{inside[0]!r} lies inside {name!r}, and both are chosen; narrow targets to one of them")

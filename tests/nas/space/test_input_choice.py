@@ -499,6 +499,21 @@ def test_a_cycle_or_a_source_that_may_not_run_is_refused(space, message):
     assert not switchable_forwards(net)
 
 
+def test_an_extracted_network_can_be_searched_again_but_for_inputs_with_adapters():
+    torch.manual_seed(0)
+    first = convert(Net(), wide=choice("wide", "stem"), feed=choice("feed", "embed"))
+    net, x = first.extract({"wide:input": 1, "feed:input": 1}).eval(), torch.randn(2, 1, 8, 8)
+    with pytest.raises(TargetError, match="'wide' has a choice of this input already, or the adapters of one"):
+        convert(net, again=choice("wide", "stem"))
+    before = net(x)
+    widths = ElasticWidth(targets=Targets(include=("wide._input_input.stem.1", "stem")), fractions=(0.5, 1.0))
+    second = convert(net, width=widths, feed=choice("feed", "embed"), operation=operations("mix"))
+    assert torch.equal(net(x), before)
+    for architecture in every_architecture(second):
+        second.activate(architecture)
+        assert torch.equal(net(x), second.extract(architecture).eval()(x))
+
+
 def test_a_choice_inside_an_operation_counts_only_where_that_operation_runs():
     space = {"input": choice("mix.1", "down"), "operation": operations("mix")}
     assert convert(Net(), **space).space.num_candidates == 2 + 1 + 1
