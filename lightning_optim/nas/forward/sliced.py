@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -58,10 +58,9 @@ class SlicedForward(SwitchableForward):
         super().__init__(owner)
         self._slicings: list[Slicing] = []
         self._options: dict[str, int] = {}
-        self._cuts: Cuts = {}
-        self._attributes: dict[str, Any] = {}
-        self._known: dict[tuple[int, ...], tuple[Cuts, dict[str, Any]]] = {}
-        self._is_open = False
+        self._path = _Path()
+        self._known: dict[tuple[int, ...], _Path] = {}
+        self.is_open = False
 
     def add(self, slicing: Slicing) -> None:
         """Follow one more decision, at full width until it is taken.
@@ -88,7 +87,7 @@ class SlicedForward(SwitchableForward):
     @property
     @override
     def runs_as_built(self) -> bool:
-        return not self._cuts
+        return not self._path.cuts
 
     @override
     def forget(self, decisions: Set[str]) -> None:
@@ -101,11 +100,11 @@ class SlicedForward(SwitchableForward):
     @property
     def cuts(self) -> Cuts:
         """Positions kept by the active architecture, by tensor; empty at full width."""
-        return self._cuts
+        return self._path.cuts
 
     @override
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._cuts:
+        if not self._path.cuts:
             return self.__wrapped__(*args, **kwargs)
         with self.sliced():
             return self.__wrapped__(*args, **kwargs)
@@ -116,9 +115,8 @@ class SlicedForward(SwitchableForward):
         key = tuple(self._options.values())
         if key not in self._known:
             with torch.inference_mode(False):  # positions found in a validation loop serve training too
-                cuts = self._find_cuts()
-                self._known[key] = cuts, _attributes_after(self.owner, cuts) if cuts else {}
-        self._cuts, self._attributes = self._known[key]
+                self._known[key] = _path_of(self.owner, self._find_cuts())
+        self._path = self._known[key]
 
     @override
     def extracted(self) -> nn.Module:
@@ -126,7 +124,7 @@ class SlicedForward(SwitchableForward):
 
     @override
     def superpose(self) -> None:
-        self._cuts, self._attributes = {}, {}
+        self._path = _Path()
 
     def _find_cuts(self) -> Cuts:
         dropped: dict[tuple[str, int], list[Tensor]] = {}
@@ -144,30 +142,82 @@ class SlicedForward(SwitchableForward):
     @contextmanager
     def sliced(self) -> Iterator[None]:
         """Context in which the owner holds the slices of the active path; a second one inside changes nothing."""
-        if self._is_open or not self._cuts:
+        path, own = self._path, vars(self.owner)
+        if self.is_open or not path.cuts:
             yield
             return
-        own = vars(self.owner)
-        attributes = {name: own[name] for name in self._attributes}
-        full: dict[str, Tensor] = {}
+        attributes = {name: own[name] for name in path.attributes}
+        full: dict[str, tuple[Tensor, Tensor]] = {}
         try:
-            for name, cuts in self._cuts.items():
-                store = _store(self.owner, name)
-                if store is None:
-                    continue  # an integer, set below with the other attributes
-                full[name], store[name] = store[name], _slice(store[name], cuts, is_buffer=store is own["_buffers"])
-            own.update(self._attributes)
-            self._is_open = True
+            for name, windows in path.parameters.items():
+                whole = own["_parameters"][name]
+                # The extracted layer holds its weight in one piece; the same layout is what makes both bit-equal.
+                full[name] = whole, _slice(whole, windows).contiguous()
+                own["_parameters"][name] = full[name][1]
+            for name, windows in path.buffers.items():
+                whole = own["_buffers"][name]
+                full[name] = whole, _slice(whole, windows)
+                own["_buffers"][name] = full[name][1]
+            own.update(path.attributes)
+            self.is_open = True
             yield
         finally:
-            self._is_open = False
+            self.is_open = False
             own.update(attributes)
-            for name, tensor in full.items():
-                if name in own["_parameters"]:
-                    own["_parameters"][name] = tensor
-                else:
-                    part, own["_buffers"][name] = own["_buffers"][name], tensor
-                    _write_back(tensor, part, self._cuts[name])
+            for name, (whole, part) in full.items():
+                if name in path.parameters:
+                    own["_parameters"][name] = whole
+                    continue
+                came, own["_buffers"][name] = own["_buffers"][name], whole
+                if came is not part or any(window.kept is not None for window in path.buffers[name]):
+                    _write_back(whole, came, path.cuts[name])
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Window:
+    """What is kept along one dimension: a run of positions; or any, if they are given."""
+
+    dim: int
+    first: int
+    count: int
+    kept: Tensor | None
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Path:
+    """What the owner becomes on one path, made ready so that a step only slices.
+
+    Args:
+        cuts: Positions kept, by tensor or integer.
+        parameters: Windows of each parameter.
+        buffers: Windows of each buffer.
+        attributes: Values of what describes their shapes.
+    """
+
+    cuts: Cuts = field(default_factory=dict)
+    parameters: dict[str, tuple[_Window, ...]] = field(default_factory=dict)
+    buffers: dict[str, tuple[_Window, ...]] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def _path_of(owner: nn.Module, cuts: Cuts) -> _Path:
+    if not cuts:
+        return _Path()
+    windows = {name: tuple(_window(dim, kept) for dim, kept in each) for name, each in cuts.items()}
+    own = vars(owner)
+    return _Path(
+        cuts,
+        {name: windows[name] for name in cuts if name in own["_parameters"]},
+        {name: windows[name] for name in cuts if name in own["_buffers"]},
+        _attributes_after(owner, cuts),
+    )
+
+
+def _window(dim: int, kept: Tensor) -> _Window:
+    first, count = int(kept[0]), kept.numel()
+    return _Window(dim, first, count, None if int(kept[-1]) - first + 1 == count else kept)
 
 
 def cut_plan(root: nn.Module) -> Cuts:
@@ -203,15 +253,13 @@ def _length(owner: nn.Module, name: str, dim: int) -> int:
     return length
 
 
-def _slice(tensor: Tensor, cuts: list[tuple[int, Tensor]], *, is_buffer: bool) -> Tensor:
-    for dim, kept in cuts:
-        first, count = int(kept[0]), kept.numel()
-        if int(kept[-1]) - first + 1 == count:
-            tensor = tensor.narrow(dim, first, count)
+def _slice(tensor: Tensor, windows: tuple[_Window, ...]) -> Tensor:
+    for window in windows:
+        if window.kept is None:
+            tensor = tensor.narrow(window.dim, window.first, window.count)
         else:
-            tensor = tensor.index_select(dim, kept.to(tensor.device))
-    # The extracted layer holds its weight in one piece; the same layout is what makes both bit-equal.
-    return tensor if is_buffer else tensor.contiguous()
+            tensor = tensor.index_select(window.dim, window.kept.to(tensor.device))
+    return tensor
 
 
 def _write_back(full: Tensor, part: Tensor, cuts: list[tuple[int, Tensor]]) -> None:
