@@ -1,7 +1,11 @@
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,3 +41,32 @@ def test_all_others_can_be_imported():
 
 def test_coverage_leaves_lightning_and_with_it_torchvision_unimported():
     run("-c", "import sys, benchmarks.coverage; assert not {'lightning', 'torchvision'} & sys.modules.keys()")
+
+
+def test_search_measures_tables_of_any_space_and_says_what_it_cannot(tmp_path):
+    cells = np.array(["".join(map(str, digits)) for digits in itertools.product(range(2), range(3), range(3))])
+    columns = {
+        "cell": cells,
+        "val_accuracy_200": 90.0 - np.arange(18.0),
+        "latency_ms__phone": 1.0 + np.arange(18.0) % 5,
+    }
+    np.savez(tmp_path / "small.npz", **columns)
+    arguments = [
+        "-m",
+        "benchmarks.search",
+        "--only",
+        "tables",
+        "--quick",
+        "--tables",
+        str(tmp_path),
+        "--devices",
+        "phone",
+    ]
+    found = json.loads(run(*arguments).splitlines()[-1])
+    assert 1 <= found["evaluations_to_top_permille"] <= 18
+    assert found["small/protocol_accuracy"] == "not measured: no column val_accuracy_12, train_seconds_200"
+    assert found["protocol_accuracy"] is None
+    assert found["hypervolume_200"] == pytest.approx(1.0)  # all of the space
+    np.savez(tmp_path / "small.npz", **columns, names=np.array([{}], dtype=object))
+    found = json.loads(run(*arguments).splitlines()[-1])
+    assert "'names' must be plain numbers or text, and holds Python objects" in found["tables_failed"]
