@@ -255,12 +255,12 @@ def collapse(seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
     Each of twenty layers is a convolution or a skip connection. Both picks are trained on their own as well.
     """
     quiet()
-    steps = ArchitectureSteps(learning_rate=0.02)
+    steps = ArchitectureSteps(learning_rate=0.03)
     names = [f"net.layers.{place}" for place in range(DEPTH)]
     space = {"layers": OperationChoice(targets=Targets(include=names), candidates={"skip": nn.Identity})}
     figures: dict[str, Any] = {}
     for name, sampler in (("guarded", DARTS(steps=steps)), ("unguarded", DARTS(steps=steps, auxiliary_skip=None))):
-        picks = [searched(DeepNet(), space, sampler, seed, 2 * EPOCHS, 0.5)[0] for seed in seeds]
+        picks = [searched(DeepNet(), space, sampler, seed, 4 * EPOCHS, 0.5)[0] for seed in seeds]
         shares = [sum(options) / DEPTH for options in picks]
         accuracies = []
         for seed, options in zip(seeds, picks, strict=True):
