@@ -48,7 +48,7 @@ class Selection:
         >>> size = NetworkCost(cost=Parameters(), bound=5000)
         >>> small = Selection(measures={"size": size}, objectives=("score", "size"))
         >>> [found.describe() for found in small.all_measures.values()]
-        ['val/accuracy', 'MACs', 'Parameters at most 5,000']
+        ['val/accuracy', 'MACs', 'Parameters at most 5000']
     """
 
     monitor: str = "val/accuracy"
