@@ -7,7 +7,7 @@ from typing import final
 
 from lightning_optim.callbacks.trainer.messages import MESSAGES, Pace
 from lightning_optim.nas.measure import say_number
-from lightning_optim.nas.result import Evaluation, SearchResult
+from lightning_optim.nas.result import Evaluation, SearchResult, of_highest_fidelity
 from lightning_optim.nas.selection import Selection
 from lightning_optim.search.space import SearchSpace
 
@@ -39,22 +39,17 @@ class SearchMessages:
 
     def found(self, result: SearchResult, space: SearchSpace) -> None:
         """Tell what was picked, and whether anything is left that was not tried."""
-        decisions = space.decisions
-        chosen = {entry.name: entry.options[result.pick.architecture[entry.name]] for entry in decisions}
-        own, count = space.default, len(result.evaluations)
-        compared = "".join(
-            f" (the network as it was: {self._worth(entry)})"
-            for entry in result.evaluations
-            if entry.architecture == own
-        )
+        own = [entry for entry in of_highest_fidelity(result.evaluations) if entry.architecture == space.default]
+        compared = "".join(f" (the network as it was: {self._worth(entry)})" for entry in own)
+        count, tried = len(result.evaluations), {tuple(entry.architecture.items()) for entry in result.evaluations}
         ended = ""
-        if count == space.num_candidates:
+        if len(tried) == space.num_candidates:
             ended = ", the whole space"
         elif count < self._selection.evaluations:
             ended = ", no other was found within the bounds"
         self._tell(
             f"{count} architectures evaluated{ended}; the pick has {self._worth(result.pick)}{compared}: "
-            + ", ".join(f"{name}={option}" for name, option in chosen.items())
+            + ", ".join(f"{name}={option}" for name, option in space.options_of(result.pick.architecture).items())
         )
 
     def _worth(self, entry: Evaluation) -> str:
