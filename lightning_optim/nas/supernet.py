@@ -7,26 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from lightning_optim.cost.base import Cost
 from lightning_optim.cost.macs import MACs
-from lightning_optim.errors import TargetError, reason_of
+from lightning_optim.errors import TargetError
 from lightning_optim.nas.architecture import Architecture
-from lightning_optim.nas.forward.choice import output_layout
 from lightning_optim.nas.forward.chosen_input import check_sources_run, chosen_inputs
 from lightning_optim.nas.forward.fused import attach_fused
 from lightning_optim.nas.forward.sliced import SlicedForward, cut_plan
 from lightning_optim.nas.forward.switchable import activate, put_in_place, strip, switchable_forwards
+from lightning_optim.nas.option_check import check_every_option
 from lightning_optim.nas.space.base import SearchDimension, Site
 from lightning_optim.nas.space.conditions import with_conditions
 from lightning_optim.nas.space_description import SpaceDescription
 from lightning_optim.search.decision import Decision
 from lightning_optim.search.space import SearchSpace
-from lightning_optim.surgery.copies import copy_model, eval_copy
+from lightning_optim.surgery.copies import copy_model
 from lightning_optim.surgery.cut import apply_cut
 from lightning_optim.surgery.inputs import Inputs
+from lightning_optim.surgery.rounded import rounded_layers
 from lightning_optim.surgery.select import submodule
 from lightning_optim.surgery.torch_private import pytree
 
@@ -229,6 +229,13 @@ def build_supernet(site: Site, space: Mapping[str, SearchDimension], name: str =
 
 
 def _attached(site: Site, space: Mapping[str, SearchDimension]) -> Supernet:
+    rounded = next(iter(rounded_layers(site.root).items()), None)
+    if rounded is not None:
+        name, (_, widths) = rounded
+        raise TargetError(
+            f"{name!r} rounds to {widths} as an earlier search has chosen, and would round before what varies now; "
+            "take that off with release_bits first"
+        )
     before = switchable_forwards(site.root)
     has_slices = any(isinstance(forward, SlicedForward) for forward in before)
     early = [key for key, dimension in space.items() if not dimension.slices_weights]
@@ -249,7 +256,7 @@ def _attached(site: Site, space: Mapping[str, SearchDimension]) -> Supernet:
         attach_fused(site.root)
         check_sources_run(site.root)
         supernet = Supernet(site, with_conditions(site.root, decisions))
-        _check_every_option(supernet)
+        check_every_option(site, supernet.space)
     except BaseException:
         ours = {
             slicing
@@ -279,30 +286,3 @@ def _signature(space: Mapping[str, SearchDimension]) -> str:
         key: (type(dimension).__name__, [text(getattr(dimension, field.name)) for field in fields(dimension)])  # type: ignore[arg-type]  # every dimension is a dataclass
         for key, dimension in space.items()
     })  # fmt: skip
-
-
-def _check_every_option(supernet: Supernet) -> None:
-    network = eval_copy(submodule(supernet.site.root, supernet.site.network))
-    run = _runner(network, supernet.site)
-    needed = run(supernet.default)
-    for decision in supernet.decisions:
-        for option, text in enumerate(decision.options):
-            try:
-                came = run({**supernet.default, decision.name: option})
-            except (RuntimeError, ValueError, TypeError) as error:
-                reason = reason_of(error)
-                raise TargetError(
-                    f"the network does not run with {decision.name!r} at {text!r}: {reason}; is a shape written into "
-                    "its code? Exclude the module from targets"
-                ) from error
-            if came != needed:
-                raise TargetError(f"with {decision.name!r} at {text!r} the network returns {came}, not {needed}")
-
-
-def _runner(network: nn.Module, site: Site) -> Callable[[Architecture], list[str]]:
-    def run(architecture: Architecture) -> list[str]:
-        activate(network, architecture)
-        with torch.no_grad():
-            return output_layout(network(*site.args, **site.kwargs))
-
-    return run

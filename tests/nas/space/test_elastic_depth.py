@@ -192,3 +192,21 @@ def test_what_cannot_be_skipped_is_refused_by_name(net, settings, message):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises((ValueError, TypeError), match=r"depths must ascend|level"):
         depth("stage", **settings)
+
+
+class Pinned(nn.Module):
+    """A candidate whose code has a width written down."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Conv1d(4, 8, 1), nn.Conv1d(8, 4, 1)
+
+    def forward(self, x):
+        return self.down(self.up(x) + x.new_ones(1, 8, 1))
+
+
+def test_an_option_that_matters_only_in_a_candidate_is_tried_there():
+    choice = OperationChoice(targets=Targets(include=("stage.3",)), candidates={"pinned": Pinned})
+    width = ElasticWidth(targets=Targets(include=("stage.3._candidates.pinned.up",)), fractions=(0.5, 1.0))
+    with pytest.raises(TargetError, match=r"pinned.up:width' at '4'|'stage.3._candidates.pinned.up' cannot vary"):
+        converted(Staged(), SIGNALS, choice=choice, width=width)

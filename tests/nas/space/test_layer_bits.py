@@ -153,3 +153,13 @@ def test_a_weight_that_is_computed_is_refused_by_name():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     with pytest.raises(TargetError, match="the weight of '0' is computed by a parametrization"):
         converted(net, (torch.ones(2, 2),), bits=layer_bits())
+
+
+def test_a_network_that_rounds_already_is_searched_again_without_its_rounding():
+    supernet = converted(Net(), IMAGES, bits=layer_bits("stem"))
+    subnet = supernet.extract({"stem:bits": 0})
+    widths = ElasticWidth(targets=Targets(include=("stem",)), fractions=(0.5, 1.0))
+    with pytest.raises(TargetError, match="'stem' rounds to w4a8 as an earlier search has chosen"):
+        converted(subnet, IMAGES, widths=widths)
+    release_bits(subnet)
+    check_paths(converted(subnet, IMAGES, widths=widths), IMAGES, num=1)
