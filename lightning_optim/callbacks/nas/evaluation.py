@@ -12,8 +12,15 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_optim.callbacks.nas.first_batches import FirstBatches
-from lightning_optim.callbacks.nas.side_by_side import judging_alone, own_trainer, shared_out, whole_data
+from lightning_optim.callbacks.nas.side_by_side import (
+    CollectiveCalledError,
+    judging_alone,
+    own_trainer,
+    shared_out,
+    whole_data,
+)
 from lightning_optim.callbacks.trainer.lightning_classes import is_instance_of
+from lightning_optim.callbacks.trainer.messages import tell
 from lightning_optim.nas.architecture import Architecture
 from lightning_optim.nas.recalibration import recalibrating
 from lightning_optim.nas.selection import SCORE, Selection
@@ -29,8 +36,8 @@ class SubnetEvaluator(Callback):
     """Evaluator of subnets: joins a trainer for the time of a search and scores architectures.
 
     Under DDP, where the whole of the validation data is known, each rank scores architectures of its own on all of
-    it, side by side with the other ranks; a module must then call no collectives of ``torch.distributed`` itself in its
-    validation (metrics and logging are looked after). Elsewhere all ranks score one architecture after the other.
+    it, side by side with the other ranks. Elsewhere, and where the module's validation calls collectives of
+    ``torch.distributed`` itself, all ranks score one architecture after the other.
 
     Args:
         trainer: Validates; after a fit, the trainer of the fit.
@@ -85,7 +92,15 @@ class SubnetEvaluator(Callback):
     def __call__(self, proposals: Sequence[Proposal]) -> list[Mapping[str, float]]:
         """Recalibrate and score architectures; every rank gets the same metrics."""
         if self._own is not None:
-            return shared_out(proposals, self._evaluated)
+            try:
+                return shared_out(proposals, self._evaluated)
+            except CollectiveCalledError as error:
+                self._own = self._whole = None
+                tell(
+                    self._trainer,
+                    f"validation calls torch.distributed.{error}, so that all ranks judge one architecture after the "
+                    "other, each on its share of the data",
+                )
         return [dict(self._trainer.strategy.broadcast(self._evaluated(proposal))) for proposal in proposals]
 
     def _evaluated(self, proposal: Proposal) -> Mapping[str, float]:

@@ -44,7 +44,10 @@ class User(LightningModule):
         if self.trainer.state.fn == "validate" and len(x) == 13 and self.fails:
             raise ArithmeticError("of no rank in particular")
 
-    fails = False
+        if self.calls and self.trainer.state.fn == "validate":
+            distributed.all_reduce(torch.ones(1))
+
+    fails = calls = False
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.net.parameters(), lr=0.1)
@@ -86,6 +89,12 @@ def main():
     x, y = data(SAMPLES).dataset.tensors
     pick = callback.result.pick
     assert abs(float((small.net(x).argmax(1) == y).float().mean()) - pick.score) < 1e-6, pick
+    talkative, again = User(), searcher()
+    talkative.calls = True
+    quiet(again, strategy="ddp", devices=2).fit(talkative, data(64), data(SAMPLES))
+    distributed.all_gather_object(everyone, again.result.state_dict())
+    assert everyone[0] == everyone[1]
+    assert len(again.result.evaluations) == 4
     module.fails = True
     with pytest.raises(RuntimeError, match="could not be judged on rank"):
         callback.search(trainer, module)
