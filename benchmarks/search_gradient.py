@@ -10,7 +10,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,18 +172,27 @@ def cell_space() -> dict[str, OperationChoice]:
 
 
 def searched(
-    network: nn.Module,
+    make: Callable[[], nn.Module],
     space: Mapping[str, OperationChoice],
     sampler: LearnedSampler,
     seed: int,
     epochs: int,
     noise: float,
 ) -> tuple[list[int], float]:
-    """Search by gradients, and return the pick's options and the CPU seconds that it took."""
+    """Search by gradients, and return the pick's options and the CPU seconds that it took.
+
+    Args:
+        make: Makes the network, once the seed is set.
+        space: What may vary in it.
+        sampler: The setting.
+        seed: Of the weights, the order of the batches and the split.
+        epochs: Of the search.
+        noise: Of the digits.
+    """
     torch.manual_seed(seed)
     loader = loader_of(32, noise)
     num_steps = int((1.0 - sampler.steps.held_out) * len(loader)) * epochs
-    module = Classifier(network, num_steps)
+    module = Classifier(make(), num_steps)
     selection = Selection(evaluations=1, recalibration_batches=0)  # what the parameters stand for, and nothing else
     callback = NASSupernet(space=space, sampler=sampler, selection=selection, search_at="call", seed=seed)
     trainer = quiet_trainer([callback], max_epochs=epochs)
@@ -207,7 +216,7 @@ def gradient_pick(folder: Path, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, A
     quiet()
     accuracy = members(folder)
     ranked = sorted(accuracy, key=accuracy.__getitem__, reverse=True)
-    picks = [searched(CellNet(), cell_space(), DARTS(), seed, EPOCHS, NOISE) for seed in seeds]
+    picks = [searched(CellNet, cell_space(), DARTS(), seed, EPOCHS, NOISE) for seed in seeds]
     ranks = [ranked.index(",".join(map(str, options))) + 1 for options, _ in picks]
     seconds = statistics.median(seconds for _, seconds in picks)
     largest = max(ranked, key=lambda key: count_parameters(_member(key)))
@@ -260,7 +269,7 @@ def collapse(seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
     space = {"layers": OperationChoice(targets=Targets(include=names), candidates={"skip": nn.Identity})}
     figures: dict[str, Any] = {}
     for name, sampler in (("guarded", DARTS(steps=steps)), ("unguarded", DARTS(steps=steps, auxiliary_skip=None))):
-        picks = [searched(DeepNet(), space, sampler, seed, 4 * EPOCHS, 0.5)[0] for seed in seeds]
+        picks = [searched(DeepNet, space, sampler, seed, 4 * EPOCHS, 0.5)[0] for seed in seeds]
         shares = [sum(options) / DEPTH for options in picks]
         accuracies = []
         for seed, options in zip(seeds, picks, strict=True):
