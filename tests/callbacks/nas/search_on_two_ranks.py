@@ -102,4 +102,5 @@ def main():
     distributed.destroy_process_group()
 
 
-main()
+if __name__ == "__main__":
+    main()
