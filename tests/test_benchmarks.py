@@ -43,6 +43,7 @@ def test_coverage_leaves_lightning_and_with_it_torchvision_unimported():
     run("-c", "import sys, benchmarks.coverage; assert not {'lightning', 'torchvision'} & sys.modules.keys()")
 
 
+@pytest.mark.slow
 def test_search_measures_tables_of_any_space_and_says_what_it_cannot(tmp_path):
     cells = np.array(["".join(map(str, digits)) for digits in itertools.product(range(2), range(3), range(3))])
     columns = {

@@ -113,6 +113,7 @@ class Supernet:
             cost: As ``measure`` takes it; ``None`` counts MACs. A cost that is measured takes its time for each option.
 
         Example:
+            >>> import torch
             >>> from lightning_optim.nas import ElasticWidth
             >>> from lightning_optim import Targets
             >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -207,6 +208,7 @@ def build_supernet(site: Site, space: Mapping[str, SearchDimension], name: str =
         CaptureError: If widths vary and the network cannot be captured.
 
     Example:
+        >>> import torch
         >>> from lightning_optim.nas import OperationChoice
         >>> from lightning_optim import Targets
         >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())

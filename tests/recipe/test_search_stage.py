@@ -138,7 +138,10 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("where", STOPS)
+# The stop within the search has every part of the way back in it.
+@pytest.mark.parametrize(
+    "where", [pytest.param(key, marks=[pytest.mark.slow] * (key != "in the search")) for key in STOPS]
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(whole, tmp_path, where):
     folder, finished = whole
     with pytest.raises(StoppedError):
@@ -150,6 +153,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(whole, tmp_path, where):
             assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_pick_begins_with_the_weights_of_a_fresh_module_or_with_those_of_the_search(tmp_path):
     begun = {}
 

@@ -48,6 +48,7 @@ class ArchitectureStep:
         self._own: OwnParameters | None = None
         self._state: LearnedState | None = None
         self._waiting: Mapping[str, Any] | None = None
+        self._refusal: Exception | None = None
 
     def prepare(self, trainer: Trainer) -> None:
         """Let the fit's training data be split when they are loaded, in ``setup``."""
@@ -57,6 +58,7 @@ class ArchitectureStep:
                 f"{strategy_name(trainer)} would gather all weights once more; use DDPStrategy"
             )
         self.release()
+        self._refusal = None
         self._patches.wrap(train_source(trainer), "dataloader", partial(self._split, trainer))
 
     def start(self, state: LearnedState) -> None:
@@ -75,9 +77,12 @@ class ArchitectureStep:
         """Carry the parameters to the module's device, in ``on_train_start``.
 
         Raises:
-            ValueError: Under manual optimization.
+            TypeError: If the training data cannot be split.
+            ValueError: If they cannot be split, or under manual optimization.
         """
         name = type(self._sampler).__name__
+        if self._refusal is not None:
+            raise self._refusal
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"{name} takes the loss of a training step for architecture parameters, but under manual optimization "
@@ -131,8 +136,17 @@ class ArchitectureStep:
         )
 
     def _split(self, trainer: Trainer, original: Callable[..., Any]) -> Any:
-        given, share = original(), self._sampler.steps.held_out
-        loader: Any
+        # Lightning calls this while it has DataLoader itself wrapped, and an error here would leave it so for good: what
+        # is refused is raised once the fit begins.
+        given = original()
+        try:
+            return self._held_apart(trainer, given)
+        except (TypeError, ValueError) as error:
+            self._refusal = error
+            return given
+
+    def _held_apart(self, trainer: Trainer, given: Any) -> Any:
+        share, loader = self._sampler.steps.held_out, given
         if isinstance(given, SplittableLoader):
             loader, self._held_out = given.hold_out(share, self._seed)
             num_kept = loader.num_samples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -62,7 +61,7 @@ class SupernetTraining:
         self._counts = {name: self._counts.get(name, counts) for name, counts in fresh.items()}
 
     def counts(self, decisions: Sequence[Decision]) -> dict[str, dict[str, int]]:
-        """How many passes each option was trained with, by its text."""
+        """How many passes each option was trained with, where it mattered, by its text."""
         return {entry.name: dict(zip(entry.options, self._counts[entry.name], strict=True)) for entry in decisions}
 
     def picks(self, supernet: Supernet) -> list[Architecture]:
@@ -117,7 +116,7 @@ class SupernetTraining:
         Raises:
             RankMismatchError: If ranks would train other paths.
         """
-        _, state = self._started
+        supernet, state = self._started
         step, progress = clock_of(trainer).step, self._progress.read(trainer) or 0.0
         if self._learned is not None and self._progress.enters_step(trainer):
             self._learned.take(trainer, trainer.lightning_module, step, progress)
@@ -130,9 +129,10 @@ class SupernetTraining:
         if self._step is not None:
             self._step.paths = paths
         self._run(paths[0])
-        for path, (name, counts) in itertools.product(paths, self._counts.items()):
-            for option in path.options(name):
-                counts[option] += 1
+        for path in paths:
+            for decision in supernet.space.active(path.architecture):
+                for option in path.options(decision.name):
+                    self._counts[decision.name][option] += 1
 
     def release(self) -> None:
         """Take every patch and hook off; a second call does nothing."""

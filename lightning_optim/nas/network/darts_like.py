@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.nas.network.cell_operations import SeparableConv, SkipConnection
 
 
@@ -54,6 +55,7 @@ class Cell(nn.Module):
 
 
 @final
+@checked
 class DARTSLike(nn.Module):
     """DARTS-like network: a stem, normal and reduction cells, global average pooling, a linear head.
 

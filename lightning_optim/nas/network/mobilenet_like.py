@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.nas.network.stages import make_stages
 
 
@@ -38,6 +39,7 @@ class InvertedBottleneck(nn.Module):
 
 
 @final
+@checked
 class MobileNetLike(nn.Module):
     """MobileNet-like network: inverted bottlenecks, global average pooling, a linear head; no squeeze-excite.
 

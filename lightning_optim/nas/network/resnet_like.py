@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 from lightning_optim.nas.network.stages import make_stages
 
 
@@ -36,6 +37,7 @@ class BasicBlock(nn.Module):
 
 
 @final
+@checked
 class ResNetLike(nn.Module):
     """ResNet-like network: a stem, stages of residual blocks, global average pooling, a linear head.
 

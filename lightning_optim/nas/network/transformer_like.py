@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim.checked import checked
 
 @final
 class SelfAttention(nn.Module):
@@ -56,6 +57,7 @@ class TransformerLayer(nn.Module):
 
 
 @final
+@checked
 class TransformerLike(nn.Module):
     """Transformer-like network: patches of an image or tokens, layers, mean, linear head.
 

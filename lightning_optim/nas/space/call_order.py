@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_optim.nas.space.base import Site
 from lightning_optim.surgery.copies import eval_copy
 from lightning_optim.surgery.select import submodule
+from lightning_optim.surgery.torch_private import in_place_version
 
 Call = tuple[str, int]
 """A module's name, and which of all calls it is."""
@@ -104,4 +105,4 @@ class CallOrder:
 
 
 def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
-    return [value._version for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return [in_place_version(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]

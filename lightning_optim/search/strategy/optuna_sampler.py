@@ -46,7 +46,11 @@ class OptunaSampler(Strategy):
         ([0, 1], None)
     """
 
-    sampler: Callable[..., Any] | None = None
+    sampler: Any = None
+
+    def __post_init__(self) -> None:
+        if self.sampler is not None and not callable(self.sampler):
+            raise TypeError(f"OptunaSampler: sampler must be what builds a sampler, or None, got {self.sampler!r}")
 
     @override
     def start(

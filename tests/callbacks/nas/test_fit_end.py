@@ -22,7 +22,16 @@ from lightning_optim.cost import Parameters
 from lightning_optim.demo import Split
 from lightning_optim.demo.data.tensors import TensorLoader
 from lightning_optim.errors import ArtefactError
-from lightning_optim.nas import ElasticWidth, LoggedMetric, NetworkCost, Screening, Selection, SynFlow
+from lightning_optim.nas import (
+    ElasticDepth,
+    ElasticWidth,
+    LoggedMetric,
+    NetworkCost,
+    OperationChoice,
+    Screening,
+    Selection,
+    SynFlow,
+)
 from lightning_optim.report import SearchFindings
 from lightning_optim.search import RandomSearch
 from support import quiet
@@ -363,6 +372,24 @@ class Lossy(User):
     def validation_step(self, batch, batch_idx):
         super().validation_step(batch, batch_idx)
         self.log("val/loss", F.cross_entropy(self.net(batch[0]), batch[1]))
+
+
+class Deep(User):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 2))
+
+
+def test_an_option_counts_in_the_steps_in_which_it_matters():
+    space = {
+        "depth": ElasticDepth(targets=Targets(include=["net.1"])),
+        "mix": OperationChoice(targets=Targets(include=["net.1.1"]), candidates={"skip": nn.Identity}),
+    }
+    callback = supernet(space=space, search_at="call")
+    fit(callback, module=Deep(), max_epochs=3)
+    depth, mix = callback.counts["net.1:depth"], callback.counts["net.1.1:operation"]
+    assert sum(depth.values()) == 12
+    assert sum(mix.values()) == depth["2"] > 0 < depth["1"]
 
 
 def test_a_zero_cost_score_chooses_what_is_evaluated():

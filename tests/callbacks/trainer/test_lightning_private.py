@@ -40,6 +40,7 @@ OWNERS = {
     "_run_early_stopping_check": lambda: EarlyStopping("loss"),
     "_results": lambda: quiet().fit_loop.epoch_loop,
     "_skip_backward": lambda: quiet().fit_loop,
+    "_data_source": lambda: quiet().fit_loop,
 }
 
 
