@@ -136,8 +136,8 @@ class ArchitectureStep:
         )
 
     def _split(self, trainer: Trainer, original: Callable[..., Any]) -> Any:
-        # Lightning calls this while it has DataLoader itself wrapped, and an error here would leave it so for good: what
-        # is refused is raised once the fit begins.
+        # Lightning calls this while it has DataLoader itself wrapped, and an error here would leave it so for good:
+        # what is refused is raised once the fit begins.
         given = original()
         try:
             return self._held_apart(trainer, given)
@@ -146,7 +146,8 @@ class ArchitectureStep:
             return given
 
     def _held_apart(self, trainer: Trainer, given: Any) -> Any:
-        share, loader = self._sampler.steps.held_out, given
+        share = self._sampler.steps.held_out
+        loader: Any
         if isinstance(given, SplittableLoader):
             loader, self._held_out = given.hold_out(share, self._seed)
             num_kept = loader.num_samples

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_optim.checked import checked
 
+
 @final
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., 2017; arXiv:1706.03762, eq. 1)."""
