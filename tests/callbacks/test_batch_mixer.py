@@ -331,5 +331,6 @@ def test_batches_are_mixed_in_their_window_with_their_probability():
     assert seen == [random_for("mixed", 0, number).random() >= 0.5 for number in range(60)]
 
 
+@pytest.mark.slow
 def test_two_ranks_mix_differently_and_end_as_mixup_in_the_step(tmp_path):
     run_script(Path(__file__).with_name("mixing_on_two_ranks.py"), cwd=tmp_path)

@@ -390,5 +390,6 @@ def test_settings_out_of_range_are_refused(settings, says):
         DropoutScheduler(**{"dropout": Dropout(), "probability": 0.1, "targets": at("stem")} | settings)
 
 
+@pytest.mark.slow
 def test_two_ranks_draw_each_their_own_and_end_as_dropout_in_the_network(tmp_path):
     run_script(Path(__file__).with_name("dropout_on_two_ranks.py"), cwd=tmp_path)

@@ -405,6 +405,7 @@ def test_settings_out_of_range_are_refused(settings, says):
         PenaltyRegularizer(**{"penalties": L1(), "strength": 0.1} | settings)
 
 
+@pytest.mark.slow
 def test_two_ranks_end_as_a_penalty_written_into_the_step(tmp_path):
     run_script(Path(__file__).with_name("penalties_on_two_ranks.py"), cwd=tmp_path)
 

@@ -169,6 +169,7 @@ def test_each_batch_moves_on_its_own_and_clipping_sees_the_second_gradient(accum
     assert same(found, fit(written(accumulation=accumulation, clip=0.05)))
 
 
+@pytest.mark.slow
 def test_under_ddp_each_rank_moves_on_its_own_and_all_end_equal(tmp_path):
     run_script(Path(__file__).with_name("sharpness_on_two_ranks.py"), cwd=tmp_path)
 

@@ -36,7 +36,14 @@ CHANNELS = "pruning_scheduler-structure-channel"
 CHOICE = "nas_supernet-space.entry-operation_choice"
 EMA = "distillation_teacher-teacher-ema"
 INPUT = "nas_supernet-space.entry-input_choice"
-MORE = [EMA, INPUT, "pruning_scheduler-criterion-mean_activation", "pruning_scheduler-allocation-global_threshold"]
+LEARNED = "nas_supernet-sampler-gdas"
+MORE = [
+    EMA,
+    INPUT,
+    LEARNED,
+    "pruning_scheduler-criterion-mean_activation",
+    "pruning_scheduler-allocation-global_threshold",
+]
 
 
 def test_ranks_end_equal_under_ddp(teachers):

@@ -153,6 +153,7 @@ def test_a_resumed_fit_is_bit_equal(tmp_path):
     assert same(dict(first.teacher_module.state_dict()), dict(second.teacher_module.state_dict()))
 
 
+@pytest.mark.slow
 def test_both_end_equal_on_two_ranks_that_see_other_data(tmp_path):
     done = run_script(Path(__file__).with_name("peer_on_ranks.py"), 2, cwd=tmp_path)
     assert sorted(line for line in done.stdout.splitlines() if line.startswith("peer")) == ["peer equal"] * 2, (

@@ -251,6 +251,7 @@ def test_layers_built_in_configure_model_are_refused_by_name():
         fit(Late(), distil(Uncompressed()))
 
 
+@pytest.mark.slow
 def test_average_ends_equal_on_two_ranks(tmp_path):
     done = run_script(Path(__file__).with_name("student_on_ranks.py"), 2, cwd=tmp_path)
     said = sorted(line for line in done.stdout.splitlines() if line.startswith(("ema", "fsdp2")))

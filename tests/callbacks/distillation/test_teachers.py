@@ -194,6 +194,7 @@ def test_teacher_whose_weights_are_not_finite_is_refused(value):
         fit(student, distil(normed))
 
 
+@pytest.mark.slow
 def test_sharded_teacher_teaches_as_the_whole_one_on_two_ranks(tmp_path):
     done = run_script(Path(__file__).with_name("sharded_teacher.py"), cwd=tmp_path)
     said = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))

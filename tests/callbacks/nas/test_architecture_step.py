@@ -232,7 +232,8 @@ class Drift(Callback):
                 callback._training._learned._own.tensors[0][0] += 1e-6
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [5])
 def test_two_ranks_learn_the_same_from_parts_of_their_own_and_a_drift_is_caught_within_a_step(tmp_path, count):
     said = run_script(Path(__file__).with_name("architecture_on_two_ranks.py"), count, cwd=tmp_path).stdout
     names = sorted(["GDAS", "FairNAS", "DARTS", "ProxylessNAS", "Sandwich"][:count])
