@@ -93,7 +93,8 @@ class Stage:
         trial_epochs: Of a search, epochs for which each architecture is trained on its own; ``None`` trains a supernet.
 
     Raises:
-        ValueError: If ``weights`` is neither, or ``trial_epochs`` below 1.
+        ValueError: If ``weights`` is neither, ``trial_epochs`` below 1, or one of them is given to another stage than a
+            search.
     """
 
     name: str
@@ -109,6 +110,11 @@ class Stage:
         if self.weights not in get_args(Weights):
             raise ValueError(
                 f"weights of stage {self.name!r} must be one of {', '.join(get_args(Weights))}, got {self.weights!r}"
+            )
+        if self.weights == "inherited" and self.kind != "search":
+            raise ValueError(
+                f"weights='inherited' are those of a search, got it in stage {self.name!r} of kind {self.kind!r}, "
+                "which goes on with its own: leave it out"
             )
         if self.trial_epochs is not None and (self.trial_epochs < 1 or self.kind != "search"):
             raise ValueError(

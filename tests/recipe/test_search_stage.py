@@ -80,7 +80,7 @@ def recipe(folder, stop=None, **changes):
             kind={"base": "train"}.get(name, name),
             make_trainer=partial(Trainer, max_epochs=1, accelerator="cpu", limit_train_batches=4),
             make_callbacks=partial(make, name),
-            weights=weights,
+            weights=weights if name == "search" else "scratch",
         )
         for name in order
     ]
@@ -179,6 +179,8 @@ def test_a_search_that_makes_no_sense_is_refused_before_anything_is_written(tmp_
         rehearse(recipe(tmp_path, order=("search", "prune")))
     with pytest.raises(ValueError, match="must be one of scratch, inherited, got 'new'"):
         recipe(tmp_path, weights="new")
+    with pytest.raises(ValueError, match="are those of a search, got it in stage 'base' of kind 'train'"):
+        Stage(name="base", kind="train", make_trainer=Trainer, make_callbacks=make_search, weights="inherited")
     nothing = recipe(tmp_path, order=("search", "base"))
     object.__setattr__(nothing.stages[0], "make_callbacks", lambda _: [])
     with pytest.raises(OrderError, match=r"needs one callback that searches .* such as NASSupernet, got 0"):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from typing import Any, final
 
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.nas.forward.switchable import SwitchableForward
+from lightning_optim.nas.forward.switchable import SingleDecisionForward
 from lightning_optim.surgery.rounded import BitWidths, Rounding
 
 
 @final
-class BitsForward(SwitchableForward):
+class BitsForward(SingleDecisionForward):
     """Bits forward: runs a layer at the bit widths of the active option.
 
     Args:
@@ -24,8 +24,8 @@ class BitsForward(SwitchableForward):
     """
 
     def __init__(self, owner: nn.Module, decision: str, options: Sequence[BitWidths | None], default: int) -> None:
-        super().__init__(owner)
-        self._decision, self._options, self._option = decision, tuple(options), default
+        super().__init__(owner, decision, default)
+        self._options = tuple(options)
 
     @override
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -41,21 +41,8 @@ class BitsForward(SwitchableForward):
 
     @property
     @override
-    def follows(self) -> Set[str]:
-        return {self._decision}
-
-    @property
-    @override
     def runs_as_built(self) -> bool:
         return self._options[self._option] is None
-
-    @override
-    def activate(self, architecture: Mapping[str, int]) -> None:
-        self._option = architecture.get(self._decision, self._option)
-
-    @override
-    def forget(self, decisions: Set[str]) -> None:
-        assert self._decision not in decisions, "it has one decision and is detached with it"
 
     @override
     def superpose(self) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from typing import Any, final
 
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.nas.forward.switchable import SwitchableForward
+from lightning_optim.nas.forward.switchable import SingleDecisionForward
 
 
 @final
-class PaddedForward(SwitchableForward):
+class PaddedForward(SingleDecisionForward):
     """Padded forward: runs a padding module with the padding of the active option.
 
     Args:
@@ -22,8 +22,8 @@ class PaddedForward(SwitchableForward):
     """
 
     def __init__(self, owner: nn.Module, decision: str, paddings: Sequence[tuple[int, ...]]) -> None:
-        super().__init__(owner)
-        self._decision, self._paddings, self._option = decision, tuple(paddings), len(paddings) - 1
+        super().__init__(owner, decision, len(paddings) - 1)
+        self._paddings = tuple(paddings)
 
     @override
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,21 +37,8 @@ class PaddedForward(SwitchableForward):
 
     @property
     @override
-    def follows(self) -> Set[str]:
-        return {self._decision}
-
-    @property
-    @override
     def runs_as_built(self) -> bool:
         return self._option == len(self._paddings) - 1
-
-    @override
-    def activate(self, architecture: Mapping[str, int]) -> None:
-        self._option = architecture.get(self._decision, self._option)
-
-    @override
-    def forget(self, decisions: Set[str]) -> None:
-        assert self._decision not in decisions, "it has one decision and is detached with it"
 
     @override
     def superpose(self) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from typing import Any, final
 
 from torch import nn
 from typing_extensions import override
 
-from lightning_optim.nas.forward.switchable import SwitchableForward
+from lightning_optim.nas.forward.switchable import SingleDecisionForward
 from lightning_optim.surgery.resized_input import ResizedInput, resized
 
 Size = tuple[int, ...]
 
 
 @final
-class ResizedForward(SwitchableForward):
+class ResizedForward(SingleDecisionForward):
     """Resized forward: resizes the images that go into the owner.
 
     Args:
@@ -25,8 +25,8 @@ class ResizedForward(SwitchableForward):
     """
 
     def __init__(self, owner: nn.Module, decision: str, sizes: Sequence[Size]) -> None:
-        super().__init__(owner)
-        self._decision, self._sizes, self._option = decision, tuple(sizes), len(sizes)
+        super().__init__(owner, decision, len(sizes))
+        self._sizes = tuple(sizes)
 
     @override
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -36,21 +36,8 @@ class ResizedForward(SwitchableForward):
 
     @property
     @override
-    def follows(self) -> Set[str]:
-        return {self._decision}
-
-    @property
-    @override
     def runs_as_built(self) -> bool:
         return self._option == len(self._sizes)
-
-    @override
-    def activate(self, architecture: Mapping[str, int]) -> None:
-        self._option = architecture.get(self._decision, self._option)
-
-    @override
-    def forget(self, decisions: Set[str]) -> None:
-        assert self._decision not in decisions, "it has one decision and is detached with it"
 
     @override
     def superpose(self) -> None:

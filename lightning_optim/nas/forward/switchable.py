@@ -8,6 +8,7 @@ from types import MethodType
 from typing import Any
 
 from torch import nn
+from typing_extensions import override
 
 from lightning_optim.search.decision import Condition
 
@@ -77,6 +78,33 @@ class SwitchableForward(ABC):
         vars(self.owner).pop("forward", None)
         if self._inner is not None:
             vars(self.owner)["forward"] = self._inner
+
+
+class SingleDecisionForward(SwitchableForward):
+    """Switchable forward of one decision.
+
+    Args:
+        owner: The module.
+        decision: Name of the decision.
+        option: Index of the option with which it begins.
+    """
+
+    def __init__(self, owner: nn.Module, decision: str, option: int) -> None:
+        super().__init__(owner)
+        self._decision, self._option = decision, option
+
+    @property
+    @override
+    def follows(self) -> Set[str]:
+        return {self._decision}
+
+    @override
+    def activate(self, architecture: Mapping[str, int]) -> None:
+        self._option = architecture.get(self._decision, self._option)
+
+    @override
+    def forget(self, decisions: Set[str]) -> None:
+        assert self._decision not in decisions, "it has one decision and is detached with it"
 
 
 class GatingForward(SwitchableForward):

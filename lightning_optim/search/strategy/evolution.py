@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from typing_extensions import override
 
@@ -13,8 +13,8 @@ from lightning_optim.checked import checked
 from lightning_optim.search.decision import Candidate
 from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.space import SearchSpace
-from lightning_optim.search.strategy.base import SearchState, Strategy, check_one_score
-from lightning_optim.search.strategy.history import PATIENCE, History, Scores
+from lightning_optim.search.strategy.base import Strategy, check_one_score
+from lightning_optim.search.strategy.history import PATIENCE, History, HistoryState, Scores
 
 
 @final
@@ -63,11 +63,12 @@ class Evolution(Strategy):
 
 
 @final
-class EvolutionState(SearchState):
+class EvolutionState(HistoryState):
     """Evolution under way."""
 
     def __init__(self, setting: Evolution, space: SearchSpace, seed: int, history: History) -> None:
-        self._setting, self._space, self._seed, self._history = setting, space, seed, history
+        super().__init__(history)
+        self._setting, self._space, self._seed = setting, space, seed
 
     @override
     def ask(self) -> Proposal | None:
@@ -77,18 +78,6 @@ class EvolutionState(SearchState):
         if alive and (is_full or self._history.refused_in_a_row() >= PATIENCE):
             return self._history.propose(lambda attempt: self._mutated(alive, draw, changes=1 + attempt // 20))
         return self._history.propose(lambda attempt: self._space.sample(draw))
-
-    @override
-    def tell(self, proposal: Proposal, scores: Sequence[float] | None) -> None:
-        self._history.tell(proposal, scores)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._history.state_dict()
-
-    @override
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._history.load_state_dict(state)
 
     def _mutated(self, alive: Sequence[tuple[Candidate, Scores]], draw: random.Random, changes: int) -> Candidate:
         # Children of one parent may all be known already: more mutations at once then reach candidates further away.

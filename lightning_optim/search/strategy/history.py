@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+from typing_extensions import override
+
 from lightning_optim.search.decision import Candidate
 from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.space import SearchSpace
-from lightning_optim.search.strategy.base import Strategy
+from lightning_optim.search.strategy.base import SearchState, Strategy
 
 PATIENCE = 20  # refused in a row after which a strategy stops to draw at random
 _TRIES = 100
@@ -187,3 +189,26 @@ class History:
             "seed": self._seed,
             "objectives": self._num_scores,
         }  # fmt: skip
+
+
+class HistoryState(SearchState):
+    """Search whose state is its history alone: what it proposes is a function of the seed and of what it was told.
+
+    Args:
+        history: Of this search.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    @override
+    def tell(self, proposal: Proposal, scores: Sequence[float] | None) -> None:
+        self._history.tell(proposal, scores)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._history.state_dict()
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._history.load_state_dict(state)

@@ -30,9 +30,10 @@ class Hyperband(Strategy):
 
     Args:
         strategy: Proposes the candidates; any without fidelities of its own. It is told the score of the highest
-        fidelity. min_fidelity: The least to spend on a candidate, at least 1; in units of who evaluates, such as
-        epochs. max_fidelity: The most, at least ``min_fidelity``. factor: One in so many rises, and is given so many
-        times as much; at least 2.
+            fidelity.
+        min_fidelity: The least to spend on a candidate, at least 1; in units of who evaluates, such as epochs.
+        max_fidelity: The most, at least ``min_fidelity``.
+        factor: One in so many rises, and is given so many times as much; at least 2.
 
     Raises:
         ValueError: If a value is out of range.

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from lightning_optim.search.pareto import front_ranks
 from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.regression import Floats, PairwiseRegression, rank_normal
 from lightning_optim.search.space import SearchSpace
-from lightning_optim.search.strategy.base import SearchState, Strategy
-from lightning_optim.search.strategy.history import History
+from lightning_optim.search.strategy.base import Strategy
+from lightning_optim.search.strategy.history import History, HistoryState
 
 _PARENTS = 5
 _MOST_CHANGES = 3
@@ -108,13 +108,14 @@ class PairwiseSurrogate(Strategy):
 
 
 @final
-class PairwiseSurrogateState(SearchState):
+class PairwiseSurrogateState(HistoryState):
     """Pairwise surrogate under way."""
 
     def __init__(
         self, setting: PairwiseSurrogate, space: SearchSpace, seed: int, num_scores: int, history: History
     ) -> None:
-        self._setting, self._space, self._seed, self._history = setting, space, seed, history
+        super().__init__(history)
+        self._setting, self._space, self._seed = setting, space, seed
         self._num_scores = num_scores
         self._encoding = Encoding(space)
 
@@ -125,18 +126,6 @@ class PairwiseSurrogateState(SearchState):
         return self._history.propose(
             lambda attempt: ranked[attempt] if attempt < len(ranked) else self._space.sample(draw)
         )
-
-    @override
-    def tell(self, proposal: Proposal, scores: Sequence[float] | None) -> None:
-        self._history.tell(proposal, scores)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._history.state_dict()
-
-    @override
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._history.load_state_dict(state)
 
     @property
     def _is_informed(self) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from typing_extensions import override
@@ -15,8 +15,8 @@ from lightning_optim.search.decision import Candidate
 from lightning_optim.search.pareto import by_front
 from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.space import SearchSpace
-from lightning_optim.search.strategy.base import SearchState, Strategy
-from lightning_optim.search.strategy.history import PATIENCE, History
+from lightning_optim.search.strategy.base import Strategy
+from lightning_optim.search.strategy.history import PATIENCE, History, HistoryState
 
 
 @final
@@ -68,11 +68,12 @@ class ParetoEvolution(Strategy):
 
 
 @final
-class ParetoEvolutionState(SearchState):
+class ParetoEvolutionState(HistoryState):
     """Pareto evolution under way."""
 
     def __init__(self, setting: ParetoEvolution, space: SearchSpace, seed: int, history: History) -> None:
-        self._setting, self._space, self._seed, self._history = setting, space, seed, history
+        super().__init__(history)
+        self._setting, self._space, self._seed = setting, space, seed
 
     @override
     def ask(self) -> Proposal | None:
@@ -84,18 +85,6 @@ class ParetoEvolutionState(SearchState):
             ranked = [scored[index][0] for index in best]
             return self._history.propose(lambda attempt: self._child(ranked, draw, changes=1 + attempt // 20))
         return self._history.propose(lambda attempt: self._space.sample(draw))
-
-    @override
-    def tell(self, proposal: Proposal, scores: Sequence[float] | None) -> None:
-        self._history.tell(proposal, scores)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._history.state_dict()
-
-    @override
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._history.load_state_dict(state)
 
     def _child(self, ranked: Sequence[Candidate], draw: random.Random, changes: int) -> Candidate:
         # Children of one population may all be known already: more mutations at once then reach further.

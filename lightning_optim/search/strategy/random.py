@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from typing_extensions import override
 
@@ -13,8 +13,8 @@ from lightning_optim.checked import checked
 from lightning_optim.search.decision import Candidate
 from lightning_optim.search.proposal import Proposal
 from lightning_optim.search.space import SearchSpace
-from lightning_optim.search.strategy.base import SearchState, Strategy
-from lightning_optim.search.strategy.history import History
+from lightning_optim.search.strategy.base import Strategy
+from lightning_optim.search.strategy.history import History, HistoryState
 
 
 @final
@@ -41,25 +41,14 @@ class RandomSearch(Strategy):
 
 
 @final
-class RandomState(SearchState):
+class RandomState(HistoryState):
     """Random search under way."""
 
     def __init__(self, space: SearchSpace, seed: int, history: History) -> None:
-        self._space, self._seed, self._history = space, seed, history
+        super().__init__(history)
+        self._space, self._seed = space, seed
 
     @override
     def ask(self) -> Proposal | None:
         draw = random.Random(f"{self._seed}/{len(self._history)}")
         return self._history.propose(lambda attempt: self._space.sample(draw))
-
-    @override
-    def tell(self, proposal: Proposal, scores: Sequence[float] | None) -> None:
-        self._history.tell(proposal, scores)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._history.state_dict()
-
-    @override
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._history.load_state_dict(state)
